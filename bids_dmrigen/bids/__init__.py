@@ -1,0 +1,1 @@
+"""The dataset: queries, the table of output names, sidecars and provenance."""

@@ -1,0 +1,1 @@
+"""The generative core: processes, samplers, training, weights."""

@@ -1,0 +1,1 @@
+"""Diffusion-MRI data and physics: gradients, tensors, noise, artefacts of Fourier imaging."""

@@ -1,0 +1,209 @@
+"""The gradient table: b-values and directions, shells, frames, neighbours and even subsets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+B0_THRESHOLD_S_PER_MM2 = 50.0
+SHELL_GAP_S_PER_MM2 = 100.0  # b-values of one shell lie closer together than this (and within 5 %)
+NORM_TOLERANCE = 0.1  # further from one, a vector's length is no rounding error
+
+LENGTH_MISMATCH = "{n_bvals} b-values but {n_bvecs} directions; both need one entry per volume"
+NOT_FINITE = "b-table entries {volumes} are not finite numbers; correct or remove these volumes"
+NEGATIVE_BVAL = "b-values of volumes {volumes} are negative; a b-value is in s/mm² and at least 0"
+NOT_UNIT = (
+    "b-vectors of volumes {volumes} have lengths {lengths}, expected 1; a diffusion-weighted volume "
+    "(b > {threshold:g} s/mm²) needs a unit direction"
+)
+
+
+class GradientError(ValueError):
+    """A gradient table that cannot describe a scan."""
+
+
+@dataclass(frozen=True, eq=False)
+class GradientTable:
+    """B-values and directions of a diffusion-weighted series.
+
+    Parameters
+    ----------
+    bvals
+        (N,) b-values in s/mm², finite and not negative.
+    bvecs
+        (N, 3) directions in the image's own voxel axes, FSL convention: the first component is negated
+        where the affine's determinant is positive. Lengths within 10 % of one are normalised; volumes at
+        or below `b0_threshold` get zero vectors.
+    b0_threshold
+        Volumes with a b-value at or below this (s/mm²) count as b0.
+
+    Raises
+    ------
+    GradientError
+        Where the arrays cannot belong to one series, naming the volumes.
+    """
+
+    bvals: np.ndarray
+    bvecs: np.ndarray
+    b0_threshold: float = B0_THRESHOLD_S_PER_MM2
+    is_b0: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self):
+        bvals = np.array(self.bvals, dtype=np.float64).reshape(-1)
+        bvecs = np.array(self.bvecs, dtype=np.float64)
+        if bvecs.ndim != 2 or bvecs.shape[1] != 3 or len(bvecs) != len(bvals):
+            raise GradientError(LENGTH_MISMATCH.format(n_bvals=len(bvals), n_bvecs=bvecs.shape))
+        is_b0 = bvals <= self.b0_threshold
+        # Some converters write NaN directions for b0 volumes: those carry no information and are dropped.
+        bvecs[is_b0] = 0.0
+        bad = ~np.isfinite(bvals) | ~np.isfinite(bvecs).all(axis=1)
+        if bad.any():
+            raise GradientError(NOT_FINITE.format(volumes=np.flatnonzero(bad).tolist()))
+        if (bvals < 0).any():
+            raise GradientError(NEGATIVE_BVAL.format(volumes=np.flatnonzero(bvals < 0).tolist()))
+        norms = np.linalg.norm(bvecs, axis=1)
+        bad = ~is_b0 & (np.abs(norms - 1) > NORM_TOLERANCE)
+        if bad.any():
+            raise GradientError(
+                NOT_UNIT.format(
+                    volumes=np.flatnonzero(bad).tolist(),
+                    lengths=np.round(norms[bad], 3).tolist(),
+                    threshold=self.b0_threshold,
+                )
+            )
+        bvecs[~is_b0] /= norms[~is_b0, None]
+        for name, value in (("bvals", bvals), ("bvecs", bvecs), ("is_b0", is_b0)):
+            value.setflags(write=False)
+            object.__setattr__(self, name, value)
+
+    def __len__(self) -> int:
+        return len(self.bvals)
+
+    def __getitem__(self, volumes) -> GradientTable:
+        """Return the table of a selection of volumes (slice, indices or boolean mask)."""
+        return GradientTable(self.bvals[volumes], self.bvecs[volumes], self.b0_threshold)
+
+    def shells(self) -> list[tuple[float, np.ndarray]]:
+        """Return (mean b-value in s/mm², volume indices) of each shell, b0s left out, lowest first."""
+        order = np.flatnonzero(~self.is_b0)
+        order = order[np.argsort(self.bvals[order], kind="stable")]
+        if not len(order):
+            return []
+        b = self.bvals[order]
+        gap = np.maximum(SHELL_GAP_S_PER_MM2, 0.05 * b[:-1])
+        groups = np.split(order, np.flatnonzero(np.diff(b) > gap) + 1)
+        return [(float(self.bvals[g].mean()), np.sort(g)) for g in groups]
+
+    def world_directions(self, affine: np.ndarray) -> np.ndarray:
+        """Return (N, 3) unit directions in world RAS+ for an image with this (4, 4) affine."""
+        rotation, flip = _frame(affine)
+        return (self.bvecs * flip) @ rotation.T
+
+    @classmethod
+    def from_world(
+        cls, bvals, directions, affine, b0_threshold: float = B0_THRESHOLD_S_PER_MM2
+    ) -> GradientTable:
+        """Return the table whose world RAS+ `directions` (N, 3) belong to an image with this affine."""
+        rotation, flip = _frame(affine)
+        return cls(bvals, (np.asarray(directions) @ rotation) * flip, b0_threshold)
+
+    def turned(self, linears: np.ndarray, affine: np.ndarray) -> GradientTable:
+        """Return the table after the image content was moved by world-frame linear maps.
+
+        Parameters
+        ----------
+        linears
+            (3, 3) or (N, 3, 3) maps in world RAS+ that took the *content* of each volume to where it is
+            now. Only their rotation is used: the nearest orthogonal matrix (finite strain).
+        affine
+            (4, 4) affine of the image, the same before and after.
+        """
+        linears = np.broadcast_to(np.asarray(linears, dtype=np.float64), (len(self), 3, 3))
+        world = np.einsum("nij,nj->ni", nearest_rotation(linears), self.world_directions(affine))
+        return GradientTable.from_world(self.bvals, world, affine, self.b0_threshold)
+
+    def neighbours(self, k: int) -> np.ndarray:
+        """Return (N, k) indices of the nearest other directions on the same shell, nearest first.
+
+        Nearness is |dot|: a direction and its antipode measure the same. Where a shell has fewer than
+        k + 1 volumes the list is filled with -1, as it is for b0s, whose neighbours are the other b0s in order.
+        """
+        nearest = np.full((len(self), k), -1, dtype=np.int64)
+        for members in [np.flatnonzero(self.is_b0)] + [m for _, m in self.shells()]:
+            cosine = np.abs(self.bvecs[members] @ self.bvecs[members].T)
+            np.fill_diagonal(cosine, -1.0)
+            order = np.argsort(-cosine, axis=1, kind="stable")[:, : min(k, len(members) - 1)]
+            nearest[members, : order.shape[1]] = members[order]
+        return nearest
+
+
+def nearest_rotation(linear: np.ndarray) -> np.ndarray:
+    """Return the rotation (..., 3, 3) nearest to a linear map in the Frobenius norm."""
+    u, _, vt = np.linalg.svd(np.asarray(linear, dtype=np.float64))
+    u = u * np.where(np.arange(3) == 2, np.linalg.det(u @ vt)[..., None, None], 1.0)
+    return u @ vt
+
+
+def even_subset(directions: np.ndarray, n: int) -> np.ndarray:
+    """Return indices of `n` of the (N, 3) directions that cover the half-sphere evenly.
+
+    The greedy start is improved by exchanges that lower the electrostatic energy of the antipodally
+    symmetric set (Jones et al. 1999); the result depends on the input alone.
+    """
+    directions = np.asarray(directions, dtype=np.float64)
+    total = len(directions)
+    if not 1 <= n <= total:
+        raise GradientError(f"asked for {n} even directions out of {total}")
+    with np.errstate(divide="ignore"):
+        energy = 1 / np.linalg.norm(directions[:, None] - directions[None], axis=-1)
+        energy += 1 / np.linalg.norm(directions[:, None] + directions[None], axis=-1)
+    energy = np.minimum(energy, 1e6)
+    np.fill_diagonal(energy, 0.0)
+    chosen = [0]
+    while len(chosen) < n:
+        cost = energy[:, chosen].sum(axis=1)
+        cost[chosen] = np.inf
+        chosen.append(int(cost.argmin()))
+    improved = True
+    while improved:
+        improved = False
+        for slot in range(n):
+            rest = chosen[:slot] + chosen[slot + 1 :]
+            cost = energy[:, rest].sum(axis=1)
+            cost[rest] = np.inf
+            best = int(cost.argmin())
+            if cost[best] < cost[chosen[slot]] - 1e-9:
+                chosen[slot], improved = best, True
+    return np.sort(chosen)
+
+
+def even_directions(n: int, iterations: int = 500) -> np.ndarray:
+    """Return (n, 3) unit vectors spread evenly over the half-sphere, by electrostatic repulsion from a spiral."""
+    k = np.arange(n) + 0.5
+    polar, azimuth = np.arccos(1 - k / n), np.pi * (1 + 5**0.5) * k
+    points = np.stack(
+        [np.sin(polar) * np.cos(azimuth), np.sin(polar) * np.sin(azimuth), np.cos(polar)], axis=1
+    )
+    for step in np.linspace(0.1, 0.001, iterations) / max(n, 1) ** 0.5:
+        both = np.concatenate([points, -points])
+        difference = points[:, None] - both[None]  # (n, 2n, 3)
+        distance = np.linalg.norm(difference, axis=-1)
+        distance[np.arange(n), np.arange(n)] = np.inf
+        force = (difference / distance[..., None] ** 3).sum(axis=1)
+        force -= (force * points).sum(axis=1, keepdims=True) * points
+        points = points + step * force / (np.linalg.norm(force, axis=1).max() + 1e-12)
+        points /= np.linalg.norm(points, axis=1, keepdims=True)
+    return points
+
+
+def _frame(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the voxel-axes-to-world rotation (3, 3) and the FSL sign flip (3,) of an affine."""
+    linear = np.asarray(affine, dtype=np.float64)[:3, :3]
+    if not np.isfinite(linear).all() or abs(np.linalg.det(linear)) < 1e-9:
+        raise GradientError(f"the image's affine is singular or not finite: {linear.tolist()}")
+    cosines = linear / np.linalg.norm(linear, axis=0)
+    # Sheared affines have no exact rotation: take the nearest orthogonal matrix, keeping its handedness.
+    u, _, vt = np.linalg.svd(cosines)
+    flip = np.array([-1.0 if np.linalg.det(linear) > 0 else 1.0, 1.0, 1.0])
+    return u @ vt, flip

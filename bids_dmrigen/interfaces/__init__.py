@@ -1,0 +1,1 @@
+"""Nipype interfaces: files in, one function called, files out."""

@@ -1,0 +1,138 @@
+"""Image and gradient files to arrays and back, with one clear error per fault."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from ..dwi.gradients import B0_THRESHOLD_S_PER_MM2, GradientError, GradientTable
+from ..dwi.series import NO_B0, Scan, ScanError
+
+
+def read_image(path: str | Path) -> tuple[np.ndarray, nib.Nifti1Image]:
+    """Return the image's values as float32 with scaling applied, and the image for its header and affine.
+
+    Raises
+    ------
+    ScanError
+        Where the file is missing, truncated or not an image; the message names the file.
+    """
+    try:
+        image = nib.load(path)
+        data = np.asarray(image.dataobj, dtype=np.float32)
+    except FileNotFoundError:
+        raise ScanError(f"{path}: no such file") from None
+    except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
+        raise ScanError(f"{path}: cannot be read as an image, it may be truncated ({error}); copy it anew") from error
+    return data, image
+
+
+def write_image(path: str | Path, data: np.ndarray, like: nib.Nifti1Image, dtype=np.float32) -> Path:
+    """Write an array on the grid of `like`, keeping its orientation codes and units; atomic."""
+    header = nib.Nifti1Header() if not isinstance(like.header, nib.Nifti1Header) else like.header.copy()
+    header.set_data_dtype(dtype)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0
+    image = nib.Nifti1Image(np.asarray(data, dtype=dtype), like.affine, header)
+    image.set_sform(like.affine, code=int(like.header["sform_code"]) or 1)
+    image.set_qform(like.affine, code=int(like.header["qform_code"]) or 1)
+    if data.ndim > 3:
+        step = float(like.header["pixdim"][4]) if like.ndim > 3 else 1.0
+        image.header.set_zooms((*nib.affines.voxel_sizes(like.affine), *([step] + [1.0] * (data.ndim - 4))))
+    return write_atomically(path, lambda part: nib.save(image, part))
+
+
+def write_atomically(path: str | Path, write) -> Path:
+    """Call `write(temporary path)` and move the result into place, so that no half-written file is seen."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    suffix = "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix
+    handle, part = tempfile.mkstemp(prefix=f".{path.name[:40]}-", suffix=suffix, dir=path.parent)
+    os.close(handle)
+    try:
+        write(part)
+        os.chmod(part, 0o666 & ~_umask())
+        os.replace(part, path)
+    finally:
+        if os.path.exists(part):
+            os.unlink(part)
+    return path
+
+
+def read_gradients(
+    bval: str | Path,
+    bvec: str | Path,
+    n_volumes: int | None = None,
+    b0_threshold: float = B0_THRESHOLD_S_PER_MM2,
+) -> GradientTable:
+    """Return the gradient table of an FSL pair of text files.
+
+    The directions may stand in three rows (as they should) or in three columns.
+
+    Raises
+    ------
+    GradientError
+        Where a file is missing or unreadable, or the table does not describe `n_volumes` volumes.
+    """
+    bvals, bvecs = _read_table(bval).reshape(-1), _read_table(bvec)
+    if bvecs.shape[0] != 3 or (bvecs.shape == (3, 3) and len(bvals) != 3):
+        if bvecs.shape[1] != 3:
+            raise GradientError(f"{bvec}: expected 3 rows (or 3 columns) of numbers, found {bvecs.shape}")
+        bvecs = bvecs.T
+    for path, found in ((bval, len(bvals)), (bvec, bvecs.shape[1])):
+        if n_volumes is not None and found != n_volumes:
+            raise GradientError(f"{path}: {found} entries, but the image has {n_volumes} volumes; they must agree")
+    try:
+        return GradientTable(bvals, bvecs.T, b0_threshold)
+    except GradientError as error:
+        raise GradientError(f"{bval}, {bvec}: {error}") from None
+
+
+def write_gradients(table: GradientTable, bval: str | Path, bvec: str | Path) -> None:
+    """Write an FSL pair of text files: b-values in one row, directions in three."""
+    write_atomically(bval, lambda part: np.savetxt(part, table.bvals[None], fmt="%.6g"))
+    write_atomically(bvec, lambda part: np.savetxt(part, table.bvecs.T, fmt="%.8f"))
+
+
+def read_scan(
+    dwi: str | Path,
+    bval: str | Path,
+    bvec: str | Path,
+    mask: str | Path | None = None,
+    b0_threshold: float = B0_THRESHOLD_S_PER_MM2,
+) -> tuple[Scan, nib.Nifti1Image]:
+    """Return the scan (whole field of view as mask where none is given) and the image it came from."""
+    data, image = read_image(dwi)
+    if data.ndim != 4:
+        raise ScanError(f"{dwi}: expected a 4-D series (x, y, z, volume), found shape {data.shape}")
+    gradients = read_gradients(bval, bvec, data.shape[3], b0_threshold)
+    if not gradients.is_b0.any():
+        raise ScanError(f"{bval}: " + NO_B0.format(threshold=b0_threshold, lowest=gradients.bvals.min()))
+    inside = np.ones(data.shape[:3], bool) if mask is None else read_image(mask)[0] > 0.5
+    return Scan(data, image.affine, gradients, inside), image
+
+
+def _read_table(path: str | Path) -> np.ndarray:
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig").replace(",", " ")
+    except FileNotFoundError:
+        raise GradientError(f"{path}: no such file; a diffusion series needs its .bval and .bvec") from None
+    rows = [line.split() for line in text.splitlines() if line.strip()]
+    try:
+        table = np.array([[float(value) for value in row] for row in rows])
+    except ValueError:
+        raise GradientError(f"{path}: expected rows of numbers of equal length") from None
+    if table.size == 0:
+        raise GradientError(f"{path}: the file is empty")
+    return table
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,1 @@
+"""The generative methods, one file each, and their registry."""

@@ -1,0 +1,117 @@
+"""What every method offers the workflow: its specification, the request it gets, the result it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ..dwi.gradients import GradientTable
+from ..dwi.series import Scan, ScanError
+
+
+@dataclass(frozen=True)
+class Citation:
+    """A reference in the report and in CITATION.bib."""
+
+    key: str
+    text: str  # as in a reference list
+    bibtex: str
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """What a method is, needs and gives: help, input checks, report text and citations are made from this."""
+
+    name: str  # on the command line and in file names: letters and digits only
+    title: str
+    summary: str  # one sentence, third person, used in the methods text of the report
+    citation: Citation
+    min_directions: int  # diffusion-weighted volumes without which it cannot run
+    good_directions: int  # fewer than this gets a warning
+    needs_weights: bool
+    gives_series: bool  # a DWI series; otherwise maps
+    samplers: dict[str, str] = field(default_factory=dict)  # {"paper": ..., "fast": ...}: names for the record
+    sizes: tuple[str, ...] = ("small", "paper")
+
+    def check(self, scan: Scan) -> list[str]:
+        """Return warnings about this scan; raise `ScanError` where the method cannot run on it."""
+        n = int((~scan.gradients.is_b0).sum())
+        if n < self.min_directions:
+            raise ScanError(
+                f"{self.name} needs at least {self.min_directions} diffusion-weighted volumes, found {n}"
+            )
+        scan.mean_b0()
+        if n < self.good_directions:
+            return [f"{self.title}: {n} directions; results are less certain below {self.good_directions}"]
+        return []
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run of a method is asked for."""
+
+    size: str = "small"
+    sampler: str = "fast"
+    steps: int | None = None  # sampler steps; None = the sampler's own default
+    n_samples: int = 1
+    seed: int = 0
+    subject: str = ""  # with `run`, addresses the noise
+    run: str = ""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: str = "auto"  # auto | fp32 | bf16
+    minutes: float | None = None  # training budget; None = by steps alone, so that no clock enters the result
+    checkpoint: Path | None = None  # file that training resumes from and writes to
+    progress: Callable[[str, int, int], None] | None = None  # (what, done, total)
+    options: dict[str, Any] = field(default_factory=dict)  # method's own flags
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a method made.
+
+    Parameters
+    ----------
+    mean
+        (X, Y, Z, N) float32 in the scan's own units: the series, or one volume per map.
+    std
+        Same shape: voxel-wise standard deviation of the samples, or None for a single sample.
+    gradients
+        Of the series; None for maps.
+    maps
+        Names of the maps, in order; empty for a series.
+    acquired
+        (N,) bool: True where the volume is an acquired one, unchanged.
+    record
+        How it was made, JSON-serialisable: Size, Weights, Sampler {Name, Steps, NetworkEvaluations}, Seed,
+        Samples, Training, Device, Precision, Seconds.
+    checks
+        Numbers for the quality table, name to value; definitions in `qc.metrics`.
+    warnings
+        Sentences for the report.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray | None
+    gradients: GradientTable | None
+    maps: tuple[str, ...]
+    acquired: np.ndarray
+    record: dict[str, Any]
+    checks: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+class Method(Protocol):
+    """One generative method."""
+
+    spec: MethodSpec
+
+    def network(self, size: str) -> torch.nn.Module:
+        """Return an untrained network of this size."""
+
+    def generate(self, net: torch.nn.Module | None, scan: Scan, request: Request) -> Generated:
+        """Run the method on a scan."""

@@ -1,0 +1,1 @@
+"""Brains with known truth: anatomy, signal, scanner."""

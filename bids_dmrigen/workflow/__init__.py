@@ -1,0 +1,1 @@
+"""Nipype graphs: which node feeds which."""
