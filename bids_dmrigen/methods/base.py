@@ -35,7 +35,9 @@ class MethodSpec:
     good_directions: int  # fewer than this gets a warning
     needs_weights: bool
     gives_series: bool  # a DWI series; otherwise maps
-    samplers: dict[str, str] = field(default_factory=dict)  # {"paper": ..., "fast": ...}: names for the record
+    samplers: dict[str, str] = field(
+        default_factory=dict
+    )  # {"paper": ..., "fast": ...}: names for the record
     sizes: tuple[str, ...] = ("small", "paper")
 
     def check(self, scan: Scan) -> list[str]:

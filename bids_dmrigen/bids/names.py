@@ -1,0 +1,109 @@
+"""The one table of output names: every file the app writes is spelled here and nowhere else.
+
+A run's own entities come first, in BIDS order, then the part from the table. There is no `space-` entity
+where a file lies on the preprocessed run's own grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+# pybids name -> key in the file name, in the order in which BIDS wants them
+ENTITIES = {
+    "subject": "sub",
+    "session": "ses",
+    "acquisition": "acq",
+    "reconstruction": "rec",
+    "direction": "dir",
+    "run": "run",
+    "part": "part",
+}
+
+# key -> the rest of the file name; {placeholders} are filled by `output_path`
+DWI = {
+    "preproc": "desc-preproc_dwi.nii.gz",
+    "preproc_bval": "desc-preproc_dwi.bval",
+    "preproc_bvec": "desc-preproc_dwi.bvec",
+    "dwiref": "dwiref.nii.gz",
+    "mask": "desc-brain_mask.nii.gz",
+    "confounds": "desc-confounds_timeseries.tsv",
+    "to_t1w": "from-dwi_to-T1w_mode-image_xfm.mat",
+    "from_t1w": "from-T1w_to-dwi_mode-image_xfm.mat",
+    "to_template": "from-dwi_to-{template}_mode-image_xfm.h5",
+    "from_template": "from-{template}_to-dwi_mode-image_xfm.h5",
+    "generated": "desc-{method}_dwi.nii.gz",
+    "generated_bval": "desc-{method}_dwi.bval",
+    "generated_bvec": "desc-{method}_dwi.bvec",
+    "spread": "desc-{method}std_dwi.nii.gz",
+    "spread_bval": "desc-{method}std_dwi.bval",
+    "spread_bvec": "desc-{method}std_dwi.bvec",
+    "map": "model-tensor_param-{param}_desc-{source}_dwimap.nii.gz",
+    "map_spread": "model-tensor_param-{param}_desc-{method}std_dwimap.nii.gz",
+    "metrics": "desc-quality_metrics.json",
+}
+FIGURE = "desc-{figure}_dwi.{extension}"
+TENSOR_MAPS = ("fa", "md", "ad", "rd", "dec", "tensor")
+
+# What the BIDS schema does not know yet; no trailing slashes, or the validator ignores the line.
+BIDSIGNORE = (
+    "*_dwimap.*",
+    "*_dwiref.*",
+    "*_xfm.*",
+    "*_dwi.bval",
+    "*_dwi.bvec",
+    "*_timeseries.*",
+    "*_metrics.*",
+    "*.html",
+    "*.svg",
+    "*.toml",
+    "figures",
+    "logs",
+    "work",
+)
+
+
+def stem(entities: Mapping[str, str]) -> str:
+    """Return the run's entities as in a file name, e.g. `sub-01_dir-AP_run-1`.
+
+    >>> stem({"run": "1", "subject": "01", "direction": "AP", "suffix": "dwi"})
+    'sub-01_dir-AP_run-1'
+    """
+    return "_".join(f"{key}-{entities[name]}" for name, key in ENTITIES.items() if entities.get(name))
+
+
+def folder(entities: Mapping[str, str]) -> Path:
+    """Return the subject's (and session's) folder relative to the dataset."""
+    parts = [f"sub-{entities['subject']}"]
+    if entities.get("session"):
+        parts.append(f"ses-{entities['session']}")
+    return Path(*parts)
+
+
+def output_path(entities: Mapping[str, str], key: str, **fields: str) -> Path:
+    """Return the path, relative to the derivative dataset, of one of the run's outputs.
+
+    >>> output_path({"subject": "01"}, "map", param="fa", source="preproc").as_posix()
+    'sub-01/dwi/sub-01_model-tensor_param-fa_desc-preproc_dwimap.nii.gz'
+    """
+    return folder(entities) / "dwi" / f"{stem(entities)}_{DWI[key].format(**fields)}"
+
+
+def sidecar_path(path: Path) -> Path:
+    """Return the JSON sidecar's path of an output."""
+    return path.with_name(path.name.split(".")[0] + ".json")
+
+
+def figure_path(entities: Mapping[str, str], figure: str, extension: str = "svg") -> Path:
+    """Return the path, relative to the derivative dataset, of a report figure; `figure` is letters and digits.
+
+    >>> figure_path({"subject": "01", "direction": "AP"}, "acquisition").as_posix()
+    'sub-01/figures/sub-01_dir-AP_desc-acquisition_dwi.svg'
+    """
+    name = FIGURE.format(figure=figure, extension=extension)
+    return folder(entities) / "figures" / f"{stem(entities)}_{name}"
+
+
+def report_path(subject: str, session: str | None = None) -> Path:
+    """Return the subject's (or session's) report relative to the derivative dataset."""
+    return Path(stem({"subject": subject, "session": session or ""}) + ".html")

@@ -1,0 +1,173 @@
+"""JSON beside the images: descriptions, sources, and how generated data were made."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from . import names
+
+BIDS_VERSION = "1.10.0"
+CODE_URL = "https://github.com/bids-dmrigen/bids_dmrigen"
+PACKAGES = ("torch", "numpy", "nibabel", "dipy", "nipype", "antspyx", "pybids", "nilearn", "nireports")
+
+TENSOR_URL = "https://doi.org/10.1016/S0006-3495(94)80775-1"
+MAPS = {  # parameter -> (description, unit)
+    "fa": ("Fractional anisotropy of the diffusion tensor", "arbitrary"),
+    "md": ("Mean diffusivity", "mm^2/s"),
+    "ad": ("Axial diffusivity: the largest eigenvalue", "mm^2/s"),
+    "rd": ("Radial diffusivity: the mean of the two smaller eigenvalues", "mm^2/s"),
+    "dec": ("Direction-encoded colour: FA times the absolute principal direction", "arbitrary"),
+    "tensor": ("Diffusion tensor", "mm^2/s"),
+}
+DESCRIPTIONS = {
+    "preproc": "Diffusion-weighted series after preprocessing; every volume was acquired",
+    "dwiref": "Mean b0 of the preprocessed series",
+    "mask": "Brain mask on the preprocessed series' grid",
+    "confounds": "Head motion per volume",
+    "generated": "Diffusion-weighted series made by {title}",
+    "spread": "Voxel-wise standard deviation of the samples of {title}",
+    "map_spread": "Voxel-wise standard deviation of the samples of {title}: {param}",
+    "to_t1w": "Rigid transform, preprocessed series to T1w",
+    "from_t1w": "Rigid transform, T1w to preprocessed series",
+    "to_template": "Composite transform, preprocessed series to {template}",
+    "from_template": "Composite transform, {template} to preprocessed series",
+}
+CONFOUNDS = {
+    **{f"trans_{a}": {"Description": f"Translation along {a} (world RAS+)", "Units": "mm"} for a in "xyz"},
+    **{f"rot_{a}": {"Description": f"Rotation about {a} (world RAS+)", "Units": "rad"} for a in "xyz"},
+    "framewise_displacement": {
+        "Description": "Sum of absolute parameter changes to the volume before, rotations on a 50 mm sphere",
+        "Units": "mm",
+    },
+}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of this app and of the packages that results depend on."""
+    found = {"bids_dmrigen": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def container() -> dict[str, str] | None:
+    """Return type and tag of the container this runs in, or None."""
+    for kind, variable in (("apptainer", "APPTAINER_CONTAINER"), ("singularity", "SINGULARITY_CONTAINER")):
+        if os.environ.get(variable):
+            return {"Type": kind, "Tag": os.environ[variable]}
+    image = os.environ.get("BIDS_DMRIGEN_IMAGE")
+    return {"Type": "docker", "Tag": image} if image else None
+
+
+def dataset_description(bids_dir: Path, links: Mapping[str, Path]) -> dict[str, Any]:
+    """Return the derivative dataset's description."""
+    generated_by: dict[str, Any] = {"Name": "bids_dmrigen", "Version": __version__, "CodeURL": CODE_URL}
+    if container():
+        generated_by["Container"] = container()
+    name = "input"
+    description = bids_dir / "dataset_description.json"
+    if description.is_file():
+        name = json.loads(description.read_text(encoding="utf-8-sig")).get("Name", name)
+    return {
+        "Name": f"bids_dmrigen: {name}",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [generated_by],
+        "SourceDatasets": [{"URL": path.resolve().as_uri()} for path in links.values()],
+        "DatasetLinks": {name: path.resolve().as_uri() for name, path in links.items()},
+    }
+
+
+def bids_uri(path: Path, links: Mapping[str, Path]) -> str:
+    """Return the BIDS URI of a file of one of the linked datasets, e.g. `bids:raw:sub-01/dwi/...`."""
+    for name, root in links.items():
+        # Not resolved: a symlinked subject keeps the name that it has in the dataset.
+        try:
+            return f"bids:{name}:{Path(os.path.abspath(path)).relative_to(os.path.abspath(root)).as_posix()}"
+        except ValueError:
+            continue
+    return Path(path).resolve().as_uri()
+
+
+def image_sidecar(key: str, sources: Sequence[str], **fields: str) -> dict[str, Any]:
+    """Return the sidecar of an output from the table of names; empty where the file gets none."""
+    if key.endswith(("_bval", "_bvec")):
+        return {}
+    if key == "map":
+        return _map_sidecar(sources, **fields)
+    sidecar: dict[str, Any] = {
+        "Description": DESCRIPTIONS[key].format(**fields),
+        "Sources": list(sources),
+    }
+    if key == "confounds":
+        return {**sidecar, **CONFOUNDS}
+    if key == "mask":
+        sidecar["Type"] = "Brain"
+    if key in ("preproc", "dwiref", "generated", "spread"):
+        sidecar |= {"SkullStripped": False, "Units": "arbitrary"}
+    return sidecar
+
+
+def _map_sidecar(sources: Sequence[str], *, param: str, source: str, **_: str) -> dict[str, Any]:
+    description, units = MAPS[param]
+    sidecar: dict[str, Any] = {
+        "Description": f"{description}, from the {source} series",
+        "Sources": list(sources),
+        "SkullStripped": True,
+        "Units": units,
+        "Model": {
+            "Description": "Diffusion tensor",
+            "URL": TENSOR_URL,
+            "Parameters": {"FitMethod": "wls"},
+        },
+    }
+    if param == "dec":
+        sidecar["OrientationEncoding"] = {"Reference": "xyz", "EncodingAxis": 3, "Type": "dec"}
+    if param == "tensor":
+        sidecar["OrientationEncoding"] = {"Reference": "xyz", "EncodingAxis": 3, "Type": "tensor"}
+        sidecar["ComponentOrder"] = ["Dxx", "Dxy", "Dyy", "Dxz", "Dyz", "Dzz"]
+    return sidecar
+
+
+def generative_model(spec, made, extra_warnings: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the part of a sidecar that says how a result was generated.
+
+    Parameters
+    ----------
+    spec
+        The method's `MethodSpec`.
+    made
+        Its `Generated`.
+    extra_warnings
+        From the method's check of its input.
+    """
+    acquired = [int(v) for v in made.acquired.nonzero()[0]]
+    record = {
+        "Method": spec.title,
+        "Citation": spec.citation.text,
+        **made.record,
+        "AcquiredVolumes": acquired,
+        "GeneratedVolumes": [v for v in range(len(made.acquired)) if v not in set(acquired)],
+        "Versions": versions(),
+    }
+    if made.checks:
+        record["Checks"] = made.checks
+    warnings = [*extra_warnings, *made.warnings]
+    if warnings:
+        record["Warnings"] = warnings
+    return {"Synthetic": True, "GenerativeModel": record}
+
+
+def map_names(source: str) -> list[dict[str, str]]:
+    """Return the table fields of every tensor map of a source."""
+    return [{"param": param, "source": source} for param in names.TENSOR_MAPS]

@@ -1,0 +1,210 @@
+"""The BIDS App: from a command line to a finished derivative dataset and an exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import __version__
+from ..workflow.settings import Settings, SettingsError
+
+DONE, SOME_FAILED, USAGE, BAD_DATASET, BAD_RESOURCE, BAD_LEVEL = 0, 1, 2, 3, 4, 17
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the app; return its exit status."""
+    from .parser import UnsupportedLevel, parse_settings
+
+    try:
+        settings = parse_settings(argv)
+    except UnsupportedLevel as error:
+        return _fail(error, BAD_LEVEL)
+    except SettingsError as error:
+        return _fail(error, USAGE)
+    print(f"bids_dmrigen {__version__}: {settings.analysis_level} level on {settings.bids_dir}", flush=True)
+
+    from ..bids.query import DatasetError, SelectionError
+    from ..interfaces.templates import TemplateError
+
+    try:
+        if settings.analysis_level == "group":
+            return _group(settings)
+        return _participants(settings)
+    except SelectionError as error:
+        return _fail(error, USAGE)
+    except DatasetError as error:
+        return _fail(error, BAD_DATASET)
+    except TemplateError as error:
+        return _fail(error, BAD_RESOURCE)
+    except OSError as error:
+        # Full disks and read-only folders are the user's to mend: the message, not the traceback.
+        if settings.verbose:
+            raise
+        return _fail(error, SOME_FAILED)
+
+
+def _participants(settings: Settings) -> int:
+    from . import environment
+
+    if not settings.dry_run:
+        _writable(settings.out_dir, "output folder")
+        _writable(settings.work, "work folder (-w/--work-dir)")
+    runs, template = _discover(settings), _template_name(settings)
+
+    from ..workflow.plan import describe, plan_run
+
+    n_cpus = settings.n_cpus or environment.cpus()
+    threads = settings.omp_nthreads or max(1, min(8, n_cpus // max(1, min(len(runs), n_cpus))))
+    if not settings.dry_run:
+        environment.prepare(settings.work, threads, settings.deterministic)
+    plans = [plan_run(run, settings, template) for run in runs]
+    if settings.dry_run:
+        print("\n".join(line for plan in plans for line in describe(plan)))
+        return SOME_FAILED if any(plan.fault for plan in plans) else DONE
+
+    from ..workflow import methods_text, participant, report
+
+    if settings.boilerplate_only:
+        print(methods_text.as_markdown(settings, plans))
+        return DONE
+    links = _links(settings)
+    report.write_dataset_files(settings, plans, links)
+    started = time.monotonic()
+    if settings.reports_only:
+        errors = participant.unfinished(plans, settings.out_dir)
+    else:
+        _enough_space(settings, plans)
+        memory_gb = settings.mem_gb or 0.9 * environment.memory_gb()
+        resources = participant.Resources(n_cpus, threads, memory_gb)
+        errors = participant.execute(plans, settings, template, links, resources)
+    pages = report.write_reports(settings, plans, errors)
+    return _finish(settings, plans, errors, pages, time.monotonic() - started)
+
+
+def _discover(settings: Settings):
+    from ..bids.query import SelectionError, find_preprocessed, find_runs, open_layout
+
+    filters = None
+    if settings.bids_filter_file:
+        try:
+            filters = json.loads(settings.bids_filter_file.read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise SelectionError(f"--bids-filter-file {settings.bids_filter_file}: {error}") from None
+    layout = open_layout(settings.bids_dir, settings.bids_database_dir)
+    if not settings.skip_bids_validation:
+        _validate(settings.bids_dir)
+    runs = find_runs(layout, settings.participant_label, settings.session_label, settings.run_label, filters)
+    if not settings.derivatives:
+        return runs
+    return [
+        run
+        for item in settings.derivatives
+        for run in find_preprocessed(
+            open_layout(Path(item.split("=", 1)[1]), derivative=True), runs, settings.participant_label
+        )
+    ]
+
+
+def _validate(bids_dir: Path) -> None:
+    """Say what the BIDS validator says, where it is installed; its errors are warnings here.
+
+    A dataset with a fault somewhere else is still processed: the checks of each run decide.
+    """
+    validator = shutil.which("bids-validator-deno") or shutil.which(
+        "bids-validator-deno", path=str(Path(sys.executable).parent)
+    )
+    if not validator:
+        return
+    import subprocess
+
+    try:
+        result = subprocess.run(
+            [validator, str(bids_dir), "--json"], capture_output=True, text=True, timeout=120, check=False
+        )
+        issues = json.loads(result.stdout)["issues"]["issues"]
+    except (subprocess.TimeoutExpired, json.JSONDecodeError, KeyError, OSError):
+        return
+    errors = [i for i in issues if i.get("severity") == "error"]
+    for issue in errors[:10]:
+        what = f"{issue.get('code')} {issue.get('subCode') or ''}".strip()
+        print(f"note: BIDS validator: {what} at {issue.get('location', '')}")
+    if len(errors) > 10:
+        print(f"note: BIDS validator: {len(errors) - 10} more; run it by itself for all")
+
+
+def _template_name(settings: Settings) -> str:
+    from ..interfaces.templates import EMBEDDED_NAME, find_template
+
+    return find_template(settings.template_dir).name if settings.template_dir else EMBEDDED_NAME
+
+
+def _links(settings: Settings) -> dict[str, Path]:
+    links = {"raw": settings.bids_dir}
+    for item in settings.derivatives:
+        name, path = item.split("=", 1)
+        links[name] = Path(path)
+    return links
+
+
+def _writable(folder: Path, what: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"the {what} {folder} cannot be written to ({error.strerror}); choose another") from error
+
+
+def _enough_space(settings: Settings, plans) -> None:
+    """Refuse to start what cannot end: intermediate and final files are a known multiple of the input."""
+    from ..workflow.plan import SPACE_FACTOR
+
+    needed = sum(plan.volume_gb * SPACE_FACTOR for plan in plans if not plan.fault)
+    free = shutil.disk_usage(settings.work).free / 1e9
+    cached = any((settings.work / "participant").glob("run_*"))
+    if needed > free and not cached:
+        raise OSError(
+            f"the work folder {settings.work} has {free:.1f} GB free, these {len(plans)} runs need about "
+            f"{needed:.1f} GB; free some space or give another folder with --work-dir"
+        )
+
+
+def _finish(settings: Settings, plans, errors, pages, seconds: float) -> int:
+    for name, error in errors.items():
+        print(f"\nFAILED {name}, {error.step}: {error.message}", file=sys.stderr)
+    for page in pages:
+        print(f"report: {page}")
+    done = len(plans) - len(errors)
+    print(f"{'Finished' if not errors else 'Ended'}: {done} of {len(plans)} runs complete in {seconds:.0f} s")
+    if errors:
+        return SOME_FAILED
+    if settings.clean_workdir:
+        for plan in plans:
+            shutil.rmtree(settings.work / "participant" / plan.node_name, ignore_errors=True)
+    return DONE
+
+
+def _group(settings: Settings) -> int:
+    from . import environment
+
+    environment.prepare(settings.work, 1, settings.deterministic)
+    from ..workflow.group import run_group
+
+    for path in run_group(settings):
+        print(f"report: {path}")
+    return DONE
+
+
+def _fail(error: Exception, status: int) -> int:
+    print(f"bids_dmrigen: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""The process's surroundings, set before anything heavy is imported: threads, caches, telemetry."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+ITK_THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
+CACHES = ("MPLCONFIGDIR", "XDG_CACHE_HOME", "TEMPLATEFLOW_HOME", "TORCH_HOME", "NUMBA_CACHE_DIR", "NIPYPE_CONFIG_DIR")
+
+
+def prepare(work: Path, threads: int, deterministic: bool) -> None:
+    """Set threads and caches for this process and the workers that it starts.
+
+    HOME may be unwritable (containers run as any user), so every cache goes under the work folder.
+    """
+    os.environ["NO_ET"] = os.environ["NIPYPE_NO_ET"] = "1"
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    for name in THREAD_VARIABLES:
+        os.environ[name] = str(threads)
+    os.environ[ITK_THREADS] = "1" if deterministic else str(threads)
+    for name in CACHES:
+        folder = work / "caches" / name.lower()
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ[name] = str(folder)
+    os.environ.setdefault("TEMPLATEFLOW_AUTOUPDATE", "0")
+
+
+def cpus() -> int:
+    """Return the processors this process may use: affinity and the container's quota respected."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([count, *_quota()]))
+
+
+def memory_gb() -> float:
+    """Return the memory this process may use, GB: the machine's or the container's, whichever is less."""
+    import psutil
+
+    limits = [psutil.virtual_memory().total]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limits.append(int(Path(path).read_text()))
+        except (OSError, ValueError):
+            continue
+    return min(limits) / 1e9
+
+
+def _quota() -> Iterator[int]:
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        yield max(1, int(quota) // int(period))
+    except (OSError, ValueError):
+        return

@@ -1,0 +1,108 @@
+"""Forward noising processes: how much image and how much noise there is at each time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PREDICTIONS = ("x0", "noise", "v", "score")
+
+
+class Process(ABC):
+    """A Gaussian noising x_t = alpha_t x_0 + sigma_t noise, t = 0 (clean) ... `steps`.
+
+    Whatever `marginal` returns broadcasts against the images, so a process may differ from voxel to voxel;
+    everything else follows from it.
+    """
+
+    steps: int
+
+    @abstractmethod
+    def marginal(self, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Return (alpha, sigma) at integer time t; a tensor of times gives tensors of its shape."""
+
+    def add_noise(self, x0: Tensor, t: int | Tensor, noise: Tensor) -> Tensor:
+        """Return x_t = alpha_t x_0 + sigma_t noise; t broadcasts against x0, as (B, 1, 1, 1) does."""
+        alpha, sigma = self._marginal_like(t, x0)
+        return alpha * x0 + sigma * noise
+
+    def to_x0(self, x_t: Tensor, t: int | Tensor, prediction: Tensor, kind: str) -> Tensor:
+        """Return the clean image that a prediction of this kind ("x0", "noise", "v" or "score") stands for.
+
+        With x_t = alpha x_0 + sigma eps: v = alpha eps - sigma x_0 (Salimans & Ho 2022), score = -eps / sigma.
+        """
+        alpha, sigma = self._marginal_like(t, x_t)
+        if kind == "x0":
+            return prediction
+        if kind == "noise":
+            return (x_t - sigma * prediction) / alpha
+        if kind == "v":
+            return (alpha * x_t - sigma * prediction) / (alpha**2 + sigma**2)
+        if kind == "score":
+            return (x_t + sigma**2 * prediction) / alpha
+        raise ValueError(f"unknown kind of prediction {kind!r}; expected one of {PREDICTIONS}")
+
+    def from_x0(self, x_t: Tensor, t: int | Tensor, x0: Tensor, kind: str) -> Tensor:
+        """Return what a perfect predictor of this kind would say; the inverse of `to_x0`, for sigma_t > 0."""
+        alpha, sigma = self._marginal_like(t, x_t)
+        noise = (x_t - alpha * x0) / sigma
+        if kind == "x0":
+            return x0
+        if kind == "noise":
+            return noise
+        if kind == "v":
+            return alpha * noise - sigma * x0
+        if kind == "score":
+            return -noise / sigma
+        raise ValueError(f"unknown kind of prediction {kind!r}; expected one of {PREDICTIONS}")
+
+    def posterior(self, x0: Tensor, x_t: Tensor, t: int | Tensor, s: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of x_s given x_0 and x_t, exact for any earlier time s < t.
+
+        With a = alpha_t / alpha_s and b² = sigma_t² - a² sigma_s² (the noise added from s to t):
+        mean = (a sigma_s² x_t + alpha_s b² x_0) / sigma_t², variance = b² sigma_s² / sigma_t².
+        """
+        alpha_t, sigma_t = self._marginal_like(t, x_t)
+        alpha_s, sigma_s = self._marginal_like(s, x_t)
+        a = alpha_t / alpha_s
+        b2 = sigma_t**2 - a**2 * sigma_s**2
+        mean = (a * sigma_s**2 * x_t + alpha_s * b2 * x0) / sigma_t**2
+        return mean, (b2 * sigma_s**2).clamp_min(0).sqrt() / sigma_t
+
+    def _marginal_like(self, t: int | Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = self.marginal(t)
+        return alpha.to(image.device, image.dtype), sigma.to(image.device, image.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class VariancePreserving(Process):
+    """A process with alpha² + sigma² = 1, from its per-step variances.
+
+    Parameters
+    ----------
+    betas
+        (T,) float64; betas[t - 1] is the variance added in step t, so alpha_t² = prod_{s <= t} (1 - beta_s).
+    """
+
+    betas: Tensor
+
+    @property
+    def steps(self) -> int:
+        """Number of noising steps T."""
+        return len(self.betas)
+
+    def marginal(self, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Return (sqrt(alpha_bar_t), sqrt(1 - alpha_bar_t)), float64."""
+        log_keep = torch.cat([self.betas.new_zeros(1), torch.log1p(-self.betas).cumsum(0)])
+        log_alpha_bar = log_keep[torch.as_tensor(t).cpu()]
+        return (log_alpha_bar / 2).exp(), (-torch.expm1(log_alpha_bar)).sqrt()
+
+
+def rev_warmup70(steps: int = 1000, low: float = 5e-5, high: float = 1e-2) -> VariancePreserving:
+    """Return Di-Fusion's process: constant `low` variance in the first 30 % of the steps, then linear to `high`."""
+    flat = round(0.3 * steps)
+    ramp = torch.linspace(low, high, steps - flat, dtype=torch.float64)
+    return VariancePreserving(torch.cat([torch.full((flat,), low, dtype=torch.float64), ramp]))

@@ -1,0 +1,106 @@
+"""Predicting each volume of a series from all the others, so that its own noise cannot enter the prediction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .gradients import GradientTable
+from .tensor import design_matrix
+
+RIDGE = 1e-6  # of the mean squared signal; only keeps an exact duplicate volume from making the system singular
+NEIGHBOURS = 4
+LOG_FLOOR = 1e-2  # signals are raised to this share of the b0 before the logarithm
+
+
+@dataclass(frozen=True, eq=False)
+class LeaveOneOut:
+    """Predictors of volume j that never look at volume j.
+
+    Parameters
+    ----------
+    linear
+        (N, N + 1) weights on the other volumes and a constant: least squares over the brain, as in Patch2Self.
+    log_tensor
+        (N, N) weights on the logarithms of the other volumes: the tensor fit without volume j.
+    mean
+        (N, N) weights of the mean of j's shell without j.
+    nearest
+        (N, k) the nearest other volumes of the shell, -1 where there are fewer.
+    b0
+        (N, N) weights of the mean b0 without j.
+    """
+
+    linear: Tensor
+    log_tensor: Tensor
+    mean: Tensor
+    nearest: np.ndarray
+    b0: Tensor
+
+    def to(self, device: torch.device) -> LeaveOneOut:
+        """Return the predictors with their weights on this device."""
+        return LeaveOneOut(
+            self.linear.to(device), self.log_tensor.to(device), self.mean.to(device), self.nearest, self.b0.to(device)
+        )
+
+
+def leave_one_out(signal: Tensor, gradients: GradientTable) -> LeaveOneOut:
+    """Fit the predictors of a run.
+
+    Parameters
+    ----------
+    signal
+        (V, N) signals of the brain's voxels, in units of the b0.
+    gradients
+        N entries.
+    """
+    return LeaveOneOut(
+        linear=_regression(signal),
+        log_tensor=_log_tensor(gradients),
+        mean=_shell_means(gradients),
+        nearest=gradients.neighbours(NEIGHBOURS),
+        b0=_others_mean(gradients.is_b0, np.ones(len(gradients), bool)),
+    )
+
+
+def _regression(signal: Tensor) -> Tensor:
+    """Least squares of every volume on all others at once: -P_ij / P_jj of the inverse Gram matrix P."""
+    v = signal.double()
+    mean = v.mean(dim=0)
+    v = v - mean
+    gram = v.T @ v / len(v)
+    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    precision = torch.linalg.inv(gram)
+    weights = -precision / precision.diagonal()[:, None]
+    weights.fill_diagonal_(0.0)
+    constant = mean - weights @ mean
+    return torch.cat([weights, constant[:, None]], dim=1).float()
+
+
+def _log_tensor(gradients: GradientTable) -> Tensor:
+    """Leave-one-out rows of the tensor fit to log signals, from its hat matrix: (H_ij - h_j 1_ij) / (1 - h_j)."""
+    design = design_matrix(gradients.bvals / 1000, gradients.bvecs)  # ms/µm²: well-conditioned
+    hat = design @ np.linalg.pinv(design)
+    weights = np.zeros_like(hat)
+    for j in range(len(hat)):
+        rest = np.delete(np.arange(len(hat)), j)
+        weights[j, rest] = design[j] @ np.linalg.pinv(design[rest])
+    return torch.from_numpy(weights).float()
+
+
+def _shell_means(gradients: GradientTable) -> Tensor:
+    total = torch.zeros(len(gradients), len(gradients))
+    for members in [np.flatnonzero(gradients.is_b0)] + [m for _, m in gradients.shells()]:
+        inside = np.isin(np.arange(len(gradients)), members)
+        total += _others_mean(inside, inside)
+    return total
+
+
+def _others_mean(of: np.ndarray, rows: np.ndarray) -> Tensor:
+    """Weights of the mean of the volumes `of` without j, for each row j in `rows`; zero where none is left."""
+    weights = np.outer(rows, of).astype(np.float32)
+    np.fill_diagonal(weights, 0.0)
+    return torch.from_numpy(weights / np.maximum(weights.sum(axis=1, keepdims=True), 1))

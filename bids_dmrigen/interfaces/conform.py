@@ -1,0 +1,98 @@
+"""First step of every run: refuse what cannot be processed, and bring the rest to one plain form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
+
+from ..dwi.series import ScanError
+from .io import read_scan, write_gradients, write_image
+
+EMPTY_VOLUMES = (
+    "{path}: volumes {volumes} (counted from 0) hold nothing but {what}; the transfer or the reconstruction "
+    "failed. Export the series again, or take these volumes out of the image, the .bval and the .bvec"
+)
+
+
+def check_values(data: np.ndarray, path: str | Path) -> tuple[np.ndarray, list[str]]:
+    """Return the series with isolated non-finite voxels set to 0, and warnings.
+
+    Parameters
+    ----------
+    data
+        (X, Y, Z, N) float32.
+    path
+        Named in messages.
+
+    Raises
+    ------
+    ScanError
+        Where a whole volume is zero or not finite.
+    """
+    flat = data.reshape(-1, data.shape[3])
+    finite = np.isfinite(flat)
+    for what, empty in (("NaN or infinity", ~finite.any(axis=0)), ("zeros", (flat == 0).all(axis=0))):
+        if empty.any():
+            raise ScanError(
+                EMPTY_VOLUMES.format(path=path, volumes=np.flatnonzero(empty).tolist(), what=what)
+            )
+    count = int((~finite).sum())
+    if not count:
+        return data, []
+    return np.nan_to_num(data, nan=0.0, posinf=0.0, neginf=0.0), [
+        f"{count} voxel values were NaN or infinite and were set to 0"
+    ]
+
+
+class _ConformInput(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="4-D series as acquired")
+    in_bval = File(exists=True, mandatory=True, desc="b-values, s/mm²")
+    in_bvec = File(exists=True, mandatory=True, desc="directions, FSL convention")
+    b0_threshold = traits.Float(50.0, usedefault=True, desc="at or below: b0, s/mm²")
+
+
+class _ConformOutput(TraitedSpec):
+    out_file = File(desc="the series, float32, scaling applied, uncompressed")
+    out_bval = File(desc="b-values in one row")
+    out_bvec = File(desc="unit directions in three rows, zero for b0")
+    warnings = traits.List(traits.Str, desc="what was repaired")
+
+
+class Conform(SimpleInterface):
+    """Check a run and write it as float32 with a plain gradient table."""
+
+    input_spec = _ConformInput
+    output_spec = _ConformOutput
+
+    def _run_interface(self, runtime):
+        i, cwd = self.inputs, Path(runtime.cwd)
+        scan, image = read_scan(i.in_file, i.in_bval, i.in_bvec, b0_threshold=i.b0_threshold)
+        data, warnings = check_values(scan.data, i.in_file)
+        write_gradients(scan.gradients, cwd / "dwi.bval", cwd / "dwi.bvec")
+        self._results.update(
+            out_file=str(write_image(cwd / "dwi.nii", data, image)),
+            out_bval=str(cwd / "dwi.bval"),
+            out_bvec=str(cwd / "dwi.bvec"),
+            warnings=warnings,
+        )
+        return runtime
+
+
+class _MeanB0Output(TraitedSpec):
+    out_file = File(desc="mean of the b0 volumes")
+
+
+class MeanB0(SimpleInterface):
+    """Average the b0 volumes of a series."""
+
+    input_spec = _ConformInput
+    output_spec = _MeanB0Output
+
+    def _run_interface(self, runtime):
+        i = self.inputs
+        scan, image = read_scan(i.in_file, i.in_bval, i.in_bvec, b0_threshold=i.b0_threshold)
+        path = write_image(Path(runtime.cwd) / "b0.nii", scan.mean_b0(), image)
+        self._results["out_file"] = str(path)
+        return runtime

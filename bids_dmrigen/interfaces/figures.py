@@ -1,0 +1,314 @@
+"""Report figures and quality metrics of a run: files in, `qc` called, files out; absent inputs are skipped."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import json
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, traits
+
+from ..dwi.series import Scan
+from .io import read_image
+from .run_data import Missing, RunData, RunInput
+
+
+class _RunFiguresOutput(TraitedSpec):
+    figures = traits.List(traits.Tuple(traits.Str, File(exists=True)), desc="(key of the figure, file)")
+    skipped = traits.Dict(traits.Str, traits.Str, desc="figure -> why it is not there")
+
+
+class RunFigures(SimpleInterface):
+    """Draw every figure that the inputs allow; `skipped.html` says which are missing and why."""
+
+    input_spec = RunInput
+    output_spec = _RunFiguresOutput
+
+    def _run_interface(self, runtime):
+        run, cwd = RunData(self.inputs), Path(runtime.cwd)
+        figures, skipped = [], {}
+        for key, title, draw in _figure_list(run):
+            path = cwd / f"{key}.svg"
+            try:
+                draw(path)
+            except Missing as reason:
+                skipped[title] = str(reason)
+            except Exception as error:
+                # A figure that cannot be drawn must not cost the run its results; the report says so.
+                traceback.print_exc()
+                skipped[title] = f"drawing failed: {error}"
+            else:
+                figures.append((key, str(path)))
+        if skipped:
+            items = "".join(
+                f"<li>{html.escape(title)}: {html.escape(why)}</li>" for title, why in skipped.items()
+            )
+            (cwd / "skipped.html").write_text(f"<ul>{items}</ul>\n", encoding="utf-8")
+            figures.append(("skipped", str(cwd / "skipped.html")))
+        self._results["figures"], self._results["skipped"] = figures, skipped
+        return runtime
+
+
+Drawing = tuple[str, str, Callable[[Path], object]]
+
+
+def _figure_list(run: RunData) -> list[Drawing]:
+    """Return (key, title, draw) of every figure of this run, in the order of the report."""
+    from ..qc import comparison
+
+    drawings: list[Drawing] = [
+        ("acquisition", "Sampling scheme", lambda path: _draw_acquisition(run, path)),
+        ("outliers", "Slice-wise outliers", lambda path: _draw_outliers(run, path)),
+        ("motion", "Head motion", lambda path: _draw_motion(run, path)),
+        ("carpet", "Signal of every voxel", lambda path: _draw_carpet(run, path)),
+        ("sdc", "Susceptibility correction", lambda path: _draw_sdc(run, path)),
+        ("mask", "Brain mask", lambda path: _draw_mask(run, path)),
+        ("registrationT1w", "Registration to T1w", lambda path: _draw_t1w(run, path)),
+        ("registrationtemplate", "Registration to the template", lambda path: _draw_template(run, path)),
+    ]
+    for method in run.methods():
+        drawings += _method_figures(run, method)
+
+    def draw_maps(path):
+        made = frozenset(source for source in run.inputs.map_sources if source != "preproc")
+        dec = run.maps("dec") if run.has("dec") else {}
+        scan = run.preproc
+        comparison.fractional_anisotropy(run.maps("fa"), dec, scan.affine, scan.mask, path, made)
+
+    drawings.append(("fa", "Fractional anisotropy", lambda path: (run.need("fa"), draw_maps(path))))
+    drawings.append(
+        (
+            "fahistogram",
+            "FA histogram",
+            lambda path: comparison.fa_histogram(run.maps("fa"), run.preproc.mask, path),
+        )
+    )
+    return drawings
+
+
+def _draw_acquisition(run: RunData, path: Path) -> None:
+    from ..qc import figures
+
+    scan = run.raw if run.has("raw") else run.preproc
+    figures.acquisition(scan.gradients, scan.affine, path)
+
+
+def _draw_outliers(run: RunData, path: Path) -> None:
+    from ..qc import figures, iqm
+
+    scan = run.raw_in_mask
+    scores, dropouts = iqm.slice_scores(scan.data, scan.gradients, scan.mask)
+    if not np.isfinite(scores).any():
+        raise Missing("no shell of at least 4 volumes")
+    figures.slice_outliers(scores, dropouts, scan.gradients, path, iqm.DROPOUT_Z)
+
+
+def _draw_motion(run: RunData, path: Path) -> None:
+    from ..qc import figures
+
+    table = run.confounds
+    figures.motion(table[:, :3], np.degrees(table[:, 3:6]), table[:, 6], path)
+
+
+def _draw_carpet(run: RunData, path: Path) -> None:
+    from ..qc import figures
+
+    scan = run.preproc
+    figures.carpet(
+        scan.data, scan.gradients, scan.mask, path, "Preprocessed signal of every voxel over the volumes"
+    )
+
+
+def _draw_sdc(run: RunData, path: Path) -> None:
+    from ..qc import figures
+
+    before, after = run.volume("sdc_before"), run.volume("sdc_after")
+    names, scan = ("before", "after"), run.preproc
+    figures.flicker(
+        before, after, scan.affine, scan.mask, names, "Susceptibility correction", path, shared_scale=True
+    )
+
+
+def _draw_mask(run: RunData, path: Path) -> None:
+    from ..qc import figures
+
+    figures.mask_contours(run.b0, run.preproc.mask, run.preproc.affine, path)
+
+
+def _draw_t1w(run: RunData, path: Path) -> None:
+    from ..qc import figures
+
+    t1w, scan = run.volume("t1w"), run.preproc
+    figures.flicker(run.b0, t1w, scan.affine, scan.mask, ("b0", "T1w"), "Registration to T1w", path)
+
+
+def _draw_template(run: RunData, path: Path) -> None:
+    from ..qc import figures
+
+    run.need("dwiref_in_template", "template")
+    moved, image = read_image(run.inputs.dwiref_in_template)
+    template, name = run.volume("template"), run.inputs.template_name
+    brain = run.volume("template_mask") > 0.5 if run.has("template_mask") else template > 0
+    figures.flicker(moved, template, image.affine, brain, ("b0", name), f"Registration to {name}", path)
+
+
+def _method_figures(run: RunData, method: str) -> list[Drawing]:
+    from ..qc import comparison
+
+    scan = run.preproc
+
+    def input_output(path):
+        data, gradients, made, _ = run.generated(method)
+        comparison.input_output(
+            scan.data, scan.gradients, data, gradients, made, scan.affine, scan.mask, method, path
+        )
+
+    def residual(path):
+        if not run.sigma:
+            run.need("noise")
+        comparison.residual(run.removed(method), run.sigma, scan.affine, scan.mask, method, path)
+
+    def histogram(path):
+        if not run.sigma:
+            run.need("noise")
+        comparison.residual_histogram(run.removed(method), run.sigma, scan.mask, method, path)
+
+    def spread(path):
+        if not run.has("generated_std"):
+            raise Missing("one sample only (--n-samples)")
+        data, gradients, made, _ = run.generated(method)
+        std = read_image(run.inputs.generated_std[run.methods().index(method)])[0]
+        shown = made & ~gradients.is_b0
+        mean = data[..., shown].mean(axis=3)
+        comparison.spread(mean, std[..., shown].mean(axis=3), scan.affine, scan.mask, method, path)
+
+    return [
+        (f"inputoutput{method}", f"{method}: acquired against generated", input_output),
+        (f"residual{method}", f"{method}: input minus output", residual),
+        (f"histogram{method}", f"{method}: distribution of the residual", histogram),
+        (f"spread{method}", f"{method}: spread of the samples", spread),
+    ]
+
+
+class _QualityMetricsOutput(TraitedSpec):
+    out_metrics = File(exists=True, desc="JSON: every number with unit, definition and better direction")
+
+
+class QualityMetrics(SimpleInterface):
+    """Measure a run; what the inputs do not allow is left out."""
+
+    input_spec = RunInput
+    output_spec = _QualityMetricsOutput
+
+    def _run_interface(self, runtime):
+        from ..qc.metrics import describe_all
+
+        run = RunData(self.inputs)
+        entries = describe_all(_run_metrics(run))
+        for source in ["preproc", *run.methods()]:
+            entries |= describe_all(_series_metrics(run, source), source)
+        for source, values in _map_metrics(run).items():
+            entries |= describe_all(values, source)
+        path = Path(runtime.cwd) / "metrics.json"
+        path.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        self._results["out_metrics"] = str(path)
+        return runtime
+
+
+def _run_metrics(run: RunData) -> dict[str, float]:
+    from ..qc import iqm
+    from ..qc.metrics import dice
+
+    scan = run.preproc
+    values = iqm.acquisition(scan.gradients, scan.affine)
+    values["mask_volume"] = iqm.mask_volume(scan.mask, scan.affine)
+    if run.sigma:
+        values["noise_sigma"] = run.sigma
+        values |= iqm.signal_to_noise(scan.data, scan.gradients, scan.mask, run.sigma)
+    if run.has("raw"):
+        try:
+            raw = run.raw_in_mask
+        except Missing:
+            raw = None
+        if raw is not None:
+            values["dropout_fraction"] = iqm.dropout_fraction(
+                *iqm.slice_scores(raw.data, raw.gradients, raw.mask)
+            )
+    if run.has("confounds"):
+        displacement = run.confounds[1:, 6]
+        values |= {"mean_fd": float(np.nanmean(displacement)), "max_fd": float(np.nanmax(displacement))}
+    if run.has("mask_in_template", "template_mask"):
+        values["registration_dice"] = dice(
+            run.volume("mask_in_template") > 0.5, run.volume("template_mask") > 0.5
+        )
+    for when in ("before", "after"):
+        if run.has(f"sdc_{when}", f"reverse_{when}"):
+            ours, theirs = run.volume(f"sdc_{when}"), run.volume(f"reverse_{when}")
+            values[f"sdc_correlation_{when}"] = iqm.pearson(ours, theirs, scan.mask)
+        if run.has(f"sdc_{when}", "t1w"):
+            ours, theirs = run.volume(f"sdc_{when}"), run.volume("t1w")
+            values[f"t1w_mutual_information_{when}"] = iqm.mutual_information(ours, theirs, scan.mask)
+    return _known(values)
+
+
+def _series_metrics(run: RunData, source: str) -> dict[str, float]:
+    """Return the metrics of the preprocessed series or of one that a method made."""
+    from ..qc import iqm
+
+    scan, values = run.preproc, {}
+    if source == "preproc":
+        data, gradients = scan.data, scan.gradients
+    else:
+        data, gradients, _, record = run.generated(source)
+        values |= {key: float(value) for key, value in record.get("Checks", {}).items()}
+    sigma = run.sigma if source == "preproc" and run.sigma else 0.0
+    values["direction_contrast"] = iqm.direction_contrast(data, gradients, scan.mask, sigma)
+    values["ndc"] = iqm.neighbour_correlation(data, gradients, scan.mask)
+    values["tensor_residual"] = _tensor_residual(Scan(data, scan.affine, gradients, scan.mask))
+    if source != "preproc":
+        with contextlib.suppress(Missing):
+            values |= iqm.residual_checks(run.removed(source), run.b0, scan.mask, run.sigma)
+        if run.has("generated_std"):
+            std = read_image(run.inputs.generated_std[run.methods().index(source)])[0]
+            inside = scan.mask & (data.mean(axis=3) > 0)
+            values["sample_spread"] = float(
+                100 * np.median(std[inside].mean(axis=1) / data[inside].mean(axis=1))
+            )
+    return _known(values)
+
+
+def _tensor_residual(scan: Scan) -> float:
+    from ..dwi.tensor import design_matrix, fit_maps
+    from ..qc.iqm import tensor_residual
+
+    if (~scan.gradients.is_b0).sum() < 6 or not scan.gradients.is_b0.any():
+        return float("nan")
+    maps = fit_maps(scan, names=("tensor", "s0"))
+    design = design_matrix(scan.gradients.bvals, scan.gradients.world_directions(scan.affine))
+    predicted = np.zeros(scan.data.shape, np.float32)
+    exponent = maps["tensor"][scan.mask] @ design[:, :6].T
+    predicted[scan.mask] = maps["s0"][scan.mask][:, None] * np.exp(exponent)
+    return tensor_residual(scan.data, predicted, maps["s0"], scan.mask)
+
+
+def _map_metrics(run: RunData) -> dict[str, dict[str, float]]:
+    if not run.has("map_sources", "fa"):
+        return {}
+    mask, fa = run.preproc.mask, run.maps("fa")
+    values = {source: {"fa_median": float(np.median(volume[mask]))} for source, volume in fa.items()}
+    if run.has("md"):
+        for source, volume in run.maps("md").items():
+            values[source]["md_median"] = float(1e3 * np.median(volume[mask]))
+    for source, volume in fa.items():
+        if source != "preproc" and "preproc" in fa:
+            values[source]["fa_difference"] = float(np.abs(volume - fa["preproc"])[mask].mean())
+    return values
+
+
+def _known(values: dict[str, float]) -> dict[str, float]:
+    """Leave out what could not be measured."""
+    return {key: value for key, value in values.items() if np.isfinite(value)}

@@ -1,0 +1,121 @@
+"""One generative method on one run: the only place where image files meet a method."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
+
+from .io import read_scan, write_gradients, write_image
+
+
+def progress_printer(label: str, every_s: float = 20.0):
+    """Return a progress callback that prints a line at most every `every_s` seconds."""
+    state = {"last": time.monotonic(), "start": {}}
+
+    def report(what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        start = state["start"].setdefault(what, (now, done))
+        if now - state["last"] < every_s or done <= start[1]:
+            return
+        state["last"] = now
+        left = (now - start[0]) / (done - start[1]) * (total - done)
+        print(f"    {label}: {what} {done}/{total}, about {left:.0f} s left", flush=True)
+
+    return report
+
+
+class _GenerateInput(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="series")
+    in_bval = File(exists=True, mandatory=True, desc="b-values, s/mm²")
+    in_bvec = File(exists=True, mandatory=True, desc="directions, FSL convention")
+    in_mask = File(exists=True, desc="brain mask (default: the whole field of view)")
+    b0_threshold = traits.Float(50.0, usedefault=True, desc="at or below: b0, s/mm²")
+    method = traits.Str(mandatory=True, desc="name in the registry of methods")
+    size = traits.Str("small", usedefault=True, desc="network size")
+    sampler = traits.Str("fast", usedefault=True, desc="paper or fast")
+    steps = traits.Either(None, traits.Int, usedefault=True, desc="sampler steps")
+    n_samples = traits.Int(1, usedefault=True, desc="samples")
+    seed = traits.Int(0, usedefault=True, desc="seed")
+    subject = traits.Str(desc="addresses the noise")
+    run = traits.Str(desc="addresses the noise")
+    device = traits.Str("cpu", usedefault=True, desc="auto, cpu, cuda or cuda:N")
+    precision = traits.Str("auto", usedefault=True, desc="auto, fp32 or bf16")
+    minutes = traits.Either(None, traits.Float, usedefault=True, desc="training budget, minutes")
+    options = traits.Dict(usedefault=True, desc="the method's own options")
+    use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="occupies a GPU (read by Nipype)")
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads")
+
+
+class _GenerateOutput(TraitedSpec):
+    out_file = File(desc="generated series or maps")
+    out_std = File(desc="voxel-wise standard deviation of the samples")
+    out_bval = File(desc="b-values of the generated series")
+    out_bvec = File(desc="directions of the generated series")
+    out_sidecar = File(desc="JSON: how it was made")
+
+
+class Generate(SimpleInterface):
+    """Run a method on a series and write what it made, with the record of how."""
+
+    input_spec = _GenerateInput
+    output_spec = _GenerateOutput
+
+    def _run_interface(self, runtime):
+        import torch
+
+        from ..bids.sidecars import generative_model
+        from ..methods import METHODS
+        from ..methods.base import Request
+
+        i, cwd = self.inputs, Path(runtime.cwd)
+        torch.set_num_threads(i.num_threads)
+        mask = i.in_mask if isinstance(i.in_mask, str) else None
+        scan, image = read_scan(i.in_file, i.in_bval, i.in_bvec, mask, i.b0_threshold)
+        method = METHODS[i.method]
+        warnings = method.spec.check(scan)
+        request = Request(
+            size=i.size,
+            sampler=i.sampler,
+            steps=i.steps,
+            n_samples=i.n_samples,
+            seed=i.seed,
+            subject=i.subject or "",
+            run=i.run or "",
+            device=choose_device(i.device),
+            precision=i.precision,
+            minutes=i.minutes,
+            checkpoint=cwd / "training.pt",
+            progress=progress_printer(f"{i.run}, {method.spec.title}"),
+            options=dict(i.options),
+        )
+        made = method.generate(method.network(i.size), scan, request)
+        sidecar = generative_model(method.spec, made, extra_warnings=warnings)
+        (cwd / "sidecar.json").write_text(json.dumps(sidecar, indent=2))
+        self._results["out_sidecar"] = str(cwd / "sidecar.json")
+        self._results["out_file"] = str(write_image(cwd / "generated.nii", made.mean, image))
+        if made.std is not None:
+            self._results["out_std"] = str(write_image(cwd / "std.nii", made.std, image))
+        if made.gradients is not None:
+            write_gradients(made.gradients, cwd / "generated.bval", cwd / "generated.bvec")
+            self._results["out_bval"] = str(cwd / "generated.bval")
+            self._results["out_bvec"] = str(cwd / "generated.bvec")
+        return runtime
+
+
+def choose_device(name: str):
+    """Return the torch device for auto, cpu, cuda or cuda:N; `ValueError` where the GPU asked for is not there."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda"):
+        count = torch.cuda.device_count()
+        index = int(name.partition(":")[2] or 0)
+        if index >= count:
+            raise ValueError(
+                f"--device {name}: {count} GPUs are visible; use cpu, auto, or start with --gpus all"
+            )
+    return torch.device(name)

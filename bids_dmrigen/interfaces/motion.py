@@ -1,0 +1,301 @@
+"""Head motion and eddy currents: where each volume's content lies, by registration within shells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
+
+from ..dwi.gradients import GradientTable, nearest_rotation
+
+HEAD_RADIUS_MM = 50.0  # Power et al. 2012
+COARSE_MM, FINE_MM = 8.0, 4.0  # grids that the registration looks at
+CONFOUNDS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
+
+
+def estimate_motion(
+    data: np.ndarray,
+    affine: np.ndarray,
+    gradients: GradientTable,
+    mask: np.ndarray | None = None,
+    *,
+    axis: int | None = None,
+    seed: int = 1,
+) -> np.ndarray:
+    """Estimate where the content of each volume lies.
+
+    Volumes are only compared with volumes of their own contrast: each shell is aligned to its mean, b0s to
+    theirs, and the mean of each shell is tied rigidly to the mean b0 by mutual information. Each reference is
+    estimated once more after a first pass. Eddy currents displace a diffusion-weighted volume along the phase
+    axis, linearly in space; of the shears and the scale found, only what the gradient table predicts is kept.
+
+    Parameters
+    ----------
+    data
+        (X, Y, Z, N) signal.
+    affine
+        (4, 4) voxel indices to world RAS+, mm.
+    gradients
+        N entries.
+    mask
+        (X, Y, Z) bool, brain of the first b0; None looks everywhere.
+    axis
+        Phase-encoding voxel axis 0, 1 or 2; None estimates head motion alone.
+    seed
+        Of the metric's sampling.
+
+    Returns
+    -------
+    transforms : (N, 4, 4)
+        World RAS+ mm: a point of the reference space, which is the first b0's, to the point of each volume with the
+        same content. The first b0's is the identity.
+    """
+    frame, grid = _index_frame(affine)
+    groups = [np.flatnonzero(gradients.is_b0)] + [volumes for _, volumes in gradients.shells()]
+    aligner = _Aligner(data, grid, mask, seed)
+    transforms = np.tile(np.eye(4), (data.shape[3], 1, 1))
+    reference_b0 = None
+    for volumes in groups:
+        weighted = not gradients.is_b0[volumes[0]]
+        if not len(volumes):
+            continue
+        own, mean = aligner.group(volumes, axis if weighted else None)
+        if weighted and axis is not None:
+            own = _keep_predicted(own, gradients[volumes], axis)
+            mean = aligner.mean(volumes, own)
+        if reference_b0 is None:  # the b0s come first: they fix where the reference space is
+            own = own @ np.linalg.inv(own[0])
+            reference_b0 = aligner.mean(volumes, own)
+        else:
+            own = own @ aligner.tie(reference_b0, mean)
+        transforms[volumes] = own
+    return frame @ transforms @ np.linalg.inv(frame)
+
+
+def rigid_part(transforms: np.ndarray, affine: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Return the head motion (N, 4, 4) in transforms that may also hold eddy-current shears along one voxel axis.
+
+    A volume's transform is the eddy map after the head motion, and the eddy map changes the phase axis's
+    coordinate alone: the other two rows are the rotation's. Without an axis the nearest rotation is taken.
+    """
+    transforms = np.asarray(transforms, dtype=np.float64)
+    frame, _ = _index_frame(affine)
+    local = np.linalg.inv(frame) @ transforms @ frame
+    if axis is not None:
+        others = [a for a in range(3) if a != axis]
+        known = local[:, others, :3]
+        # The missing row completes a proper rotation; cross() is cyclic, hence the sign for the middle axis.
+        local[:, axis, :3] = np.cross(known[:, 0], known[:, 1]) * (-1.0 if axis == 1 else 1.0)
+    local[:, :3, :3] = nearest_rotation(local[:, :3, :3])
+    return frame @ local @ np.linalg.inv(frame)
+
+
+def motion_parameters(rigid: np.ndarray, center_mm: np.ndarray) -> np.ndarray:
+    """Return (N, 6): three translations (mm) and three rotations (rad) about a world point (3,), R = Rz Ry Rx."""
+    rigid = np.asarray(rigid, dtype=np.float64)
+    rotation = rigid[:, :3, :3]
+    shift = rigid[:, :3, 3] + (rotation - np.eye(3)) @ np.asarray(center_mm, dtype=np.float64)
+    angles = [
+        np.arctan2(rotation[:, 2, 1], rotation[:, 2, 2]),
+        np.arcsin(np.clip(-rotation[:, 2, 0], -1, 1)),
+        np.arctan2(rotation[:, 1, 0], rotation[:, 0, 0]),
+    ]
+    return np.concatenate([shift, np.stack(angles, axis=1)], axis=1)
+
+
+def framewise_displacement(parameters: np.ndarray, radius_mm: float = HEAD_RADIUS_MM) -> np.ndarray:
+    """Return (N,) mm: the sum of absolute changes since the volume before, angles as arcs on a sphere (Power 2012).
+
+    The first value is 0.
+    """
+    change = np.abs(np.diff(parameters, axis=0, prepend=parameters[:1]))
+    return change[:, :3].sum(axis=1) + radius_mm * change[:, 3:].sum(axis=1)
+
+
+class _Aligner:
+    """Registers volumes of one series; all matrices map reference points to volume points, in index mm."""
+
+    def __init__(self, data: np.ndarray, grid: np.ndarray, mask: np.ndarray | None, seed: int):
+        from scipy import ndimage
+
+        from .ants_tools import to_ants
+
+        self.data, self.grid, self.seed = data, grid, seed
+        self.zooms = np.diag(grid)[:3]
+        self.mask = None
+        if mask is not None:
+            # The rim around the brain tells where it ends, and the mask may not fit a volume that moved.
+            steps = max(1, round(6.0 / self.zooms.min()))
+            self.mask = to_ants(ndimage.binary_dilation(mask, iterations=steps), grid)
+
+    def group(self, volumes: np.ndarray, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """Return the matrices (n, 4, 4) to the group's mean, and that mean (X, Y, Z)."""
+        own = np.tile(np.eye(4), (len(volumes), 1, 1))
+        mean = self.mean(volumes, own)
+        if len(volumes) == 1:
+            return own, mean
+        for stages in (self._rigid(False), self._rigid(True) + self._eddy(axis)):
+            own = np.stack([self._to_reference(mean, v, m, stages) for v, m in zip(volumes, own, strict=True)])
+            mean = self.mean(volumes, own)
+        return own, mean
+
+    def mean(self, volumes: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """Return the mean (X, Y, Z) of the volumes brought to the reference by their matrices."""
+        from .resample import sample_volume
+
+        to_index = np.linalg.inv(self.grid)
+        total = np.zeros(self.data.shape[:3], np.float32)
+        for volume, matrix in zip(volumes, own, strict=True):
+            total += sample_volume(self.data[..., volume], to_index @ matrix @ self.grid, order=1)
+        return total / len(volumes)
+
+    def tie(self, reference_b0: np.ndarray, mean: np.ndarray) -> np.ndarray:
+        """Return the rigid matrix from the b0's space to that of a shell's mean."""
+        from .ants_tools import register_linear, to_ants
+
+        stages = self._rigid(False) + self._rigid(True)
+        found = register_linear(
+            to_ants(mean, self.grid),
+            to_ants(reference_b0, self.grid),
+            stages,
+            start=np.eye(4),
+            moving_mask=self.mask,
+            seed=self.seed,
+        )
+        return np.linalg.inv(found)
+
+    def _to_reference(self, reference: np.ndarray, volume: int, start: np.ndarray, stages) -> np.ndarray:
+        from .ants_tools import register_linear, to_ants
+
+        # The volume is the fixed image: its eddy-current map then acts first, in its own phase-encoding frame,
+        # and the image that gets interpolated is the mean, which is the less noisy one.
+        found = register_linear(
+            to_ants(self.data[..., volume], self.grid),
+            to_ants(reference, self.grid),
+            stages,
+            start=np.linalg.inv(start),
+            moving_mask=self.mask,
+            seed=self.seed,
+        )
+        return np.linalg.inv(found)
+
+    def _rigid(self, fine: bool) -> list:
+        from .ants_tools import Stage
+
+        size = FINE_MM if fine else COARSE_MM
+        shrink = max(1, int(size / self.zooms.max() + 0.5))
+        return [Stage("Rigid[0.1]", (50,), (shrink,), (size / 2,))]
+
+    def _eddy(self, axis: int | None) -> list:
+        from .ants_tools import Stage
+
+        if axis is None:
+            return []
+        weights = [0.0] * 12
+        for parameter in (3 * axis, 3 * axis + 1, 3 * axis + 2, 9 + axis):
+            weights[parameter] = 1.0
+        shrink = max(1, int(FINE_MM / self.zooms.max() + 0.5))
+        eddy = Stage("Affine[0.05]", (30,), (shrink,), (FINE_MM / 2,), weights=weights)
+        # A shear looks half like a rotation, so the rotation found before it has to be found again.
+        return [eddy, *self._rigid(True), eddy]
+
+
+def _keep_predicted(own: np.ndarray, gradients: GradientTable, axis: int) -> np.ndarray:
+    """Return the matrices with eddy shears and scale replaced by what the gradient table predicts.
+
+    Eddy currents are linear in the gradient: p_n = W g_n, g_n = sqrt(b_n) times direction. Each of the three
+    parameters is shrunk by how well the other volumes predict it (leave-one-out): noise predicts nothing, and
+    leaves the rigid transform.
+    """
+    rigid = rigid_part(own, np.eye(4), axis)
+    eddy = own @ np.linalg.inv(rigid)
+    found = eddy[:, axis, :3] - np.eye(3)[axis]
+    design = gradients.bvecs * np.sqrt(gradients.bvals / gradients.bvals.max())[:, None]
+    kept = np.zeros_like(found)
+    if len(design) > design.shape[1] + 1:
+        hat = design @ np.linalg.pinv(design)
+        fitted = hat @ found
+        left_out = (found - fitted) / np.maximum(1 - np.diag(hat), 1e-3)[:, None]
+        explained = 1 - (left_out**2).sum(axis=0) / np.maximum((found**2).sum(axis=0), 1e-12)
+        kept = fitted * np.clip(explained, 0, 1)
+    eddy = np.tile(np.eye(4), (len(own), 1, 1))
+    eddy[:, axis, :3] += kept
+    return eddy @ rigid
+
+
+def _index_frame(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the map (4, 4) from index mm (voxel index times voxel size) to world, and from index to index mm.
+
+    In index mm the phase-encoding axis is a coordinate axis, however oblique the slices are.
+    """
+    affine = np.asarray(affine, dtype=np.float64)
+    grid = np.diag([*np.linalg.norm(affine[:3, :3], axis=0), 1.0])
+    return affine @ np.linalg.inv(grid), grid
+
+
+class _HeadMotionInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="diffusion-weighted series (x, y, z, volume)")
+    in_bval = File(exists=True, mandatory=True, desc="b-values, s/mm²")
+    in_bvec = File(exists=True, mandatory=True, desc="b-vectors, FSL convention, unit length")
+    in_mask = File(exists=True, desc="brain of the first b0; found where not given")
+    phase_encoding_direction = traits.Enum(
+        "i", "i-", "j", "j-", "k", "k-", desc="BIDS; not given: eddy currents are left as they are"
+    )
+    b0_threshold = traits.Float(50.0, usedefault=True, desc="volumes up to this b-value count as b0, s/mm²")
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="ITK threads")
+    random_seed = traits.Int(1, usedefault=True, desc="of the metric's sampling")
+
+
+class _HeadMotionOutputSpec(TraitedSpec):
+    out_transforms = File(exists=True, desc="(N, 4, 4) .npy: reference points to each volume's points, world RAS+ mm")
+    out_confounds = File(exists=True, desc=".tsv: translations (mm), rotations (rad), framewise displacement (mm)")
+
+
+class HeadMotion(SimpleInterface):
+    """Estimate head motion and eddy currents."""
+
+    input_spec = _HeadMotionInputSpec
+    output_spec = _HeadMotionOutputSpec
+
+    def _run_interface(self, runtime):
+        from .ants_tools import set_threads
+        from .brain import brain_mask
+        from .io import read_scan, write_atomically
+
+        inputs = self.inputs
+        set_threads(inputs.num_threads)
+        given = inputs.in_mask if isdefined(inputs.in_mask) else None
+        scan, _ = read_scan(inputs.in_file, inputs.in_bval, inputs.in_bvec, given, inputs.b0_threshold)
+        direction = inputs.phase_encoding_direction
+        axis = "ijk".index(direction[0]) if isdefined(direction) else None
+        mask = scan.mask if given else brain_mask(scan.mean_b0(), scan.zooms_mm)
+        transforms = estimate_motion(
+            scan.data, scan.affine, scan.gradients, mask, axis=axis, seed=inputs.random_seed
+        )
+        center = scan.affine[:3] @ [*((np.array(mask.shape) - 1) / 2), 1]
+        parameters = motion_parameters(rigid_part(transforms, scan.affine, axis), center)
+        table = np.column_stack([parameters, framewise_displacement(parameters)])
+        folder = Path(runtime.cwd)
+        self._results["out_transforms"] = str(folder / "motion.npy")
+        self._results["out_confounds"] = str(folder / "confounds.tsv")
+        np.save(self._results["out_transforms"], transforms)
+        write_atomically(
+            self._results["out_confounds"],
+            lambda part: np.savetxt(
+                part,
+                table,
+                fmt="%.6f",
+                delimiter="\t",
+                comments="",
+                header="\t".join([*CONFOUNDS, "framewise_displacement"]),
+            ),
+        )
+        return runtime

@@ -1,0 +1,339 @@
+"""Susceptibility distortion from two b0s of opposite phase encoding."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
+
+from ..dwi.series import ScanError
+
+NOT_OPPOSITE = "phase encoding {first} and {second}: expected opposite directions of one axis, such as j and j-"
+GRID_MISMATCH = "the b0s have shapes {first} and {second}; both must be on one grid"
+LEVELS_MM = (8.0, 4.0, 2.0)  # smoothing, coarse to fine
+STIFFNESS = 0.02  # weight of the field's gradient against the squared difference of b0s scaled to unit mean square
+ROUNDS = 2  # of head motion and field in turn
+
+
+@dataclass(frozen=True, eq=False)
+class Distortion:
+    """What two opposite b0s tell.
+
+    Parameters
+    ----------
+    field_mm
+        (X, Y, Z) displacement along the phase axis, towards higher index: the content of voxel y of the true
+        anatomy is found at y + field in the first b0 and at y - field in the second.
+    corrected, corrected_opposite
+        (X, Y, Z) both b0s undistorted, signal modulated.
+    head_motion
+        (4, 4) world RAS+: points of the first b0's head position to the second's.
+    """
+
+    field_mm: np.ndarray
+    corrected: np.ndarray
+    corrected_opposite: np.ndarray
+    head_motion: np.ndarray
+
+
+def estimate_displacement(
+    b0: np.ndarray,
+    opposite_b0: np.ndarray,
+    affine: np.ndarray,
+    axis: int,
+    *,
+    mask: np.ndarray | None = None,
+    seed: int = 1,
+) -> Distortion:
+    """Estimate the displacement along the phase axis from two b0s of opposite phase encoding.
+
+    The true anatomy lies midway. The field d minimises (Ruthotto et al. 2012, HySCO; Andersson et al. 2003)
+
+        sum [I1(y + d)(1 + d') - I2(y - d)(1 - d')]² + stiffness * sum |grad d|²
+
+    by Gauss-Newton steps, coarse to fine. A head that moved between the two is aligned rigidly *after* a first
+    correction, when no distortion is left that a rotation could explain, and the field is estimated anew.
+
+    Parameters
+    ----------
+    b0, opposite_b0
+        (X, Y, Z) on one grid.
+    affine
+        (4, 4) voxel indices to world RAS+, mm.
+    axis
+        Phase-encoding voxel axis 0, 1 or 2.
+    mask
+        (X, Y, Z) bool, where head motion is looked at.
+    seed
+        Of the head-motion metric's sampling.
+
+    Raises
+    ------
+    ScanError
+        Where the shapes differ.
+    """
+    from .ants_tools import Stage, register_linear, to_ants
+    from .resample import sample_volume
+
+    if b0.shape != opposite_b0.shape:
+        raise ScanError(GRID_MISMATCH.format(first=b0.shape, second=opposite_b0.shape))
+    zooms = np.linalg.norm(affine[:3, :3], axis=0)
+    to_index = np.linalg.inv(affine)
+    scale = np.sqrt(np.mean(b0[b0 > b0.mean()] ** 2)) / np.sqrt(np.mean(opposite_b0[opposite_b0 > opposite_b0.mean()] ** 2))
+    motion, partner, displacement = np.eye(4), opposite_b0 * scale, np.zeros(b0.shape)
+    brain = None if mask is None else to_ants(mask, affine)
+    shrink = max(1, int(4.0 / zooms.max() + 0.5))
+    for turn in range(ROUNDS):
+        displacement = _fit_field(b0, partner, zooms, axis, displacement if turn else None)
+        if turn == ROUNDS - 1:
+            break
+        first = unwarp(b0, displacement, axis)
+        second = unwarp(partner, -displacement, axis)
+        stages = [Stage("Rigid[0.1]", (50,), (shrink,), (2.0,), sampling=0.5)]
+        found = register_linear(
+            to_ants(first, affine), to_ants(second, affine), stages, start=np.eye(4), mask=brain, seed=seed
+        )
+        # Along the phase axis a shift and a field cannot be told apart: the field has it already.
+        local = to_index @ found @ affine
+        center = (np.array(b0.shape) - 1) / 2
+        local[axis, 3] -= (local[axis, :3] @ center + local[axis, 3]) - center[axis]
+        motion = affine @ local @ to_index @ motion
+        partner = scale * sample_volume(opposite_b0, to_index @ motion @ affine)
+    return Distortion(
+        field_mm=(displacement * zooms[axis]).astype(np.float32),
+        corrected=unwarp(b0, displacement, axis),
+        corrected_opposite=unwarp(partner, -displacement, axis) / scale,
+        head_motion=motion,
+    )
+
+
+def unwarp(image: np.ndarray, displacement_voxels: np.ndarray, axis: int) -> np.ndarray:
+    """Return I(y + d)(1 + d'), the image (X, Y, Z) read at its displaced places, signal conserved."""
+    from .resample import sample_volume
+
+    moved = sample_volume(image, np.eye(4), displacement_voxels, axis)
+    return np.maximum(moved, 0) * np.maximum(1 + np.gradient(displacement_voxels, axis=axis), 0).astype(np.float32)
+
+
+def _fit_field(first, second, zooms, axis, start) -> np.ndarray:
+    """Return the displacement (X, Y, Z) in voxels along `axis`."""
+    from scipy import ndimage
+
+    # The phase axis comes last, so that all that happens along it is along the last axis.
+    first, second = (np.moveaxis(image, axis, -1).astype(np.float64) for image in (first, second))
+    zooms = np.append(np.delete(zooms, axis), zooms[axis])
+    unit = np.sqrt(np.mean(first[first > first.mean()] ** 2))
+    d = np.zeros(first.shape) if start is None else np.moveaxis(start, axis, -1).copy()
+    for sigma_mm in LEVELS_MM if start is None else LEVELS_MM[-2:]:
+        sigma = np.where(zooms < 2 * sigma_mm, sigma_mm / zooms / 2, 0)
+        pair = [ndimage.gaussian_filter(image / unit, sigma) for image in (first, second)]
+        d = _gauss_newton(pair, d, zooms)
+    return np.moveaxis(d, -1, axis)
+
+
+def _gauss_newton(pair, d, zooms, steps: int = 10) -> np.ndarray:
+    """Return the displacement (..., Y) in voxels that minimises the cost, from `d`."""
+    from scipy.sparse.linalg import LinearOperator, cg
+
+    weights = STIFFNESS * (zooms[-1] / zooms) ** 2 * 9.0 / zooms[-1] ** 2 * zooms[-1] ** 2
+    residual, jacobian = _residual(pair, d)
+    cost = _cost(residual, d, weights)
+    for _ in range(steps):
+        slope, stretch = jacobian
+
+        def normal(step, slope=slope, stretch=stretch):
+            step = step.reshape(d.shape)
+            out = slope * step + stretch * _difference(step)
+            out = slope * out + _difference_adjoint(stretch * out)
+            return (out + _stiffen(step, weights)).ravel()
+
+        gradient = slope * residual + _difference_adjoint(stretch * residual) + _stiffen(d, weights)
+        operator = LinearOperator((d.size, d.size), matvec=normal, dtype=np.float64)
+        diagonal = (slope**2 + 0.5 * stretch**2 + 2 * weights.sum() + 1e-6).ravel()
+        inverse = LinearOperator((d.size, d.size), matvec=lambda v, diagonal=diagonal: v / diagonal, dtype=np.float64)
+        step, _ = cg(operator, -gradient.ravel(), rtol=0.05, maxiter=30, M=inverse)
+        step = step.reshape(d.shape)
+        for _ in range(6):
+            trial = d + step
+            # A fold would put two places of the anatomy into one: |d'| stays below one.
+            if np.abs(_difference(trial)).max() < 0.95:
+                trial_residual, trial_jacobian = _residual(pair, trial)
+                trial_cost = _cost(trial_residual, trial, weights)
+                if trial_cost < cost:
+                    break
+            step = step / 2
+        else:
+            return d
+        gain = (cost - trial_cost) / cost
+        d, residual, jacobian, cost = trial, trial_residual, trial_jacobian, trial_cost
+        if gain < 1e-3:
+            break
+    return d
+
+
+def _residual(pair, d):
+    """Return I1(y + d)(1 + d') - I2(y - d)(1 - d') and its derivatives by d and by d'."""
+    (first, first_slope), (second, second_slope) = _read(pair[0], d), _read(pair[1], -d)
+    change = _difference(d)
+    residual = first * (1 + change) - second * (1 - change)
+    return residual, (first_slope * (1 + change) + second_slope * (1 - change), first + second)
+
+
+def _read(image, d):
+    """Return the image (..., Y) at y + d and its slope there, linear between voxels, 0 outside."""
+    size = image.shape[-1]
+    place = np.arange(size) + d
+    low = np.floor(place).astype(np.int64)
+    fraction = place - low
+    padded = np.pad(image, [(0, 0)] * (image.ndim - 1) + [(1, 1)])
+    left = np.take_along_axis(padded, np.clip(low + 1, 0, size + 1), axis=-1)
+    right = np.take_along_axis(padded, np.clip(low + 2, 0, size + 1), axis=-1)
+    return left + fraction * (right - left), right - left
+
+
+def _difference(d):
+    """Return the central difference along the last axis, one-sided halves at the ends taken as 0."""
+    out = np.zeros_like(d)
+    out[..., 1:-1] = (d[..., 2:] - d[..., :-2]) / 2
+    return out
+
+
+def _difference_adjoint(v):
+    out = np.zeros_like(v)
+    out[..., 2:] += v[..., 1:-1] / 2
+    out[..., :-2] -= v[..., 1:-1] / 2
+    return out
+
+
+def _stiffen(d, weights):
+    """Return the weighted negative Laplacian with free ends."""
+    out = np.zeros_like(d)
+    for axis, weight in enumerate(weights):
+        change = weight * np.diff(d, axis=axis)
+        ends = [(0, 0)] * d.ndim
+        ends[axis] = (1, 1)
+        out -= np.diff(np.pad(change, ends), axis=axis)
+    return out
+
+
+def _cost(residual, d, weights) -> float:
+    rough = sum(w * np.sum(np.diff(d, axis=a) ** 2) for a, w in enumerate(weights))
+    return 0.5 * float(np.sum(residual**2) + rough)
+
+
+def correlation(first: np.ndarray, second: np.ndarray, mask: np.ndarray) -> float:
+    """Return Pearson's correlation of two images (X, Y, Z) in a mask."""
+    return float(np.corrcoef(first[mask], second[mask])[0, 1])
+
+
+class _SusceptibilityInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="diffusion-weighted series (x, y, z, volume)")
+    in_bval = File(exists=True, mandatory=True, desc="b-values, s/mm²")
+    in_bvec = File(exists=True, mandatory=True, desc="b-vectors, FSL convention, unit length")
+    phase_encoding_direction = traits.Enum("i", "i-", "j", "j-", "k", "k-", mandatory=True, desc="BIDS")
+    opposite_file = File(exists=True, mandatory=True, desc="b0 volume, or a series, of opposite phase encoding")
+    opposite_bval = File(exists=True, desc="b-values of the opposite series, s/mm²; not given: every volume is a b0")
+    opposite_direction = traits.Enum("i", "i-", "j", "j-", "k", "k-", mandatory=True, desc="BIDS")
+    readout_time = traits.Float(desc="TotalReadoutTime, s; not given: the report has no field in Hz")
+    b0_threshold = traits.Float(50.0, usedefault=True, desc="volumes up to this b-value count as b0, s/mm²")
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="ITK threads")
+    random_seed = traits.Int(1, usedefault=True, desc="of the head-motion metric's sampling")
+
+
+class _SusceptibilityOutputSpec(TraitedSpec):
+    out_field = File(
+        exists=True,
+        desc="displacement along the phase axis, mm towards higher index: where in the distorted series the content is",
+    )
+    out_corrected_b0 = File(exists=True, desc="mean b0 undistorted, signal modulated")
+    out_corrected_opposite = File(exists=True, desc="opposite b0 undistorted, signal modulated")
+    out_report = File(exists=True, desc="JSON: correlations before and after, displacements (mm), readout time (s)")
+
+
+class Susceptibility(SimpleInterface):
+    """Estimate susceptibility distortion from two b0s of opposite phase encoding."""
+
+    input_spec = _SusceptibilityInputSpec
+    output_spec = _SusceptibilityOutputSpec
+
+    def _run_interface(self, runtime):
+        from .ants_tools import set_threads
+        from .brain import brain_mask
+        from .io import read_image, read_scan, write_atomically, write_image
+
+        inputs = self.inputs
+        set_threads(inputs.num_threads)
+        first, second = inputs.phase_encoding_direction, inputs.opposite_direction
+        if first[0] != second[0] or first == second:
+            raise ScanError(f"{inputs.opposite_file}: " + NOT_OPPOSITE.format(first=first, second=second))
+        axis = "ijk".index(first[0])
+        scan, image = read_scan(
+            inputs.in_file, inputs.in_bval, inputs.in_bvec, b0_threshold=inputs.b0_threshold
+        )
+        opposite, opposite_image = read_image(inputs.opposite_file)
+        b0 = scan.mean_b0()
+        opposite_b0 = _on_grid(self._b0(opposite), opposite_image.affine, b0.shape, scan.affine)
+        rough = brain_mask((b0 + opposite_b0) / 2, scan.zooms_mm)
+        found = estimate_displacement(
+            b0, opposite_b0, scan.affine, axis, mask=rough, seed=inputs.random_seed
+        )
+        mask = brain_mask((found.corrected + found.corrected_opposite) / 2, scan.zooms_mm)
+        size = np.abs(found.field_mm[mask])
+        readout = float(inputs.readout_time) if isdefined(inputs.readout_time) else None
+        report = {
+            "CorrelationRaw": correlation(b0, opposite_b0, mask),
+            "CorrelationCorrected": correlation(found.corrected, found.corrected_opposite, mask),
+            "MeanDisplacementMm": float(size.mean()),
+            "MaxDisplacementMm": float(size.max()),
+            "HeadMotionMm": float(np.linalg.norm(found.head_motion[:3, 3])),
+            "TotalReadoutTime": readout,
+            "MaxFieldHz": None if readout is None else float(size.max() / scan.zooms_mm[axis] / readout),
+        }
+        folder = Path(runtime.cwd)
+        for name, data in (
+            ("field", found.field_mm),
+            ("corrected_b0", found.corrected),
+            ("corrected_opposite", found.corrected_opposite),
+        ):
+            self._results[f"out_{name}"] = str(write_image(folder / f"{name}.nii", data, image))
+        self._results["out_report"] = str(folder / "susceptibility.json")
+        write_atomically(
+            self._results["out_report"], lambda part: Path(part).write_text(json.dumps(report, indent=2))
+        )
+        return runtime
+
+    def _b0(self, opposite: np.ndarray) -> np.ndarray:
+        if opposite.ndim == 3:
+            return opposite
+        inputs = self.inputs
+        if not isdefined(inputs.opposite_bval):
+            return opposite.mean(axis=3)
+        bvals = np.loadtxt(inputs.opposite_bval).reshape(-1)
+        if len(bvals) != opposite.shape[3]:
+            raise ScanError(
+                f"{inputs.opposite_bval}: {len(bvals)} entries, but the image has {opposite.shape[3]} volumes"
+            )
+        chosen = bvals <= inputs.b0_threshold
+        if not chosen.any():
+            raise ScanError(f"{inputs.opposite_bval}: no b0 volume in the series of opposite phase encoding")
+        return opposite[..., chosen].mean(axis=3)
+
+
+def _on_grid(data: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], target: np.ndarray) -> np.ndarray:
+    """Return the image on the target grid: unchanged where it is on it already, else by cubic splines."""
+    from scipy import ndimage
+
+    if data.shape == shape and np.allclose(affine, target, atol=1e-3):
+        return data
+    matrix = np.linalg.inv(affine) @ target
+    return ndimage.affine_transform(data, matrix[:3, :3], matrix[:3, 3], output_shape=shape, order=3)

@@ -1,0 +1,136 @@
+"""Standard brains: the one embedded in nilearn, and those in a directory that a person names."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+EMBEDDED_NAME = "MNI152NLin2009aSym"  # TemplateFlow's spelling of nilearn's bundled ICBM 2009a symmetric maps
+
+
+class TemplateError(ValueError):
+    """A template that is absent or cannot be used, with what was expected."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """Files of one standard brain; `name` is TemplateFlow's, as in `tpl-<name>`."""
+
+    name: str
+    t1w: Path
+    mask: Path
+    t2w: Path | None = None
+    fa: Path | None = None
+
+
+def embedded_mni(resolution_mm: float = 2) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return the MNI maps that nilearn carries: no files, no network.
+
+    Parameters
+    ----------
+    resolution_mm
+        Voxel size; 1 is that of the stored maps, others are resampled from it.
+
+    Returns
+    -------
+    arrays
+        `t1w` (skull-stripped, in [0, 1]), `white`, `grey` (probabilities) as float32 and `brain` (bool), each
+        (X, Y, Z) on one grid.
+    affine
+        (4, 4) voxel indices to world RAS+ of MNI152NLin2009aSym, mm.
+    """
+    from nilearn import datasets
+
+    images = {
+        "t1w": datasets.load_mni152_template(resolution=resolution_mm),
+        "white": datasets.load_mni152_wm_template(resolution=resolution_mm),
+        "grey": datasets.load_mni152_gm_template(resolution=resolution_mm),
+        "brain": datasets.load_mni152_brain_mask(resolution=resolution_mm),
+    }
+    arrays = {name: np.asarray(image.dataobj, dtype=np.float32) for name, image in images.items()}
+    arrays["brain"] = arrays["brain"] > 0.5
+    for name in ("t1w", "white", "grey"):
+        arrays[name] = np.clip(arrays[name], 0, 1) * arrays["brain"]
+    return arrays, np.array(images["t1w"].affine, dtype=np.float64)
+
+
+def find_template(template_dir: str | Path) -> Template:
+    """Return the files of the template in a directory: TemplateFlow's layout or plain files.
+
+    Accepted are `tpl-<name>/tpl-<name>[_res-..]_T1w.nii.gz` (below the directory, or the directory itself) and
+    plain `*_T1w.nii.gz` with `*_mask.nii.gz`; the mask's name may carry `desc-brain`. T2w and FA are optional.
+    Where several resolutions are there, the 1 mm one (`res-01`, `res-1`) is taken, then the first by name.
+
+    Raises
+    ------
+    TemplateError
+        Where the directory, the T1w, its mask or the template's name is missing; where it holds several templates.
+    """
+    folder = Path(template_dir)
+    if not folder.is_dir():
+        raise TemplateError(
+            f"{folder}: no such directory; --template-dir names a folder with a standard brain"
+        )
+    t1w = _files(folder, "T1w")
+    if not t1w:
+        raise TemplateError(
+            f"{folder}: no *_T1w.nii.gz found; expected tpl-<name>[_res-01]_T1w.nii.gz and its mask"
+        )
+    names = {path: _name(path) for path in t1w}
+    if None in names.values():
+        nameless = next(path for path, name in names.items() if name is None)
+        raise TemplateError(
+            f"{nameless}: the file name does not say which template this is; "
+            "name it tpl-<name>_T1w.nii.gz, e.g. tpl-MNI152NLin6Asym_T1w.nii.gz"
+        )
+    if len(set(names.values())) > 1:
+        found = ", ".join(sorted(set(names.values())))
+        raise TemplateError(f"{folder}: holds several templates ({found}); name the folder of one of them")
+    name = names[t1w[0]]
+    head = t1w[0]
+    mask = _companion(folder, "mask", head) or _companion(folder, "desc-brain_mask", head)
+    if mask is None:
+        raise TemplateError(
+            f"{head}: no brain mask beside it; expected tpl-{name}[_res-01][_desc-brain]_mask.nii.gz"
+        )
+    return Template(name, head, mask, _companion(folder, "T2w", head), _companion(folder, "FA", head))
+
+
+def _files(folder: Path, suffix: str) -> list[Path]:
+    """Return whole-head images of this suffix at most two levels down, finest first."""
+    found = [
+        path
+        for pattern in (f"*_{suffix}.nii*", f"*/*_{suffix}.nii*")
+        for path in folder.glob(pattern)
+        if "cohort-" not in path.name and ("desc-" not in path.name or "desc-brain" in path.name)
+    ]
+    return sorted(
+        found, key=lambda path: (_resolution(path) not in ("01", "1"), "desc-brain" in path.name, path.name)
+    )
+
+
+def _companion(folder: Path, suffix: str, t1w: Path) -> Path | None:
+    """Return the file of this suffix that belongs to the T1w: same folder, same resolution."""
+    for path in _files(folder, suffix):
+        if (
+            path.parent == t1w.parent
+            and _name(path) in (None, _name(t1w))
+            and _resolution(path) == _resolution(t1w)
+        ):
+            return path
+    return None
+
+
+def _name(path: Path) -> str | None:
+    match = re.search(r"(?:^|_)tpl-([a-zA-Z0-9]+)", path.name) or re.search(
+        r"^tpl-([a-zA-Z0-9]+)$", path.parent.name
+    )
+    return match.group(1) if match else None
+
+
+def _resolution(path: Path) -> str | None:
+    match = re.search(r"_res-([a-zA-Z0-9]+)", path.name)
+    return match.group(1) if match else None

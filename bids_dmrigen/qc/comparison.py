@@ -1,0 +1,249 @@
+"""The report's figures of generated data beside acquired data: arrays in, one SVG or PNG file out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from ..dwi.gradients import GradientTable
+from .figures import display_range
+from .slices import ACQUIRED, GENERATED, STYLE, WIDTH_IN, Row, mosaic, save
+
+DERIVED = "derived"
+FA_MAX = 1.0
+FA_DIFFERENCE_MAX = 0.3
+SOURCE_COLOURS = ("#1b5e9b", "#b3470a", "#2e7d32", "#6a1b9a", "#00838f", "#ad1457")
+
+
+def nearest_pair(
+    acquired: GradientTable, generated: GradientTable, made: np.ndarray
+) -> tuple[int, int, float]:
+    """Return (acquired volume, generated volume, angle in degrees) of the closest pair worth showing.
+
+    Parameters
+    ----------
+    acquired, generated
+        Tables of the two series, in the same voxel axes.
+    made
+        (N,) bool: volumes of the second series that were generated.
+
+    Raises
+    ------
+    ValueError
+        Where either series has no diffusion-weighted volume to show.
+    """
+    ours, theirs = np.flatnonzero(~acquired.is_b0), np.flatnonzero(~generated.is_b0 & made)
+    if not len(ours) or not len(theirs):
+        raise ValueError("no diffusion-weighted pair to compare")
+    cosine = np.abs(acquired.bvecs[ours] @ generated.bvecs[theirs].T).clip(0, 1)
+    apart = np.abs(acquired.bvals[ours][:, None] - generated.bvals[theirs]) / max(acquired.bvals.max(), 1)
+    cost = np.degrees(np.arccos(cosine)) + 90 * apart
+    row, column = np.unravel_index(cost.argmin(), cost.shape)
+    return int(ours[row]), int(theirs[column]), float(np.degrees(np.arccos(cosine[row, column])))
+
+
+def input_output(
+    acquired: np.ndarray,
+    acquired_gradients: GradientTable,
+    generated: np.ndarray,
+    generated_gradients: GradientTable,
+    made: np.ndarray,
+    affine: np.ndarray,
+    mask: np.ndarray,
+    method: str,
+    path: str | Path,
+) -> Path:
+    """Draw an acquired and a generated volume of (nearly) one direction, and the mean of each series' DWIs.
+
+    Parameters
+    ----------
+    acquired, generated
+        (X, Y, Z, N) and (X, Y, Z, M) series on one grid.
+    acquired_gradients, generated_gradients
+        Their tables.
+    made
+        (M,) bool: volumes that were generated; the others are acquired ones, kept.
+    affine, mask
+        (4, 4) and (X, Y, Z) bool of the grid.
+    method, path
+        Name of the method; SVG or PNG to write.
+    """
+    ours, theirs, angle = nearest_pair(acquired_gradients, generated_gradients, made)
+    one, other = np.asarray(acquired[..., ours]), np.asarray(generated[..., theirs])
+    b_in, b_out = acquired_gradients.bvals[ours], generated_gradients.bvals[theirs]
+    mean_in = acquired[..., ~acquired_gradients.is_b0].mean(axis=3)
+    mean_out = generated[..., ~generated_gradients.is_b0 & made].mean(axis=3)
+    scale, mean_scale = display_range(one, mask), display_range(mean_in, mask)
+    n_in, n_out = int((~acquired_gradients.is_b0).sum()), int((~generated_gradients.is_b0 & made).sum())
+    rows = [
+        Row(f"volume {ours}\nb = {b_in:.0f}", one, *scale, unit="signal", provenance=ACQUIRED),
+        Row(
+            f"{method}\nvolume {theirs}\nb = {b_out:.0f}\n{angle:.0f}° apart",
+            other,
+            *scale,
+            unit="signal",
+            provenance=GENERATED,
+        ),
+        Row(f"mean of\n{n_in} DWIs", mean_in, *mean_scale, unit="signal", provenance=ACQUIRED),
+        Row(f"{method}\nmean of\n{n_out} DWIs", mean_out, *mean_scale, unit="signal", provenance=GENERATED),
+    ]
+    return save(mosaic(rows, affine, mask, f"{method}: acquired against generated (synthetic) signal"), path)
+
+
+def residual(
+    difference: np.ndarray, sigma: float, affine: np.ndarray, mask: np.ndarray, method: str, path: str | Path
+) -> Path:
+    """Draw what a method took away, in units of the noise level: one volume, RMS over volumes, histogram.
+
+    Noise removed shows no anatomy and has a standard deviation of about one.
+
+    Parameters
+    ----------
+    difference
+        (X, Y, Z, N) input minus output, volumes in both.
+    sigma
+        Noise standard deviation, signal units.
+    affine, mask
+        (4, 4) and (X, Y, Z) bool of the grid.
+    method, path
+        Name of the method; SVG or PNG to write.
+    """
+    scaled = np.asarray(difference, np.float32) / sigma
+    middle = scaled.shape[3] // 2
+    rms = np.sqrt((scaled**2).mean(axis=3))
+    rows = [
+        Row(f"residual of\nvolume {middle}", scaled[..., middle], -3, 3, "RdBu_r", "σ", provenance=DERIVED),
+        Row(
+            "RMS over\nvolumes",
+            rms,
+            0,
+            max(2.0, display_range(rms, mask)[1]),
+            "inferno",
+            "σ",
+            provenance=DERIVED,
+        ),
+    ]
+    figure = mosaic(
+        rows, affine, mask, f"{method}: input minus output, in units of the noise level σ = {sigma:.3g}"
+    )
+    return save(figure, path)
+
+
+def residual_histogram(
+    difference: np.ndarray, sigma: float, mask: np.ndarray, method: str, path: str | Path
+) -> Path:
+    """Draw the residual's distribution in units of σ beside the normal one; parameters as in `residual`."""
+    values = (np.asarray(difference)[np.asarray(mask, bool)] / sigma).ravel()
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_IN / 2, 2.8))
+        axes = figure.add_axes((0.12, 0.19, 0.84, 0.66))
+        edges = np.linspace(-5, 5, 81)
+        axes.hist(
+            values.clip(-5, 5), edges, density=True, color=SOURCE_COLOURS[1], alpha=0.6, label="residual"
+        )
+        axes.plot(
+            edges, np.exp(-(edges**2) / 2) / np.sqrt(2 * np.pi), color="black", linewidth=1, label="N(0, 1)"
+        )
+        axes.set(
+            xlabel="(input - output) / σ",
+            ylabel="density",
+            title=f"{method}: standard deviation {values.std():.2f} σ",
+        )
+        axes.legend(frameon=False)
+    return save(figure, path)
+
+
+def fractional_anisotropy(
+    fa: Mapping[str, np.ndarray],
+    dec: Mapping[str, np.ndarray],
+    affine: np.ndarray,
+    mask: np.ndarray,
+    path: str | Path,
+    made: frozenset[str] = frozenset(),
+    reference: str = "preproc",
+) -> Path:
+    """Draw FA and colour FA of every source, and the FA differences from the reference source.
+
+    Parameters
+    ----------
+    fa
+        Source name -> (X, Y, Z) FA.
+    dec
+        Source name -> (X, Y, Z, 3) colour FA, world axes (red R-L, green A-P, blue S-I), in [0, 1].
+    affine, mask
+        (4, 4) and (X, Y, Z) bool of the grid.
+    path
+        SVG or PNG to write.
+    made
+        Sources that were generated.
+    reference
+        The source that the others are compared with: the classical fit.
+    """
+    rows = []
+    for source, volume in fa.items():
+        provenance = GENERATED if source in made else ACQUIRED
+        rows.append(Row(f"FA, {source}", volume, 0, FA_MAX, unit="FA", provenance=provenance))
+        if source in dec:
+            rows.append(Row(f"colour FA,\n{source}", dec[source], provenance=provenance))
+    for source, volume in fa.items():
+        if source != reference and reference in fa:
+            difference = np.asarray(volume) - fa[reference]
+            limit = FA_DIFFERENCE_MAX
+            rows.append(
+                Row(
+                    f"FA difference,\n{source}\n- {reference}",
+                    difference,
+                    -limit,
+                    limit,
+                    "RdBu_r",
+                    "ΔFA",
+                    provenance=DERIVED,
+                )
+            )
+    title = "Fractional anisotropy; colours: red right-left, green front-back, blue up-down"
+    return save(mosaic(rows, affine, mask, title), path)
+
+
+def spread(
+    mean: np.ndarray, std: np.ndarray, affine: np.ndarray, mask: np.ndarray, method: str, path: str | Path,
+    unit: str = "signal",
+) -> Path:  # fmt: skip
+    """Draw the voxel-wise standard deviation of the samples below their mean.
+
+    Parameters
+    ----------
+    mean, std
+        (X, Y, Z) mean and standard deviation of the samples.
+    affine, mask
+        (4, 4) and (X, Y, Z) bool of the grid.
+    method, path, unit
+        Name of the method; SVG or PNG to write; unit of both.
+    """
+    rows = [
+        Row("mean of\nthe samples", mean, *display_range(mean, mask), unit=unit, provenance=GENERATED),
+        Row(
+            "standard\ndeviation", std, 0, display_range(std, mask)[1], "inferno", unit, provenance=GENERATED
+        ),
+    ]
+    return save(mosaic(rows, affine, mask, f"{method}: how much the samples differ"), path)
+
+
+def fa_histogram(fa: Mapping[str, np.ndarray], mask: np.ndarray, path: str | Path) -> Path:
+    """Draw the FA distribution of every source in the mask; `fa` maps a source's name to (X, Y, Z)."""
+    inside = np.asarray(mask, bool)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_IN, 2.8))
+        axes = figure.add_axes((0.07, 0.19, 0.74, 0.66))
+        edges = np.linspace(0, 1, 101)
+        for source, colour in zip(fa, SOURCE_COLOURS * 3, strict=False):
+            values = np.asarray(fa[source])[inside]
+            values = values[np.isfinite(values)].clip(0, 1)
+            label = f"{source} (median {np.median(values):.3f})"
+            axes.hist(values, edges, density=True, histtype="step", color=colour, linewidth=1.3, label=label)
+        axes.set(xlabel="FA", ylabel="density", xlim=(0, 1), title="FA of all voxels in the mask")
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return save(figure, path)

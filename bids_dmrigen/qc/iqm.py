@@ -1,0 +1,260 @@
+"""Quality of one run without a reference: SNR, contrast, neighbour correlation, dropout, residuals.
+
+Definitions in words are in `qc.metrics.DEFINITIONS` under the keys that the functions return.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..dwi.gradients import GradientTable
+
+DROPOUT_Z = 4.0
+DROPOUT_LOSS = 0.10  # of the signal: what is statistically odd and smaller than this does no harm
+MIN_SLICE_VOXELS = 20
+HEAD_RADIUS_MM = 50.0
+MAD_TO_SD = 1.4826
+TENSOR_PARAMETERS = 7
+
+
+def acquisition(gradients: GradientTable, affine: np.ndarray) -> dict[str, float]:
+    """Return counts of volumes, b0s, shells and directions, the largest b-value and the voxel volume."""
+    return {
+        "n_volumes": len(gradients),
+        "n_b0": int(gradients.is_b0.sum()),
+        "n_shells": len(gradients.shells()),
+        "n_directions": int((~gradients.is_b0).sum()),
+        "max_bval": float(gradients.bvals.max()),
+        "voxel_volume": float(abs(np.linalg.det(affine[:3, :3]))),
+    }
+
+
+def signal_to_noise(data: np.ndarray, gradients: GradientTable, mask: np.ndarray, sigma) -> dict[str, float]:
+    """Return b0 SNR, DWI SNR (highest shell) and angular CNR.
+
+    Parameters
+    ----------
+    data
+        (X, Y, Z, N) series.
+    gradients
+        N entries.
+    mask
+        (X, Y, Z) bool.
+    sigma
+        Noise standard deviation in signal units: one number or an (X, Y, Z) map.
+
+    Returns
+    -------
+    dict
+        Keys `b0_snr`, `dwi_snr`, `dwi_cnr`; what the series lacks is left out.
+    """
+    mask = np.asarray(mask, bool)
+    noise = np.broadcast_to(np.asarray(sigma, np.float64), mask.shape)[mask]
+    noise = np.where(noise > 0, noise, np.nan)
+    values = {}
+    if gradients.is_b0.any():
+        values["b0_snr"] = float(np.nanmedian(data[..., gradients.is_b0][mask].mean(axis=1) / noise))
+    shells = gradients.shells()
+    if shells:
+        values["dwi_snr"] = float(np.nanmedian(data[..., shells[-1][1]][mask].mean(axis=1) / noise))
+    spreads = [_spread(data[..., m][mask], noise) / noise for _, m in shells if len(m) > 1]
+    if spreads:
+        values["dwi_cnr"] = float(np.mean([np.nanmedian(s) for s in spreads]))
+    return values
+
+
+def direction_contrast(data: np.ndarray, gradients: GradientTable, mask: np.ndarray, sigma=0.0) -> float:
+    """Return the coefficient of variation of the signal over the directions of a shell, mean over shells.
+
+    Parameters are those of `signal_to_noise`; with `sigma` the noise variance is taken off. NaN without a
+    shell of at least two volumes.
+    """
+    mask = np.asarray(mask, bool)
+    noise = np.broadcast_to(np.asarray(sigma, np.float64), mask.shape)[mask]
+    contrasts = []
+    for _, members in gradients.shells():
+        if len(members) > 1:
+            values = np.asarray(data[..., members][mask], np.float64)
+            mean = values.mean(axis=1)
+            contrasts.append(np.nanmedian(_spread(values, noise) / np.where(mean > 0, mean, np.nan)))
+    return float(np.mean(contrasts)) if contrasts else float("nan")
+
+
+def _spread(values: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.maximum(np.asarray(values, np.float64).var(axis=1, ddof=1) - noise**2, 0))
+
+
+def neighbour_correlation(data: np.ndarray, gradients: GradientTable, mask: np.ndarray) -> float:
+    """Return the neighbouring-DWI correlation (Yeh et al. 2019), NaN below two diffusion-weighted volumes.
+
+    Each diffusion-weighted volume is paired with the nearest other one in q-space, q = √b g, where g and -g
+    are the same; the Pearson correlations over the mask are averaged.
+    """
+    dwi = np.flatnonzero(~gradients.is_b0)
+    if len(dwi) < 2:
+        return float("nan")
+    q = np.sqrt(gradients.bvals[dwi])[:, None] * gradients.bvecs[dwi]
+    distance = np.minimum(
+        np.linalg.norm(q[:, None] - q[None], axis=2), np.linalg.norm(q[:, None] + q[None], axis=2)
+    )
+    np.fill_diagonal(distance, np.inf)
+    values = np.asarray(data[..., dwi][np.asarray(mask, bool)], np.float64)
+    values -= values.mean(axis=0)
+    values /= np.linalg.norm(values, axis=0) + 1e-12
+    return float((values * values[:, distance.argmin(axis=1)]).sum(axis=0).mean())
+
+
+def framewise_displacement(translations_mm: np.ndarray, rotations_rad: np.ndarray) -> np.ndarray:
+    """Return (N,) framewise displacement in mm (Power et al. 2012), NaN for the first volume.
+
+    Rotations (N, 3) count as arcs on a sphere of 50 mm.
+    """
+    steps = np.abs(np.diff(translations_mm, axis=0)).sum(axis=1)
+    turns = HEAD_RADIUS_MM * np.abs(np.diff(rotations_rad, axis=0)).sum(axis=1)
+    return np.r_[np.nan, steps + turns]
+
+
+def slice_scores(
+    data: np.ndarray, gradients: GradientTable, mask: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return how far the signal of each slice of each volume deviates, and which are dropouts.
+
+    r(s, v) is the log of the masked mean signal of slice s in volume v, less its median over the volumes of
+    the shell, less the median of that over the slices of the volume. z = r / spread, the spread being the
+    larger of 1.4826 MAD of the slice in its shell and of all slices of the shell.
+
+    Parameters
+    ----------
+    data
+        (X, Y, Z, N) series; slices are taken across the third axis.
+    gradients, mask
+        N entries; (X, Y, Z) bool.
+
+    Returns
+    -------
+    scores
+        (Z, N) z, NaN where the slice has fewer than 20 mask voxels or the shell fewer than 4 volumes.
+    dropouts
+        (Z, N) bool: z < -4 and more than 10 % of the signal lost.
+    """
+    mask = np.asarray(mask, bool)
+    counts = mask.sum(axis=(0, 1))
+    sums = np.stack(
+        [np.asarray(data[:, :, z], np.float64)[mask[:, :, z]].sum(axis=0) for z in range(mask.shape[2])]
+    )
+    mean = np.where(counts[:, None] >= MIN_SLICE_VOXELS, sums / np.maximum(counts, 1)[:, None], np.nan)
+    log = np.log(np.where(mean > 0, mean, np.nan))
+    scores, excess = np.full(log.shape, np.nan), np.full(log.shape, np.nan)
+    rows = np.flatnonzero(np.isfinite(log).all(axis=1))
+    for members in [np.flatnonzero(gradients.is_b0)] + [m for _, m in gradients.shells()]:
+        if len(members) < 4 or len(rows) < 4:
+            continue
+        r = log[np.ix_(rows, members)]
+        r = r - np.median(r, axis=1, keepdims=True)
+        r = r - np.median(r, axis=0, keepdims=True)
+        spread = np.maximum(np.median(np.abs(r), axis=1, keepdims=True), np.median(np.abs(r)))
+        excess[np.ix_(rows, members)] = r
+        scores[np.ix_(rows, members)] = r / (MAD_TO_SD * spread + 1e-12)
+    with np.errstate(invalid="ignore"):
+        return scores, (scores < -DROPOUT_Z) & (excess < np.log(1 - DROPOUT_LOSS))
+
+
+def dropout_fraction(scores: np.ndarray, dropouts: np.ndarray) -> float:
+    """Return the percentage of judged slice × volume pairs that are dropouts; NaN where none was judged."""
+    judged = np.isfinite(scores).sum()
+    return float(100 * dropouts.sum() / judged) if judged else float("nan")
+
+
+def tensor_residual(data: np.ndarray, predicted: np.ndarray, s0: np.ndarray, mask: np.ndarray) -> float:
+    """Return the tensor fit's residual, % of the fitted b0: median over the mask of sqrt(SSE / (N - 7)) / S0.
+
+    Parameters
+    ----------
+    data, predicted
+        (X, Y, Z, N) series and the signal of the tensor fitted to it.
+    s0
+        (X, Y, Z) fitted b0.
+    mask
+        (X, Y, Z) bool.
+
+    Returns
+    -------
+    float
+        NaN with no more than 7 volumes, which a tensor fits exactly.
+    """
+    freedom = data.shape[3] - TENSOR_PARAMETERS
+    if freedom < 1:
+        return float("nan")
+    inside = np.asarray(mask, bool) & (np.asarray(s0) > 0)
+    error = ((np.asarray(data[inside], np.float64) - predicted[inside]) ** 2).sum(axis=1)
+    return float(100 * np.median(np.sqrt(error / freedom) / s0[inside])) if inside.any() else float("nan")
+
+
+def residual_checks(
+    difference: np.ndarray, b0: np.ndarray, mask: np.ndarray, sigma: float | None = None
+) -> dict[str, float]:
+    """Return how much like noise the residual of a method looks.
+
+    Parameters
+    ----------
+    difference
+        (X, Y, Z, N) input minus output, of volumes that are in both.
+    b0
+        (X, Y, Z) mean b0: its gradient magnitude marks the anatomical edges.
+    mask
+        (X, Y, Z) bool.
+    sigma
+        Noise standard deviation, signal units.
+
+    Returns
+    -------
+    dict
+        `residual_edge_correlation`, `residual_autocorrelation` and, with `sigma`, `residual_std`; empty for
+        a residual that is 0.
+    """
+    mask = np.asarray(mask, bool)
+    difference = np.asarray(difference, np.float64)
+    rms = np.sqrt((difference**2).mean(axis=3))
+    if not rms[mask].any():
+        return {}
+    edges = np.sqrt(sum(g**2 for g in np.gradient(np.asarray(b0, np.float64))))
+    values = {"residual_edge_correlation": pearson(rms, edges, mask)}
+    centred = difference - difference[mask].mean(axis=0)
+    lags = []
+    for axis in range(3):
+        here, there = [slice(None)] * 3, [slice(None)] * 3
+        here[axis], there[axis] = slice(None, -1), slice(1, None)
+        both = mask[tuple(here)] & mask[tuple(there)]
+        if both.any():
+            a, b = centred[tuple(here)][both], centred[tuple(there)][both]
+            scale = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
+            lags.append(np.mean((a * b).sum(axis=0)[scale > 0] / scale[scale > 0]))
+    values["residual_autocorrelation"] = float(np.mean(lags)) if lags else float("nan")
+    if sigma:
+        values["residual_std"] = float(difference[mask].std() / sigma)
+    return values
+
+
+def pearson(one: np.ndarray, other: np.ndarray, mask: np.ndarray) -> float:
+    """Return the Pearson correlation of two (X, Y, Z) volumes in a mask, NaN where one is constant."""
+    a, b = np.asarray(one, np.float64)[mask], np.asarray(other, np.float64)[mask]
+    a, b = a - a.mean(), b - b.mean()
+    scale = np.sqrt((a**2).sum() * (b**2).sum())
+    return float((a * b).sum() / scale) if scale > 0 else float("nan")
+
+
+def mutual_information(one: np.ndarray, other: np.ndarray, mask: np.ndarray, bins: int = 32) -> float:
+    """Return the normalised mutual information 2 I(A; B) / (H(A) + H(B)) of volumes in a mask, in [0, 1]."""
+    counts, _, _ = np.histogram2d(np.asarray(one)[mask].ravel(), np.asarray(other)[mask].ravel(), bins)
+    joint = counts / counts.sum()
+
+    def entropy(p):
+        return -(p[p > 0] * np.log(p[p > 0])).sum()
+
+    separate = entropy(joint.sum(axis=0)) + entropy(joint.sum(axis=1))
+    return float(2 * (separate - entropy(joint.ravel())) / separate) if separate > 0 else float("nan")
+
+
+def mask_volume(mask: np.ndarray, affine: np.ndarray) -> float:
+    """Return the mask's volume in ml."""
+    return float(np.asarray(mask, bool).sum() * abs(np.linalg.det(affine[:3, :3])) / 1000)

@@ -1,0 +1,220 @@
+"""Image-quality metrics against a reference, and the one table of what every reported number means.
+
+Every function is over a mask and says which; `DEFINITIONS`, read from `data/definitions.tsv`, is where reports,
+JSON files and the group table take a number's label, unit, better direction and definition from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+SSIM_SIGMA = 1.5  # of the Gaussian window, voxels
+SSIM_TRUNCATE = 3.5  # windows of 11 voxels, as in Wang et al. 2004
+SSIM_K1, SSIM_K2 = 0.01, 0.03
+RANGE_PERCENTILE = 99.9
+DIRECTION_FA_MIN = 0.2
+
+SHAPE_MISMATCH = "estimate {estimate}, reference {reference} and mask {mask} are not on one grid"
+EMPTY_MASK = "the mask is empty: there is nothing to measure in it"
+
+
+class MetricError(ValueError):
+    """Arrays between which a metric is not defined."""
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What a reported number is."""
+
+    label: str
+    unit: str
+    better: str | None  # "higher", "lower" or None where neither is better
+    text: str
+
+
+def _read_definitions() -> dict[str, Definition]:
+    text = (Path(__file__).parent / "data" / "definitions.tsv").read_text(encoding="utf-8")
+    rows = [line.split("\t") for line in text.splitlines()[1:]]
+    return {
+        key: Definition(label, unit, None if better == "n/a" else better, definition)
+        for key, label, unit, better, definition in rows
+    }
+
+
+DEFINITIONS = _read_definitions()
+
+
+def describe(key: str, value: float, source: str | None = None) -> dict[str, Any]:
+    """Return a metric as written to JSON: value, unit, label, definition and better direction.
+
+    Parameters
+    ----------
+    key
+        A key of `DEFINITIONS`; a method's own checks may have others, and are described as such.
+    value
+        The number; NaN and infinity become null, which JSON can hold.
+    source
+        "preproc" or the method that the number belongs to; None for the run.
+    """
+    known = DEFINITIONS.get(key)
+    if known is None:
+        label = key.replace("_", " ").capitalize()
+        known = Definition(label, "", None, "check computed by the method itself; see its documentation")
+    entry = {
+        "value": float(value) if np.isfinite(value) else None,
+        "unit": known.unit,
+        "label": known.label,
+        "definition": known.text,
+        "better": known.better,
+        "metric": key,
+    }
+    return entry if source is None else {**entry, "source": source}
+
+
+def describe_all(values: Mapping[str, float], source: str | None = None) -> dict[str, dict[str, Any]]:
+    """Return the JSON entries of several metrics, keys ended by the source where there is one."""
+    tail = "" if source is None else f"_{source}"
+    return {f"{key}{tail}": describe(key, value, source) for key, value in values.items()}
+
+
+def data_range(reference: np.ndarray, mask: np.ndarray) -> float:
+    """Return the 99.9th percentile of a (X, Y, Z[, C]) reference in the (X, Y, Z) mask."""
+    return float(np.percentile(np.asarray(reference)[np.asarray(mask, bool)], RANGE_PERCENTILE))
+
+
+def psnr(estimate, reference, mask, value_range: float | None = None) -> float:
+    """Return the peak signal-to-noise ratio, dB.
+
+    PSNR = 10 log10(R² / MSE), MSE the mean over the mask (and channels) of the squared difference.
+
+    Parameters
+    ----------
+    estimate, reference
+        (X, Y, Z) or (X, Y, Z, C) arrays on one grid.
+    mask
+        (X, Y, Z) bool.
+    value_range
+        R; None takes the 99.9th percentile of the reference in the mask.
+
+    Returns
+    -------
+    float
+        Infinity for equal arrays.
+    """
+    e, r = _inside(estimate, reference, mask)
+    error = float(((e - r) ** 2).mean())
+    top = data_range(reference, mask) if value_range is None else value_range
+    return float("inf") if error == 0 else float(10 * np.log10(top**2 / error))
+
+
+def nmse(estimate, reference, mask) -> float:
+    """Return the normalised squared error, sum (e - r)² / sum r² over the mask; parameters as in `psnr`."""
+    e, r = _inside(estimate, reference, mask)
+    return float(((e - r) ** 2).sum() / (r**2).sum())
+
+
+def mean_absolute_error(estimate, reference, mask) -> float:
+    """Return the mean absolute difference over the mask (the FA error, for FA); parameters as in `psnr`."""
+    e, r = _inside(estimate, reference, mask)
+    return float(np.abs(e - r).mean())
+
+
+def ssim(estimate, reference, mask, value_range: float | None = None, slice_axis: int | None = None) -> float:
+    """Return the mean structural similarity over the mask (Wang et al. 2004, eq. 13).
+
+    Local means, variances and covariance are taken with a Gaussian window of σ = 1.5 voxels cut at 3.5 σ,
+    not bias-corrected, with reflected borders. Both images are set to 0 outside the mask first, so that
+    what lies beyond the brain does not enter; K1 = 0.01 and K2 = 0.03. Channels are averaged.
+
+    Parameters
+    ----------
+    estimate, reference, mask, value_range
+        As in `psnr`.
+    slice_axis
+        None for a three-dimensional window; 0, 1 or 2 for windows within the slices across that axis.
+
+    Returns
+    -------
+    float
+        In [-1, 1].
+    """
+    _inside(estimate, reference, mask)
+    mask = np.asarray(mask, bool)
+    top = data_range(reference, mask) if value_range is None else value_range
+    e = np.asarray(estimate, np.float64).reshape(*mask.shape, -1)
+    r = np.asarray(reference, np.float64).reshape(*mask.shape, -1)
+    width = [0.0 if axis == slice_axis else SSIM_SIGMA for axis in range(3)]
+
+    def smooth(volume):
+        return ndimage.gaussian_filter(volume, width, truncate=SSIM_TRUNCATE)
+
+    c1, c2 = (SSIM_K1 * top) ** 2, (SSIM_K2 * top) ** 2
+    channels = []
+    for c in range(e.shape[3]):
+        x, y = e[..., c] * mask, r[..., c] * mask
+        mx, my = smooth(x), smooth(y)
+        vx, vy, vxy = smooth(x * x) - mx**2, smooth(y * y) - my**2, smooth(x * y) - mx * my
+        similarity = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+        channels.append(similarity[mask].mean())
+    return float(np.mean(channels))
+
+
+def direction_angle(estimate, reference, reference_fa, mask, fa_min: float = DIRECTION_FA_MIN) -> float:
+    """Return the mean angle, degrees, between principal directions, their sign ignored.
+
+    Parameters
+    ----------
+    estimate, reference
+        (X, Y, Z, 3) directions, of any length above 0.
+    reference_fa
+        (X, Y, Z): voxels below `fa_min`, where a direction means little, are left out.
+    mask, fa_min
+        (X, Y, Z) bool; threshold in [0, 1].
+
+    Returns
+    -------
+    float
+        NaN where no voxel is left.
+    """
+    where = np.asarray(mask, bool) & (np.asarray(reference_fa) > fa_min)
+    e, r = np.asarray(estimate, np.float64)[where], np.asarray(reference, np.float64)[where]
+    lengths = np.linalg.norm(e, axis=1) * np.linalg.norm(r, axis=1)
+    ok = lengths > 0
+    if not ok.any():
+        return float("nan")
+    cosine = np.abs((e * r).sum(axis=1)[ok] / lengths[ok]).clip(0, 1)
+    return float(np.degrees(np.arccos(cosine)).mean())
+
+
+def dice(one, other) -> float:
+    """Return the Dice overlap 2 |A ∩ B| / (|A| + |B|) of two masks; NaN where both are empty."""
+    one, other = np.asarray(one, bool), np.asarray(other, bool)
+    total = one.sum() + other.sum()
+    return float(2 * (one & other).sum() / total) if total else float("nan")
+
+
+def scores(estimate, reference, mask) -> dict[str, float]:
+    """Return PSNR, SSIM, NMSE and mean absolute error as `DEFINITIONS` has them; parameters as in `psnr`."""
+    return {
+        "psnr": psnr(estimate, reference, mask),
+        "ssim": ssim(estimate, reference, mask),
+        "nmse": nmse(estimate, reference, mask),
+        "mae": mean_absolute_error(estimate, reference, mask),
+    }
+
+
+def _inside(estimate, reference, mask) -> tuple[np.ndarray, np.ndarray]:
+    estimate, reference, mask = np.asarray(estimate), np.asarray(reference), np.asarray(mask, bool)
+    if estimate.shape != reference.shape or reference.shape[:3] != mask.shape:
+        raise MetricError(
+            SHAPE_MISMATCH.format(estimate=estimate.shape, reference=reference.shape, mask=mask.shape)
+        )
+    if not mask.any():
+        raise MetricError(EMPTY_MASK)
+    return estimate[mask].astype(np.float64), reference[mask].astype(np.float64)

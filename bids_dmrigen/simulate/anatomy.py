@@ -1,0 +1,370 @@
+"""New people from one atlas: random deformation, sharp individual tissue, fine texture; other grids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .atlas import Atlas, dyadic, principal_directions
+
+CHUNK_POINTS = 1 << 15
+COARSE = 2  # the warp is integrated on a grid this many times coarser: it is smooth
+N_CHANNELS = 29  # 3 fractions, 3 weights, 3 textures, t1w, brain, 3 x 6 dyadic products
+SQUARINGS = 5  # the velocity is integrated in 2**5 steps
+OUT_OF_GRID = (
+    "the deformation folds: lower its amplitude (largest local stretch found: {worst:.2f}, needed > 0)"
+)
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How much simulated people differ from the atlas and from each other; all are standard deviations.
+
+    Parameters
+    ----------
+    rotation_degrees, translation_mm, scale
+        Of the pose, per axis.
+    warp_mm, warp_length_mm
+        Amplitudes and correlation lengths of the octaves of the smooth deformation.
+    sharpness
+        Power to which tissue probabilities are raised: a population's blurred edges become a person's.
+    sulci
+        Added to the log-odds of CSF: narrow sulci are lost in a population's average.
+    tissue, tilt_degrees
+        Local change of the tissue log-odds and of the fibre directions.
+    texture
+        Local change of the logarithms of diffusivities, dispersion and b0 signal.
+    detail_length_mm
+        Correlation lengths of the octaves of these local changes.
+    """
+
+    rotation_degrees: float = 5.0
+    translation_mm: float = 3.0
+    scale: float = 0.04
+    warp_mm: tuple[float, ...] = (4.0, 1.2)
+    warp_length_mm: tuple[float, ...] = (30.0, 10.0)
+    sharpness: float = 1.8
+    sulci: float = 0.8
+    tissue: float = 0.7
+    tilt_degrees: float = 8.0
+    texture: tuple[float, float, float] = (0.08, 0.6, 0.08)
+    detail_length_mm: tuple[float, ...] = (8.0, 3.0, 1.5)
+
+
+def stream(seed: int, *address: int) -> np.random.Generator:
+    """Return the random numbers at an address: counter-based, so the same whatever was drawn before."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *address])))
+
+
+def random_field(rng: np.random.Generator, n: int, shape, length_voxels) -> torch.Tensor:
+    """Return (n, X, Y, Z) independent Gaussian fields of unit variance with Gaussian autocorrelation.
+
+    The spectrum of white noise is multiplied by that of a Gaussian whose width, in voxels per axis, is
+    `length_voxels`; the fields are periodic over the grid.
+    """
+    noise = torch.as_tensor(rng.standard_normal((n, *shape), dtype=np.float32))
+    spectrum = torch.fft.rfftn(noise, dim=(1, 2, 3))
+    frequencies = [torch.fft.fftfreq(s) for s in shape[:2]] + [torch.fft.rfftfreq(shape[2])]
+    for axis, (f, length) in enumerate(zip(frequencies, length_voxels, strict=True), start=1):
+        window = torch.exp(-2 * (np.pi * f * float(length)) ** 2)
+        spectrum *= window.reshape([-1 if a == axis else 1 for a in range(4)])
+    field = torch.fft.irfftn(spectrum, s=tuple(shape), dim=(1, 2, 3))
+    field -= field.mean(dim=(1, 2, 3), keepdim=True)
+    return field / field.std(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
+
+
+def deform(atlas: Atlas, seed: int, variation: Variation | None = None) -> Atlas:
+    """Return a new person on the atlas's grid: pose, smooth invertible warp, own edges and texture.
+
+    The warp is the flow of a stationary random velocity field (scaling and squaring), hence invertible.
+    Fibre directions are carried by the inverse of its Jacobian and normalised (preservation of principal
+    direction, Alexander et al. 2001).
+
+    Parameters
+    ----------
+    atlas
+        On the CPU or another device; the result is on the same one.
+    seed
+        The same seed gives the same person.
+    variation
+        Amplitudes; None for the defaults.
+    """
+    variation = variation or Variation()
+    zooms = np.linalg.norm(atlas.affine[:3, :3], axis=0)
+    pose = _random_pose(stream(seed, 0), atlas, variation)
+    warp_mm = _random_warp(stream(seed, 1), atlas.affine, atlas.shape, variation)
+    moved = warped(atlas, pose, warp_mm)
+    return _individual(moved, stream(seed, 2), zooms, variation)
+
+
+def warped(atlas: Atlas, pose: np.ndarray, warp_mm: torch.Tensor | None = None) -> Atlas:
+    """Return the atlas pulled through x -> pose · (x + warp(x)), world mm, on its own grid.
+
+    Parameters
+    ----------
+    pose
+        (4, 4) world RAS+ map from the new anatomy to the old one.
+    warp_mm
+        (3, X, Y, Z) displacement in world RAS+, mm, or None.
+
+    Raises
+    ------
+    ValueError
+        Where the map folds (its Jacobian determinant is not positive).
+    """
+    device = atlas.brain.device
+    affine = torch.as_tensor(atlas.affine, dtype=torch.float32, device=device)
+    pose = torch.as_tensor(pose, dtype=torch.float32, device=device)
+    world = world_grid(atlas.affine, atlas.shape, device)  # (3, X, Y, Z)
+    jacobian = torch.eye(3, device=device).expand(*atlas.shape, 3, 3)
+    if warp_mm is not None:
+        warp_mm = warp_mm.to(device)
+        world = world + warp_mm
+        slope = torch.stack(torch.gradient(warp_mm, dim=(1, 2, 3)))  # (voxel axis, component, X, Y, Z)
+        jacobian = jacobian + torch.einsum("vcxyz,vw->xyzcw", slope, torch.linalg.inv(affine[:3, :3]))
+    source = torch.einsum("ij,jxyz->ixyz", pose[:3, :3], world) + pose[:3, 3, None, None, None]
+    jacobian = pose[:3, :3] @ jacobian
+    adjugate, determinant = _adjugate(jacobian)
+    if not (determinant > 0).all():
+        raise ValueError(OUT_OF_GRID.format(worst=float(determinant.min())))
+
+    points = voxel_coordinates(source.flatten(1), atlas.affine)  # (3, V)
+    values = sample_mean(_table(atlas), atlas.shape, points[None]).T.reshape(-1, *atlas.shape)
+    return _from_channels(
+        values, atlas.affine, lambda vectors: torch.einsum("xyzij,kjxyz->kixyz", adjugate, vectors)
+    )
+
+
+def resample(atlas: Atlas, affine: np.ndarray, shape, supersample: int = 2) -> Atlas:
+    """Return the atlas on another grid, every voxel the average of supersample³ points inside it.
+
+    Fractions, weights and texture are averaged; directions through the average of their dyadic products.
+
+    Parameters
+    ----------
+    affine, shape
+        Of the new grid: any voxel size, obliqueness and handedness.
+    supersample
+        Points per axis; more for voxels much larger than the atlas's own.
+    """
+    world = torch.stack(
+        [
+            world_grid(affine, shape, atlas.brain.device, offset).flatten(1)
+            for offset in subvoxels(supersample)
+        ]
+    )
+    points = voxel_coordinates(world, atlas.affine)
+    touched = touches(atlas.brain, points)
+    values = torch.zeros((N_CHANNELS, points.shape[2]), device=points.device)
+    values[:, touched] = sample_mean(_table(atlas), atlas.shape, points[:, :, touched]).T
+    return _from_channels(values.reshape(-1, *shape), affine)
+
+
+def touches(brain: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Return (V,) True where any of the points (K, 3, V) lies in or beside the brain (X, Y, Z)."""
+    present = brain[None].float()
+    return torch.stack([sample(present, p)[0] > 0 for p in points]).any(dim=0)
+
+
+def world_grid(affine: np.ndarray, shape, device="cpu", offset=(0.0, 0.0, 0.0)) -> torch.Tensor:
+    """Return world RAS+ coordinates (3, X, Y, Z) of voxel centres, or of points `offset` voxels beside them."""
+    axes = [
+        torch.arange(n, dtype=torch.float32, device=device) + float(o)
+        for n, o in zip(shape, offset, strict=True)
+    ]
+    matrix = torch.as_tensor(np.asarray(affine), dtype=torch.float32, device=device)
+    x, y, z = (axis.reshape([-1 if a == i else 1 for a in range(3)]) for i, axis in enumerate(axes))
+    return torch.stack([m[0] * x + m[1] * y + m[2] * z + m[3] for m in matrix[:3]])
+
+
+def voxel_coordinates(world: torch.Tensor, affine: np.ndarray) -> torch.Tensor:
+    """Return the voxel coordinates (..., 3, V) in a grid with this affine of world points (..., 3, V)."""
+    inverse = torch.as_tensor(np.linalg.inv(affine), dtype=torch.float32, device=world.device)
+    return inverse[:3, :3] @ world + inverse[:3, 3:]
+
+
+def subvoxels(n: int) -> list[np.ndarray]:
+    """Return the n³ offsets (3,), in voxels, that divide a voxel evenly."""
+    steps = (np.arange(n) + 0.5) / n - 0.5
+    return list(np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3))
+
+
+def sample(maps: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Return (C, V) trilinear samples of a few (C, X, Y, Z) maps at voxel coordinates (3, V); zero outside."""
+    size = torch.tensor([n - 1 for n in maps.shape[1:]], dtype=torch.float32, device=points.device).clamp(
+        min=1
+    )
+    grid = (2 * points / size[:, None] - 1).flip(0).T[None, None, None]  # grid_sample wants z, y, x
+    values = F.grid_sample(maps[None], grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+    return values[0, :, 0, 0]
+
+
+def sample_mean(table: torch.Tensor, shape, points: torch.Tensor) -> torch.Tensor:
+    """Return (V, C) averages over K points of trilinear samples of many maps; zero outside.
+
+    All maps of a voxel lie side by side, so that its neighbourhood is one weighted sum of rows: for tens of
+    maps ten times faster than `sample`.
+
+    Parameters
+    ----------
+    table
+        (X * Y * Z, C) maps, voxels in C order.
+    shape
+        (X, Y, Z) of their grid.
+    points
+        (K, 3, V) voxel coordinates.
+    """
+    limits = torch.tensor(shape, device=points.device)[:, None]
+    strides = torch.tensor([shape[1] * shape[2], shape[2], 1], device=points.device)[:, None]
+    out = torch.empty((points.shape[2], table.shape[1]), device=table.device)
+    for start in range(0, points.shape[2], CHUNK_POINTS):
+        piece = points[:, :, start : start + CHUNK_POINTS]
+        low = piece.floor()
+        along, rows, amounts = piece - low, [], []
+        for corner in range(8):
+            step = torch.tensor([corner >> 2 & 1, corner >> 1 & 1, corner & 1], device=points.device)[:, None]
+            index = low.long() + step
+            amount = torch.where(step == 1, along, 1 - along).prod(dim=1)
+            amounts.append(amount * ((index >= 0) & (index < limits)).all(dim=1))
+            rows.append((index.clamp(min=0).minimum(limits - 1) * strides).sum(dim=1))
+        total = F.embedding_bag(
+            torch.cat(rows).T.contiguous(),
+            table,
+            per_sample_weights=torch.cat(amounts).T.contiguous(),
+            mode="sum",
+        )
+        out[start : start + CHUNK_POINTS] = total / len(points)
+    return out
+
+
+def _table(atlas: Atlas) -> torch.Tensor:
+    """Return all maps of an atlas as rows (X * Y * Z, N_CHANNELS) of numbers that may be averaged.
+
+    Dyads are weighted by the tissue that follows them, so that a strong fibre outweighs a faint one.
+    """
+    solid = atlas.fractions[:2].sum(dim=0)
+    dyads = dyadic(atlas.directions) * (atlas.weights * solid)[:, None]
+    maps = [
+        atlas.fractions,
+        atlas.weights * solid,
+        atlas.texture * atlas.brain,
+        atlas.t1w[None],
+        atlas.brain[None].float(),
+        dyads.flatten(0, 1),
+    ]
+    return torch.cat(maps).flatten(1).T.contiguous()
+
+
+def _from_channels(values: torch.Tensor, affine: np.ndarray, turn=lambda vectors: vectors) -> Atlas:
+    """Return the atlas whose averaged maps these are; `turn` acts on the direction vectors."""
+    fractions, weights, texture = values[0:3], values[3:6], values[6:9]
+    occupied = fractions.sum(dim=0)
+    brain = occupied > 0.5
+    # At the rim a voxel is partly outside: what tissue it has counts in full, so that fractions sum to 1.
+    fractions = fractions * brain / occupied.clamp(min=1e-6)
+    weights = weights * brain / values[:2].sum(dim=0).clamp(min=1e-6)
+    dyads = values[11:].reshape(3, 6, -1)
+    directions = torch.zeros((3, 3, *brain.shape), device=values.device)
+    directions[:, :, brain] = principal_directions(dyads[:, :, brain.flatten()])
+    directions = turn(directions)
+    directions = directions / directions.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    texture = texture / values[10].clamp(min=1e-6) * brain
+    return Atlas(
+        fractions,
+        directions,
+        weights,
+        values[9].clamp(0, 1),
+        brain,
+        np.array(affine, dtype=np.float64),
+        texture,
+    )
+
+
+def _individual(atlas: Atlas, rng: np.random.Generator, zooms: np.ndarray, variation: Variation) -> Atlas:
+    """Return the atlas with a person's own tissue edges, microstructure and direction detail."""
+    lengths = variation.detail_length_mm
+    fields = (
+        sum(random_field(rng, 9, atlas.shape, length / zooms) for length in lengths) / len(lengths) ** 0.5
+    )
+    fields = fields.to(atlas.brain.device)
+    odds = variation.sharpness * torch.log(atlas.fractions.clamp(min=1e-4)) + variation.tissue * fields[:3]
+    odds[2] += variation.sulci
+    fractions = torch.softmax(odds, dim=0) * (atlas.fractions > 1e-3)
+    fractions = fractions / fractions.sum(dim=0).clamp(min=1e-6) * atlas.brain
+    axis = np.deg2rad(variation.tilt_degrees) * fields[3:6]  # rotation vectors
+    directions = atlas.directions + torch.linalg.cross(
+        axis[None].expand(3, -1, -1, -1, -1), atlas.directions, dim=1
+    )
+    directions = directions / directions.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    spread = torch.tensor(variation.texture, device=fractions.device)[:, None, None, None]
+    texture = atlas.texture + spread * fields[6:9] * atlas.brain
+    # T1-weighted intensity follows the tissue: what the sharpening changed is added at its usual contrast.
+    contrast = torch.tensor([0.35, 0.0, -0.45], device=fractions.device)[:, None, None, None]
+    t1w = (atlas.t1w + (contrast * (fractions - atlas.fractions)).sum(dim=0)).clamp(0, 1) * atlas.brain
+    return replace(atlas, fractions=fractions, directions=directions, texture=texture, t1w=t1w)
+
+
+def _random_pose(rng: np.random.Generator, atlas: Atlas, variation: Variation) -> np.ndarray:
+    """Return a random (4, 4) world map about the grid's centre."""
+    centre = atlas.affine @ [*((np.array(atlas.shape) - 1) / 2), 1]
+    parameters = np.r_[
+        rng.normal(0, variation.translation_mm, 3), rng.normal(0, variation.rotation_degrees, 3)
+    ]
+    pose = rigid(parameters, centre[:3])
+    pose[:3, :3] = pose[:3, :3] @ np.diag(np.exp(rng.normal(0, variation.scale, 3)))
+    pose[:3, 3] = centre[:3] + parameters[:3] - pose[:3, :3] @ centre[:3]
+    return pose
+
+
+def rigid(parameters, centre_mm) -> np.ndarray:
+    """Return the (4, 4) world map of a rotation about a point and a translation.
+
+    Parameters
+    ----------
+    parameters
+        (6,) translation x, y, z in mm, then rotation about x, y, z in degrees, applied in this order.
+    centre_mm
+        (3,) fixed point of the rotation.
+    """
+    shift, angles = np.asarray(parameters[:3], dtype=np.float64), np.deg2rad(parameters[3:])
+    (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
+    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    matrix = np.eye(4)
+    matrix[:3, :3] = about_z @ about_y @ about_x
+    matrix[:3, 3] = np.asarray(centre_mm) + shift - matrix[:3, :3] @ centre_mm
+    return matrix
+
+
+def _random_warp(rng: np.random.Generator, affine: np.ndarray, shape, variation: Variation) -> torch.Tensor:
+    """Return a diffeomorphic displacement (3, X, Y, Z) in world RAS+, mm.
+
+    Each octave is the flow of its own stationary velocity (Arsigny et al. 2006), integrated in voxel units.
+    """
+    zooms = np.linalg.norm(affine[:3, :3], axis=0)
+    coarse = tuple(-(-n // COARSE) + 1 for n in shape)
+    identity = torch.stack(
+        torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in coarse), indexing="ij")
+    )
+    per_voxel = torch.as_tensor(1 / (zooms * COARSE), dtype=torch.float32)[:, None, None, None]
+    total = torch.zeros((3, *coarse))
+    for amplitude, length in zip(variation.warp_mm, variation.warp_length_mm, strict=True):
+        flow = amplitude * per_voxel * random_field(rng, 3, coarse, length / (zooms * COARSE)) / 2**SQUARINGS
+        for _ in range(SQUARINGS):
+            flow = flow + sample(flow, (identity + flow).flatten(1)).reshape(flow.shape)
+        total = flow + sample(total, (identity + flow).flatten(1)).reshape(flow.shape)
+    linear = torch.as_tensor(affine[:3, :3] * COARSE, dtype=torch.float32)
+    world = torch.einsum("ij,jxyz->ixyz", linear, total)
+    fine = F.interpolate(world[None], scale_factor=COARSE, mode="trilinear", align_corners=False)[0]
+    return fine[:, : shape[0], : shape[1], : shape[2]]
+
+
+def _adjugate(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the adjugates (..., 3, 3), inverses times determinant, and the determinants of 3 x 3 matrices."""
+    a, b, c = matrix.unbind(dim=-1)  # columns
+    rows = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], dim=-2)
+    return rows, (rows[..., 0, :] * a).sum(dim=-1)

@@ -1,0 +1,308 @@
+"""The scanner: what it measures of an anatomy on its own grid, with noise, coil bias, motion and distortion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..dwi.gradients import GradientTable, even_directions
+from ..dwi.series import Scan
+from .anatomy import (
+    random_field,
+    resample,
+    rigid,
+    sample,
+    sample_mean,
+    stream,
+    subvoxels,
+    touches,
+    voxel_coordinates,
+    world_grid,
+)
+from .atlas import Atlas
+from .signal import Tissue, simulate_signal
+
+WHITE_SIGNAL = 1000.0  # scanner units, of white matter on b0
+BIAS_LENGTH_MM = 60.0
+INVERSION_STEPS = 40
+STEEPEST = 0.8  # slope of the displacement, voxel per voxel, up to which the inversion converges
+NOT_INVERTIBLE = (
+    "the displacement field folds: its slope along the phase-encoding axis reaches {worst:.2f} voxel per voxel, "
+    "less than 0.8 is needed; make it smoother or weaker"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class SimulatedScan:
+    """A simulated scan and what is known about it.
+
+    Parameters
+    ----------
+    scan
+        The noisy series with the scanner's gradient table, and the brain mask of the unmoved, undistorted head.
+    clean
+        (X, Y, Z, N) float32: the same without noise, motion and distortion; coil bias included.
+    truth
+        `fractions` (3, X, Y, Z), `directions` (3, 3, X, Y, Z), `weights` (3, X, Y, Z), `sigma` (noise in scanner
+        units), `bias` (X, Y, Z), `motion` (N, 4, 4), `displacement_mm` (X, Y, Z), `noise_free` (X, Y, Z, N: with
+        motion and distortion).
+    """
+
+    scan: Scan
+    clean: np.ndarray
+    truth: dict[str, Any] = field(default_factory=dict)
+
+
+def acquire(
+    atlas: Atlas,
+    gradients: GradientTable,
+    affine: np.ndarray,
+    shape,
+    snr: float,
+    seed: int,
+    motion: np.ndarray | None = None,
+    displacement: np.ndarray | None = None,
+    phase_axis: int = 1,
+    bias: float = 0.1,
+    coils: int = 1,
+    tissue: Tissue | None = None,
+    supersample: int = 2,
+) -> SimulatedScan:
+    """Return the scan of an anatomy.
+
+    The signal is computed on the atlas's grid and then averaged over each of the scanner's voxels, as a scanner
+    does: partial volume, motion between volumes and distortion act on the signal, not on its parameters.
+
+    Parameters
+    ----------
+    atlas
+        The person.
+    gradients
+        N volumes, in the voxel axes of the scan.
+    affine, shape
+        (4, 4) and (X, Y, Z) of the scan: any voxel size, obliqueness and handedness.
+    snr
+        Mean b0 signal of white matter over the noise's standard deviation in one channel; inf for no noise.
+    seed
+        Addresses noise and bias: the same seed, the same data.
+    motion
+        (N, 4, 4) rigid world maps that take the head to where it is in each volume. The table stays the
+        scanner's, so relative to the head the gradients turn too.
+    displacement
+        (X, Y, Z) mm along `phase_axis` (positive towards higher index) by which the signal of each true
+        position is shifted; compressed signal is brighter. A reverse-phase partner gets the negative field.
+    phase_axis
+        Phase-encoding axis of the scan, 0, 1 or 2.
+    bias
+        Standard deviation of the logarithm of the smooth coil sensitivity; 0 for none.
+    coils
+        Receive channels of equal noise combined by sum of squares: Rician noise for 1, non-central chi for more.
+    tissue
+        Microstructure; None for the default.
+    supersample
+        Points per axis over which a voxel's signal is averaged.
+    """
+    affine = np.asarray(affine, dtype=np.float64)
+    shape = tuple(int(s) for s in shape)
+    still = np.eye(4)[None]
+    motion = still if motion is None else np.asarray(motion, dtype=np.float64)
+    shift = None if displacement is None else torch.as_tensor(np.array(displacement, dtype=np.float32))
+    there = resample(atlas, affine, shape, supersample)
+    bias_field = coil_bias(seed, affine, shape, bias)
+
+    def measured(poses: np.ndarray, field_mm: torch.Tensor | None) -> np.ndarray:
+        turns = poses[:, :3, :3] if len(poses) > 1 else None
+        signal = simulate_signal(atlas, gradients, affine, tissue, turns, WHITE_SIGNAL)
+        seen = _measure(signal, atlas, affine, shape, poses, field_mm, phase_axis, supersample)
+        return seen.cpu().numpy() * bias_field.numpy()[..., None]
+
+    clean = measured(still, None)
+    noise_free = clean if len(motion) == 1 and shift is None else measured(motion, shift)
+    sigma = _noise_level(clean, there, gradients, snr)
+    scan = Scan(add_noise(noise_free, sigma, seed, coils), affine, gradients, there.brain.cpu().numpy())
+    truth = {
+        "fractions": there.fractions.cpu().numpy(),
+        "directions": there.directions.cpu().numpy(),
+        "weights": there.weights.cpu().numpy(),
+        "sigma": sigma,
+        "bias": bias_field.numpy(),
+        "motion": np.broadcast_to(motion, (len(gradients), 4, 4)),
+        "displacement_mm": np.zeros(shape, np.float32) if shift is None else shift.numpy(),
+        "noise_free": noise_free,
+    }
+    return SimulatedScan(scan, clean, truth)
+
+
+def add_noise(signal: np.ndarray, sigma: float, seed: int, coils: int = 1) -> np.ndarray:
+    """Return the magnitude of (X, Y, Z, N) signals with complex Gaussian noise in each of the coils.
+
+    For one coil the result is Rician, for n the root of a non-central chi-square with 2 n degrees of freedom.
+    Noise is addressed by seed, volume and coil, so that a volume's noise does not depend on how many there are.
+    """
+    if sigma == 0:
+        return signal.copy()
+    noisy = np.empty_like(signal)
+    amplitude = signal / np.float32(np.sqrt(coils))
+    for volume in range(signal.shape[3]):
+        power = np.zeros(signal.shape[:3], np.float32)
+        for coil in range(coils):
+            real, imaginary = stream(seed, 20, volume, coil).standard_normal(
+                (2, *signal.shape[:3]), dtype=np.float32
+            )
+            power += (amplitude[..., volume] + np.float32(sigma) * real) ** 2 + (
+                np.float32(sigma) * imaginary
+            ) ** 2
+        noisy[..., volume] = np.sqrt(power)
+    return noisy
+
+
+def coil_bias(seed: int, affine: np.ndarray, shape, strength: float) -> torch.Tensor:
+    """Return a smooth multiplicative field (X, Y, Z) with mean logarithm 0 and this standard deviation."""
+    if strength == 0:
+        return torch.ones(tuple(shape))
+    zooms = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
+    return torch.exp(strength * random_field(stream(seed, 21), 1, tuple(shape), BIAS_LENGTH_MM / zooms)[0])
+
+
+def random_motion(
+    seed: int, n: int, centre_mm, translation_mm: float = 0.5, rotation_degrees: float = 0.5
+) -> np.ndarray:
+    """Return (n, 4, 4) rigid world maps of a slow drift with jitter; the first volume is unmoved.
+
+    `translation_mm` and `rotation_degrees` are standard deviations over the scan, per axis.
+    """
+    rng = stream(seed, 22)
+    steps = rng.normal(size=(n, 6)).cumsum(axis=0) / max(n, 1) ** 0.5 + 0.3 * rng.normal(size=(n, 6))
+    path = (steps - steps[0]) * np.r_[np.full(3, translation_mm), np.full(3, rotation_degrees)]
+    return np.stack([rigid(p, centre_mm) for p in path])
+
+
+def susceptibility(affine: np.ndarray, shape, strength_mm: float = 6.0) -> np.ndarray:
+    """Return a displacement (X, Y, Z), mm, as air makes it: strongest above the sinuses and the ear canals.
+
+    Positions are those of an MNI-like head; every source is a Gaussian hump of 15 to 20 mm.
+    """
+    world = world_grid(affine, shape)
+    total = torch.zeros(tuple(shape))
+    for centre, width, weight in (
+        ((0, 48, -22), 18.0, 1.0),
+        ((48, -22, -26), 15.0, -0.6),
+        ((-48, -22, -26), 15.0, -0.6),
+    ):
+        distance = ((world - torch.tensor(centre, dtype=torch.float32)[:, None, None, None]) ** 2).sum(dim=0)
+        total += weight * torch.exp(-distance / (2 * width**2))
+    return (strength_mm * total).numpy()
+
+
+def scan_grid(atlas: Atlas, voxel_mm, shape, rotation: np.ndarray | None = None) -> np.ndarray:
+    """Return the affine (4, 4) of a grid of this size centred on the brain; RAS, or turned by a rotation."""
+    linear = np.diag(np.broadcast_to(np.asarray(voxel_mm, dtype=np.float64), 3))
+    if rotation is not None:
+        linear = rotation @ linear
+    inside = atlas.brain.nonzero().double()
+    middle = ((inside.amin(dim=0) + inside.amax(dim=0)) / 2).cpu().numpy()
+    centre = atlas.affine[:3, :3] @ middle + atlas.affine[:3, 3]
+    affine = np.eye(4)
+    affine[:3, :3] = linear
+    affine[:3, 3] = centre - linear @ ((np.array(shape) - 1) / 2)
+    return affine
+
+
+def protocol(affine: np.ndarray, n_directions: int, n_b0: int, bval: float) -> GradientTable:
+    """Return a table of b0s followed by even directions on one shell, in s/mm², for an image with this affine."""
+    directions = np.concatenate([np.zeros((n_b0, 3)), even_directions(n_directions)])
+    bvals = np.concatenate([np.zeros(n_b0), np.full(n_directions, float(bval))])
+    return GradientTable.from_world(bvals, directions, affine)
+
+
+def demo_like(
+    atlas: Atlas,
+    n_directions: int = 30,
+    n_b0: int = 3,
+    bval: float = 1000,
+    snr: float = 20,
+    seed: int = 0,
+    shape=(96, 112, 72),
+    voxel_mm: float = 2.0,
+    **artefacts,
+) -> SimulatedScan:
+    """Return a single-shell scan of an ordinary protocol; `artefacts` are those of `acquire`."""
+    affine = scan_grid(atlas, voxel_mm, shape)
+    return acquire(atlas, protocol(affine, n_directions, n_b0, bval), affine, shape, snr, seed, **artefacts)
+
+
+def _measure(
+    signal: torch.Tensor,
+    atlas: Atlas,
+    affine: np.ndarray,
+    shape,
+    motion: np.ndarray,
+    shift_mm: torch.Tensor | None,
+    phase_axis: int,
+    supersample: int,
+) -> torch.Tensor:
+    """Return signals (X, Y, Z, N) on the scan's grid: each voxel the mean of points inside it, moved and shifted.
+
+    `signal` (X', Y', Z', N) is on the atlas's grid; `motion` has one pose or N.
+    """
+    device = signal.device
+    seen = torch.stack([world_grid(np.eye(4), shape, device, o).flatten(1) for o in subvoxels(supersample)])
+    density = torch.ones(seen.shape[::2], device=device)  # (K, V)
+    if shift_mm is not None:
+        zoom = float(np.linalg.norm(affine[:3, phase_axis]))
+        seen, density = _undistorted(seen, shift_mm.to(device) / zoom, phase_axis)
+    matrix = torch.as_tensor(affine, dtype=torch.float32, device=device)
+    world = matrix[:3, :3] @ seen + matrix[:3, 3:]  # (K, 3, V)
+    out = torch.zeros((len(seen[0, 0]), signal.shape[3]), device=device)
+    if len(motion) == 1 and shift_mm is None:  # all volumes at once
+        points = voxel_coordinates(world, atlas.affine)
+        touched = touches(atlas.brain, points)
+        table = signal.flatten(0, 2).contiguous()
+        out[touched] = sample_mean(table, atlas.shape, points[:, :, touched])
+        return out.reshape(*shape, -1)
+    for volume in range(signal.shape[3]):
+        pose = motion[volume if len(motion) > 1 else 0]
+        points = voxel_coordinates(world, pose @ atlas.affine)
+        maps = signal[..., volume][None].contiguous()
+        for at, weight in zip(points, density, strict=True):
+            out[:, volume] += weight * sample(maps, at)[0] / len(points)
+    return out.reshape(*shape, -1)
+
+
+def _undistorted(seen: torch.Tensor, shift: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the true positions (K, 3, V) of the signal seen at these voxel coordinates, and its density (K, V).
+
+    Solves r + d(r) = x along one axis by fixed-point iteration at the voxel centres, with d in voxels; the
+    signal of a true stretch dr is seen over dx = (1 + d') dr, so its density is 1 / (1 + d').
+    """
+    slope = torch.gradient(shift, dim=axis)[0]
+    if float(slope.abs().max()) >= STEEPEST:
+        raise ValueError(NOT_INVERTIBLE.format(worst=float(slope.abs().max())))
+    centres = world_grid(np.eye(4), shift.shape, shift.device).flatten(1)
+    back = torch.zeros(centres.shape[1], device=shift.device)
+    for _ in range(INVERSION_STEPS):
+        moved = centres.clone()
+        moved[axis] += back
+        back = -sample(shift[None], moved)[0]
+    back = back.reshape(shift.shape)
+    maps = torch.stack([back, 1 + torch.gradient(back, dim=axis)[0]])  # dr / dx = 1 / (1 + d')
+    true, density = seen.clone(), torch.ones(seen.shape[::2], device=shift.device)
+    for k, points in enumerate(seen):
+        inside = points.clone()  # beyond the outermost voxel centres the field continues
+        for a, n in enumerate(shift.shape):
+            inside[a].clamp_(0, n - 1)
+        moved_by, density[k] = sample(maps, inside)
+        true[k, axis] += moved_by
+    return true, density
+
+
+def _noise_level(clean: np.ndarray, atlas: Atlas, gradients: GradientTable, snr: float) -> float:
+    """Return sigma for which white matter's mean b0 signal is snr times as large."""
+    if not np.isfinite(snr):
+        return 0.0
+    white = (atlas.fractions[0] > 0.8).cpu().numpy()
+    b0 = clean[white][:, gradients.is_b0]
+    return (float(b0.mean()) if b0.size else WHITE_SIGNAL) / snr

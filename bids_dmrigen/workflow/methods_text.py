@@ -1,0 +1,143 @@
+"""The methods text of a publication, from what was really done, and its references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .. import __version__
+from ..methods.base import Citation
+from .plan import RunPlan
+from .settings import Settings
+
+
+def _reference(key: str, author: str, year: int, title: str, journal: str, doi: str) -> Citation:
+    text = f"{author} ({year}). {title}. {journal}. doi:{doi}"
+    fields = {"author": author, "year": year, "title": title, "journal": journal, "doi": doi}
+    body = "".join(f"  {name} = {{{value}}},\n" for name, value in fields.items())
+    return Citation(key, text, f"@article{{{key},\n{body}}}\n")
+
+
+REFERENCES = {
+    citation.key: citation
+    for citation in (
+        _reference("nipype", "Gorgolewski K et al.", 2011,
+                   "Nipype: a flexible, lightweight and extensible neuroimaging data processing framework in Python",
+                   "Frontiers in Neuroinformatics 5:13", "10.3389/fninf.2011.00013"),
+        _reference("pybids", "Yarkoni T et al.", 2019, "PyBIDS: Python tools for BIDS datasets",
+                   "Journal of Open Source Software 4:1294", "10.21105/joss.01294"),
+        _reference("dipy", "Garyfallidis E et al.", 2014,
+                   "Dipy, a library for the analysis of diffusion MRI data",
+                   "Frontiers in Neuroinformatics 8:8", "10.3389/fninf.2014.00008"),
+        _reference("ants", "Avants BB et al.", 2008,
+                   "Symmetric diffeomorphic image registration with cross-correlation",
+                   "Medical Image Analysis 12:26-41", "10.1016/j.media.2007.06.004"),
+        _reference("mppca", "Veraart J et al.", 2016, "Denoising of diffusion MRI using random matrix theory",
+                   "NeuroImage 142:394-406", "10.1016/j.neuroimage.2016.08.016"),
+        _reference("patch2self", "Fadnavis S et al.", 2020,
+                   "Patch2Self: denoising diffusion MRI with self-supervised learning",
+                   "Advances in Neural Information Processing Systems 33", "10.48550/arXiv.2011.01355"),
+        _reference("gibbs", "Kellner E et al.", 2016,
+                   "Gibbs-ringing artifact removal based on local subvoxel-shifts",
+                   "Magnetic Resonance in Medicine 76:1574-1581", "10.1002/mrm.26054"),
+        _reference("reversed", "Andersson JLR et al.", 2003,
+                   "How to correct susceptibility distortions in spin-echo echo-planar images",
+                   "NeuroImage 20:870-888", "10.1016/S1053-8119(03)00336-7"),
+        _reference("fd", "Power JD et al.", 2012,
+                   "Spurious but systematic correlations in functional connectivity MRI networks arise from "
+                   "subject motion",
+                   "NeuroImage 59:2142-2154", "10.1016/j.neuroimage.2011.10.018"),
+        _reference("n4", "Tustison NJ et al.", 2010, "N4ITK: improved N3 bias correction",
+                   "IEEE Transactions on Medical Imaging 29:1310-1320", "10.1109/TMI.2010.2046908"),
+        _reference("mni", "Fonov V et al.", 2011, "Unbiased average age-appropriate atlases for pediatric studies",
+                   "NeuroImage 54:313-327", "10.1016/j.neuroimage.2010.07.033"),
+        _reference("tensor", "Basser PJ et al.", 1994, "MR diffusion tensor spectroscopy and imaging",
+                   "Biophysical Journal 66:259-267", "10.1016/S0006-3495(94)80775-1"),
+        _reference("wls", "Veraart J et al.", 2013,
+                   "Weighted linear least squares estimation of diffusion MRI parameters: "
+                   "strengths, limitations, and pitfalls",
+                   "NeuroImage 81:335-346", "10.1016/j.neuroimage.2013.05.028"),
+    )
+}  # fmt: skip
+
+# step -> sentence; the keys in brackets are references
+SENTENCES = {
+    "denoise": {
+        "mppca": "The series was denoised by Marchenko-Pastur principal component analysis [mppca; dipy].",
+        "patch2self": "The series was denoised with Patch2Self [patch2self; dipy].",
+        "difusion": "The series was denoised with Di-Fusion, trained on the run itself [difusion].",
+    },
+    "gibbs": "Gibbs ringing was removed by local sub-voxel shifts [gibbs].",
+    "susceptibility": "Susceptibility distortion was estimated from a pair of b0 images with opposite phase encoding "
+    "as a displacement along the phase-encoding axis [reversed], with intensity modulation.",
+    "motion": "Head motion and eddy currents were corrected by registering every volume, rigidly and then with an "
+    "affine transform, to a reference of its own shell that was re-estimated once [ants]; the b-vectors were "
+    "turned accordingly, and framewise displacement was computed [fd].",
+    "bias": "The bias field was estimated on the mean b0 with N4 [n4] and divided out of every volume.",
+}
+INTERPOLATED_ONCE = "All transforms were composed and applied in one interpolation."
+
+
+def paragraphs(settings: Settings, plans: Sequence[RunPlan]) -> list[str]:
+    """Return the methods text as paragraphs, with [key; key] where a reference belongs.
+
+    Parameters
+    ----------
+    settings
+        Of the call.
+    plans
+        Of the runs that the text is about; a step is told when at least one run had it.
+    """
+    sound = [plan for plan in plans if not plan.fault]
+
+    def some(step: str) -> bool:
+        return any(plan.does(step) for plan in sound)
+
+    text = [
+        f"Results were made with bids_dmrigen {__version__}, a BIDS App built on Nipype [nipype], PyBIDS [pybids], "
+        "DIPY [dipy] and ANTs [ants]."
+    ]
+    steps = []
+    if some("denoise"):
+        steps.append(SENTENCES["denoise"][settings.denoiser])
+    steps += [SENTENCES[step] for step in ("gibbs", "susceptibility", "motion") if some(step)]
+    if some("susceptibility") or some("motion"):
+        steps.append(INTERPOLATED_ONCE)
+    steps += [SENTENCES["bias"]] if some("bias") else []
+    text.append(" ".join(steps) or "The series were used as they were given.")
+    if some("normalize"):
+        with_t1w = any(plan.run.t1w for plan in sound)
+        route = "rigidly to its T1w image and from there" if with_t1w else "directly"
+        also = "; runs without a T1w image were registered directly" if with_t1w else ""
+        text.append(f"Each run was registered {route} to the template by SyN [ants; mni]{also}.")
+    if some("maps"):
+        text.append("Tensor maps were fitted by weighted linear least squares [tensor; wls].")
+    return text + _method_paragraphs(settings)
+
+
+def _method_paragraphs(settings: Settings) -> list[str]:
+    from ..methods import METHODS
+
+    return [
+        f"{METHODS[name].spec.summary} [{METHODS[name].spec.citation.key}] Its outputs are synthetic data: "
+        f"{settings.n_samples} sample(s), seed {settings.seed}, network size {settings.size}, "
+        f"{METHODS[name].spec.samplers[settings.sampler]} sampler."
+        for name in settings.methods
+    ]
+
+
+def citations(text: Sequence[str]) -> list[Citation]:
+    """Return the references that a text names, in order of first mention."""
+    import re
+
+    from ..methods import METHODS
+
+    known = {**REFERENCES, **{m.spec.citation.key: m.spec.citation for m in METHODS.values()}}
+    keys = [k for group in re.findall(r"\[([\w; ]+)\]", " ".join(text)) for k in group.split("; ")]
+    return [known[key] for key in dict.fromkeys(keys) if key in known]
+
+
+def as_markdown(settings: Settings, plans: Sequence[RunPlan]) -> str:
+    """Return the methods text with its references, as Markdown."""
+    text = paragraphs(settings, plans)
+    references = "\n".join(f"- [{c.key}] {c.text}" for c in citations(text))
+    return "\n\n".join(text) + "\n\n### References\n\n" + references + "\n"

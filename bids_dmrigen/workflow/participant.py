@@ -1,0 +1,315 @@
+"""The participant level: one graph per run, all of them executed together, failures kept apart."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..bids.sidecars import bids_uri, image_sidecar
+from .plan import Output, RunPlan
+from .settings import Settings, SettingsError
+
+RUN_NODE = re.compile(r"^Node: participant\.(?P<run>run_\w+)\.(?P<node>[\w.]+)", re.MULTILINE)
+LAST_ERROR = re.compile(r"^\s*(?P<kind>[\w.]*(?:Error|Exception|BrokenProcessPool)): (?P<text>.+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class RunError:
+    """Why a run is not complete."""
+
+    step: str
+    message: str
+    log: Path | None = None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the whole call may use."""
+
+    n_cpus: int
+    threads: int  # of one step
+    memory_gb: float
+
+
+def execute(
+    plans: Sequence[RunPlan],
+    settings: Settings,
+    template: str,
+    links: Mapping[str, Path],
+    resources: Resources,
+) -> dict[str, RunError]:
+    """Run every plan; return the runs that did not complete, by name.
+
+    Parameters
+    ----------
+    plans
+        Of all runs, faulty ones included.
+    settings
+        Of this call.
+    template
+        TemplateFlow name of the template.
+    links
+        Names and roots of the input datasets.
+    resources
+        Processors and memory.
+    """
+    from nipype import config, logging
+    from nipype.pipeline import engine as pe
+
+    logs = settings.out_dir / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    config.update_config({
+        "execution": {
+            "crashdump_dir": str(logs),
+            "crashfile_format": "txt",
+            "poll_sleep_duration": 0.05,
+            "stop_on_first_crash": settings.stop_on_first_crash,
+            "hash_method": "timestamp",
+            "create_report": False,
+            "check_version": False,
+            "remove_unnecessary_outputs": False,
+        },
+        "logging": {"workflow_level": LEVELS[min(settings.verbose, 2)]},
+    })  # fmt: skip
+    config.update_config({"logging": {"interface_level": "ERROR", "utils_level": "ERROR"}})
+    logging.update_logging(config)
+
+    wf = pe.Workflow(name="participant", base_dir=str(settings.work))
+    sound = [plan for plan in plans if not plan.fault]
+    for plan in sound:
+        wf.add_nodes([init_run_wf(plan, template=template, links=links, threads=resources.threads)])
+    if sound:
+        plugin, arguments = _plugin(settings, resources, _weights(wf, sound))
+        try:
+            wf.run(plugin=plugin, plugin_args=arguments)
+        except RuntimeError as error:
+            # Nipype raises after the other nodes have run; each failed node left a crash file to read below.
+            if not logs.is_dir():
+                raise RuntimeError(f"the workflow could not start: {error}") from error
+    return {**unfinished(plans, settings.out_dir), **_crashes(logs, plans)}
+
+
+LEVELS = ("CRITICAL", "INFO", "DEBUG")
+
+
+def unfinished(plans: Sequence[RunPlan], out_dir: Path) -> dict[str, RunError]:
+    """Return the runs whose plan has a fault or whose promised files are not all there."""
+    errors = {}
+    for plan in plans:
+        missing = [o.path.name for o in plan.outputs if not (out_dir / o.path).is_file()]
+        if plan.fault:
+            errors[plan.run.name] = RunError("checks", plan.fault)
+        elif missing:
+            errors[plan.run.name] = RunError("outputs", f"{len(missing)} promised files are missing: {missing[:3]}")
+    return errors
+
+
+def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], threads: int):
+    """Return the graph of one run, from the acquired series to stored results.
+
+    Parameters
+    ----------
+    plan
+        Of the run.
+    template
+        TemplateFlow name of the template.
+    links
+        Names and roots of the input datasets, for BIDS URIs.
+    threads
+        Of one step.
+    """
+    from nipype.pipeline import engine as pe
+
+    from .generate import generate_node
+    from .normalize import normalize_node
+    from .preprocess import init_preprocess_wf
+    from .report import add_report_nodes
+
+    wf = pe.Workflow(name=plan.node_name)
+    preprocess = init_preprocess_wf(plan, threads=threads)
+    pre = {name: (preprocess, f"output.{name}") for name in preprocess.get_node("output").inputs.get()}
+    ports = {
+        ("preproc",): pre["out_file"],
+        ("preproc_bval",): pre["out_bval"],
+        ("preproc_bvec",): pre["out_bvec"],
+        ("dwiref",): pre["reference"],
+        ("mask",): pre["mask"],
+        ("confounds",): pre["confounds"],
+    }
+    series = {"preproc": [pre[f"out_{part}"] for part in ("file", "bval", "bvec")]}
+    records = {}
+    for method in plan.settings.methods:
+        node = generate_node(plan, method, threads=threads)
+        _connect_series(wf, series["preproc"], pre["mask"], node)
+        series[method] = [(node, f"out_{part}") for part in ("file", "bval", "bvec")]
+        records[method] = (node, "out_sidecar")
+        for key, port in zip(("generated", "generated_bval", "generated_bvec"), series[method], strict=True):
+            ports[(key, method)] = port
+        for key, part in (("spread", "std"), ("spread_bval", "bval"), ("spread_bvec", "bvec")):
+            ports[(key, method)] = (node, f"out_{part}")
+    if plan.does("maps"):
+        for source in series:
+            node = _maps_node(wf, plan, source, series[source], pre["mask"], threads)
+            for param in MAP_PORTS:
+                ports[("map", source, param)] = (node, param)
+    if plan.does("normalize"):
+        node = normalize_node(plan, threads=threads)
+        wf.connect([
+            (preprocess, node, [("output.reference", "in_reference"), ("output.mask", "in_mask")]),
+        ])  # fmt: skip
+        if ("map", "preproc", "fa") in ports:
+            wf.connect(*ports[("map", "preproc", "fa")], node, "in_fa")
+        for key in ("to_t1w", "from_t1w", "to_template", "from_template"):
+            ports[(key,)] = (node, f"out_{key}")
+        ports[("normalize_report",)] = (node, "out_report")
+    ports[("metrics",)] = add_report_nodes(wf, plan, pre, ports, records)
+    for group, outputs in _groups(plan.outputs).items():
+        _add_sink(wf, plan, group, outputs, ports, records.get(group), template, links)
+    return wf
+
+
+MAP_PORTS = ("fa", "md", "ad", "rd", "dec", "tensor")
+
+
+def _connect_series(wf, series, mask, node) -> None:
+    for part, port in zip(("file", "bval", "bvec"), series, strict=True):
+        wf.connect(*port, node, f"in_{part}")
+    wf.connect(*mask, node, "in_mask")
+
+
+def _maps_node(wf, plan: RunPlan, source: str, series, mask, threads: int):
+    from nipype.pipeline import engine as pe
+
+    from ..interfaces.maps import TensorMaps
+
+    node = pe.Node(
+        TensorMaps(b0_threshold=plan.settings.b0_threshold, num_threads=threads),
+        name=f"maps_{source}",
+        mem_gb=1.0 + 2 * plan.volume_gb,
+        n_procs=threads,
+    )
+    _connect_series(wf, series, mask, node)
+    return node
+
+
+def _port_key(output: Output) -> tuple[str, ...]:
+    owner = output.fields.get("source") or output.fields.get("method")
+    return tuple(part for part in (output.key, owner, output.fields.get("param")) if part)
+
+
+def _groups(outputs: Sequence[Output]) -> dict[str, list[Output]]:
+    """Sort outputs by what made them: one sink per method, so that a failing method loses nothing else."""
+    groups: dict[str, list[Output]] = {}
+    for output in outputs:
+        owner = output.fields.get("source") or output.fields.get("method")
+        if owner is None:
+            normalized = output.key in ("to_t1w", "from_t1w", "to_template", "from_template")
+            owner = "normalize" if normalized else "metrics" if output.key == "metrics" else "preproc"
+        groups.setdefault(owner, []).append(output)
+    return groups
+
+
+def _add_sink(wf, plan: RunPlan, group: str, outputs, ports, record, template: str, links) -> None:
+    from nipype.interfaces.utility import Merge
+    from nipype.pipeline import engine as pe
+
+    from ..interfaces.sink import Sink
+
+    raw = [bids_uri(plan.run.image, links)]
+    own = {o.fields.get("method", "preproc"): f"bids::{o.path.as_posix()}" for o in plan.outputs
+           if o.key in ("preproc", "generated")}  # fmt: skip
+    files = pe.Node(Merge(len(outputs)), name=f"collect_{group}", run_without_submitting=True)
+    sink = pe.Node(Sink(out_dir=str(plan.settings.out_dir.resolve())), name=f"sink_{group}",
+                   mem_gb=0.3 + 2 * plan.volume_gb)  # fmt: skip
+    sidecars = []
+    for number, output in enumerate(outputs, 1):
+        wf.connect(*ports[_port_key(output)], files, f"in{number}")
+        source = own.get(output.fields.get("source", ""))
+        sources = [source] if source else raw if output.key == "preproc" else [own["preproc"]]
+        is_data = output.key != "metrics"
+        sidecars.append(image_sidecar(output.key, sources, template=template, **output.fields) if is_data else {})
+    sink.inputs.targets = [output.path.as_posix() for output in outputs]
+    sink.inputs.sidecars = sidecars
+    wf.connect(files, "out", sink, "in_files")
+    if record:
+        wf.connect(*record, sink, "in_record")
+
+
+def _plugin(settings: Settings, resources: Resources, weights: Mapping[str, tuple[str, str, float]]):
+    """Return the execution plugin and its arguments."""
+    from .plugin import ResilientMultiProcPlugin
+    from .progress import Progress
+
+    arguments = {"status_callback": Progress(weights), **_plugin_file(settings.nipype_plugin_file)}
+    if settings.nipype_plugin:
+        return settings.nipype_plugin, arguments
+    gpus = _gpu_count(settings.device)
+    arguments = {
+        "n_procs": resources.n_cpus,
+        "memory_gb": resources.memory_gb,
+        "n_gpu_procs": gpus,
+        "raise_insufficient": False,
+        # Forking a process that has threads can hang; a fork server has none.
+        "mp_context": "forkserver",
+        **arguments,
+    }
+    return ResilientMultiProcPlugin(arguments), None
+
+
+def _gpu_count(device: str) -> int:
+    if device == "cpu":
+        return 0
+    import torch
+
+    return 1 if ":" in device else torch.cuda.device_count()
+
+
+def _plugin_file(path: Path | None) -> dict:
+    if path is None:
+        return {}
+    try:
+        text = path.read_text()
+        document = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"--nipype-plugin-file {path}: {error}") from None
+    return document.get("plugin_args", document)
+
+
+def _weights(wf, plans: Sequence[RunPlan]) -> dict[str, tuple[str, str, float]]:
+    """Return (run, step, weight) of every node that a person would call a step, by its full name."""
+    from .progress import GENERATE, STEPS
+
+    by_node = {plan.node_name: plan for plan in plans}
+    weights = {}
+    for name in wf.list_node_names():
+        run, _, node = name.partition(".")
+        plan, node = by_node[run], node.split(".")[-1]
+        if node.startswith("generate_"):
+            title, seconds = GENERATE[0].format(node.removeprefix("generate_")), GENERATE[1]
+        elif node in STEPS:
+            title, seconds = STEPS[node]
+        else:
+            continue
+        # Ten million float32 values are 0.04 GB.
+        weights[f"participant.{name}"] = (plan.run.name, title, seconds * plan.volume_gb / 0.04)
+    return weights
+
+
+def _crashes(logs: Path, plans: Sequence[RunPlan]) -> dict[str, RunError]:
+    """Return one error per crashed run: the message of the first node that failed."""
+    by_node = {plan.node_name: plan.run.name for plan in plans}
+    errors = {}
+    for log in sorted(logs.glob("crash-*.txt"), key=lambda p: p.stat().st_mtime):
+        text = log.read_text(errors="replace")
+        node = RUN_NODE.search(text)
+        if not node or node["run"] not in by_node:
+            continue
+        found = LAST_ERROR.findall(text)
+        message = found[-1][1] if found else text.strip().splitlines()[-1]
+        errors.setdefault(by_node[node["run"]], RunError(node["node"].split(".")[-1], message, log))
+    return errors

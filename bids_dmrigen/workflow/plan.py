@@ -1,0 +1,219 @@
+"""What will be done with each run and why: decided from headers and b-tables, before anything is computed.
+
+The plan is what `--dry-run` prints, what the graph is built from, and what the end of the call is checked against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..bids import names
+from ..bids.query import Run
+from .settings import Settings
+from ..dwi.gradients import GradientError, GradientTable
+from ..dwi.series import ScanError
+
+MIN_SLICES = 8  # fewer voxels along an axis: nothing that three-dimensional registration could hold on to
+MIN_TENSOR_DIRECTIONS = 6
+TRANSFORM_KEYS = ("to_template", "from_template")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a run: whether it is done, and why or how."""
+
+    active: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Output:
+    """One promised file of a run."""
+
+    key: str  # of the table of names
+    fields: Mapping[str, str]
+    path: Path  # relative to the derivative dataset
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything decided about a run."""
+
+    run: Run
+    settings: Settings
+    shape: tuple[int, ...] = ()
+    gradients: GradientTable | None = None
+    steps: Mapping[str, Step] | None = None
+    outputs: tuple[Output, ...] = ()
+    warnings: tuple[str, ...] = ()
+    fault: str | None = None
+
+    @property
+    def node_name(self) -> str:
+        """The run's name as Nipype allows it: letters, digits and underscores."""
+        return "run_" + "".join(c if c.isalnum() else "_" for c in self.run.name)
+
+    def does(self, step: str) -> bool:
+        """Return whether a step is part of this plan."""
+        return self.steps is not None and self.steps[step].active
+
+    @property
+    def volume_gb(self) -> float:
+        """Size of the series in memory as float32, GB."""
+        return float(np.prod(self.shape)) * 4 / 1e9
+
+
+def plan_run(run: Run, settings: Settings, template: str) -> RunPlan:
+    """Return the plan of a run; where it cannot be processed, a plan with nothing but its fault.
+
+    Parameters
+    ----------
+    run
+        From `bids.query`.
+    settings
+        Of this call.
+    template
+        TemplateFlow name of the template.
+    """
+    if run.fault:
+        return RunPlan(run, settings, fault=run.fault)
+    try:
+        shape, gradients = _inspect(run, settings.b0_threshold)
+        warnings = [w for name in settings.methods for w in _method_warnings(name, shape, gradients)]
+    except (ScanError, GradientError) as error:
+        return RunPlan(run, settings, fault=str(error))
+    steps = _steps(run, settings, shape, gradients)
+    outputs = tuple(_outputs(run, settings, steps, template))
+    return RunPlan(run, settings, shape, gradients, steps, outputs, (*run.notes, *warnings))
+
+
+def _inspect(run: Run, b0_threshold: float) -> tuple[tuple[int, ...], GradientTable]:
+    """Return shape and gradients; raise where they do not describe a diffusion series."""
+    import nibabel as nib
+
+    from ..dwi.series import NO_B0
+    from ..interfaces.io import read_gradients
+
+    try:
+        image = nib.load(run.image)
+    except Exception as error:
+        raise ScanError(f"{run.image}: cannot be read as an image ({error}); copy it anew") from error
+    if len(image.shape) != 4:
+        raise ScanError(
+            f"{run.image}: expected a 4-D series (x, y, z, volume), found shape {image.shape}; "
+            "a single volume is no diffusion series"
+        )
+    if abs(np.linalg.det(image.affine[:3, :3])) < 1e-6:
+        raise ScanError(f"{run.image}: the affine is singular; the header's geometry is broken")
+    gradients = read_gradients(run.bval, run.bvec, image.shape[3], b0_threshold)
+    if not gradients.is_b0.any():
+        raise ScanError(f"{run.bval}: " + NO_B0.format(threshold=b0_threshold, lowest=gradients.bvals.min()))
+    if gradients.is_b0.all():
+        raise ScanError(f"{run.bval}: all {len(gradients)} volumes are b0 (b <= {b0_threshold:g} s/mm²)")
+    return image.shape, gradients
+
+
+def _method_warnings(name: str, shape: tuple[int, ...], gradients: GradientTable) -> list[str]:
+    """Ask the method itself; a scan without voxel values is enough for it."""
+    from ..dwi.series import Scan
+    from ..methods import METHODS
+
+    empty = np.zeros((1, 1, 1, shape[3]), np.float32)
+    return METHODS[name].spec.check(Scan(empty, np.eye(4), gradients, np.ones((1, 1, 1), bool)))
+
+
+def _steps(run: Run, settings: Settings, shape: tuple[int, ...], gradients: GradientTable) -> dict[str, Step]:
+    flat = min(shape[:3]) < MIN_SLICES
+    too_flat = f"the image has {min(shape[:3])} slices along one axis, registration needs {MIN_SLICES}"
+    off = None
+    if run.preprocessed:
+        off = "the run is preprocessed already"
+    elif settings.skip_preprocessing:
+        off = "--skip-preprocessing"
+    n_directions = int((~gradients.is_b0).sum())
+
+    def step(wanted: bool, flag: str, how: str, obstacle: str | None = None) -> Step:
+        reason = off or (None if wanted else flag) or obstacle
+        return Step(reason is None, reason or how)
+
+    sdc_note = next((n for n in run.notes if n.startswith("susceptibility: ")), "susceptibility: no partner")
+    partner = f"from {run.partner.image.name}" if run.partner else ""
+    steps = {
+        "denoise": step(settings.denoiser != "none", "--denoise none", settings.denoiser),
+        "gibbs": step(settings.gibbs, "--no-gibbs", "sub-voxel shifts",
+                      too_flat if min(shape[:2]) < MIN_SLICES else None),
+        "susceptibility": step(settings.sdc, "--no-sdc", partner,
+                               (None if run.partner else sdc_note.removeprefix("susceptibility: "))
+                               or (too_flat if flat else None)),
+        "motion": step(settings.motion, "--no-motion", "rigid, then affine, per volume",
+                       too_flat if flat else None),
+        "bias": step(settings.bias, "--no-bias", "N4", too_flat if flat else None),
+    }  # fmt: skip
+    own_mask = run.mask is not None and not settings.skip_preprocessing
+    steps["mask"] = Step(not own_mask, "given with the run" if own_mask else "from b0 and mean DWI")
+    steps["normalize"] = Step(not flat, too_flat if flat else _normalization(run))
+    enough = n_directions >= MIN_TENSOR_DIRECTIONS
+    steps["maps"] = Step(
+        enough, "weighted least squares" if enough else f"{n_directions} directions; a tensor needs 6"
+    )
+    for method in settings.methods:
+        steps[method] = Step(True, f"{settings.size}, {settings.sampler} sampler")
+    return steps
+
+
+def _normalization(run: Run) -> str:
+    return f"b0 to {run.t1w.name}, T1w to template" if run.t1w else "no T1w; b0 and FA to template"
+
+
+def _outputs(run: Run, settings: Settings, steps: Mapping[str, Step], template: str):
+    def output(key: str, **fields: str) -> Output:
+        return Output(key, fields, names.output_path(run.entities, key, **fields))
+
+    for key in ("preproc", "preproc_bval", "preproc_bvec", "dwiref", "mask"):
+        yield output(key)
+    if steps["motion"].active:
+        yield output("confounds")
+    if steps["normalize"].active:
+        for key in TRANSFORM_KEYS:
+            yield output(key, template=template)
+        if run.t1w:
+            yield output("to_t1w")
+            yield output("from_t1w")
+    if steps["maps"].active:
+        for param in names.TENSOR_MAPS:
+            yield output("map", param=param, source="preproc")
+    for method in settings.methods:
+        yield from _method_outputs(output, settings, method, steps["maps"].active)
+    yield output("metrics")
+
+
+def _method_outputs(output, settings: Settings, method: str, maps: bool):
+    from ..methods import METHODS
+
+    title = METHODS[method].spec.title
+    for key in ("generated", "generated_bval", "generated_bvec"):
+        yield output(key, method=method, title=title)
+    if settings.n_samples > 1:
+        for key in ("spread", "spread_bval", "spread_bvec"):
+            yield output(key, method=method, title=title)
+    if maps:
+        for param in names.TENSOR_MAPS:
+            yield output("map", param=param, source=method)
+
+
+def describe(plan: RunPlan) -> list[str]:
+    """Return the plan as lines for `--dry-run`."""
+    lines = [plan.run.name]
+    if plan.fault:
+        return [*lines, f"  cannot be processed: {plan.fault}"]
+    shells = ", ".join(f"{len(v)} at b={b:.0f}" for b, v in plan.gradients.shells())
+    grid = "x".join(str(n) for n in plan.shape[:3])
+    lines.append(f"  {grid}, {int(plan.gradients.is_b0.sum())} b0, {shells}")
+    for name, step in plan.steps.items():
+        lines.append(f"  {'does' if step.active else 'skips'} {name}: {step.reason}")
+    lines += [f"  warning: {w}" for w in plan.warnings]
+    return lines + [f"  writes {output.path.as_posix()}" for output in plan.outputs]

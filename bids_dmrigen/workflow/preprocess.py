@@ -1,0 +1,212 @@
+"""The preprocessing graph of one run: what the plan says, in the order of the physics, interpolated once."""
+
+from __future__ import annotations
+
+from nipype.interfaces import utility as niu
+from nipype.pipeline import engine as pe
+
+from .plan import RunPlan
+
+SERIES = ("file", "bval", "bvec")
+
+
+def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
+    """Return the graph from the acquired series to the preprocessed one.
+
+    Parameters
+    ----------
+    plan
+        Of the run; each step that it leaves out is absent from the graph.
+    threads
+        Of one step.
+
+    Outputs
+    -------
+    out_file, out_bval, out_bvec
+        Preprocessed series on the acquired grid, b-vectors turned.
+    raw_file, raw_bval, raw_bvec
+        The acquired series, conformed.
+    reference, mask, sigma
+        Mean b0, brain mask, noise standard deviation in scanner units.
+    confounds, field, field_report, corrected_b0, corrected_opposite
+        Of motion and susceptibility correction, where they are done.
+    """
+    from ..interfaces.conform import Conform, MeanB0
+    from ..interfaces.denoise import Denoise
+
+    run, settings = plan.run, plan.settings
+    wf = pe.Workflow(name="preprocess")
+    output = pe.Node(niu.IdentityInterface(OUTPUTS), name="output")
+    memory = 0.5 + 4 * plan.volume_gb
+
+    conform = pe.Node(
+        Conform(
+            in_file=str(run.image),
+            in_bval=str(run.bval),
+            in_bvec=str(run.bvec),
+            b0_threshold=settings.b0_threshold,
+        ),
+        name="conform",
+        mem_gb=memory,
+    )
+    series = _series(conform)
+    wf.connect([(conform, output, [("out_file", "raw_file"), ("out_bval", "raw_bval"), ("out_bvec", "raw_bvec")])])
+
+    if plan.does("denoise") and settings.denoiser == "difusion":
+        from .generate import generate_node
+
+        denoise = generate_node(plan, "difusion", threads=threads, name="denoise")
+        _feed(wf, series, denoise)
+        series = _series(denoise)
+    # Measured even where nothing is denoised: reports and methods need the noise level.
+    level = settings.denoiser if plan.does("denoise") and settings.denoiser != "difusion" else "none"
+    noise = pe.Node(
+        Denoise(method=level, b0_threshold=settings.b0_threshold, num_threads=threads),
+        name="noise",
+        mem_gb=memory + 4 * plan.volume_gb,
+        n_procs=threads,
+    )
+    _feed(wf, _series(conform) if level == "none" else series, noise)
+    wf.connect(noise, "out_sigma", output, "sigma")
+    if level != "none":
+        series = {**series, "file": (noise, "out_file")}
+
+    if plan.does("gibbs"):
+        series = _add_gibbs(wf, plan, series, threads, memory)
+    series = _add_alignment(wf, plan, series, output, threads, memory)
+
+    reference = pe.Node(MeanB0(b0_threshold=settings.b0_threshold), name="reference", mem_gb=memory)
+    _feed(wf, series, reference)
+    mask = _add_mask(wf, plan, series, output, threads, memory)
+    if plan.does("bias"):
+        series = _add_bias(wf, plan, series, mask, threads, memory)
+        final = pe.Node(MeanB0(b0_threshold=settings.b0_threshold), name="reference_unbiased", mem_gb=memory)
+        _feed(wf, series, final)
+        reference = final
+    wf.connect(reference, "out_file", output, "reference")
+    for part in SERIES:
+        wf.connect(*series[part], output, f"out_{part}")
+    return wf
+
+
+OUTPUTS = [
+    *(f"out_{part}" for part in SERIES),
+    *(f"raw_{part}" for part in SERIES),
+    *("reference", "mask", "sigma", "confounds"),
+    *("field", "field_report", "corrected_b0", "corrected_opposite"),
+]
+
+
+def _series(node: pe.Node) -> dict:
+    return {part: (node, f"out_{part}") for part in SERIES}
+
+
+def _feed(wf: pe.Workflow, series: dict, node: pe.Node) -> None:
+    """Connect a series to a node's in_file, in_bval and in_bvec."""
+    for part in SERIES:
+        wf.connect(*series[part], node, f"in_{part}")
+
+
+def _add_gibbs(wf: pe.Workflow, plan: RunPlan, series: dict, threads: int, memory: float) -> dict:
+    from ..interfaces.denoise import Degibbs
+
+    node = pe.Node(
+        Degibbs(slice_axis=slice_axis(plan.run.metadata), num_threads=threads),
+        name="gibbs",
+        mem_gb=memory + 0.5,
+        n_procs=threads,
+    )
+    wf.connect(*series["file"], node, "in_file")
+    return {**series, "file": (node, "out_file")}
+
+
+def _add_alignment(
+    wf: pe.Workflow, plan: RunPlan, series: dict, output: pe.Node, threads: int, memory: float
+) -> dict:
+    """Susceptibility, head motion and eddy currents: estimated apart, applied in one interpolation."""
+    from ..interfaces.motion import HeadMotion
+    from ..interfaces.resample import Resample
+    from ..interfaces.susceptibility import Susceptibility
+
+    run, settings = plan.run, plan.settings
+    if not plan.does("susceptibility") and not plan.does("motion"):
+        return series
+    common = {"num_threads": threads, "b0_threshold": settings.b0_threshold}
+    if run.phase_encoding:
+        common["phase_encoding_direction"] = run.phase_encoding
+    resample = pe.Node(Resample(**common), name="resample", mem_gb=memory, n_procs=1)
+    _feed(wf, series, resample)
+    if plan.does("motion"):
+        motion = pe.Node(HeadMotion(**common, random_seed=settings.seed + 1), name="motion",
+                         mem_gb=memory + 0.5, n_procs=threads)  # fmt: skip
+        _feed(wf, series, motion)
+        wf.connect([
+            (motion, resample, [("out_transforms", "in_transforms")]),
+            (motion, output, [("out_confounds", "confounds")]),
+        ])  # fmt: skip
+    if plan.does("susceptibility"):
+        partner = run.partner
+        field = pe.Node(
+            Susceptibility(
+                **common,
+                opposite_file=str(partner.image),
+                opposite_direction=partner.direction,
+                random_seed=settings.seed + 1,
+            ),
+            name="susceptibility",
+            mem_gb=memory + 0.5,
+            n_procs=threads,
+        )
+        if partner.bval:
+            field.inputs.opposite_bval, field.inputs.opposite_bvec = str(partner.bval), str(partner.bvec)
+        _feed(wf, series, field)
+        wf.connect([
+            (field, resample, [("out_field", "in_field")]),
+            (field, output, [
+                ("out_field", "field"),
+                ("out_report", "field_report"),
+                ("out_corrected_b0", "corrected_b0"),
+                ("out_corrected_opposite", "corrected_opposite"),
+            ]),
+        ])  # fmt: skip
+    return _series(resample)
+
+
+def _add_mask(
+    wf: pe.Workflow, plan: RunPlan, series: dict, output: pe.Node, threads: int, memory: float
+) -> tuple[pe.Node, str]:
+    from ..interfaces.brain import BrainMask
+
+    if plan.does("mask"):
+        node = pe.Node(
+            BrainMask(b0_threshold=plan.settings.b0_threshold, num_threads=threads), name="mask", mem_gb=memory
+        )
+        _feed(wf, series, node)
+    else:
+        node = pe.Node(niu.IdentityInterface(["out_mask"]), name="mask")
+        node.inputs.out_mask = str(plan.run.mask)
+    wf.connect(node, "out_mask", output, "mask")
+    return node, "out_mask"
+
+
+def _add_bias(
+    wf: pe.Workflow, plan: RunPlan, series: dict, mask: tuple[pe.Node, str], threads: int, memory: float
+) -> dict:
+    from ..interfaces.brain import BiasField
+
+    node = pe.Node(
+        BiasField(
+            b0_threshold=plan.settings.b0_threshold, num_threads=threads, random_seed=plan.settings.seed + 1
+        ),
+        name="bias",
+        mem_gb=memory + 0.3,
+        n_procs=threads,
+    )
+    _feed(wf, series, node)
+    wf.connect(*mask, node, "in_mask")
+    return {**series, "file": (node, "out_file")}
+
+
+def slice_axis(metadata: dict) -> int:
+    """Return the voxel axis along which slices were acquired; the third where the sidecar does not say."""
+    return "ijk".find(str(metadata.get("SliceEncodingDirection", "k"))[0]) % 3

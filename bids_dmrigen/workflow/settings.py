@@ -1,0 +1,264 @@
+"""Every setting of the BIDS App, once: type, default, help and group. The parser and the TOML file come from here."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+ANALYSIS_LEVELS = ("participant", "group")
+METHODS = ("difusion",)  # names alone: importing the registry costs seconds; a test keeps the two equal
+DENOISERS = ("mppca", "patch2self", "difusion", "none")
+
+GROUPS = {
+    "selection": "which runs of the dataset",
+    "methods": "what is generated, and how",
+    "preprocessing": "what happens before; each step is skipped, with a reason, where the data do not allow it",
+    "atlases": "templates; the default is embedded and needs no files",
+    "resources": "processors, memory, accelerators, cluster",
+    "running": "how this command runs",
+}
+
+
+class SettingsError(ValueError):
+    """A setting that makes no sense, with what was expected."""
+
+
+def option(group: str, text: str, default: Any = MISSING, *, flag: str | None = None, **argparse: Any) -> Any:
+    """Declare a setting: its group and help, and what argparse needs to know beyond its type."""
+    metadata = {"group": group, "help": text, "flag": flag, "argparse": argparse}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of one call."""
+
+    bids_dir: Path
+    out_dir: Path
+    analysis_level: str
+
+    # -- selection
+    participant_label: tuple[str, ...] = option(
+        "selection",
+        "subjects to process, with or without sub- (default: all)",
+        (),
+        nargs="+",
+        metavar="LABEL",
+    )
+    session_label: tuple[str, ...] = option(
+        "selection",
+        "sessions to process, with or without ses- (default: all)",
+        (),
+        nargs="+",
+        metavar="LABEL",
+    )
+    run_label: tuple[str, ...] = option(
+        "selection", "values of the run entity to process (default: all)", (), nargs="+", metavar="LABEL"
+    )
+    bids_filter_file: Path | None = option(
+        "selection", 'JSON file with pybids filters, e.g. {"dwi": {"direction": "AP"}}', None, metavar="FILE"
+    )
+    derivatives: tuple[str, ...] = option(
+        "selection",
+        "start from the preprocessed runs of a derivative dataset, e.g. qsiprep=/data/derivatives/qsiprep",
+        (),
+        nargs="+",
+        metavar="NAME=PATH",
+    )
+    skip_bids_validation: bool = option("selection", "do not check the input with the BIDS validator", False)
+    bids_database_dir: Path | None = option(
+        "selection", "folder of a pybids database, made when absent: saves indexing a large dataset", None,
+        metavar="DIR",
+    )  # fmt: skip
+
+    # -- methods
+    methods: tuple[str, ...] = option(
+        "methods", "generative methods to run (default: none, preprocessing and maps alone)", (),
+        nargs="+", choices=METHODS,
+    )  # fmt: skip
+    size: str = option("methods", "network size (default: small)", "small", choices=("small", "paper"))
+    sampler: str = option(
+        "methods", "the paper's sampler or a faster one (default: fast)", "fast", choices=("fast", "paper")
+    )
+    steps: int | None = option("methods", "sampler steps (default: the sampler's own)", None, metavar="N")
+    n_samples: int = option(
+        "methods", "samples per result; more than one adds maps of their spread (default: 1)", 1, metavar="N"
+    )
+    seed: int = option("methods", "seed of every random number (default: 0)", 0, metavar="N")
+    difusion_minutes: float = option(
+        "methods", "Di-Fusion: longest training on one run, minutes (default: 3)", 3.0, metavar="MIN"
+    )
+
+    # -- preprocessing
+    denoise: str | None = option(
+        "preprocessing",
+        "denoising before everything else (default: mppca; none where Di-Fusion is asked for, "
+        "because it has to see the noise)",
+        None,
+        choices=DENOISERS,
+    )
+    gibbs: bool = option("preprocessing", "do not remove Gibbs ringing", True, flag="no-gibbs")
+    motion: bool = option(
+        "preprocessing", "do not correct head motion and eddy currents", True, flag="no-motion"
+    )
+    sdc: bool = option("preprocessing", "do not correct susceptibility distortion", True, flag="no-sdc")
+    bias: bool = option("preprocessing", "do not correct the bias field", True, flag="no-bias")
+    b0_threshold: float = option(
+        "preprocessing", "volumes at or below this b-value, s/mm², are b0 (default: 50)", 50.0, metavar="B"
+    )
+    skip_preprocessing: bool = option(
+        "preprocessing", "use the runs as they are: no denoising and no correction", False
+    )
+
+    # -- atlases
+    template_dir: Path | None = option(
+        "atlases",
+        "folder with tpl-NAME_*T1w.nii.gz and tpl-NAME_*desc-brain_mask.nii.gz "
+        "(default: the embedded MNI152NLin2009aSym)",
+        None,
+        metavar="DIR",
+    )
+
+    # -- resources
+    n_cpus: int | None = option(
+        "resources", "processors to use in all (default: all there are)", None, metavar="N"
+    )
+    omp_nthreads: int | None = option(
+        "resources", "threads of one step (default: all processors, at most 8)", None, metavar="N"
+    )
+    mem_gb: float | None = option(
+        "resources", "memory to use in all, GB (default: 90 %% of what there is)", None, metavar="GB"
+    )
+    device: str = option(
+        "resources",
+        "auto, cpu, cuda or cuda:N (default: auto, a GPU where there is one)",
+        "auto",
+        metavar="DEVICE",
+    )
+    precision: str = option(
+        "resources", "arithmetic of the networks (default: auto, the faster one)", "auto",
+        choices=("auto", "fp32", "bf16"),
+    )  # fmt: skip
+    deterministic: bool = option(
+        "resources", "bit-identical results: one registration thread, no clock in any decision", False
+    )
+    nipype_plugin: str | None = option(
+        "resources", "Nipype execution plugin, e.g. Linear, SLURM (default: MultiProc)", None, metavar="NAME"
+    )
+    nipype_plugin_file: Path | None = option(
+        "resources", "TOML or JSON file with the plugin's arguments (plugin_args)", None, metavar="FILE"
+    )
+
+    # -- running
+    work_dir: Path | None = option(
+        "running", "intermediate results; keep it to resume (default: OUT_DIR/work)", None, flag="work-dir",
+        short="-w", metavar="DIR",
+    )  # fmt: skip
+    dry_run: bool = option("running", "print every run, step and output, and stop", False)
+    reports_only: bool = option("running", "rebuild the reports from the files in OUT_DIR", False)
+    boilerplate_only: bool = option("running", "print the methods text with its citations, and stop", False)
+    stop_on_first_crash: bool = option("running", "stop at the first failure", False)
+    clean_workdir: bool = option("running", "remove this call's intermediate results after success", False)
+    config_file: Path | None = option(
+        "running", "TOML file with settings; the command line wins over it", None, metavar="FILE"
+    )
+    verbose: int = option("running", "say more; twice for everything", 0, short="-v", action="count")
+
+    def __post_init__(self):
+        for name, least in (("n_samples", 1), ("steps", 1), ("n_cpus", 1), ("omp_nthreads", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise SettingsError(f"--{name.replace('_', '-')}: expected at least {least}, found {value}")
+        for name in ("b0_threshold", "difusion_minutes", "mem_gb"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise SettingsError(f"--{name.replace('_', '-')}: expected more than 0, found {value}")
+        if self.device not in ("auto", "cpu", "cuda") and not self.device.removeprefix("cuda:").isdigit():
+            raise SettingsError(f"--device: expected auto, cpu, cuda or cuda:N, found {self.device}")
+        for prefix, name in (("sub-", "participant_label"), ("ses-", "session_label"), ("run-", "run_label")):
+            labels = tuple(label.removeprefix(prefix) for label in getattr(self, name))
+            object.__setattr__(self, name, labels)
+        for item in self.derivatives:
+            if "=" not in item:
+                raise SettingsError(f"--derivatives: expected NAME=PATH, found {item}")
+        if self.out_dir.resolve() == self.bids_dir.resolve():
+            raise SettingsError(
+                f"the output folder is the input folder ({self.out_dir}); "
+                f"give another one, e.g. {self.bids_dir / 'derivatives' / 'bids_dmrigen'}"
+            )
+
+    @property
+    def work(self) -> Path:
+        """Folder of the intermediate results."""
+        return (self.work_dir or self.out_dir / "work").resolve()
+
+    @property
+    def denoiser(self) -> str:
+        """The denoiser that is used: what was asked for, else what suits the methods."""
+        if self.skip_preprocessing:
+            return "none"
+        return self.denoise or ("none" if "difusion" in self.methods else "mppca")
+
+    def to_toml(self) -> str:
+        """Return the settings as a TOML document, grouped, without the three positional arguments."""
+        lines = []
+        for group in GROUPS:
+            lines.append(f"[{group}]")
+            for spec in settings_of(group):
+                value = getattr(self, spec.name)
+                if value is not None:
+                    lines.append(f"{spec.name} = {_toml(value)}")
+            lines.append("")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings as plain values for a JSON file."""
+        plain = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items() if v is not None}
+
+
+def settings_of(group: str) -> list[Field]:
+    """Return the fields of a group, in order."""
+    return [f for f in fields(Settings) if f.metadata.get("group") == group]
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the settings of a TOML file, converted to their types.
+
+    Raises
+    ------
+    SettingsError
+        Where the file is missing, is not TOML, or holds a name that is no setting.
+    """
+    try:
+        document = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"--config-file {path}: cannot be read ({error.strerror})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"--config-file {path}: not valid TOML ({error})") from None
+    known = {f.name: f for f in fields(Settings) if "group" in f.metadata}
+    values = {}
+    for table, content in document.items():
+        if table not in GROUPS or not isinstance(content, dict):
+            raise SettingsError(
+                f"--config-file {path}: unknown table [{table}]; expected {', '.join(GROUPS)}"
+            )
+        for name, value in content.items():
+            name = name.replace("-", "_")
+            if name not in known or known[name].metadata["group"] != table:
+                raise SettingsError(f"--config-file {path}: [{table}] has no setting {name}")
+            is_path = "Path" in str(known[name].type)
+            values[name] = Path(value) if is_path else tuple(value) if isinstance(value, list) else value
+    return values
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,109 @@
+"""Write boutiques/bids_dmrigen.json from the app's own parser, so that it never drifts from it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from bids_dmrigen import __version__
+from bids_dmrigen.cli.parser import arguments
+from bids_dmrigen.workflow.settings import ANALYSIS_LEVELS, GROUPS, settings_of
+
+DESCRIPTOR = Path(__file__).with_name("bids_dmrigen.json")
+LEFT_OUT = {"config_file", "nipype_plugin_file", "bids_filter_file", "verbose"}  # files beside the dataset, noise
+COMMAND = "mkdir -p [OUTPUT_DIR]; bids_dmrigen [BIDS_DIR] [OUTPUT_DIR] [ANALYSIS_LEVEL] [PARTICIPANT_LABEL]"
+ERRORS = {
+    1: "Some runs failed; the others are complete.",
+    2: "Usage: an option or label that makes no sense.",
+    3: "The input dataset cannot be used.",
+    4: "Weights or a template are missing or wrong.",
+    17: "The analysis level is not supported.",
+}
+
+
+def build() -> dict:
+    """Return the descriptor (Boutiques schema 0.5, BIDS-app form)."""
+    inputs = [
+        {"id": "bids_dir", "name": "BIDS dataset", "type": "File", "value-key": "[BIDS_DIR]",
+         "description": "Root of the input BIDS dataset."},
+        {"id": "output_dir_name", "name": "Output folder", "type": "String", "value-key": "[OUTPUT_DIR]",
+         "description": "Derivative dataset to write.", "optional": True},
+        {"id": "output_dir", "name": "Existing output folder", "type": "File", "value-key": "[OUTPUT_DIR]",
+         "description": "Derivative dataset that is there already (group level).", "optional": True},
+        {"id": "analysis_level", "name": "Analysis level", "type": "String", "value-key": "[ANALYSIS_LEVEL]",
+         "description": "participant or group.", "value-choices": list(ANALYSIS_LEVELS),
+         "default-value": "participant"},
+    ]  # fmt: skip
+    keys = []
+    for group in GROUPS:
+        for spec in settings_of(group):
+            if spec.name in LEFT_OUT:
+                continue
+            entry = _input(spec)
+            inputs.append(entry)
+            if spec.name != "participant_label":
+                keys.append(entry["value-key"])
+    return {
+        "name": "bids_dmrigen",
+        "tool-version": __version__.split("+")[0].split(".dev")[0],
+        "schema-version": "0.5",
+        "description": "Diffusion models for diffusion MRI, as a BIDS App.",
+        "author": "The bids_dmrigen developers",
+        "command-line": " ".join([COMMAND, *keys]),
+        "container-image": {"type": "docker", "image": "bids_dmrigen", "index": "docker://"},
+        "inputs": inputs,
+        "output-files": [
+            {"id": "output", "name": "Derivative dataset", "path-template": "[OUTPUT_DIR]",
+             "description": "BIDS derivatives with reports."}
+        ],  # fmt: skip
+        "groups": [
+            {"id": "output", "name": "Output folder", "members": ["output_dir_name", "output_dir"],
+             "mutually-exclusive": True, "one-is-required": True}
+        ],  # fmt: skip
+        "error-codes": [{"code": code, "description": text} for code, text in ERRORS.items()],
+        "suggested-resources": {"cpu-cores": 2, "ram": 4, "walltime-estimate": 3600},
+        "tags": {"domain": ["neuroinformatics", "diffusion MRI"]},
+        "custom": {
+            "cbrain:integrator_modules": {
+                "BoutiquesBidsSingleSubjectMaker": "bids_dir",
+                "BoutiquesFileTypeVerifier": {"bids_dir": ["BidsDataset"]},
+            },
+            "cbrain:readonly-input-files": True,
+        },
+    }
+
+
+def _input(spec) -> dict:
+    options = arguments(spec)
+    entry = {
+        "id": spec.name,
+        "name": spec.name.replace("_", " "),
+        "description": spec.metadata["help"].replace("%%", "%"),
+        "value-key": f"[{spec.name.upper()}]",
+        "command-line-flag": "--" + (spec.metadata["flag"] or spec.name.replace("_", "-")),
+        "optional": True,
+    }
+    if options.get("action", "").startswith("store"):
+        return {**entry, "type": "Flag"}
+    kind = options.get("type")
+    entry["type"] = {int: "Number", float: "Number", Path: "File"}.get(kind, "String")
+    if kind is int:
+        entry["integer"] = True
+    if spec.name == "work_dir":
+        entry["type"] = "String"  # it need not exist yet
+    if options.get("nargs") == "+":
+        entry["list"] = True
+    if "choices" in options:
+        entry["value-choices"] = list(options["choices"])
+    return entry
+
+
+def text() -> str:
+    """Return the descriptor as it stands in the file."""
+    return json.dumps(build(), indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    DESCRIPTOR.write_text(text())
+    sys.stdout.write(f"{DESCRIPTOR}\n")

@@ -1,0 +1,40 @@
+"""The table of output names."""
+
+import doctest
+
+import pytest
+
+from bids_dmrigen.bids import names
+
+
+def test_doctests():
+    assert doctest.testmod(names).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "fields", "expected"),
+    [
+        ("preproc", {}, "sub-1/ses-b/dwi/sub-1_ses-b_acq-x_dir-AP_run-2_desc-preproc_dwi.nii.gz"),
+        ("generated", {"method": "difusion"}, "sub-1/ses-b/dwi/sub-1_ses-b_acq-x_dir-AP_run-2_desc-difusion_dwi.nii.gz"),
+        ("spread", {"method": "qid2"}, "sub-1/ses-b/dwi/sub-1_ses-b_acq-x_dir-AP_run-2_desc-qid2std_dwi.nii.gz"),
+        (
+            "to_template",
+            {"template": "MNI152NLin6Asym"},
+            "sub-1/ses-b/dwi/sub-1_ses-b_acq-x_dir-AP_run-2_from-dwi_to-MNI152NLin6Asym_mode-image_xfm.h5",
+        ),
+    ],
+)  # fmt: skip
+def test_conventions(key, fields, expected):
+    entities = {"run": "2", "subject": "1", "direction": "AP", "session": "b", "acquisition": "x"}
+    assert names.output_path(entities, key, **fields).as_posix() == expected
+
+
+def test_names_are_distinct():
+    entities = {"subject": "1"}
+    fields = {"method": "m", "param": "fa", "source": "preproc", "template": "T"}
+    paths = [names.output_path(entities, key, **fields) for key in names.DWI]
+    assert len(set(paths)) == len(paths)
+
+
+def test_bidsignore_has_no_trailing_slash():
+    assert not any(line.endswith("/") for line in names.BIDSIGNORE)

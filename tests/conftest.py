@@ -1,0 +1,76 @@
+"""Small BIDS datasets that tests build, break and run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_dmrigen.dwi.gradients import GradientTable, even_directions
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of the real scans, where they are."""
+    if not REAL.is_dir():
+        pytest.skip(f"the real scans are not here ({REAL.name})")
+    return REAL
+
+
+def tiny_gradients(n_directions: int = 12, n_b0: int = 2, bval: float = 1000.0) -> GradientTable:
+    """Return b0s followed by one shell of even directions."""
+    bvals = np.r_[np.zeros(n_b0), np.full(n_directions, bval)]
+    return GradientTable(bvals, np.r_[np.zeros((n_b0, 3)), even_directions(n_directions)])
+
+
+def tiny_series(
+    gradients: GradientTable, shape=(20, 22, 16), noise: float = 8.0, seed: int = 0
+) -> np.ndarray:
+    """Return an ellipsoid with two crossing slabs of prolate tensors and Rician noise, float32."""
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
+    inside = (grid**2).sum(0) < 0.8
+    axis = np.where(np.abs(grid[1]) < 0.3, 0, 1)
+    axial, radial = 1.5e-3, 0.4e-3
+    squared = gradients.bvecs**2  # (N, 3)
+    diffusivity = radial + (axial - radial) * squared[:, axis]  # (N, X, Y, Z)
+    clean = 500 * inside * (1.2 + 0.3 * grid[2]) * np.exp(-gradients.bvals[:, None, None, None] * diffusivity)
+    real, imaginary = clean + noise * rng.standard_normal((2, *clean.shape))
+    return np.moveaxis(np.hypot(real, imaginary), 0, -1).astype(np.float32)
+
+
+def write_run(folder: Path, stem: str, data, gradients, affine=None, sidecar: dict | None = None) -> Path:
+    """Write one diffusion run with its text files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    affine = np.diag([-3.0, 3, 3, 1]) if affine is None else affine
+    path = folder / f"{stem}_dwi.nii.gz"
+    nib.save(nib.Nifti1Image(data, affine), path)
+    np.savetxt(folder / f"{stem}_dwi.bval", gradients.bvals[None], fmt="%g")
+    np.savetxt(folder / f"{stem}_dwi.bvec", gradients.bvecs.T, fmt="%.6f")
+    (folder / f"{stem}_dwi.json").write_text(json.dumps(sidecar or {}))
+    return path
+
+
+def write_dataset(root: Path, subjects=("01", "02"), **series) -> Path:
+    """Write a dataset with one tiny run per subject."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "dataset_description.json").write_text(
+        json.dumps({"Name": "tiny", "BIDSVersion": "1.10.0", "DatasetType": "raw"})
+    )
+    (root / "README").write_text("A tiny dataset.\n")
+    gradients = tiny_gradients()
+    for number, subject in enumerate(subjects):
+        data = tiny_series(gradients, seed=number, **series)
+        write_run(root / f"sub-{subject}" / "dwi", f"sub-{subject}", data, gradients)
+    return root
+
+
+@pytest.fixture
+def dataset(tmp_path) -> Path:
+    """Two subjects, one tiny run each."""
+    return write_dataset(tmp_path / "data")
