@@ -98,7 +98,7 @@ class VariancePreserving(Process):
         """Return (sqrt(alpha_bar_t), sqrt(1 - alpha_bar_t)), float64."""
         log_keep = torch.cat([self.betas.new_zeros(1), torch.log1p(-self.betas).cumsum(0)])
         log_alpha_bar = log_keep[torch.as_tensor(t).cpu()]
-        return (log_alpha_bar / 2).exp(), (-torch.expm1(log_alpha_bar)).sqrt()
+        return (log_alpha_bar / 2).exp(), torch.expm1(log_alpha_bar).abs().sqrt()
 
 
 def rev_warmup70(steps: int = 1000, low: float = 5e-5, high: float = 1e-2) -> VariancePreserving:

@@ -114,12 +114,12 @@ def register(
     composite: bool = False,
     seed: int = 1,
 ) -> list[Path]:
-    """Register two ANTsImages and return the transform files written under `prefix`.
+    """Register images and return the transform files written under `prefix`.
 
     Parameters
     ----------
     fixed, moving
-        ANTsImages.
+        ANTsImages, or sequences of them: several contrasts of the same two heads, each weighing the same.
     stages
         Run in order, each starting where the last ended.
     start
@@ -139,25 +139,29 @@ def register(
     import ants
     from ants.internal import get_pointer_string
 
-    # The pointers below are only valid while these images live.
-    held = [image.clone("double") for image in (fixed, moving)]  # what `--float 0` reads
+    # The pointers are valid only while these copies live; `--float 0` reads double precision.
+    fixed, moving = (
+        [image.clone("double") for image in (side if isinstance(side, list | tuple) else [side])]
+        for side in (fixed, moving)
+    )
     masks = [None if image is None else image.clone("double") != 0 for image in (mask, moving_mask)]
-    pair = ",".join(get_pointer_string(image) for image in held)
+    mask_names = ",".join("NA" if image is None else get_pointer_string(image) for image in masks)
+    pairs = [f"{get_pointer_string(f)},{get_pointer_string(m)}" for f, m in zip(fixed, moving, strict=True)]
     arguments = ["--dimensionality", "3", "--float", "0", "--random-seed", str(seed)]
     arguments += ["--output", str(prefix), "--write-composite-transform", str(int(composite))]
-    arguments += ["--collapse-output-transforms", "1", "--winsorize-image-intensities", "[0.005,0.995]"]
-    for name in [f"[{path},0]" for path in start] or [f"[{pair},1]"]:
+    arguments += ["--winsorize-image-intensities", "[0.005,0.995]"]
+    for name in [f"[{path},0]" for path in start] or [f"[{pairs[0]},1]"]:
         arguments += ["--initial-moving-transform", name]
     for stage in stages:
         arguments += ["--transform", stage.transform]
-        arguments += ["--metric", f"{stage.metric}[{pair},1,{stage.bins},Regular,{stage.sampling}]"]
+        for pair in pairs:
+            arguments += ["--metric", f"{stage.metric}[{pair},1,{stage.bins},Regular,{stage.sampling}]"]
         arguments += ["--convergence", f"[{_levels(stage.iterations)},1e-6,10]"]
         arguments += ["--shrink-factors", _levels(stage.shrinks)]
         arguments += ["--smoothing-sigmas", _levels(stage.sigmas_mm) + "mm"]
         if stage.weights:
             arguments += ["--restrict-deformation", _levels(stage.weights)]
-        names = [get_pointer_string(image) if image is not None else "NA" for image in masks]
-        arguments += ["--masks", f"[{','.join(names)}]"]
+        arguments += ["--masks", f"[{mask_names}]"]
     ants.registration(fixed=arguments, moving=None)
     return sorted(Path(prefix).parent.glob(Path(prefix).name + "*"))
 

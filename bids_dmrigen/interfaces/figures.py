@@ -1,4 +1,4 @@
-"""Report figures and quality metrics of a run: files in, `qc` called, files out; absent inputs are skipped."""
+"""Report figures and quality metrics of a run: files in, `qc` called, files out; absent ones are skipped."""
 
 from __future__ import annotations
 

@@ -67,14 +67,14 @@ class Generate(SimpleInterface):
         import torch
 
         from ..bids.sidecars import generative_model
-        from ..methods import METHODS
+        from ..methods import load
         from ..methods.base import Request
 
         i, cwd = self.inputs, Path(runtime.cwd)
         torch.set_num_threads(i.num_threads)
         mask = i.in_mask if isinstance(i.in_mask, str) else None
         scan, image = read_scan(i.in_file, i.in_bval, i.in_bvec, mask, i.b0_threshold)
-        method = METHODS[i.method]
+        method = load(i.method)
         warnings = method.spec.check(scan)
         request = Request(
             size=i.size,

@@ -187,7 +187,7 @@ class RunData:
 def same_volumes(
     acquired: GradientTable, generated: GradientTable, made: np.ndarray
 ) -> list[tuple[int, int]]:
-    """Return (acquired, generated) volume pairs of one b-value (within 2 %) and direction (within 1 degree)."""
+    """Return (acquired, generated) volumes of one b-value (within 2 %) and direction (within 1 degree)."""
     pairs, taken = [], set()
     for theirs in np.flatnonzero(made & ~generated.is_b0):
         cosine = np.abs(acquired.bvecs @ generated.bvecs[theirs])

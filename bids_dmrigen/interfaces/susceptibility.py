@@ -243,6 +243,7 @@ class _SusceptibilityInputSpec(BaseInterfaceInputSpec):
     phase_encoding_direction = traits.Enum("i", "i-", "j", "j-", "k", "k-", mandatory=True, desc="BIDS")
     opposite_file = File(exists=True, mandatory=True, desc="b0 volume, or a series, of opposite phase encoding")
     opposite_bval = File(exists=True, desc="b-values of the opposite series, s/mm²; not given: every volume is a b0")
+    opposite_bvec = File(exists=True, desc="b-vectors of the opposite series; only its b0s are used")
     opposite_direction = traits.Enum("i", "i-", "j", "j-", "k", "k-", mandatory=True, desc="BIDS")
     readout_time = traits.Float(desc="TotalReadoutTime, s; not given: the report has no field in Hz")
     b0_threshold = traits.Float(50.0, usedefault=True, desc="volumes up to this b-value count as b0, s/mm²")
@@ -255,6 +256,8 @@ class _SusceptibilityOutputSpec(TraitedSpec):
         exists=True,
         desc="displacement along the phase axis, mm towards higher index: where in the distorted series the content is",
     )
+    out_b0 = File(exists=True, desc="mean b0 before the correction")
+    out_opposite = File(exists=True, desc="opposite b0 before the correction, on the scan's grid")
     out_corrected_b0 = File(exists=True, desc="mean b0 undistorted, signal modulated")
     out_corrected_opposite = File(exists=True, desc="opposite b0 undistorted, signal modulated")
     out_report = File(exists=True, desc="JSON: correlations before and after, displacements (mm), readout time (s)")
@@ -302,6 +305,8 @@ class Susceptibility(SimpleInterface):
         folder = Path(runtime.cwd)
         for name, data in (
             ("field", found.field_mm),
+            ("b0", b0),
+            ("opposite", opposite_b0),
             ("corrected_b0", found.corrected),
             ("corrected_opposite", found.corrected_opposite),
         ):

@@ -173,8 +173,19 @@ class DiFusion:
         work = _Work(stack, request, precision)
         trained = work.train(net)
         estimates, evaluations = work.denoise(net)
-        sigma = noise_from_residual(scan, estimates[0])
-        fused = np.stack([fuse(scan, estimate, sigma, stack.targets) for estimate in estimates])
+        groups = _groups(scan, stack.targets)
+        mean, std, sigma = np.array(scan.data, dtype=np.float32), None, {}
+        if request.n_samples > 1:
+            std = np.zeros_like(mean)
+        for name, volumes in groups.items():
+            acquired = np.ascontiguousarray(scan.data[..., volumes], dtype=np.float32)
+            samples = [self._on_grid(stack, e, acquired, volumes) for e in estimates]
+            sigma[name] = noise_from_residual(acquired, samples[0], scan.mask)
+            floor = bool(request.options.get("floor", True))
+            fused = [fuse(acquired, sample, scan.mask, sigma[name], floor) for sample in samples]
+            mean[..., volumes] = np.mean(fused, axis=0)
+            if std is not None:
+                std[..., volumes] = np.std(fused, axis=0, ddof=1)
         record = {
             "Size": request.size,
             "Weights": {"Name": "trained on this run"},
@@ -185,11 +196,12 @@ class DiFusion:
             "Training": _training_record(trained),
             "Device": str(request.device),
             "Precision": precision,
+            "NoiseLevel": {name: round(value, 4) for name, value in sigma.items()},
             "Seconds": round(time.monotonic() - begun, 1),
         }
         return Generated(
-            mean=fused.mean(axis=0),
-            std=fused.std(axis=0) if len(fused) > 1 else None,
+            mean=mean,
+            std=std,
             gradients=scan.gradients,
             maps=(),
             acquired=~np.isin(np.arange(len(scan.gradients)), stack.targets),
@@ -197,6 +209,22 @@ class DiFusion:
             checks={"difusion_evaluations": float(evaluations), "difusion_held_out_loss": trained.held_out_loss},
             warnings=tuple(warnings),
         )
+
+
+    @staticmethod
+    def _on_grid(stack: Stack, estimate: np.ndarray, acquired: np.ndarray, volumes: np.ndarray) -> np.ndarray:
+        """Return an estimate (Z, N, H, W) of some volumes on the scan's grid and in its units."""
+        full = acquired.copy()
+        x, y, _ = (s.stop - s.start for s in stack.box)
+        full[stack.box] = stack.scale * estimate[:, volumes, :x, :y].transpose(2, 3, 0, 1)
+        return full
+
+
+def _groups(scan: Scan, targets: np.ndarray) -> dict[str, np.ndarray]:
+    """Volumes that share their noise statistics: the b0s (where they are denoised) and each shell."""
+    groups = {f"b{round(b)}": volumes for b, volumes in scan.gradients.shells()}
+    b0s = np.flatnonzero(scan.gradients.is_b0)
+    return ({"b0": b0s} if np.isin(b0s, targets).all() else {}) | groups
 
 
 def _training_record(trained: Trained) -> dict:

@@ -11,9 +11,8 @@ from matplotlib.figure import Figure
 
 from ..dwi.gradients import GradientTable
 from .figures import display_range
-from .slices import ACQUIRED, GENERATED, STYLE, WIDTH_IN, Row, mosaic, save
+from .slices import ACQUIRED, DERIVED, GENERATED, STYLE, WIDTH_IN, Row, mosaic, save
 
-DERIVED = "derived"
 FA_MAX = 1.0
 FA_DIFFERENCE_MAX = 0.3
 SOURCE_COLOURS = ("#1b5e9b", "#b3470a", "#2e7d32", "#6a1b9a", "#00838f", "#ad1457")

@@ -12,6 +12,8 @@ from ..dwi.gradients import GradientTable
 DROPOUT_Z = 4.0
 DROPOUT_LOSS = 0.10  # of the signal: what is statistically odd and smaller than this does no harm
 MIN_SLICE_VOXELS = 20
+MIN_SHELL_VOLUMES = 4
+BESIDE = (-2, -1, 1, 2)  # neighbouring slices
 HEAD_RADIUS_MM = 50.0
 MAD_TO_SD = 1.4826
 TENSOR_PARAMETERS = 7
@@ -120,8 +122,9 @@ def slice_scores(
     """Return how far the signal of each slice of each volume deviates, and which are dropouts.
 
     r(s, v) is the log of the masked mean signal of slice s in volume v, less its median over the volumes of
-    the shell, less the median of that over the slices of the volume. z = r / spread, the spread being the
-    larger of 1.4826 MAD of the slice in its shell and of all slices of the shell.
+    the shell, less the median of that over the four slices beside it: how anatomy depends on the direction
+    varies slowly from slice to slice, a dropout does not. z = r / spread, the spread being the larger of
+    1.4826 MAD of the slice in its shell and of all slices of the shell.
 
     Parameters
     ----------
@@ -147,11 +150,12 @@ def slice_scores(
     scores, excess = np.full(log.shape, np.nan), np.full(log.shape, np.nan)
     rows = np.flatnonzero(np.isfinite(log).all(axis=1))
     for members in [np.flatnonzero(gradients.is_b0)] + [m for _, m in gradients.shells()]:
-        if len(members) < 4 or len(rows) < 4:
+        if len(members) < MIN_SHELL_VOLUMES or len(rows) <= len(BESIDE):
             continue
         r = log[np.ix_(rows, members)]
         r = r - np.median(r, axis=1, keepdims=True)
-        r = r - np.median(r, axis=0, keepdims=True)
+        padded = np.pad(r, ((2, 2), (0, 0)), mode="reflect")
+        r = r - np.median([padded[2 + k : len(r) + 2 + k] for k in BESIDE], axis=0)
         spread = np.maximum(np.median(np.abs(r), axis=1, keepdims=True), np.median(np.abs(r)))
         excess[np.ix_(rows, members)] = r
         scores[np.ix_(rows, members)] = r / (MAD_TO_SD * spread + 1e-12)

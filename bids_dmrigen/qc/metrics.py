@@ -1,7 +1,7 @@
 """Image-quality metrics against a reference, and the one table of what every reported number means.
 
-Every function is over a mask and says which; `DEFINITIONS`, read from `data/definitions.tsv`, is where reports,
-JSON files and the group table take a number's label, unit, better direction and definition from.
+Every function is over a mask and says which; `DEFINITIONS`, read from `data/definitions.tsv`, is where
+reports, JSON files and the group table take a number's label, unit, better direction and definition from.
 """
 
 from __future__ import annotations

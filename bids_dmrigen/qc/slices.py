@@ -22,8 +22,8 @@ LABEL_IN, BAR_IN, GAP_IN = 1.35, 0.95, 0.04
 MARGIN_MM = 10.0  # shown around the mask
 PALETTE_COLOURS = 128  # of the images inside an SVG; 256 would double their size and look the same
 LIGHT_MAPS = ("RdBu_r",)  # their zero is white: labels on them are dark
-ACQUIRED, GENERATED = "acquired", "generated"
-PROVENANCE_COLOURS = {ACQUIRED: "#1b5e9b", GENERATED: "#b3470a", "derived": "#444444"}
+ACQUIRED, GENERATED, DERIVED = "acquired", "generated", "derived"
+PROVENANCE_COLOURS = {ACQUIRED: "#1b5e9b", GENERATED: "#b3470a", DERIVED: "#444444"}
 
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -143,24 +143,22 @@ def mosaic(rows: list[Row], affine: np.ndarray, mask: np.ndarray, title: str, n_
     with rc_context(STYLE):
         geometry = Geometry.of(affine, mask)
         cuts = [geometry.positions(row.plane, n_slices) for row in rows]
-        panels_in = WIDTH_IN - LABEL_IN - BAR_IN
-        heights = []
-        for row, cut in zip(rows, cuts, strict=True):
-            heights.append(panels_in / max(len(cut), n_slices) * geometry.panel_ratio(row.plane))
+        bar_in = BAR_IN if any(row.unit for row in rows) else 0.0
+        width = (WIDTH_IN - LABEL_IN - bar_in) / n_slices
+        heights = [width * geometry.panel_ratio(row.plane) for row in rows]
         total = sum(heights) + GAP_IN * (len(rows) + 1) + 0.4
         figure = Figure(figsize=(WIDTH_IN, total))
         figure.text(0.05 / WIDTH_IN, 1 - 0.2 / total, title, fontsize=11, fontweight="bold", va="center")
         top = total - 0.4
         for row, cut, height in zip(rows, cuts, heights, strict=True):
-            _draw_row(figure, row, cut, geometry, (top - height) / total, height / total, n_slices)
+            _draw_row(figure, row, cut, geometry, (top - height) / total, height / total, width)
             top -= height + GAP_IN
     return figure
 
 
-def _draw_row(figure, row, cut, geometry, bottom, height, n_slices):
-    width = (WIDTH_IN - LABEL_IN - BAR_IN) / max(len(cut), n_slices)
+def _draw_row(figure, row, cut, geometry, bottom, height, width):
     middle = bottom + height / 2
-    tag = {"": "", "derived": ""}.get(row.provenance, row.provenance.upper())
+    tag = row.provenance.upper() if row.provenance != DERIVED else ""
     colour = PROVENANCE_COLOURS.get(row.provenance, "black")
     figure.text(
         0.05 / WIDTH_IN, middle, f"{tag}\n{row.label}" if tag else row.label,
@@ -188,7 +186,7 @@ def _draw_row(figure, row, cut, geometry, bottom, height, n_slices):
                     fontweight="bold", ha=align, va="top",
                         )  # fmt: skip
     if row.unit:
-        left = (LABEL_IN + max(len(cut), n_slices) * width + 0.05) / WIDTH_IN
+        left = (WIDTH_IN - BAR_IN + 0.05) / WIDTH_IN
         bar_axes = figure.add_axes((left, bottom + 0.08 * height, 0.1 / WIDTH_IN, 0.84 * height))
         bar = figure.colorbar(picture, cax=bar_axes)
         bar.ax.tick_params(labelsize=7, length=2, pad=1.5)
@@ -230,10 +228,12 @@ def save_flicker(first: Figure, second: Figure, path: str | Path) -> Path:
     """Write two figures of one size as an SVG that alternates between them while the pointer is on it."""
     frames = [_svg_text(figure) for figure in (first, second)]
     view_box = re.search(r'viewBox="([^"]+)"', frames[0]).group(1)
-    bodies = [
-        frame[frame.index("<svg") :].replace("<svg", f'<svg class="frame-{k}"', 1)
-        for k, frame in enumerate(frames)
-    ]
+    bodies = []
+    for k, frame in enumerate(frames):
+        # A size in points would be scaled against the outer picture's own units.
+        tag, rest = frame[frame.index("<svg") :].split(">", 1)
+        tag = re.sub(r' (width|height)="[^"]*"', "", tag)
+        bodies.append(tag.replace("<svg", f'<svg class="frame-{k}"') + ">" + rest)
     style = (
         ".frame-1{opacity:0}"
         "svg:hover>.frame-1{animation:flick 2.4s infinite}"

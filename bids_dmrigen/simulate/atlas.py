@@ -215,7 +215,7 @@ def _callosal_fans() -> list[tuple[int, float, list[tuple[float, float, float]]]
         z = float(np.interp(y, _ARCH_Y, _ARCH_Z))
         middle = [(-10, y, z + 2), (0, y, z), (10, y, z + 3), (17, y, z + 9)]
         fans.append((COMMISSURAL, 4.0, [*middle, (20, 1.1 * y, z + 22), (16, 1.15 * y, z + 42)]))
-        fans.append((COMMISSURAL, 4.0, [*middle, (30, 1.1 * y, z + 14), (50, 1.2 * y, z + 18)]))
+        fans.append((COMMISSURAL, 4.0, [*middle, (30, 1.1 * y, z + 11), (50, 1.2 * y, z + 16)]))
     return fans
 
 

@@ -12,7 +12,7 @@ from .anatomy import stream
 from .atlas import Atlas
 
 CSF_DIFFUSIVITY = 3.0e-3  # mm²/s, free water at 37 °C
-ORDER = 8  # of the Legendre series in the angle between gradient and fibre
+ORDER = 10  # of the Legendre series in the angle between gradient and fibre
 QUADRATURE_POINTS = 24
 B_ROUNDING = 1.0  # s/mm²: volumes whose b-values agree to this share one response
 

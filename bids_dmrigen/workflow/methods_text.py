@@ -64,7 +64,7 @@ SENTENCES = {
     "denoise": {
         "mppca": "The series was denoised by Marchenko-Pastur principal component analysis [mppca; dipy].",
         "patch2self": "The series was denoised with Patch2Self [patch2self; dipy].",
-        "difusion": "The series was denoised with Di-Fusion, trained on the run itself [difusion].",
+        "difusion": "The series was denoised with Di-Fusion, trained on the run itself [wu2025difusion].",
     },
     "gibbs": "Gibbs ringing was removed by local sub-voxel shifts [gibbs].",
     "susceptibility": "Susceptibility distortion was estimated from a pair of b0 images with opposite phase encoding "
@@ -115,13 +115,14 @@ def paragraphs(settings: Settings, plans: Sequence[RunPlan]) -> list[str]:
 
 
 def _method_paragraphs(settings: Settings) -> list[str]:
-    from ..methods import METHODS
+    from ..methods import load
 
+    specs = {name: load(name).spec for name in settings.methods}
     return [
-        f"{METHODS[name].spec.summary} [{METHODS[name].spec.citation.key}] Its outputs are synthetic data: "
+        f"{spec.title} {spec.summary} [{spec.citation.key}]. Its outputs are synthetic data: "
         f"{settings.n_samples} sample(s), seed {settings.seed}, network size {settings.size}, "
-        f"{METHODS[name].spec.samplers[settings.sampler]} sampler."
-        for name in settings.methods
+        f"sampler {spec.samplers[settings.sampler]}."
+        for spec in specs.values()
     ]
 
 
@@ -129,9 +130,9 @@ def citations(text: Sequence[str]) -> list[Citation]:
     """Return the references that a text names, in order of first mention."""
     import re
 
-    from ..methods import METHODS
+    from ..methods import REGISTRY, load
 
-    known = {**REFERENCES, **{m.spec.citation.key: m.spec.citation for m in METHODS.values()}}
+    known = {**REFERENCES, **{c.key: c for c in (load(name).spec.citation for name in REGISTRY)}}
     keys = [k for group in re.findall(r"\[([\w; ]+)\]", " ".join(text)) for k in group.split("; ")]
     return [known[key] for key in dict.fromkeys(keys) if key in known]
 

@@ -12,20 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..bids.sidecars import bids_uri, image_sidecar
+from ..qc.report import RunError
 from .plan import Output, RunPlan
 from .settings import Settings, SettingsError
 
 RUN_NODE = re.compile(r"^Node: participant\.(?P<run>run_\w+)\.(?P<node>[\w.]+)", re.MULTILINE)
 LAST_ERROR = re.compile(r"^\s*(?P<kind>[\w.]*(?:Error|Exception|BrokenProcessPool)): (?P<text>.+)", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class RunError:
-    """Why a run is not complete."""
-
-    step: str
-    message: str
-    log: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +149,7 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
             node = _maps_node(wf, plan, source, series[source], pre["mask"], threads)
             for param in MAP_PORTS:
                 ports[("map", source, param)] = (node, param)
+    normalize = None
     if plan.does("normalize"):
         node = normalize_node(plan, threads=threads)
         wf.connect([
@@ -166,8 +159,8 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
             wf.connect(*ports[("map", "preproc", "fa")], node, "in_fa")
         for key in ("to_t1w", "from_t1w", "to_template", "from_template"):
             ports[(key,)] = (node, f"out_{key}")
-        ports[("normalize_report",)] = (node, "out_report")
-    ports[("metrics",)] = add_report_nodes(wf, plan, pre, ports, records)
+        normalize = node
+    ports[("metrics",)] = add_report_nodes(wf, plan, pre, ports, records, normalize, template)
     for group, outputs in _groups(plan.outputs).items():
         _add_sink(wf, plan, group, outputs, ports, records.get(group), template, links)
     return wf
@@ -311,5 +304,5 @@ def _crashes(logs: Path, plans: Sequence[RunPlan]) -> dict[str, RunError]:
             continue
         found = LAST_ERROR.findall(text)
         message = found[-1][1] if found else text.strip().splitlines()[-1]
-        errors.setdefault(by_node[node["run"]], RunError(node["node"].split(".")[-1], message, log))
+        errors.setdefault(by_node[node["run"]], RunError(node["node"].split(".")[-1], message, str(log)))
     return errors

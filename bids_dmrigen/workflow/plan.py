@@ -88,7 +88,7 @@ def plan_run(run: Run, settings: Settings, template: str) -> RunPlan:
         return RunPlan(run, settings, fault=str(error))
     steps = _steps(run, settings, shape, gradients)
     outputs = tuple(_outputs(run, settings, steps, template))
-    return RunPlan(run, settings, shape, gradients, steps, outputs, (*run.notes, *warnings))
+    return RunPlan(run, settings, shape, gradients, steps, outputs, tuple(warnings))
 
 
 def _inspect(run: Run, b0_threshold: float) -> tuple[tuple[int, ...], GradientTable]:
@@ -120,10 +120,10 @@ def _inspect(run: Run, b0_threshold: float) -> tuple[tuple[int, ...], GradientTa
 def _method_warnings(name: str, shape: tuple[int, ...], gradients: GradientTable) -> list[str]:
     """Ask the method itself; a scan without voxel values is enough for it."""
     from ..dwi.series import Scan
-    from ..methods import METHODS
+    from ..methods import load
 
     empty = np.zeros((1, 1, 1, shape[3]), np.float32)
-    return METHODS[name].spec.check(Scan(empty, np.eye(4), gradients, np.ones((1, 1, 1), bool)))
+    return load(name).spec.check(Scan(empty, np.eye(4), gradients, np.ones((1, 1, 1), bool)))
 
 
 def _steps(run: Run, settings: Settings, shape: tuple[int, ...], gradients: GradientTable) -> dict[str, Step]:
@@ -192,9 +192,9 @@ def _outputs(run: Run, settings: Settings, steps: Mapping[str, Step], template: 
 
 
 def _method_outputs(output, settings: Settings, method: str, maps: bool):
-    from ..methods import METHODS
+    from ..methods import load
 
-    title = METHODS[method].spec.title
+    title = load(method).spec.title
     for key in ("generated", "generated_bval", "generated_bvec"):
         yield output(key, method=method, title=title)
     if settings.n_samples > 1:

@@ -28,8 +28,10 @@ def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
         The acquired series, conformed.
     reference, mask, sigma
         Mean b0, brain mask, noise standard deviation in scanner units.
-    confounds, field, field_report, corrected_b0, corrected_opposite
-        Of motion and susceptibility correction, where they are done.
+    confounds
+        Of motion correction, where it is done.
+    raw_b0, raw_opposite, corrected_b0, corrected_opposite
+        Of susceptibility correction, where it is done.
     """
     from ..interfaces.conform import Conform, MeanB0
     from ..interfaces.denoise import Denoise
@@ -93,7 +95,7 @@ OUTPUTS = [
     *(f"out_{part}" for part in SERIES),
     *(f"raw_{part}" for part in SERIES),
     *("reference", "mask", "sigma", "confounds"),
-    *("field", "field_report", "corrected_b0", "corrected_opposite"),
+    *("raw_b0", "raw_opposite", "corrected_b0", "corrected_opposite"),
 ]
 
 
@@ -163,8 +165,8 @@ def _add_alignment(
         wf.connect([
             (field, resample, [("out_field", "in_field")]),
             (field, output, [
-                ("out_field", "field"),
-                ("out_report", "field_report"),
+                ("out_b0", "raw_b0"),
+                ("out_opposite", "raw_opposite"),
                 ("out_corrected_b0", "corrected_b0"),
                 ("out_corrected_opposite", "corrected_opposite"),
             ]),

@@ -7,8 +7,10 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..methods import REGISTRY
+
 ANALYSIS_LEVELS = ("participant", "group")
-METHODS = ("difusion",)  # names alone: importing the registry costs seconds; a test keeps the two equal
+METHODS = tuple(REGISTRY)
 DENOISERS = ("mppca", "patch2self", "difusion", "none")
 
 GROUPS = {

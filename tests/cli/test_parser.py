@@ -1,0 +1,106 @@
+"""The command line and the settings file."""
+
+import subprocess
+import sys
+
+import pytest
+
+from bids_dmrigen.cli.parser import UnsupportedLevel, build_parser, parse_settings
+from bids_dmrigen.workflow.settings import SettingsError, read_toml
+
+
+def parse(*options):
+    return parse_settings(["/data", "/out", "participant", *options])
+
+
+def test_defaults():
+    settings = parse()
+    assert settings.methods == ()
+    assert settings.denoiser == "mppca"
+    assert settings.motion
+    assert str(settings.work) == "/out/work"
+
+
+def test_labels_with_and_without_prefix():
+    assert parse("--participant-label", "sub-01", "02").participant_label == ("01", "02")
+    assert parse("--participant_label", "01").participant_label == ("01",)
+
+
+def test_difusion_sees_the_noise_unless_told_otherwise():
+    assert parse("--methods", "difusion").denoiser == "none"
+    assert parse("--methods", "difusion", "--denoise", "mppca").denoiser == "mppca"
+
+
+def test_switches():
+    settings = parse("--no-gibbs", "--no_motion", "--no-sdc", "--no-bias")
+    assert not (settings.gibbs or settings.motion or settings.sdc or settings.bias)
+
+
+def test_settings_file_and_command_line(tmp_path):
+    first = parse("--methods", "difusion", "--seed", "7", "--no-gibbs", "--b0-threshold", "20")
+    path = tmp_path / "settings.toml"
+    path.write_text(first.to_toml())
+    assert parse("--config-file", str(path), "--seed", "8").seed == 8
+    again = parse("--config-file", str(path))
+    assert again.to_toml().replace(f'config_file = "{path}"\n', "") == first.to_toml()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[methods]\nsed = 3\n", "no setting sed"),
+        ("[nonsense]\nseed = 3\n", "unknown table"),
+        ("[methods\n", "not valid TOML"),
+    ],
+)
+def test_settings_file_with_a_fault(tmp_path, text, message):
+    path = tmp_path / "settings.toml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        read_toml(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--n-samples", "0"), "--n-samples: expected at least 1"),
+        (("--device", "gpu"), "--device: expected auto"),
+        (("--b0-threshold", "0"), "--b0-threshold: expected more than 0"),
+        (("--derivatives", "/somewhere"), "expected NAME=PATH"),
+    ],
+)
+def test_values_that_make_no_sense(options, message):
+    with pytest.raises(SettingsError, match=message):
+        parse(*options)
+
+
+def test_output_must_not_be_the_input(tmp_path):
+    with pytest.raises(SettingsError, match="the output folder is the input folder"):
+        parse_settings([str(tmp_path), f"{tmp_path}/", "participant"])
+
+
+def test_unsupported_level():
+    with pytest.raises(UnsupportedLevel, match="expected participant or group"):
+        parse_settings(["/data", "/out", "session"])
+
+
+def test_abbreviations_and_absent_flags_are_refused():
+    for option in ("--meth", "--weights", "--xtract-dir", "--qid2-directions"):
+        with pytest.raises(SystemExit) as stop:
+            parse(option, "x")
+        assert stop.value.code == 2
+
+
+def test_every_option_has_help_with_its_default():
+    for action in build_parser()._actions:
+        assert action.help, action.dest
+
+
+def test_help_and_version_import_nothing_heavy():
+    code = (
+        "import sys\nfrom bids_dmrigen.cli.app import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'nibabel', 'nipype', 'ants', 'dipy', 'bids', 'pandas'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

@@ -1,0 +1,96 @@
+"""The processes, checked against their definitions step by step."""
+
+import math
+
+import pytest
+import torch
+
+from bids_dmrigen.diffusion.processes import Process, VariancePreserving, rev_warmup70
+
+
+def test_rev_warmup70_has_the_published_noise_level():
+    process = rev_warmup70()
+    alpha, sigma = process.marginal(300)
+    assert process.steps == 1000
+    assert round(float(alpha), 4) == 0.9925
+    assert float(alpha) == pytest.approx((1 - 5e-5) ** 150, rel=1e-12)
+    assert float(alpha**2 + sigma**2) == pytest.approx(1, rel=1e-12)
+    assert float(process.betas[299]) == 5e-5
+    assert float(process.betas[-1]) == pytest.approx(1e-2)
+    assert process.marginal(0) == (1.0, 0.0)
+
+
+def test_noising_step_by_step_has_the_marginal():
+    process = VariancePreserving(torch.tensor([0.1, 0.3, 0.2], dtype=torch.float64))
+    keep, variance = 1.0, 0.0
+    for t in range(1, 4):
+        beta = float(process.betas[t - 1])
+        keep, variance = keep * math.sqrt(1 - beta), variance * (1 - beta) + beta
+        alpha, sigma = process.marginal(t)
+        assert float(alpha) == pytest.approx(keep)
+        assert float(sigma) ** 2 == pytest.approx(variance)
+
+
+@pytest.mark.parametrize("kind", ["x0", "noise", "v", "score"])
+def test_predictions_convert_both_ways(kind):
+    process = rev_warmup70()
+    x0, noise = torch.randn(3, 1, 4, 4, dtype=torch.float64), torch.randn(3, 1, 4, 4, dtype=torch.float64)
+    t = torch.tensor([1, 300, 1000])[:, None, None, None]
+    x_t = process.add_noise(x0, t, noise)
+    prediction = process.from_x0(x_t, t, x0, kind)
+    if kind == "noise":
+        torch.testing.assert_close(prediction, noise)
+    if kind == "score":  # the gradient of ln N(x_t; alpha x0, sigma²)
+        alpha, sigma = process.marginal(t)
+        torch.testing.assert_close(prediction, -(x_t - alpha * x0) / sigma**2)
+    torch.testing.assert_close(process.to_x0(x_t, t, prediction, kind), x0)
+
+
+def test_unknown_prediction_is_refused():
+    with pytest.raises(ValueError, match="'eps'; expected one of"):
+        rev_warmup70().to_x0(torch.zeros(1), 3, torch.zeros(1), "eps")
+
+
+def test_single_step_posterior_is_the_fusion_of_the_paper():
+    process, t = rev_warmup70(), 700
+    beta = process.betas[t - 1]
+    bar, before = process.marginal(t)[0] ** 2, process.marginal(t - 1)[0] ** 2
+    x, other = torch.randn(5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    first = beta * before.sqrt() / (1 - bar)
+    second = (1 - beta).sqrt() * (1 - before) / (1 - bar)
+    mean, std = process.posterior(x, other, t, t - 1)
+    torch.testing.assert_close(mean, first * x + second * other)
+    torch.testing.assert_close(std, (beta * (1 - before) / (1 - bar)).sqrt())
+
+
+def test_long_posterior_agrees_with_gaussian_conditioning():
+    # x_s = a_s x0 + s_s e1 and x_t = a x_s + b e2 are jointly Gaussian: condition by the covariance formula
+    process, t, s = rev_warmup70(), 300, 290
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = process.marginal(t), process.marginal(s)
+    x0, x_t = torch.tensor(0.7, dtype=torch.float64), torch.tensor(-1.3, dtype=torch.float64)
+    covariance = alpha_t / alpha_s * sigma_s**2
+    mean, std = process.posterior(x0, x_t, t, s)
+    assert float(mean) == pytest.approx(float(alpha_s * x0 + covariance / sigma_t**2 * (x_t - alpha_t * x0)))
+    assert float(std**2) == pytest.approx(float(sigma_s**2 - covariance**2 / sigma_t**2))
+
+
+class _ByVoxel(Process):
+    """A process whose noise differs from voxel to voxel, as Phy-Diff's does."""
+
+    steps = 10
+
+    def marginal(self, t):
+        share = torch.as_tensor(t) / 10 * torch.tensor([[0.1, 0.5], [0.9, 1.0]], dtype=torch.float64)
+        return (1 - share).sqrt(), share.sqrt()
+
+
+def test_alpha_and_sigma_may_vary_by_voxel():
+    process = _ByVoxel()
+    x0, noise = torch.ones(3, 1, 2, 2, dtype=torch.float64), torch.full((3, 1, 2, 2), 2.0, dtype=torch.float64)
+    x_t = process.add_noise(x0, 5, noise)
+    assert float(x_t[2, 0, 1, 1]) == pytest.approx(math.sqrt(0.5) + 2 * math.sqrt(0.5))
+    mean, std = process.posterior(x0, x_t, 5, 4)
+    alone = VariancePreserving(torch.tensor([0.4, 1 - 0.5 / 0.6], dtype=torch.float64))  # that voxel's own
+    expected = alone.posterior(x0[2, 0, 1, 1], x_t[2, 0, 1, 1], 2, 1)
+    assert float(mean[2, 0, 1, 1]) == pytest.approx(float(expected[0]))
+    assert float(std[1, 1]) == pytest.approx(float(expected[1]))

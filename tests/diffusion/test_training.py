@@ -1,0 +1,182 @@
+"""The training loop: exact resume, budgets, early stopping, averaged weights."""
+
+import csv
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from bids_dmrigen.diffusion.noise import generator
+from bids_dmrigen.diffusion.training import Plan, resolve_precision, train
+
+PLAN = Plan(steps=30, evaluate_every=5, save_every=7, warmup=3, learning_rate=0.05, patience=100)
+SLOPE = torch.tensor([[1.0, -2.0, 0.5]])
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+
+
+def batch(step):
+    x = torch.from_numpy(generator(0, sample=step).standard_normal((16, 3), "f4"))
+    return x, x @ SLOPE.T
+
+
+def loss(net, examples):
+    x, y = examples
+    return (net(x) - y).square().mean()
+
+
+@torch.no_grad()
+def held_out(net):
+    return float(loss(net, batch(10**6)))
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_at(step):
+    def progress(done, total, seconds_left):
+        if done == step:
+            raise Interrupted
+
+    return progress
+
+
+def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(tmp_path):
+    whole, broken, path = network(), network(), tmp_path / "state.safetensors"
+    expected = train(whole, batch, loss, held_out, PLAN)
+    with pytest.raises(Interrupted):
+        train(broken, batch, loss, held_out, PLAN, checkpoint=path, progress=interrupt_at(17))
+    torch.manual_seed(5)
+    fresh = network()
+    for p in fresh.parameters():
+        nn.init.normal_(p)  # whatever it holds, the checkpoint replaces it
+    resumed = train(fresh, batch, loss, held_out, PLAN, checkpoint=path)
+    for a, b in zip(whole.parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert resumed.held_out_loss == expected.held_out_loss
+    assert [h["held_out"] for h in resumed.history] == [h["held_out"] for h in expected.history]
+    assert resumed.steps == expected.steps == 30
+
+
+def test_a_finished_training_is_not_repeated(tmp_path):
+    path = tmp_path / "state.safetensors"
+    first = network()
+    train(first, batch, loss, held_out, PLAN, checkpoint=path)
+    again = network()
+    result = train(again, lambda step: pytest.fail("trained again"), loss, held_out, PLAN, checkpoint=path)
+    assert result.stopped_because == "steps"
+    assert torch.equal(first[0].weight, again[0].weight)
+
+
+def test_it_learns_and_returns_the_best_averaged_weights():
+    net = network()
+    result = train(net, batch, loss, held_out, replace(PLAN, steps=300))
+    assert result.held_out_loss < 0.05 * result.start_loss
+    assert held_out(net) == result.held_out_loss == min(h["held_out"] for h in result.history)
+
+
+def test_never_worse_than_the_start():
+    net = network()
+    before = net[0].weight.clone()
+    result = train(net, batch, lambda n, e: -loss(n, e), held_out, replace(PLAN, steps=20))
+    assert result.held_out_loss == result.start_loss
+    assert torch.equal(net[0].weight, before)
+
+
+def test_averaged_weights_follow_their_recursion():
+    net, plan, seen = network(), replace(PLAN, steps=6, evaluate_every=1, ema=0.6), []
+    raw = []
+
+    def spy(model):
+        seen.append(model[0].weight.detach().clone())
+        return -float(len(seen))
+
+    def recording(model, examples):
+        raw.append(model[0].weight.detach().clone())
+        return loss(model, examples)
+
+    train(net, batch, recording, spy, plan)
+    expected = seen[0]
+    for step, weights in enumerate(raw[1:]):  # raw[k + 1] are the weights after step k
+        decay = min(0.6, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weights
+        torch.testing.assert_close(seen[step + 1], expected)
+
+
+def test_no_improvement_stops_it():
+    result = train(network(), batch, loss, lambda net: 1.0, replace(PLAN, patience=2))
+    assert result.stopped_because == "no improvement"
+    assert result.steps == 10
+
+
+def test_minutes_stop_it(monkeypatch):
+    clock = iter(range(10_000))
+    monkeypatch.setattr("bids_dmrigen.diffusion.training.time.monotonic", lambda: float(next(clock)))
+    result = train(network(), batch, loss, held_out, replace(PLAN, steps=1000, minutes=0.5))
+    assert result.stopped_because == "minutes"
+    assert 2 < result.steps < 30
+
+
+def test_without_minutes_the_clock_does_not_matter(monkeypatch):
+    first, second = network(), network()
+    train(first, batch, loss, held_out, PLAN)
+    clock = iter(range(0, 10**9, 977))
+    monkeypatch.setattr("bids_dmrigen.diffusion.training.time.monotonic", lambda: float(next(clock)))
+    train(second, batch, loss, held_out, PLAN)
+    assert torch.equal(first[0].weight, second[0].weight)
+
+
+def test_gradient_is_clipped():
+    net, plan = network(), replace(PLAN, steps=1, clip=1e-3)
+    norms = []
+    original = nn.utils.clip_grad_norm_
+
+    def spy(parameters, limit):
+        parameters = list(parameters)
+        original(parameters, limit)
+        norms.append(float(torch.stack([p.grad.norm() for p in parameters]).norm()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.utils, "clip_grad_norm_", spy)
+        train(net, batch, loss, held_out, plan)
+    assert norms[0] == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_foreign_checkpoints_are_refused(tmp_path):
+    path = tmp_path / "state.safetensors"
+    train(network(), batch, loss, held_out, PLAN, checkpoint=path)
+    with pytest.raises(ValueError, match="its plan was"):
+        train(network(), batch, loss, held_out, replace(PLAN, learning_rate=1.0), checkpoint=path)
+    with pytest.raises(ValueError, match="not a checkpoint of this training"):
+        train(nn.Linear(3, 1), batch, loss, held_out, PLAN, checkpoint=path)
+    path.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="delete it to start anew"):
+        train(network(), batch, loss, held_out, PLAN, checkpoint=path)
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_message():
+    with pytest.raises(FloatingPointError, match="at step 0"):
+        train(network(), batch, lambda net, e: loss(net, e) * float("nan"), held_out, PLAN)
+
+
+def test_log_has_a_row_per_score(tmp_path):
+    log = tmp_path / "log" / "training.csv"
+    train(network(), batch, loss, held_out, PLAN, log=log)
+    with open(log) as file:
+        rows = list(csv.DictReader(file))
+    assert [int(r["step"]) for r in rows] == [0, 5, 10, 15, 20, 25, 30]
+    assert float(rows[-1]["held_out"]) < float(rows[0]["held_out"])
+
+
+def test_precision_is_what_was_asked_for():
+    cpu = torch.device("cpu")
+    assert resolve_precision("fp32", cpu) == "fp32"
+    assert resolve_precision("bf16", cpu) == "bf16"
+    assert resolve_precision("auto", cpu) in ("fp32", "bf16")
+    with pytest.raises(ValueError, match="'fp16'; expected"):
+        resolve_precision("fp16", cpu)

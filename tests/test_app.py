@@ -1,0 +1,273 @@
+"""The app as a person meets it: broken datasets, kills, full disks, foreign users, no network.
+
+The series are tiny and too flat for registration, so that a call takes seconds; registration has its own tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from .conftest import tiny_gradients, tiny_series, write_dataset, write_run
+
+FLAT = (20, 22, 6)
+APP = [sys.executable, "-m", "bids_dmrigen.cli.app"]
+QUICK = ["--skip-bids-validation", "--n-cpus", "2", "--device", "cpu", "--deterministic"]
+NOBODY = 65534
+
+
+def call(data, out, *options, level="participant", **keywords):
+    return subprocess.run(
+        [*APP, str(data), str(out), level, *QUICK, *options],
+        capture_output=True, text=True, timeout=600, check=False, **keywords,
+    )  # fmt: skip
+
+
+def images(out: Path) -> dict[str, np.ndarray]:
+    """Return every stored image's values by relative path."""
+    return {
+        path.relative_to(out).as_posix(): np.asanyarray(nib.load(path).dataobj)
+        for path in sorted(out.rglob("sub-*/dwi/*.nii.gz"))
+    }
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """A dataset with one sound run and one run per fault, and what the app made of it."""
+    root = write_dataset(tmp_path_factory.mktemp("broken") / "data", subjects=("01",), shape=FLAT)
+    gradients = tiny_gradients()
+    data = tiny_series(gradients, FLAT)
+
+    def add(subject, values=data):
+        return write_run(root / f"sub-{subject}" / "dwi", f"sub-{subject}", values, gradients)
+
+    truncated = add("truncated")
+    truncated.write_bytes(truncated.read_bytes()[:2000])
+    nib.save(nib.Nifti1Image(data[..., 0], np.eye(4)), add("threed"))
+    zeros, nans = data.copy(), data.copy()
+    zeros[..., 3], nans[..., 5] = 0, np.nan
+    add("zeros", zeros)
+    add("nans", nans)
+    add("nobval").with_name("sub-nobval_dwi.bval").unlink()
+    add("short").with_name("sub-short_dwi.bvec").write_text("0 1\n0 0\n0 0\n")
+    long = add("notunit").with_name("sub-notunit_dwi.bvec")
+    np.savetxt(long, 3 * np.loadtxt(long))
+    add("nob0").with_name("sub-nob0_dwi.bval").write_text("1000 " * len(gradients))
+    add("oneslice", data[:, :, 3:4])
+    integers = add("integers")
+    nib.save(nib.Nifti1Image(data.astype(np.uint16), np.diag([3.0, 3, 3, 1])), integers)
+    out = root.parent / "out"
+    return root, out, call(root, out, "--methods", "difusion")
+
+
+FAULTS = {
+    "truncated": "truncated",
+    "threed": r"expected a 4-D series",
+    "zeros": "volumes [3] (counted from 0) hold nothing but zeros",
+    "nans": "volumes [5] (counted from 0) hold nothing but NaN",
+    "nobval": ".bval file is missing",
+    "short": "2 entries, but the image has 14 volumes",
+    "notunit": "have lengths [3.0",
+    "nob0": "no b0 volume",
+}
+
+
+def test_faulty_runs_are_named_and_the_others_complete(broken):
+    _, out, result = broken
+    assert result.returncode == 1, result.stderr
+    assert "3 of 11 runs complete" in result.stdout
+    for subject in ("01", "oneslice", "integers"):
+        assert f"FAILED sub-{subject}," not in result.stderr
+        assert list(out.glob(f"sub-{subject}/dwi/*desc-difusion_dwi.nii.gz"))
+
+
+@pytest.mark.parametrize("subject", FAULTS)
+def test_each_fault_has_one_clear_message(broken, subject):
+    _, out, result = broken
+    (line,) = [line for line in result.stderr.splitlines() if f"FAILED sub-{subject}," in line]
+    assert FAULTS[subject] in line
+    report = (out / f"sub-{subject}.html").read_text()
+    assert FAULTS[subject].split(" (")[0].replace("[", "").split("]")[0][:15] in report.replace("[", "")
+    assert not list(out.glob(f"sub-{subject}/dwi/*.nii.gz"))
+
+
+def test_acquired_data_survive(broken):
+    root, out, _ = broken
+    for subject in ("01", "oneslice", "integers"):
+        source = nib.load(root / f"sub-{subject}/dwi/sub-{subject}_dwi.nii.gz")
+        for desc in ("preproc", "difusion"):
+            result = nib.load(out / f"sub-{subject}/dwi/sub-{subject}_desc-{desc}_dwi.nii.gz")
+            assert result.shape == source.shape
+            np.testing.assert_allclose(result.affine, source.affine, atol=1e-5)
+        ratio = np.median(result.get_fdata()[source.get_fdata() > 100] / source.get_fdata()[source.get_fdata() > 100])
+        assert 0.9 < ratio < 1.1
+        bvec = np.loadtxt(out / f"sub-{subject}/dwi/sub-{subject}_desc-difusion_dwi.bvec")
+        assert bvec.shape == (3, source.shape[3])
+
+
+def test_generated_data_say_so(broken):
+    _, out, _ = broken
+    for name in ("desc-difusion_dwi", "model-tensor_param-fa_desc-difusion_dwimap"):
+        sidecar = json.loads((out / f"sub-01/dwi/sub-01_{name}.json").read_text())
+        assert sidecar["Synthetic"] is True
+        made = sidecar["GenerativeModel"]
+        for key in ("Method", "Citation", "Size", "Sampler", "Seed", "Samples", "Device", "Precision", "Versions"):
+            assert key in made, key
+    assert "Synthetic" not in json.loads((out / "sub-01/dwi/sub-01_desc-preproc_dwi.json").read_text())
+
+
+def test_second_call_recomputes_nothing(broken):
+    root, out, _ = broken
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("sub-01/dwi/*")}
+    result = call(root, out, "--methods", "difusion", "--participant-label", "01")
+    assert result.returncode == 0, result.stderr
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("sub-01/dwi/*")} == before
+
+
+def test_group_level(broken):
+    root, out, _ = broken
+    result = call(root, out, level="group")
+    assert result.returncode == 0, result.stderr
+    table = (out / "group_metrics.tsv").read_text().splitlines()
+    assert len(table) == 4
+    assert "sub-oneslice" in "".join(table) or "oneslice" in "".join(table)
+
+
+def test_killed_in_the_middle_and_started_again(tmp_path):
+    data = write_dataset(tmp_path / "data", subjects=("01",), shape=FLAT)
+    options = ["--methods", "difusion"]
+    assert call(data, tmp_path / "whole", *options).returncode == 0
+    process = subprocess.Popen(
+        [*APP, str(data), str(tmp_path / "cut"), "participant", *QUICK, *options],
+        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    # Into the training, which is the longest step and has a state of its own.
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("cut/work/**/generate_difusion/*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.0)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list(tmp_path.glob("cut/sub-01/dwi/*desc-difusion_dwi.nii.gz")), "killed too late to test anything"
+    again = call(data, tmp_path / "cut", *options)
+    assert again.returncode == 0, again.stderr
+    whole, cut = images(tmp_path / "whole"), images(tmp_path / "cut")
+    assert whole.keys() == cut.keys()
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], cut[name], err_msg=name)
+
+
+def test_two_participants_at_once_in_one_output_folder(tmp_path):
+    data = write_dataset(tmp_path / "data", shape=FLAT)
+    processes = [
+        subprocess.Popen(
+            [*APP, str(data), str(tmp_path / "out"), "participant", *QUICK, "--participant-label", label],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for label in ("01", "02")
+    ]  # fmt: skip
+    for process in processes:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+    json.loads((tmp_path / "out/dataset_description.json").read_text())
+    assert len(images(tmp_path / "out")) == 2 * len([n for n in images(tmp_path / "out") if "sub-01" in n])
+    assert all((tmp_path / f"out/sub-{label}.html").is_file() for label in ("01", "02"))
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs root to become another user")
+def test_foreign_user_read_only_input_and_home_without_network(tmp_path):
+    data = write_dataset(tmp_path / "data", subjects=("01",), shape=FLAT)
+    out = tmp_path / "out"
+    out.mkdir()
+    os.chown(out, NOBODY, NOBODY)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == 0 and str(folder).startswith("/tmp/"):
+            folder.chmod(0o755)
+    subprocess.run(["chmod", "-R", "a-w,a+rX", str(data)], check=True)
+    environment = {"PATH": os.environ["PATH"], "HOME": "/"}
+    # An empty network namespace, where the kernel lets us have one.
+    isolated = shutil.which("unshare") and subprocess.run(["unshare", "-n", "true"], check=False).returncode == 0
+    command = [*(["unshare", "-n"] if isolated else []), "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}",
+               "--clear-groups", *APP, str(data), str(out), "participant", *QUICK]  # fmt: skip
+    if subprocess.run([*command[: command.index(sys.executable)], sys.executable, "-c", "import bids_dmrigen"],
+                      check=False, cwd="/", env=environment).returncode:  # fmt: skip
+        pytest.skip("another user cannot read this installation")
+    result = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr + result.stdout
+    assert list(out.glob("sub-01/dwi/*desc-preproc_dwi.nii.gz"))
+
+
+def test_disk_full(tmp_path):
+    data = write_dataset(tmp_path / "data", subjects=("01",), shape=FLAT)
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(small)],
+                      check=False, capture_output=True).returncode:  # fmt: skip
+        pytest.skip("cannot mount a small file system here")
+    try:
+        result = call(data, small / "out", "--work-dir", str(tmp_path / "work"))
+        assert result.returncode == 1
+        assert "no space left" in result.stderr.lower()
+        assert not list(small.rglob("sub-01/dwi/.*")), "a partial file was left"
+        kept = call(data, tmp_path / "out", "--work-dir", str(tmp_path / "work"))
+        assert kept.returncode == 0, kept.stderr
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_full_work_folder_is_seen_before_the_start(tmp_path):
+    data = write_dataset(tmp_path / "data", subjects=("01",), shape=FLAT)
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(small)],
+                      check=False, capture_output=True).returncode:  # fmt: skip
+        pytest.skip("cannot mount a small file system here")
+    try:
+        result = call(data, tmp_path / "out", "--work-dir", str(small))
+        assert result.returncode == 1
+        assert "GB free" in result.stderr
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["--participant-label", "99"], 2, "there are: 01, 02"),
+        (["--no-such-option"], 2, "unrecognized arguments"),
+        (["--template-dir", "/nonexistent"], 4, "/nonexistent"),
+    ],
+)
+def test_exit_status(dataset, tmp_path, options, status, message):
+    result = call(dataset, tmp_path / "out", *options)
+    assert result.returncode == status, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_exit_status_of_datasets_and_levels(dataset, tmp_path):
+    assert call(tmp_path / "nothing", tmp_path / "out").returncode == 3
+    assert call(dataset, dataset).returncode == 2
+    assert call(dataset, tmp_path / "out", level="session").returncode == 17
+    filters = tmp_path / "filters.json"
+    filters.write_text('{"dwi": {"direction": "LR"}}')
+    result = call(dataset, tmp_path / "out", "--bids-filter-file", str(filters))
+    assert result.returncode == 2
+    assert "no diffusion run matches" in result.stderr
+
+
+def test_dry_run_writes_nothing(dataset, tmp_path):
+    result = call(dataset, tmp_path / "out", "--methods", "difusion", "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "sub-02_desc-difusion_dwi.nii.gz" in result.stdout
+    assert not (tmp_path / "out").exists()
