@@ -44,7 +44,9 @@ def main() -> None:
     ours = time.perf_counter() - start
     gap = np.abs(result - reference).max() / data.max()
     print(f"{data.shape} float32, torch threads: {torch.get_num_threads()}")
-    print(f"DIPY {dipy:.1f} s, ours {ours:.2f} s, ratio {dipy / ours:.1f}, largest difference {gap:.1e} of maximum")
+    print(
+        f"DIPY {dipy:.1f} s, ours {ours:.2f} s, ratio {dipy / ours:.1f}, largest difference {gap:.1e} of max"
+    )
 
 
 if __name__ == "__main__":

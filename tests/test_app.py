@@ -23,6 +23,7 @@ from .conftest import tiny_gradients, tiny_series, write_dataset, write_run
 FLAT = (20, 22, 6)
 APP = [sys.executable, "-m", "bids_dmrigen.cli.app"]
 QUICK = ["--skip-bids-validation", "--n-cpus", "2", "--device", "cpu", "--deterministic"]
+QUICK += ["--difusion-steps", "40"]
 NOBODY = 65534
 
 

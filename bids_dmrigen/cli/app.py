@@ -14,6 +14,7 @@ from .. import __version__
 from ..workflow.settings import Settings, SettingsError
 
 DONE, SOME_FAILED, USAGE, BAD_DATASET, BAD_RESOURCE, BAD_LEVEL = 0, 1, 2, 3, 4, 17
+LOG_LEVELS = ("ERROR", "INFO", "DEBUG")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +62,7 @@ def _participants(settings: Settings) -> int:
     n_cpus = settings.n_cpus or environment.cpus()
     threads = settings.omp_nthreads or max(1, min(8, n_cpus // max(1, min(len(runs), n_cpus))))
     if not settings.dry_run:
-        environment.prepare(settings.work, threads, settings.deterministic)
+        environment.prepare(settings.work, threads, settings.deterministic, LOG_LEVELS[min(settings.verbose, 2)])
     plans = [plan_run(run, settings, template) for run in runs]
     if settings.dry_run:
         print("\n".join(line for plan in plans for line in describe(plan)))

@@ -10,8 +10,17 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 ITK_THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
 CACHES = ("MPLCONFIGDIR", "XDG_CACHE_HOME", "TEMPLATEFLOW_HOME", "TORCH_HOME", "NUMBA_CACHE_DIR", "NIPYPE_CONFIG_DIR")
 
+NIPYPE_CONFIG = """\
+[logging]
+workflow_level = {level}
+interface_level = {level}
+utils_level = ERROR
+[execution]
+check_version = false
+"""
 
-def prepare(work: Path, threads: int, deterministic: bool) -> None:
+
+def prepare(work: Path, threads: int, deterministic: bool, log_level: str = "ERROR") -> None:
     """Set threads and caches for this process and the workers that it starts.
 
     HOME may be unwritable (containers run as any user), so every cache goes under the work folder.
@@ -27,6 +36,8 @@ def prepare(work: Path, threads: int, deterministic: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         os.environ[name] = str(folder)
     os.environ.setdefault("TEMPLATEFLOW_AUTOUPDATE", "0")
+    # Workers are new processes: they learn Nipype's logging level from its file alone.
+    (Path(os.environ["NIPYPE_CONFIG_DIR"]) / "nipype.cfg").write_text(NIPYPE_CONFIG.format(level=log_level))
 
 
 def cpus() -> int:

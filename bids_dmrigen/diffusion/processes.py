@@ -32,7 +32,8 @@ class Process(ABC):
     def to_x0(self, x_t: Tensor, t: int | Tensor, prediction: Tensor, kind: str) -> Tensor:
         """Return the clean image that a prediction of this kind ("x0", "noise", "v" or "score") stands for.
 
-        With x_t = alpha x_0 + sigma eps: v = alpha eps - sigma x_0 (Salimans & Ho 2022), score = -eps / sigma.
+        With x_t = alpha x_0 + sigma eps: v = alpha eps - sigma x_0
+        (Salimans & Ho 2022), score = -eps / sigma.
         """
         alpha, sigma = self._marginal_like(t, x_t)
         if kind == "x0":
@@ -102,7 +103,7 @@ class VariancePreserving(Process):
 
 
 def rev_warmup70(steps: int = 1000, low: float = 5e-5, high: float = 1e-2) -> VariancePreserving:
-    """Return Di-Fusion's process: constant `low` variance in the first 30 % of the steps, then linear to `high`."""
+    """Return Di-Fusion's process: constant `low` variance in 30 % of the steps, then linear to `high`."""
     flat = round(0.3 * steps)
     ramp = torch.linspace(low, high, steps - flat, dtype=torch.float64)
     return VariancePreserving(torch.cat([torch.full((flat,), low, dtype=torch.float64), ramp]))

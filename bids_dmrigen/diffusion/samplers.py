@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -72,7 +73,7 @@ def run_walk(
     ValueError
         Where the times do not fall, or eta > 0 and there is no noise.
     """
-    if not times or any(s >= t for t, s in zip(times, times[1:], strict=False)):
+    if not times or any(s >= t for t, s in pairwise(times)):
         raise ValueError(f"sampling times must fall from step to step, found {list(times)}")
     if eta > 0 and noise is None:
         raise ValueError("eta > 0 needs a source of noise")

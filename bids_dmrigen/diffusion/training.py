@@ -32,7 +32,8 @@ class Plan:
     minutes
         Wall-clock budget; None lets no clock enter the result.
     learning_rate, weight_decay
-        Of AdamW. The rate rises over `warmup` steps, then falls along a cosine to a twentieth over the budget.
+        Of AdamW. The rate rises over `warmup` steps and falls along a cosine to a twentieth over the
+        budget.
     ema
         Decay of the averaged weights, which are what is evaluated and returned; it grows from 0, so that
         the starting weights are forgotten.

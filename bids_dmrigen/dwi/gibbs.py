@@ -9,8 +9,8 @@ import torch
 
 SHIFTS_VOXELS = torch.linspace(0.02, 0.9, 45)
 N_POINTS = 3  # neighbours on either side over which the total variation is summed
-# Voxels worked on at once. On a CPU each array stays in the cache and below the size from which torch splits one
-# operation over threads: whole chunks in parallel are several times faster, above all on a busy machine.
+# Voxels worked on at once. On a CPU each array stays in the cache and below the size from which torch splits
+# one operation over threads: whole chunks in parallel are several times faster, above all on a busy machine.
 CHUNK_ELEMENTS = {"cpu": 2**15 - 1, "cuda": 2**24}
 
 BAD_SLICE_AXIS = "slice_axis is {axis}; expected 0, 1 or 2, the axis along which slices were acquired"
@@ -20,11 +20,11 @@ TOO_SMALL = "slices of {shape} voxels are too small for Gibbs-ringing removal; a
 def remove_gibbs(data: np.ndarray, slice_axis: int = 2, device: str | torch.device = "cpu") -> np.ndarray:
     """Return a series with truncation ringing removed from every slice of every volume.
 
-    An image of finite k-space is a sinc interpolation of the sampled points. Around an edge the ringing is
-    sampled at its zeros by some sub-voxel shift: each row is shifted by +-0.02 ... 0.9 voxel, every voxel keeps on
-    either side the shift with the least total variation among its neighbours, and the two are interpolated
-    back to the grid. Rows and columns are treated in turn and merged by the weights (1 + cos k_y) /
-    (2 + cos k_x + cos k_y), so that neither direction is smoothed by the other.
+    Truncated k-space makes an edge ring, and some sub-voxel shift samples the ringing at its zeros. So each
+    row is shifted by +-0.02 ... 0.9 voxel, every voxel keeps on either side the shift with the least total
+    variation among its neighbours, and the two are interpolated back to the grid. Rows and columns are done
+    in turn and merged in k-space by the weights (1 + cos k_y) / (2 + cos k_x + cos k_y) and their complement,
+    so that neither direction is smoothed by the other.
 
     Parameters
     ----------
@@ -44,11 +44,12 @@ def remove_gibbs(data: np.ndarray, slice_axis: int = 2, device: str | torch.devi
     if slice_axis not in (0, 1, 2):
         raise ValueError(BAD_SLICE_AXIS.format(axis=slice_axis))
     # Volumes and slices lead, in that order: (N, slices, rows, columns).
-    volumes = np.moveaxis(np.asarray(data, dtype=np.float32).reshape(*data.shape[:3], -1), (3, slice_axis), (0, 1))
+    volumes = np.asarray(data, dtype=np.float32).reshape(*data.shape[:3], -1)
+    volumes = np.moveaxis(volumes, (3, slice_axis), (0, 1))
     shape = volumes.shape[2:]
     if min(shape) < 8:
         raise ValueError(TOO_SMALL.format(shape=" x ".join(map(str, shape))))
-    slices = torch.from_numpy(np.ascontiguousarray(volumes)).view(-1, *shape)
+    slices = torch.from_numpy(np.array(volumes, order="C")).view(-1, *shape)  # a copy
     device = torch.device(device)
     row_weight = _row_weights(*shape).to(device)
 
@@ -74,8 +75,8 @@ def _shift_away(images: torch.Tensor) -> torch.Tensor:
     length = images.shape[-1]
     spectrum = torch.fft.rfft(images)
     frequency = torch.arange(spectrum.shape[-1], device=images.device) / length  # cycles per voxel
-    # For an even length the highest frequency has no partner: shifting it leaves an imaginary part, alternating
-    # in sign and of equal size all along the row, that enters the magnitude.
+    # For an even length the highest frequency has no partner: shifting it leaves an imaginary part,
+    # alternating in sign and of equal size along the row, that enters the magnitude.
     unpaired = (spectrum[..., -1:].real / length).square() if length % 2 == 0 else 0 * images[..., :1]
     search = _Search(images)
     sides = []
@@ -136,7 +137,7 @@ class _Search:
 
 
 def _row_weights(n_rows: int, n_columns: int) -> torch.Tensor:
-    """Return the (A, B) weight in k-space of the image corrected along its rows; the other has one minus it."""
+    """Return the (A, B) k-space weight of the image corrected along its rows; the other has one minus it."""
     row, column = (1 + torch.cos(torch.linspace(-torch.pi, torch.pi, n)) for n in (n_rows, n_columns))
     row, column = row.clamp(min=0)[:, None], column.clamp(min=0)[None]
     total = row + column

@@ -1,4 +1,4 @@
-"""Predicting each volume of a series from all the others, so that its own noise cannot enter the prediction."""
+"""Predicting each volume of a series from all others, so that its own noise cannot enter the prediction."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor
 from .gradients import GradientTable
 from .tensor import design_matrix
 
-RIDGE = 1e-6  # of the mean squared signal; only keeps an exact duplicate volume from making the system singular
+RIDGE = (
+    1e-6  # of the mean squared signal; only keeps an exact duplicate volume from making the system singular
+)
 NEIGHBOURS = 4
-LOG_FLOOR = 1e-2  # signals are raised to this share of the b0 before the logarithm
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +24,7 @@ class LeaveOneOut:
     Parameters
     ----------
     linear
-        (N, N + 1) weights on the other volumes and a constant: least squares over the brain, as in Patch2Self.
+        (N, N + 1) weights on the other volumes and a constant: least squares over the brain (Patch2Self).
     log_tensor
         (N, N) weights on the logarithms of the other volumes: the tensor fit without volume j.
     mean
@@ -43,7 +44,11 @@ class LeaveOneOut:
     def to(self, device: torch.device) -> LeaveOneOut:
         """Return the predictors with their weights on this device."""
         return LeaveOneOut(
-            self.linear.to(device), self.log_tensor.to(device), self.mean.to(device), self.nearest, self.b0.to(device)
+            self.linear.to(device),
+            self.log_tensor.to(device),
+            self.mean.to(device),
+            self.nearest,
+            self.b0.to(device),
         )
 
 
@@ -81,12 +86,11 @@ def _regression(signal: Tensor) -> Tensor:
 
 
 def _log_tensor(gradients: GradientTable) -> Tensor:
-    """Leave-one-out rows of the tensor fit to log signals, from its hat matrix: (H_ij - h_j 1_ij) / (1 - h_j)."""
+    """Weights that predict each log signal by the tensor fitted to the others."""
     design = design_matrix(gradients.bvals / 1000, gradients.bvecs)  # ms/µm²: well-conditioned
-    hat = design @ np.linalg.pinv(design)
-    weights = np.zeros_like(hat)
-    for j in range(len(hat)):
-        rest = np.delete(np.arange(len(hat)), j)
+    weights = np.zeros((len(design), len(design)))
+    for j in range(len(design)):
+        rest = np.delete(np.arange(len(design)), j)
         weights[j, rest] = design[j] @ np.linalg.pinv(design[rest])
     return torch.from_numpy(weights).float()
 
@@ -100,7 +104,7 @@ def _shell_means(gradients: GradientTable) -> Tensor:
 
 
 def _others_mean(of: np.ndarray, rows: np.ndarray) -> Tensor:
-    """Weights of the mean of the volumes `of` without j, for each row j in `rows`; zero where none is left."""
+    """Weights of the mean of the volumes `of` without j, for each row j in `rows`; 0 where none is left."""
     weights = np.outer(rows, of).astype(np.float32)
     np.fill_diagonal(weights, 0.0)
     return torch.from_numpy(weights / np.maximum(weights.sum(axis=1, keepdims=True), 1))

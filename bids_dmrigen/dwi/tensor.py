@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .gradients import GradientError, GradientTable
+from .gradients import GradientError
 from .series import Scan
 
 MIN_SIGNAL = 1e-4  # signals are raised to this before the logarithm, as DIPY does
 MIN_DIFFUSIVITY_TOLERANCE = 1e-6  # eigenvalues are raised to this over the largest b-matrix entry, as in DIPY
-CHUNK_VOXELS = {"cpu": 2**13, "cuda": 2**19}  # CPU: what stays in cache; GPU: what stays below 500 MB
+CHUNK_VOXELS = {"cpu": 2**14, "cuda": 2**18}  # CPU: what stays in cache; GPU: what stays below 500 MB
 
 METHODS = ("ols", "wls")
 MAP_NAMES = ("fa", "md", "ad", "rd", "dec", "tensor")
@@ -176,7 +176,7 @@ def eigen_symmetric(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     # In units of its own size the deviator has the eigenvalues 2 cos(phi + 2 pi k / 3).
     size = (xx + yy).add_(zz).add_(xy + xz + yz, alpha=2).div_(6).sqrt_()
     deviator *= size.clamp(min=1e-30).reciprocal_()
-    # Where the smallest eigenvalue is the far one (det < 0), the negated matrix is solved: far is always largest.
+    # Where the smallest eigenvalue is the far one (det < 0) the negated matrix is solved: far is the largest.
     half_det = _determinant(deviator).div_(2)
     is_top = torch.ge(half_det, 0, out=torch.empty_like(half_det))  # 1.0 or 0.0
     deviator *= is_top.mul(2).sub_(1)
@@ -220,9 +220,9 @@ def fit_maps(
     Returns
     -------
     dict
-        float32: `fa` (X, Y, Z); `md`, `ad`, `rd` (X, Y, Z) mm²/s; `dec` (X, Y, Z, 3) colour FA, red = left-right,
-        green = anterior-posterior, blue = inferior-superior; `tensor` (X, Y, Z, 6) mm²/s, lower triangle
-        Dxx, Dxy, Dyy, Dxz, Dyz, Dzz in world RAS+; `s0` (X, Y, Z) scanner units.
+        float32: `fa` (X, Y, Z); `md`, `ad`, `rd` (X, Y, Z) mm²/s; `dec` (X, Y, Z, 3) colour FA,
+        red = left-right, green = anterior-posterior, blue = inferior-superior; `tensor` (X, Y, Z, 6) mm²/s,
+        lower triangle Dxx, Dxy, Dyy, Dxz, Dyz, Dzz in world RAS+; `s0` (X, Y, Z) scanner units.
     """
     signal = torch.as_tensor(np.asarray(scan.data[scan.mask], dtype=np.float32), device=device)
     directions = scan.gradients.world_directions(scan.affine)
@@ -248,7 +248,6 @@ def _reweighted(ols: torch.Tensor, log_signal: torch.Tensor, design: torch.Tenso
     # common factor cancels, so the largest is set to one.
     exponent = 2 * (design.to(torch.float32) @ ols)  # (N, v)
     weights = (exponent - exponent.amax(dim=0)).exp_().to(torch.float64)
-    # The fit of the residuals to the ordinary solution is a small correction: nothing cancels.
     products = (design[:, :, None] * design[:, None, :]).reshape(n, p * p)
     system = torch.empty(p, p + 1, ols.shape[1], dtype=torch.float64, device=ols.device)
     system[:, :p] = (products.T @ weights).view(p, p, -1)

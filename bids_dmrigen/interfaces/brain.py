@@ -16,17 +16,22 @@ from nipype.interfaces.base import (
 
 from ..dwi.series import ScanError
 
-NO_BRAIN = "no brain found: after thresholding and opening nothing is left; check that the b0 volumes hold signal"
-SMOOTHING_MM = 2.0
-OPENING_MM = 5.0
-HEAD_FRACTION = 0.5
+NO_BRAIN = (
+    "no brain found: after thresholding and opening nothing is left; check that the b0 volumes hold signal"
+)
+SMOOTHING_MM = 1.0
+CORE_MM = 6.0  # this far inside the edge is brain for certain
+COIL_MM = 40.0  # what varies more slowly than this is the coil's gain
+BRAIN_FRACTION = 0.42  # of the brain's own local signal; muscle and skin stay below
+OPENING_MM, CLOSING_MM = 6.0, 6.0
 
 
 def brain_mask(b0: np.ndarray, zooms_mm: np.ndarray, mean_dwi: np.ndarray | None = None) -> np.ndarray:
     """Return the brain (X, Y, Z) bool of a mean b0, and of the mean DWI where there is one.
 
-    Echo-planar scans suppress fat, so the brain is the largest bright body: smoothed, thresholded (Otsu), freed
-    of thin bridges to eyes and neck by an opening, closed, holes filled.
+    Echo-planar scans suppress fat, so the brain is the largest bright body. Its core sets the local signal level,
+    which levels out the coil; what is bright enough is freed of thin bridges to eyes and neck by an opening,
+    closed, and its holes filled.
 
     Parameters
     ----------
@@ -35,7 +40,7 @@ def brain_mask(b0: np.ndarray, zooms_mm: np.ndarray, mean_dwi: np.ndarray | None
     zooms_mm
         (3,) voxel size.
     mean_dwi
-        (X, Y, Z) mean of the diffusion-weighted volumes of the lowest shell; eyes and fluid are dark in it.
+        (X, Y, Z) mean of the diffusion-weighted volumes of the lowest shell; eyes and muscle are dark in it.
 
     Raises
     ------
@@ -45,24 +50,36 @@ def brain_mask(b0: np.ndarray, zooms_mm: np.ndarray, mean_dwi: np.ndarray | None
     from scipy import ndimage
 
     zooms = np.asarray(zooms_mm, dtype=np.float64)
-    images = [image for image in (b0, mean_dwi) if image is not None]
-    scaled = []
-    for image in images:
-        smooth = ndimage.gaussian_filter(np.asarray(image, np.float32), SMOOTHING_MM / zooms / 2)
-        smooth = ndimage.median_filter(smooth, size=3)
-        scaled.append(smooth / max(np.percentile(smooth, 95), 1e-12))
-    mixed = np.sqrt(np.clip(np.mean([np.minimum(s, 1.0) for s in scaled], axis=0), 0, None))
-    inside = mixed > otsu_threshold(mixed)
-    opened = _largest(_ball_erode(inside, OPENING_MM, zooms))
+    levels = [_relative_signal(image, zooms) for image in (b0, mean_dwi) if image is not None]
+    inside = np.mean(levels, axis=0) > BRAIN_FRACTION
+    opened = _largest(_erode(inside, OPENING_MM, zooms))
     if not opened.any():
         raise ScanError(NO_BRAIN)
-    brain = inside & _ball_dilate(opened, OPENING_MM * 1.3, zooms)
-    brain = _ball_erode(_ball_dilate(brain, 6.0, zooms), 6.0, zooms) | brain
+    brain = inside & dilate(opened, 1.25 * OPENING_MM, zooms)
+    brain |= _erode(dilate(brain, CLOSING_MM, zooms), CLOSING_MM, zooms)
     for axis in range(3):
-        for index in range(brain.shape[axis]):
-            plane = (slice(None),) * axis + (index,)
-            brain[plane] = ndimage.binary_fill_holes(brain[plane])
+        for plane in np.moveaxis(brain, axis, 0):  # views: sulci and ventricles may open to one side only
+            plane[:] = ndimage.binary_fill_holes(plane)
     return _largest(brain)
+
+
+def _relative_signal(image: np.ndarray, zooms: np.ndarray) -> np.ndarray:
+    """Return the image (X, Y, Z) relative to the signal of the brain around, noise floor taken off."""
+    from scipy import ndimage
+
+    smooth = ndimage.gaussian_filter(np.asarray(image, np.float32), SMOOTHING_MM / zooms)
+    smooth = ndimage.median_filter(smooth, size=3)
+    bright = smooth > otsu_threshold(np.minimum(smooth, np.percentile(smooth, 98)))
+    if not bright.any() or bright.all():
+        raise ScanError(NO_BRAIN)
+    smooth = np.maximum(smooth - np.median(smooth[~bright]), 0)
+    depth = ndimage.distance_transform_edt(_largest(bright), sampling=zooms)
+    core = depth > min(CORE_MM, depth.max() / 2)
+    typical = np.median(smooth[core])
+    weight = ndimage.gaussian_filter(core.astype(np.float32), COIL_MM / zooms)
+    level = ndimage.gaussian_filter(np.minimum(smooth, 2 * typical) * core, COIL_MM / zooms)
+    # Far from the core the typical signal takes over.
+    return np.minimum(smooth / ((level + 1e-3 * typical) / (weight + 1e-3)), 1.2)
 
 
 def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
@@ -77,19 +94,20 @@ def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
     return float(centers[np.nanargmax(between)])
 
 
-def _ball_erode(mask: np.ndarray, radius_mm: float, zooms: np.ndarray) -> np.ndarray:
+def dilate(mask: np.ndarray, radius_mm: float, zooms_mm: np.ndarray) -> np.ndarray:
+    """Return the mask (X, Y, Z) grown by a ball."""
+    from scipy import ndimage
+
+    return ndimage.distance_transform_edt(~mask, sampling=zooms_mm) <= radius_mm
+
+
+def _erode(mask: np.ndarray, radius_mm: float, zooms: np.ndarray) -> np.ndarray:
     from scipy import ndimage
 
     # Beyond the field of view the brain goes on: a slab is not eroded from above and below.
-    padded = np.pad(mask, 1, mode="edge")
-    depth = ndimage.distance_transform_edt(np.pad(padded, [(8, 8)] * 3, mode="edge"), sampling=zooms)
-    return depth[9:-9, 9:-9, 9:-9] > radius_mm
-
-
-def _ball_dilate(mask: np.ndarray, radius_mm: float, zooms: np.ndarray) -> np.ndarray:
-    from scipy import ndimage
-
-    return ndimage.distance_transform_edt(~mask, sampling=zooms) <= radius_mm
+    pad = int(np.ceil(radius_mm / zooms.min())) + 1
+    depth = ndimage.distance_transform_edt(np.pad(mask, pad, mode="edge"), sampling=zooms)
+    return depth[pad:-pad, pad:-pad, pad:-pad] > radius_mm
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:
@@ -143,7 +161,9 @@ class _BrainMaskInputSpec(BaseInterfaceInputSpec):
     in_bvec = File(exists=True, mandatory=True, desc="b-vectors, FSL convention, unit length")
     b0_threshold = traits.Float(50.0, usedefault=True, desc="volumes up to this b-value count as b0, s/mm²")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="CPU threads reserved; one is used")
-    random_seed = traits.Int(1, usedefault=True, desc="nothing here is random: the same result for every seed")
+    random_seed = traits.Int(
+        1, usedefault=True, desc="nothing here is random: the same result for every seed"
+    )
 
 
 class _BrainMaskOutputSpec(TraitedSpec):

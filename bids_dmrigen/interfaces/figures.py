@@ -16,6 +16,8 @@ from ..dwi.series import Scan
 from .io import read_image
 from .run_data import Missing, RunData, RunInput
 
+MIN_TENSOR_DIRECTIONS = 6
+
 
 class _RunFiguresOutput(TraitedSpec):
     figures = traits.List(traits.Tuple(traits.Str, File(exists=True)), desc="(key of the figure, file)")
@@ -73,8 +75,14 @@ def _figure_list(run: RunData) -> list[Drawing]:
     for method in run.methods():
         drawings += _method_figures(run, method)
 
+    for source in run.inputs.fa_std_sources if run.has("fa_std_sources", "fa_std") else []:
+        title = f"{source}: spread of the samples' FA"
+        drawings.append(
+            (f"spreadfa{source}", title, lambda path, source=source: _draw_fa_spread(run, source, path))
+        )
+
     def draw_maps(path):
-        made = frozenset(source for source in run.inputs.map_sources if source != "preproc")
+        made = frozenset(s for s in run.inputs.map_sources if s != "preproc" or run.inputs.preproc_generated)
         dec = run.maps("dec") if run.has("dec") else {}
         scan = run.preproc
         comparison.fractional_anisotropy(run.maps("fa"), dec, scan.affine, scan.mask, path, made)
@@ -156,32 +164,46 @@ def _draw_template(run: RunData, path: Path) -> None:
     figures.flicker(moved, template, image.affine, brain, ("b0", name), f"Registration to {name}", path)
 
 
+def _draw_fa_spread(run: RunData, source: str, path: Path) -> None:
+    from ..qc import comparison
+
+    fa, scan = run.maps("fa")[source], run.preproc
+    std = read_image(run.inputs.fa_std[run.inputs.fa_std_sources.index(source)])[0]
+    comparison.spread(fa, std, scan.affine, scan.mask, source, path, "FA")
+
+
 def _method_figures(run: RunData, method: str) -> list[Drawing]:
     from ..qc import comparison
 
-    scan = run.preproc
-
     def input_output(path):
+        scan = run.preproc
         data, gradients, made, _ = run.generated(method)
         comparison.input_output(
-            scan.data, scan.gradients, data, gradients, made, scan.affine, scan.mask, method, path
+            scan.data,
+            scan.gradients,
+            data,
+            gradients,
+            made,
+            scan.affine,
+            scan.mask,
+            method,
+            path,
+            comparison.GENERATED if run.inputs.preproc_generated else comparison.ACQUIRED,
         )
 
     def residual(path):
-        if not run.sigma:
-            run.need("noise")
-        comparison.residual(run.removed(method), run.sigma, scan.affine, scan.mask, method, path)
+        scan = run.preproc
+        comparison.residual(run.removed(method), run.known_sigma(), scan.affine, scan.mask, method, path)
 
     def histogram(path):
-        if not run.sigma:
-            run.need("noise")
-        comparison.residual_histogram(run.removed(method), run.sigma, scan.mask, method, path)
+        removed = run.removed(method)
+        comparison.residual_histogram(removed, run.known_sigma(), run.preproc.mask, method, path)
 
     def spread(path):
         if not run.has("generated_std"):
             raise Missing("one sample only (--n-samples)")
         data, gradients, made, _ = run.generated(method)
-        std = read_image(run.inputs.generated_std[run.methods().index(method)])[0]
+        std, scan = read_image(run.inputs.generated_std[run.methods().index(method)])[0], run.preproc
         shown = made & ~gradients.is_b0
         mean = data[..., shown].mean(axis=3)
         comparison.spread(mean, std[..., shown].mean(axis=3), scan.affine, scan.mask, method, path)
@@ -264,11 +286,16 @@ def _series_metrics(run: RunData, source: str) -> dict[str, float]:
         data, gradients = scan.data, scan.gradients
     else:
         data, gradients, _, record = run.generated(source)
-        values |= {key: float(value) for key, value in record.get("Checks", {}).items()}
-    sigma = run.sigma if source == "preproc" and run.sigma else 0.0
-    values["direction_contrast"] = iqm.direction_contrast(data, gradients, scan.mask, sigma)
+        checks = record.get("Checks", {})
+        values |= {key.removeprefix(f"{source}_"): float(value) for key, value in checks.items()}
     values["ndc"] = iqm.neighbour_correlation(data, gradients, scan.mask)
-    values["tensor_residual"] = _tensor_residual(Scan(data, scan.affine, gradients, scan.mask))
+    if (~gradients.is_b0).sum() >= MIN_TENSOR_DIRECTIONS and gradients.is_b0.any():
+        predicted, s0 = _tensor_prediction(Scan(data, scan.affine, gradients, scan.mask))
+        values["tensor_residual"] = iqm.tensor_residual(data, predicted, s0, scan.mask)
+        varying, mean = iqm.direction_signal(data, predicted, gradients, scan.mask)
+        values["direction_contrast"] = varying / mean
+        if source == "preproc" and run.sigma:
+            values["dwi_cnr"] = varying / run.sigma
     if source != "preproc":
         with contextlib.suppress(Missing):
             values |= iqm.residual_checks(run.removed(source), run.b0, scan.mask, run.sigma)
@@ -281,18 +308,17 @@ def _series_metrics(run: RunData, source: str) -> dict[str, float]:
     return _known(values)
 
 
-def _tensor_residual(scan: Scan) -> float:
+def _tensor_prediction(scan: Scan) -> tuple[np.ndarray, np.ndarray]:
+    """Return the (X, Y, Z, N) signal of the tensor fitted to a scan, 0 outside its mask, and its b0."""
     from ..dwi.tensor import design_matrix, fit_maps
-    from ..qc.iqm import tensor_residual
 
-    if (~scan.gradients.is_b0).sum() < 6 or not scan.gradients.is_b0.any():
-        return float("nan")
     maps = fit_maps(scan, names=("tensor", "s0"))
     design = design_matrix(scan.gradients.bvals, scan.gradients.world_directions(scan.affine))
     predicted = np.zeros(scan.data.shape, np.float32)
-    exponent = maps["tensor"][scan.mask] @ design[:, :6].T
+    # A fit to noise may have negative eigenvalues: no direction raises the signal above the b0.
+    exponent = np.minimum(maps["tensor"][scan.mask] @ design[:, :6].T, 0)
     predicted[scan.mask] = maps["s0"][scan.mask][:, None] * np.exp(exponent)
-    return tensor_residual(scan.data, predicted, maps["s0"], scan.mask)
+    return predicted, maps["s0"]
 
 
 def _map_metrics(run: RunData) -> dict[str, dict[str, float]]:

@@ -17,7 +17,9 @@ from nipype.interfaces.base import (
 from ..dwi.gradients import GradientTable, nearest_rotation
 
 HEAD_RADIUS_MM = 50.0  # Power et al. 2012
-COARSE_MM, FINE_MM = 8.0, 4.0  # grids that the registration looks at
+COARSE_MM, FINE_MM = 8.0, 5.0  # grids that the registration looks at
+RIM_MM = 6.0
+SAMPLES = 40_000  # grid points that the metric takes, about a third of them in the brain
 CONFOUNDS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
 
 
@@ -124,17 +126,16 @@ class _Aligner:
     """Registers volumes of one series; all matrices map reference points to volume points, in index mm."""
 
     def __init__(self, data: np.ndarray, grid: np.ndarray, mask: np.ndarray | None, seed: int):
-        from scipy import ndimage
-
         from .ants_tools import to_ants
+        from .brain import dilate
 
         self.data, self.grid, self.seed = data, grid, seed
         self.zooms = np.diag(grid)[:3]
-        self.mask = None
+        self.brain = self.mask = None
         if mask is not None:
+            self.brain = to_ants(mask, grid)
             # The rim around the brain tells where it ends, and the mask may not fit a volume that moved.
-            steps = max(1, round(6.0 / self.zooms.min()))
-            self.mask = to_ants(ndimage.binary_dilation(mask, iterations=steps), grid)
+            self.mask = to_ants(dilate(mask, RIM_MM, self.zooms), grid)
 
     def group(self, volumes: np.ndarray, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
         """Return the matrices (n, 4, 4) to the group's mean, and that mean (X, Y, Z)."""
@@ -143,7 +144,9 @@ class _Aligner:
         if len(volumes) == 1:
             return own, mean
         for stages in (self._rigid(False), self._rigid(True) + self._eddy(axis)):
-            own = np.stack([self._to_reference(mean, v, m, stages) for v, m in zip(volumes, own, strict=True)])
+            own = np.stack(
+                [self._to_reference(mean, v, m, stages) for v, m in zip(volumes, own, strict=True)]
+            )
             mean = self.mean(volumes, own)
         return own, mean
 
@@ -154,20 +157,23 @@ class _Aligner:
         to_index = np.linalg.inv(self.grid)
         total = np.zeros(self.data.shape[:3], np.float32)
         for volume, matrix in zip(volumes, own, strict=True):
-            total += sample_volume(self.data[..., volume], to_index @ matrix @ self.grid, order=1)
+            total += sample_volume(self.data[..., volume], to_index @ matrix @ self.grid)
         return total / len(volumes)
 
     def tie(self, reference_b0: np.ndarray, mean: np.ndarray) -> np.ndarray:
         """Return the rigid matrix from the b0's space to that of a shell's mean."""
-        from .ants_tools import register_linear, to_ants
+        from .ants_tools import Stage, register_linear, to_ants
 
-        stages = self._rigid(False) + self._rigid(True)
+        # Fluid is bright in one contrast and dark in the other: smoothed or reduced, the brain's edge shifts
+        # apart by up to a millimetre. Only the last level, at the scan's own resolution, is free of that.
+        shrink = max(1, round(FINE_MM / self.zooms.max()))
+        stages = [Stage("Rigid[0.1]", (50, 30, 30), (shrink, 1, 1), (FINE_MM / 2, 1, 0), sampling=0.5)]
         found = register_linear(
             to_ants(mean, self.grid),
             to_ants(reference_b0, self.grid),
             stages,
             start=np.eye(4),
-            moving_mask=self.mask,
+            moving_mask=self.brain,
             seed=self.seed,
         )
         return np.linalg.inv(found)
@@ -188,24 +194,31 @@ class _Aligner:
         return np.linalg.inv(found)
 
     def _rigid(self, fine: bool) -> list:
-        from .ants_tools import Stage
-
-        size = FINE_MM if fine else COARSE_MM
-        shrink = max(1, int(size / self.zooms.max() + 0.5))
-        return [Stage("Rigid[0.1]", (50,), (shrink,), (size / 2,))]
+        return [self._stage("Rigid[0.1]", FINE_MM if fine else COARSE_MM, 50)]
 
     def _eddy(self, axis: int | None) -> list:
-        from .ants_tools import Stage
-
         if axis is None:
             return []
-        weights = [0.0] * 12
+        weights = [0.0] * 12  # a matrix row by row, then the translation: the phase axis's row moves
         for parameter in (3 * axis, 3 * axis + 1, 3 * axis + 2, 9 + axis):
             weights[parameter] = 1.0
-        shrink = max(1, int(FINE_MM / self.zooms.max() + 0.5))
-        eddy = Stage("Affine[0.05]", (30,), (shrink,), (FINE_MM / 2,), weights=weights)
+        eddy = self._stage("Affine[0.1]", FINE_MM, 20, weights)
         # A shear looks half like a rotation, so the rotation found before it has to be found again.
-        return [eddy, *self._rigid(True), eddy]
+        return [eddy, self._stage("Rigid[0.1]", FINE_MM, 20), eddy]
+
+    def _stage(self, transform: str, size_mm: float, iterations: int, weights=()):
+        from .ants_tools import Stage
+
+        shrink = max(1, round(size_mm / self.zooms.max()))
+        points = np.prod(self.data.shape[:3]) / shrink**3
+        return Stage(
+            transform,
+            (iterations,),
+            (shrink,),
+            (size_mm / 2,),
+            sampling=min(1.0, SAMPLES / points),
+            weights=weights,
+        )
 
 
 def _keep_predicted(own: np.ndarray, gradients: GradientTable, axis: int) -> np.ndarray:
@@ -255,8 +268,12 @@ class _HeadMotionInputSpec(BaseInterfaceInputSpec):
 
 
 class _HeadMotionOutputSpec(TraitedSpec):
-    out_transforms = File(exists=True, desc="(N, 4, 4) .npy: reference points to each volume's points, world RAS+ mm")
-    out_confounds = File(exists=True, desc=".tsv: translations (mm), rotations (rad), framewise displacement (mm)")
+    out_transforms = File(
+        exists=True, desc="(N, 4, 4) .npy: reference points to each volume's points, world RAS+ mm"
+    )
+    out_confounds = File(
+        exists=True, desc=".tsv: translations (mm), rotations (rad), framewise displacement (mm)"
+    )
 
 
 class HeadMotion(SimpleInterface):

@@ -20,6 +20,7 @@ from nipype.interfaces.base import Directory as DirectoryTrait
 
 from ..dwi.series import ScanError
 from ..qc.iqm import mutual_information
+from .brain import dilate
 
 WORKING_MM = 2.0
 STRIPPED_LITRES = 2.2  # more tissue than this is a whole head
@@ -63,7 +64,12 @@ def load_template(template_dir: str | Path | None = None) -> Brain:
 
 
 def register_to_t1w(
-    b0: np.ndarray, affine: np.ndarray, mask: np.ndarray, t1w: np.ndarray, t1w_affine: np.ndarray, seed: int = 1
+    b0: np.ndarray,
+    affine: np.ndarray,
+    mask: np.ndarray,
+    t1w: np.ndarray,
+    t1w_affine: np.ndarray,
+    seed: int = 1,
 ) -> np.ndarray:
     """Return the rigid (4, 4) RAS+ matrix from T1w points to scan points, by mutual information.
 
@@ -83,7 +89,7 @@ def register_to_t1w(
     scan = to_ants(b0 * mask, affine)
     zooms = np.linalg.norm(affine[:3, :3], axis=0)
     head = _coarse(to_ants(t1w, t1w_affine))
-    rim = to_ants(_dilate(mask, RIM_MM, zooms), affine)
+    rim = to_ants(dilate(mask, RIM_MM, zooms), affine)
     # Two images of one session share the scanner's coordinates; of two sessions they may not.
     centers = [_center(mask, affine), _center(t1w > 0, t1w_affine)]
     shift = np.eye(4)
@@ -140,28 +146,31 @@ def register_to_template(
 
     zooms = np.linalg.norm(affine[:3, :3], axis=0)
     first = images.get("t1w", images.get("b0"))
-    rim_array = _dilate(mask, RIM_MM, zooms)
+    rim_array = dilate(mask, RIM_MM, zooms)
     rim = to_ants(rim_array, affine)
     fixed, moving = [to_ants(first * mask, affine)], [to_ants(template.t1w, template.affine)]
     if "fa" in images and template.white is not None:
         fixed.append(to_ants(images["fa"] * mask, affine))
         moving.append(to_ants(template.white, template.affine))
     shrinks = [_shrink(size, zooms) for size in (8.0, 4.0, 2.0)]
-    coarse = [Stage("Rigid[0.1]", (50,), (shrinks[0],), (4.0,)), Stage("Affine[0.1]", (50,), (shrinks[0],), (4.0,))]
-    starts = [
-        register_linear(fixed, moving, coarse, start=s, mask=rim, seed=seed) for s in _starts(mask, affine, template)
+    coarse = Stage("Rigid[0.1]", (30,), (shrinks[0],), (4.0,))
+    guesses = [
+        register_linear(fixed[0], moving[0], [coarse], start=guess, mask=rim, seed=seed)
+        for guess in _starts(mask, affine, template)
     ]
-    best = _best(starts, first * mask, affine, rim_array, template.t1w, template.affine)
+    best = _best(guesses, first * mask, affine, rim_array, template.t1w, template.affine)
     start = write_matrix(folder / "start.mat", best)
     stages = [
-        Stage("Affine[0.1]", (100, 50), shrinks[1:], (2.0, 1.0)),
+        Stage("Affine[0.1]", (100, 50), shrinks[:2], (4.0, 2.0)),
         Stage("SyN[0.2,3,0]", (60, 40, 20), shrinks, (4.0, 2.0, 1.0), sampling=1.0),
     ]
     register(fixed, moving, stages, folder / "template-", start=(start,), mask=rim, composite=True, seed=seed)
     return folder / "template-InverseComposite.h5", folder / "template-Composite.h5"
 
 
-def t1w_brain(t1w: np.ndarray, affine: np.ndarray, template: Brain, folder: Path, seed: int = 1) -> np.ndarray:
+def t1w_brain(
+    t1w: np.ndarray, affine: np.ndarray, template: Brain, folder: Path, seed: int = 1
+) -> np.ndarray:
     """Return the brain (X, Y, Z) bool of a T1w: its signal where it is extracted already, else the template's, warped."""
     from scipy import ndimage
 
@@ -213,7 +222,9 @@ def apply_to_scan(
     out = np.empty((*target.shape, volumes.shape[3]), np.float32)
     for volume in range(volumes.shape[3]):
         source = to_ants(volumes[..., volume], image.affine)
-        out[..., volume] = warp(source, target, [transform], "nearestNeighbor" if labels else "linear").numpy()
+        out[..., volume] = warp(
+            source, target, [transform], "nearestNeighbor" if labels else "linear"
+        ).numpy()
     return out[..., 0] if data.ndim == 3 else out
 
 
@@ -237,7 +248,7 @@ def _starts(mask: np.ndarray, affine: np.ndarray, template: Brain) -> list[np.nd
             angle = np.deg2rad(nod)
             start = np.eye(4)
             start[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-            start[:3, 3] = target + [0, 0, rise] - start[:3, :3] @ center
+            start[:3, 3] = target + np.array([0.0, 0.0, rise]) - start[:3, :3] @ center
             starts.append(start)
     return starts
 
@@ -263,12 +274,6 @@ def _top(mask: np.ndarray, affine: np.ndarray) -> float:
 
 def _center(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return affine[:3, :3] @ np.argwhere(mask).mean(axis=0) + affine[:3, 3]
-
-
-def _dilate(mask: np.ndarray, radius_mm: float, zooms: np.ndarray) -> np.ndarray:
-    from scipy import ndimage
-
-    return ndimage.distance_transform_edt(~mask, sampling=zooms) <= radius_mm
 
 
 def _shrink(size_mm: float, zooms: np.ndarray) -> int:
@@ -301,7 +306,9 @@ class _NormalizeOutputSpec(TraitedSpec):
     out_fa_template = File(desc="FA on the template's 2 mm grid; only with an FA")
     out_template_mask = File(exists=True, desc="the template's brain on the scan's grid, uint8")
     out_template_t1w = File(exists=True, desc="the template's T1w on the scan's grid")
-    out_report = File(exists=True, desc="JSON: template, Dice of its brain with the scan's, mutual information")
+    out_report = File(
+        exists=True, desc="JSON: template, Dice of its brain with the scan's, mutual information"
+    )
 
 
 class Normalize(SimpleInterface):
@@ -402,7 +409,9 @@ class _ApplyToScanInputSpec(BaseInterfaceInputSpec):
     in_reference = File(exists=True, mandatory=True, desc="image with the scan's grid")
     labels = traits.Bool(False, usedefault=True, desc="the atlas holds labels: take the nearest")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="ITK threads")
-    random_seed = traits.Int(1, usedefault=True, desc="nothing here is random: the same result for every seed")
+    random_seed = traits.Int(
+        1, usedefault=True, desc="nothing here is random: the same result for every seed"
+    )
 
 
 class _ApplyToScanOutputSpec(TraitedSpec):

@@ -76,6 +76,11 @@ class RunInput(BaseInterfaceInputSpec):
     fa = traits.List(File(exists=True), desc="fractional anisotropy per source")
     md = traits.List(File(exists=True), desc="mean diffusivity per source, mm²/s")
     dec = traits.List(File(exists=True), desc="direction-encoded colour per source")
+    fa_std_sources = traits.List(traits.Str, desc="methods with several samples of FA")
+    fa_std = traits.List(File(exists=True), desc="standard deviation of their samples' FA, in that order")
+    preproc_generated = traits.Bool(
+        False, usedefault=True, desc="the preprocessed series was denoised by a generative method"
+    )
 
 
 class Missing(Exception):
@@ -140,6 +145,12 @@ class RunData:
             values = values[np.isfinite(values) & (values > 0)]
             return float(np.median(values)) if values.size else None
         return float(self.inputs.sigma) if self.has("sigma") and self.inputs.sigma > 0 else None
+
+    def known_sigma(self) -> float:
+        """Return the noise standard deviation; `Missing` where it is not known."""
+        if not self.sigma:
+            raise Missing("no noise level")
+        return self.sigma
 
     @cached_property
     def confounds(self) -> np.ndarray:

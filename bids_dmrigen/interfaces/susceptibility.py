@@ -18,11 +18,15 @@ from nipype.interfaces.base import (
 
 from ..dwi.series import ScanError
 
-NOT_OPPOSITE = "phase encoding {first} and {second}: expected opposite directions of one axis, such as j and j-"
+NOT_OPPOSITE = (
+    "phase encoding {first} and {second}: expected opposites, such as j and j-"
+)
 GRID_MISMATCH = "the b0s have shapes {first} and {second}; both must be on one grid"
-LEVELS_MM = (8.0, 4.0, 2.0)  # smoothing, coarse to fine
-STIFFNESS = 0.02  # weight of the field's gradient against the squared difference of b0s scaled to unit mean square
-ROUNDS = 2  # of head motion and field in turn
+LEVELS = ((2, 8.0), (2, 4.0), (1, 2.0))  # grid reduction and smoothing (full width, mm), coarse to fine
+STIFFNESS = 0.18  # weight of the squared strain against the squared difference of b0s of unit mean square
+LARGEST_STRAIN = 0.95  # at one, two places of the anatomy would fall on each other
+STEPS, LINE_STEPS, SOLVER_STEPS = 10, 6, 20
+STILL_MM = 0.1  # a head that moved less did not move
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +65,8 @@ def estimate_displacement(
 
         sum [I1(y + d)(1 + d') - I2(y - d)(1 - d')]² + stiffness * sum |grad d|²
 
-    by Gauss-Newton steps, coarse to fine. A head that moved between the two is aligned rigidly *after* a first
-    correction, when no distortion is left that a rotation could explain, and the field is estimated anew.
+    by Gauss-Newton steps, coarse to fine. A head that moved between the two is aligned rigidly *after* a
+    first correction, when no distortion is left that a rotation could explain, and the field is refined.
 
     Parameters
     ----------
@@ -82,33 +86,26 @@ def estimate_displacement(
     ScanError
         Where the shapes differ.
     """
-    from .ants_tools import Stage, register_linear, to_ants
     from .resample import sample_volume
 
     if b0.shape != opposite_b0.shape:
         raise ScanError(GRID_MISMATCH.format(first=b0.shape, second=opposite_b0.shape))
     zooms = np.linalg.norm(affine[:3, :3], axis=0)
     to_index = np.linalg.inv(affine)
-    scale = np.sqrt(np.mean(b0[b0 > b0.mean()] ** 2)) / np.sqrt(np.mean(opposite_b0[opposite_b0 > opposite_b0.mean()] ** 2))
-    motion, partner, displacement = np.eye(4), opposite_b0 * scale, np.zeros(b0.shape)
-    brain = None if mask is None else to_ants(mask, affine)
-    shrink = max(1, int(4.0 / zooms.max() + 0.5))
-    for turn in range(ROUNDS):
-        displacement = _fit_field(b0, partner, zooms, axis, displacement if turn else None)
-        if turn == ROUNDS - 1:
-            break
-        first = unwarp(b0, displacement, axis)
-        second = unwarp(partner, -displacement, axis)
-        stages = [Stage("Rigid[0.1]", (50,), (shrink,), (2.0,), sampling=0.5)]
-        found = register_linear(
-            to_ants(first, affine), to_ants(second, affine), stages, start=np.eye(4), mask=brain, seed=seed
-        )
-        # Along the phase axis a shift and a field cannot be told apart: the field has it already.
-        local = to_index @ found @ affine
-        center = (np.array(b0.shape) - 1) / 2
-        local[axis, 3] -= (local[axis, :3] @ center + local[axis, 3]) - center[axis]
-        motion = affine @ local @ to_index @ motion
+    # Receiver gain may differ between runs.
+    scale = _typical(b0) / _typical(opposite_b0)
+    partner, motion = opposite_b0 * scale, np.eye(4)
+    displacement = _fit_field(b0, partner, zooms, axis)
+    found = _head_motion(unwarp(b0, displacement, axis), unwarp(partner, -displacement, axis), affine, mask, seed)
+    # Along the phase axis a shift and a field cannot be told apart: the field has it already.
+    local = to_index @ found @ affine
+    center = (np.array(b0.shape) - 1) / 2
+    local[axis, 3] -= local[axis, :3] @ center + local[axis, 3] - center[axis]
+    found = affine @ local @ to_index
+    if _largest_shift(found - np.eye(4), b0.shape, affine) > STILL_MM:
+        motion = found
         partner = scale * sample_volume(opposite_b0, to_index @ motion @ affine)
+        displacement = _fit_field(b0, partner, zooms, axis, displacement)
     return Distortion(
         field_mm=(displacement * zooms[axis]).astype(np.float32),
         corrected=unwarp(b0, displacement, axis),
@@ -117,88 +114,137 @@ def estimate_displacement(
     )
 
 
+def _typical(image: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(image[image > image.mean()] ** 2)))
+
+
+def _largest_shift(change: np.ndarray, shape, affine: np.ndarray) -> float:
+    """Return by how much (mm) a change of matrix (4, 4) moves the middle of the field of view's faces at most."""
+    center = (np.array(shape) - 1) / 2
+    faces = [center + sign * center * np.eye(3)[a] for a in range(3) for sign in (-0.7, 0.7)]
+    points = np.column_stack([faces, np.ones(len(faces))]) @ affine.T
+    return float(np.linalg.norm(points @ change[:3].T, axis=1).max())
+
+
+def _head_motion(first, second, affine, mask, seed: int) -> np.ndarray:
+    """Return the rigid matrix (4, 4) from points of the first undistorted b0 to points of the second."""
+    from .ants_tools import Stage, register_linear, to_ants
+
+    zooms = np.linalg.norm(affine[:3, :3], axis=0)
+    return register_linear(
+        to_ants(first, affine),
+        to_ants(second, affine),
+        [Stage("Rigid[0.1]", (50,), (max(1, round(5.0 / zooms.max())),), (2.0,), sampling=0.5)],
+        start=np.eye(4),
+        mask=None if mask is None else to_ants(mask, affine),
+        seed=seed,
+    )
+
+
 def unwarp(image: np.ndarray, displacement_voxels: np.ndarray, axis: int) -> np.ndarray:
     """Return I(y + d)(1 + d'), the image (X, Y, Z) read at its displaced places, signal conserved."""
     from .resample import sample_volume
 
     moved = sample_volume(image, np.eye(4), displacement_voxels, axis)
-    return np.maximum(moved, 0) * np.maximum(1 + np.gradient(displacement_voxels, axis=axis), 0).astype(np.float32)
+    return np.maximum(moved, 0) * np.maximum(1 + np.gradient(displacement_voxels, axis=axis), 0).astype(
+        np.float32
+    )
 
 
-def _fit_field(first, second, zooms, axis, start) -> np.ndarray:
-    """Return the displacement (X, Y, Z) in voxels along `axis`."""
+def _fit_field(first, second, zooms, axis: int, start=None) -> np.ndarray:
+    """Return the displacement (X, Y, Z) in voxels along `axis`; a start skips all but the finest level."""
     from scipy import ndimage
 
     # The phase axis comes last, so that all that happens along it is along the last axis.
-    first, second = (np.moveaxis(image, axis, -1).astype(np.float64) for image in (first, second))
+    pair = [np.moveaxis(image, axis, -1).astype(np.float32) / _typical(first) for image in (first, second)]
     zooms = np.append(np.delete(zooms, axis), zooms[axis])
-    unit = np.sqrt(np.mean(first[first > first.mean()] ** 2))
-    d = np.zeros(first.shape) if start is None else np.moveaxis(start, axis, -1).copy()
-    for sigma_mm in LEVELS_MM if start is None else LEVELS_MM[-2:]:
-        sigma = np.where(zooms < 2 * sigma_mm, sigma_mm / zooms / 2, 0)
-        pair = [ndimage.gaussian_filter(image / unit, sigma) for image in (first, second)]
-        d = _gauss_newton(pair, d, zooms)
+    shape = pair[0].shape
+    d = np.zeros(shape, np.float32) if start is None else np.moveaxis(start, axis, -1).astype(np.float32)
+    for reduction, width_mm in LEVELS if start is None else LEVELS[-1:]:
+        size = [max(4, -(-n // reduction)) if reduction > 1 else n for n in shape]
+        smooth = [ndimage.gaussian_filter(image, width_mm / zooms / 2.355) for image in pair]
+        step = zooms * np.array(shape) / size
+        small = [_resized(image, size) for image in smooth]
+        found = _gauss_newton(small, _resized(d, size) * (zooms[-1] / step[-1]), step)
+        d = _resized(found, shape) * (step[-1] / zooms[-1])
     return np.moveaxis(d, -1, axis)
 
 
-def _gauss_newton(pair, d, zooms, steps: int = 10) -> np.ndarray:
+def _resized(image: np.ndarray, shape) -> np.ndarray:
+    """Return the image on a grid of another shape over the same field of view, linearly interpolated."""
+    from scipy import ndimage
+
+    if tuple(shape) == image.shape:
+        return image
+    ratio = np.array(image.shape) / shape
+    return ndimage.affine_transform(
+        image, np.diag(ratio), (ratio - 1) / 2, output_shape=tuple(shape), order=1, mode="nearest"
+    )
+
+
+def _gauss_newton(pair, d: np.ndarray, zooms: np.ndarray) -> np.ndarray:
     """Return the displacement (..., Y) in voxels that minimises the cost, from `d`."""
-    from scipy.sparse.linalg import LinearOperator, cg
-
-    weights = STIFFNESS * (zooms[-1] / zooms) ** 2 * 9.0 / zooms[-1] ** 2 * zooms[-1] ** 2
-    residual, jacobian = _residual(pair, d)
+    weights = (STIFFNESS * (zooms[-1] / zooms) ** 2).astype(np.float32)
+    residual, slope, stretch = _residual(pair, d)
     cost = _cost(residual, d, weights)
-    for _ in range(steps):
-        slope, stretch = jacobian
-
-        def normal(step, slope=slope, stretch=stretch):
-            step = step.reshape(d.shape)
-            out = slope * step + stretch * _difference(step)
-            out = slope * out + _difference_adjoint(stretch * out)
-            return (out + _stiffen(step, weights)).ravel()
-
-        gradient = slope * residual + _difference_adjoint(stretch * residual) + _stiffen(d, weights)
-        operator = LinearOperator((d.size, d.size), matvec=normal, dtype=np.float64)
-        diagonal = (slope**2 + 0.5 * stretch**2 + 2 * weights.sum() + 1e-6).ravel()
-        inverse = LinearOperator((d.size, d.size), matvec=lambda v, diagonal=diagonal: v / diagonal, dtype=np.float64)
-        step, _ = cg(operator, -gradient.ravel(), rtol=0.05, maxiter=30, M=inverse)
-        step = step.reshape(d.shape)
-        for _ in range(6):
+    for _ in range(STEPS):
+        step = _newton_step(residual, slope, stretch, d, weights)
+        for _ in range(LINE_STEPS):
             trial = d + step
-            # A fold would put two places of the anatomy into one: |d'| stays below one.
-            if np.abs(_difference(trial)).max() < 0.95:
-                trial_residual, trial_jacobian = _residual(pair, trial)
-                trial_cost = _cost(trial_residual, trial, weights)
-                if trial_cost < cost:
+            if np.abs(_difference(trial)).max() < LARGEST_STRAIN:
+                parts = _residual(pair, trial)
+                lower = _cost(parts[0], trial, weights)
+                if lower < cost:
                     break
             step = step / 2
         else:
             return d
-        gain = (cost - trial_cost) / cost
-        d, residual, jacobian, cost = trial, trial_residual, trial_jacobian, trial_cost
-        if gain < 1e-3:
+        gain = (cost - lower) / cost
+        d, cost, (residual, slope, stretch) = trial, lower, parts
+        if gain < 2e-3:
             break
     return d
 
 
-def _residual(pair, d):
+def _newton_step(residual, slope, stretch, d, weights) -> np.ndarray:
+    """Return the step (..., Y) that solves (J'J + stiffness) step = -gradient by conjugate gradients."""
+    from scipy.sparse.linalg import LinearOperator, cg
+
+    def normal(vector):
+        step = vector.reshape(d.shape)
+        change = slope * step + stretch * _difference(step)
+        return (slope * change + _difference_adjoint(stretch * change) + _stiffen(step, weights)).ravel()
+
+    gradient = slope * residual + _difference_adjoint(stretch * residual) + _stiffen(d, weights)
+    diagonal = (slope**2 + 0.5 * stretch**2 + 2 * weights.sum()).ravel()
+    size = (d.size, d.size)
+    step, _ = cg(
+        LinearOperator(size, matvec=normal, dtype=np.float32),
+        -gradient.ravel(),
+        rtol=0.1,
+        maxiter=SOLVER_STEPS,
+        M=LinearOperator(size, matvec=lambda vector: vector / diagonal, dtype=np.float32),
+    )
+    return step.reshape(d.shape).astype(np.float32)
+
+
+def _residual(pair, d: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return I1(y + d)(1 + d') - I2(y - d)(1 - d') and its derivatives by d and by d'."""
     (first, first_slope), (second, second_slope) = _read(pair[0], d), _read(pair[1], -d)
     change = _difference(d)
     residual = first * (1 + change) - second * (1 - change)
-    return residual, (first_slope * (1 + change) + second_slope * (1 - change), first + second)
+    return residual, first_slope * (1 + change) + second_slope * (1 - change), first + second
 
 
-def _read(image, d):
+def _read(image: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the image (..., Y) at y + d and its slope there, linear between voxels, 0 outside."""
     size = image.shape[-1]
-    place = np.arange(size) + d
+    place = np.arange(size, dtype=np.float32) + d
     low = np.floor(place).astype(np.int64)
-    fraction = place - low
     padded = np.pad(image, [(0, 0)] * (image.ndim - 1) + [(1, 1)])
     left = np.take_along_axis(padded, np.clip(low + 1, 0, size + 1), axis=-1)
     right = np.take_along_axis(padded, np.clip(low + 2, 0, size + 1), axis=-1)
-    return left + fraction * (right - left), right - left
+    return left + (place - low) * (right - left), right - left
 
 
 def _difference(d):
@@ -241,8 +287,12 @@ class _SusceptibilityInputSpec(BaseInterfaceInputSpec):
     in_bval = File(exists=True, mandatory=True, desc="b-values, s/mm²")
     in_bvec = File(exists=True, mandatory=True, desc="b-vectors, FSL convention, unit length")
     phase_encoding_direction = traits.Enum("i", "i-", "j", "j-", "k", "k-", mandatory=True, desc="BIDS")
-    opposite_file = File(exists=True, mandatory=True, desc="b0 volume, or a series, of opposite phase encoding")
-    opposite_bval = File(exists=True, desc="b-values of the opposite series, s/mm²; not given: every volume is a b0")
+    opposite_file = File(
+        exists=True, mandatory=True, desc="b0 volume, or a series, of opposite phase encoding"
+    )
+    opposite_bval = File(
+        exists=True, desc="b-values of the opposite series, s/mm²; not given: every volume is a b0"
+    )
     opposite_bvec = File(exists=True, desc="b-vectors of the opposite series; only its b0s are used")
     opposite_direction = traits.Enum("i", "i-", "j", "j-", "k", "k-", mandatory=True, desc="BIDS")
     readout_time = traits.Float(desc="TotalReadoutTime, s; not given: the report has no field in Hz")
@@ -260,7 +310,9 @@ class _SusceptibilityOutputSpec(TraitedSpec):
     out_opposite = File(exists=True, desc="opposite b0 before the correction, on the scan's grid")
     out_corrected_b0 = File(exists=True, desc="mean b0 undistorted, signal modulated")
     out_corrected_opposite = File(exists=True, desc="opposite b0 undistorted, signal modulated")
-    out_report = File(exists=True, desc="JSON: correlations before and after, displacements (mm), readout time (s)")
+    out_report = File(
+        exists=True, desc="JSON: correlations before and after, displacements (mm), readout time (s)"
+    )
 
 
 class Susceptibility(SimpleInterface):
@@ -287,9 +339,7 @@ class Susceptibility(SimpleInterface):
         b0 = scan.mean_b0()
         opposite_b0 = _on_grid(self._b0(opposite), opposite_image.affine, b0.shape, scan.affine)
         rough = brain_mask((b0 + opposite_b0) / 2, scan.zooms_mm)
-        found = estimate_displacement(
-            b0, opposite_b0, scan.affine, axis, mask=rough, seed=inputs.random_seed
-        )
+        found = estimate_displacement(b0, opposite_b0, scan.affine, axis, mask=rough, seed=inputs.random_seed)
         mask = brain_mask((found.corrected + found.corrected_opposite) / 2, scan.zooms_mm)
         size = np.abs(found.field_mm[mask])
         readout = float(inputs.readout_time) if isdefined(inputs.readout_time) else None

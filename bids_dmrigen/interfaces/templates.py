@@ -26,13 +26,13 @@ class Template:
     fa: Path | None = None
 
 
-def embedded_mni(resolution_mm: float = 2) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def embedded_mni(resolution_mm: int = 2) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Return the MNI maps that nilearn carries: no files, no network.
 
     Parameters
     ----------
     resolution_mm
-        Voxel size; 1 is that of the stored maps, others are resampled from it.
+        Voxel size, a whole number; 1 is that of the stored maps, others are resampled from it.
 
     Returns
     -------
@@ -60,14 +60,14 @@ def embedded_mni(resolution_mm: float = 2) -> tuple[dict[str, np.ndarray], np.nd
 def find_template(template_dir: str | Path) -> Template:
     """Return the files of the template in a directory: TemplateFlow's layout or plain files.
 
-    Accepted are `tpl-<name>/tpl-<name>[_res-..]_T1w.nii.gz` (below the directory, or the directory itself) and
-    plain `*_T1w.nii.gz` with `*_mask.nii.gz`; the mask's name may carry `desc-brain`. T2w and FA are optional.
-    Where several resolutions are there, the 1 mm one (`res-01`, `res-1`) is taken, then the first by name.
+    Accepted are `tpl-<name>/tpl-<name>[_res-..]_T1w.nii.gz`, below the directory or in it, and plain
+    `tpl-<name>_T1w.nii.gz`, each with its `*_mask.nii.gz` or `*_desc-brain_mask.nii.gz`; T2w and FA are
+    optional. Of several resolutions the 1 mm one (`res-01`, `res-1`) is taken, then the first by name.
 
     Raises
     ------
     TemplateError
-        Where the directory, the T1w, its mask or the template's name is missing; where it holds several templates.
+        Where the directory, the T1w, its mask or the template's name is missing, or there are several.
     """
     folder = Path(template_dir)
     if not folder.is_dir():

@@ -1,9 +1,16 @@
-"""Di-Fusion: self-supervised denoising of a run from the run alone, made optimal in its fusion and its prior."""
+"""Di-Fusion: denoise a run by a diffusion model trained on that run alone (Wu et al., ICLR 2025).
+
+Two variants share everything but what the network is told. `published` follows the paper: the network sees
+x_t, made of a volume and its neighbour, and returns the volume. `extended`, the default, tells it what all
+other volumes predict for this one, lets it correct that prediction, and combines the result with the acquired
+volume by its noise level: what the published fusion aims at, made optimal.
+"""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,27 +19,37 @@ from torch.nn import functional as F
 
 from ..diffusion.noise import generator
 from ..diffusion.processes import rev_warmup70
-from ..diffusion.samplers import run_walk, run_walk_times
+from ..diffusion.samplers import Sampled, run_walk, run_walk_times
 from ..diffusion.training import Plan, Trained, resolve_precision, train
-from ..dwi.fusion import fuse, noise_from_residual
-from ..dwi.prediction import LOG_FLOOR, NEIGHBOURS, LeaveOneOut, leave_one_out
-from ..dwi.series import Scan
+from ..dwi.fusion import fuse
+from ..dwi.noise import estimate_sigma
+from ..dwi.prediction import NEIGHBOURS, LeaveOneOut, leave_one_out
+from ..dwi.series import Scan, ScanError
 from ..nets.unet import UNet, UNetSpec
 from .base import Citation, Generated, MethodSpec, Request
 
-LATTER = 300  # T_c: only the last 300 of the 1000 diffusion steps are used
-FLIPS = ((), (-1,), (-2,), (-2, -1))
+LATTER = 300  # T_c: of the 1000 diffusion steps only the last 300 are used
 TIMES = {"paper": tuple(run_walk_times(LATTER)), "fast": (300, 200, 100, 0)}
-CHANNELS = 7 + NEIGHBOURS
+FLIPS = ((), (-1,), (-2,), (-2, -1))
+VARIANTS = ("extended", "published")
+TOLD = 6 + NEIGHBOURS  # channels of `conditions`
+LOG_FLOOR = 1e-2  # signals are raised to this share of the b0 before the logarithm
 MARGIN = 4  # voxels kept around the mask's bounding box
-CROP = 64  # training patches
-HELD_OUT_SLICES = 24
+CROP = 64  # side of the training patches, voxels
+BATCH = 16
+HELD_OUT = 24  # slices of single volumes that score the training
+SLICES_AT_ONCE = 16
 
-SPECS = {
-    "small": UNetSpec(
-        CHANNELS, base=32, multipliers=(1, 2, 2), blocks=1, attention=(), groups=0, bottom=False, zero_output=True
-    ),
-    "paper": UNetSpec(CHANNELS, zero_output=True),
+SIZES = {
+    "small": {
+        "base": 32,
+        "multipliers": (1, 2, 2),
+        "blocks": 1,
+        "attention": (),
+        "groups": 0,
+        "bottom": False,
+    },
+    "paper": {},
 }
 
 
@@ -47,11 +64,15 @@ class Stack:
     mask
         (Z, H, W) bool.
     box
-        Slices (x, y, z) of the scan that the stack covers, before padding.
+        Part of the scan that the stack covers, before padding.
     scale
-        Signal units of the scan per unit here: the median b0 in the mask.
+        Scanner units per unit here: the median b0 in the mask.
     targets
-        Volumes that are denoised.
+        Volumes to denoise.
+    predictors
+        What the other volumes say about each.
+    spread
+        Root mean square of volume minus prediction in the mask.
     """
 
     data: Tensor
@@ -60,45 +81,65 @@ class Stack:
     scale: float
     targets: np.ndarray
     predictors: LeaveOneOut
-    spread: float  # rms of x - prediction in the mask
+    spread: float
 
     @property
-    def slices(self) -> np.ndarray:
+    def slices(self) -> list[int]:
         """Indices of the slices that hold brain."""
-        return np.flatnonzero(self.mask.flatten(1).any(dim=1).cpu().numpy())
+        return np.flatnonzero(self.mask.flatten(1).any(dim=1).cpu().numpy()).tolist()
 
     def block(self, z: int, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
-        """Return (3, N, h, w): a patch of slice z and of the slices below and above it (the edge repeats)."""
+        """Return (3, N, h, w): a patch of slice z between those below and above it (the edge repeats)."""
         around = np.clip([z - 1, z, z + 1], 0, len(self.data) - 1)
         return self.data[around][:, :, rows, columns]
 
+    def on_grid(self, estimate: np.ndarray, acquired: np.ndarray) -> np.ndarray:
+        """Return (X, Y, Z, J) in scanner units: an estimate (Z, J, H, W), acquired where there is none."""
+        full = acquired.copy()
+        x, y, _ = (s.stop - s.start for s in self.box)
+        full[self.box] = self.scale * estimate[:, :, :x, :y].transpose(2, 3, 0, 1)
+        return full
+
+
+class Given(NamedTuple):
+    """What the walk of some images starts from: x, the other endpoint x', what else the network is told."""
+
+    x: Tensor  # (J, h, w)
+    other: Tensor  # (J, h, w)
+    told: Tensor  # (J, C, h, w)
+    mask: Tensor  # (J, h, w)
+
 
 def prepare(scan: Scan, divisor: int, device: torch.device) -> Stack:
-    """Lay a scan out as a `Stack`."""
+    """Lay a scan out as a `Stack` whose height and width divide by `divisor`."""
     inside = np.argwhere(scan.mask)
-    low = np.maximum(inside.min(axis=0) - (MARGIN, MARGIN, 0), 0)
-    high = np.minimum(inside.max(axis=0) + 1 + (MARGIN, MARGIN, 0), scan.mask.shape)
+    if not len(inside):
+        raise ScanError("the brain mask is empty; nothing can be denoised")
+    margin = np.array([MARGIN, MARGIN, 0])
+    low = np.maximum(inside.min(axis=0) - margin, 0)
+    high = np.minimum(inside.max(axis=0) + 1 + margin, scan.mask.shape)
     box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    scale = float(np.median(scan.mean_b0()[scan.mask]))
+    if not scale > 0:
+        raise ScanError(f"the median b0 signal in the brain mask is {scale:g}; expected a positive one")
+    data = torch.from_numpy(np.asarray(scan.data[box], dtype=np.float32).transpose(2, 3, 0, 1) / scale)
     mask = torch.from_numpy(np.ascontiguousarray(scan.mask[box].transpose(2, 0, 1)))
-    data = np.ascontiguousarray(np.asarray(scan.data[box], dtype=np.float32).transpose(2, 3, 0, 1))
-    scale = float(np.median(scan.mean_b0()[scan.mask])) or 1.0
-    h, w = mask.shape[1:]
-    pad = (0, -w % divisor, 0, -h % divisor)
-    stack = F.pad(torch.from_numpy(data / scale), pad, mode="replicate").to(device)
-    mask = F.pad(mask, pad).to(device)
-    is_b0 = scan.gradients.is_b0
-    targets = np.arange(len(is_b0)) if is_b0.sum() > 1 else np.flatnonzero(~is_b0)
-    brain = stack.permute(0, 2, 3, 1)[mask]  # (V, N)
+    pad = (0, -mask.shape[2] % divisor, 0, -mask.shape[1] % divisor)
+    data, mask = F.pad(data, pad, mode="replicate").to(device), F.pad(mask, pad).to(device)
+    # A lonely volume has no neighbour of its kind: a single b0 passes through.
+    targets = np.flatnonzero(scan.gradients.neighbours(1)[:, 0] >= 0)
+    brain = data.permute(0, 2, 3, 1)[mask]  # (V, N)
     predictors = leave_one_out(brain, scan.gradients).to(device)
     residual = brain - brain @ predictors.linear[:, :-1].T - predictors.linear[:, -1]
-    return Stack(stack, mask, box, scale, targets, predictors, float(residual[:, targets].std()))
+    spread = float(residual[:, targets].square().mean().sqrt())
+    return Stack(data.contiguous(), mask, box, scale, targets, predictors, spread)
 
 
 def conditions(stack: Stack, block: Tensor, volumes: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return what the network is told about volumes, and the prediction it starts from.
 
-    Nothing here has seen the volume itself, so that its noise is independent of all of it and the acquired
-    volume is a valid Noise2Noise target.
+    Nothing here has seen the volume itself: its noise is independent of all of it, which makes the acquired
+    volume a valid target (Noise2Noise).
 
     Parameters
     ----------
@@ -109,25 +150,24 @@ def conditions(stack: Stack, block: Tensor, volumes: np.ndarray) -> tuple[Tensor
 
     Returns
     -------
-    (J, CHANNELS - 1, h, w) and (J, h, w)
+    (J, TOLD, h, w) and (J, h, w)
     """
-    known, s = stack.predictors, stack.spread
-    here = block[1]
+    known, here, s = stack.predictors, block[1], stack.spread
     weights = known.linear[volumes]
     around = torch.einsum("jn,znhw->zjhw", weights[:, :-1], block) + weights[None, :, -1, None, None]
     p = around[1]
     log = torch.einsum("jn,nhw->jhw", known.log_tensor[volumes], here.clamp_min(LOG_FLOOR).log())
     mean = torch.einsum("jn,nhw->jhw", known.mean[volumes], here)
     b0 = torch.einsum("jn,nhw->jhw", known.b0[volumes], here)
-    near = known.nearest[volumes]  # (J, k)
-    neighbours = here[np.maximum(near, 0)] - p[:, None]
-    neighbours = neighbours * torch.from_numpy(near >= 0).to(p)[:, :, None, None]
-    channels = [p, b0, (around[0] - p) / s, (around[2] - p) / s, (log.clamp_max(1).exp() - p) / s, (mean - p) / s]
-    return torch.cat([torch.stack(channels, dim=1), neighbours / s], dim=1), p
+    tensor = log.clamp_max(1.0).exp()
+    channels = [p, b0, (around[0] - p) / s, (around[2] - p) / s, (tensor - p) / s, (mean - p) / s]
+    near = torch.from_numpy(known.nearest[volumes]).to(p.device)  # (J, k), -1 where there is none
+    neighbours = (here[near.clamp_min(0)] - p[:, None]) * (near >= 0)[:, :, None, None] / s
+    return torch.cat([torch.stack(channels, dim=1), neighbours], dim=1), p
 
 
 class DiFusion:
-    """Di-Fusion (Wu et al. 2025)."""
+    """Di-Fusion. `Request.options`: variant, training_steps, learning_rate, keep_noise_floor, csnr."""
 
     spec = MethodSpec(
         name="difusion",
@@ -139,8 +179,9 @@ class DiFusion:
         citation=Citation(
             key="wu2025difusion",
             text=(
-                "Wu C, Kong D, Xu T, et al. (2025). Self-Supervised Diffusion MRI Denoising via Iterative and "
-                "Stable Refinement. International Conference on Learning Representations. arXiv:2501.13514"
+                "Wu C, Kong D, Xu T, et al. (2025). Self-Supervised Diffusion MRI Denoising via "
+                "Iterative and Stable Refinement. International Conference on Learning Representations. "
+                "arXiv:2501.13514"
             ),
             bibtex=(
                 "@inproceedings{wu2025difusion,\n"
@@ -154,77 +195,79 @@ class DiFusion:
         good_directions=12,
         needs_weights=False,
         gives_series=True,
-        samplers={"paper": "run-walk, 76 evaluations of 4 flips", "fast": "run-walk, 4 evaluations, a flip each"},
+        samplers={
+            "paper": "run-walk, 76 evaluations of 4 flips",
+            "fast": "run-walk, 4 evaluations, a flip each",
+        },
     )
 
-    def network(self, size: str) -> UNet:
-        """Return an untrained network: at first it predicts nothing, so the result is the classical estimate."""
-        return UNet(SPECS[size])
+    def network(self, size: str, variant: str = "extended") -> UNet:
+        """Return an untrained network; the extended one predicts no correction until it has learned one."""
+        if variant == "published":
+            return UNet(UNetSpec(1, **(SIZES[size] | {"groups": 32})))
+        return UNet(UNetSpec(1 + TOLD, zero_output=True, **SIZES[size]))
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
-        """Train on the scan (from `net` where one is given) and denoise it."""
+        """Train on the scan, starting from `net` where one is given, and denoise it."""
         begun = time.monotonic()
         warnings = self.spec.check(scan)
-        torch.manual_seed(request.seed)
-        net = (self.network(request.size) if net is None else net).to(request.device)
-        net = net.to(memory_format=torch.channels_last)
-        precision = resolve_precision(request.precision, request.device)
+        variant = request.options.get("variant", "extended")
+        if variant not in VARIANTS:
+            raise ValueError(f"unknown Di-Fusion variant {variant!r}; choose one of {VARIANTS}")
+        if net is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(request.seed)
+                net = self.network(request.size, variant)
+        net = net.to(request.device, memory_format=torch.channels_last)
+        sigma = estimate_sigma(scan).sigma
         stack = prepare(scan, net.spec.divisor, request.device)
-        work = _Work(stack, request, precision)
+        work = (_Published if variant == "published" else _Extended)(stack, request, sigma)
         trained = work.train(net)
-        estimates, evaluations = work.denoise(net)
-        groups = _groups(scan, stack.targets)
-        mean, std, sigma = np.array(scan.data, dtype=np.float32), None, {}
-        if request.n_samples > 1:
-            std = np.zeros_like(mean)
-        for name, volumes in groups.items():
-            acquired = np.ascontiguousarray(scan.data[..., volumes], dtype=np.float32)
-            samples = [self._on_grid(stack, e, acquired, volumes) for e in estimates]
-            sigma[name] = noise_from_residual(acquired, samples[0], scan.mask)
-            floor = bool(request.options.get("floor", True))
-            fused = [fuse(acquired, sample, scan.mask, sigma[name], floor) for sample in samples]
-            mean[..., volumes] = np.mean(fused, axis=0)
-            if std is not None:
-                std[..., volumes] = np.std(fused, axis=0, ddof=1)
+        times = work.choose_times(net)
+        samples, evaluations = work.denoise(net, times)
+        mean, std = work.finish(scan, samples)
         record = {
             "Size": request.size,
+            "Variant": variant,
             "Weights": {"Name": "trained on this run"},
-            "Sampler": {"Name": self.spec.samplers[request.sampler], "Steps": len(work.times),
-                        "NetworkEvaluations": evaluations},
+            "Sampler": {
+                "Name": self.spec.samplers[request.sampler],
+                "Steps": len(times),
+                "NetworkEvaluations": round(evaluations, 1),
+            },
             "Seed": request.seed,
             "Samples": request.n_samples,
             "Training": _training_record(trained),
+            "NoiseLevel": round(sigma, 4),
             "Device": str(request.device),
-            "Precision": precision,
-            "NoiseLevel": {name: round(value, 4) for name, value in sigma.items()},
+            "Precision": work.precision,
             "Seconds": round(time.monotonic() - begun, 1),
         }
-        return Generated(
-            mean=mean,
-            std=std,
-            gradients=scan.gradients,
-            maps=(),
-            acquired=~np.isin(np.arange(len(scan.gradients)), stack.targets),
-            record=record,
-            checks={"difusion_evaluations": float(evaluations), "difusion_held_out_loss": trained.held_out_loss},
-            warnings=tuple(warnings),
-        )
+        checks = {
+            "difusion_evaluations": evaluations,
+            "difusion_held_out_loss": trained.held_out_loss,
+            "difusion_held_out_gain": 1 - trained.held_out_loss / trained.start_loss,
+            "difusion_direction_contrast": direction_contrast(scan, mean),
+        }
+        acquired = ~np.isin(np.arange(len(scan.gradients)), stack.targets)
+        return Generated(mean, std, scan.gradients, (), acquired, record, checks, tuple(warnings))
 
 
-    @staticmethod
-    def _on_grid(stack: Stack, estimate: np.ndarray, acquired: np.ndarray, volumes: np.ndarray) -> np.ndarray:
-        """Return an estimate (Z, N, H, W) of some volumes on the scan's grid and in its units."""
-        full = acquired.copy()
-        x, y, _ = (s.stop - s.start for s in stack.box)
-        full[stack.box] = stack.scale * estimate[:, volumes, :x, :y].transpose(2, 3, 0, 1)
-        return full
+def direction_contrast(scan: Scan, denoised: np.ndarray) -> float:
+    """Return how much of each denoised volume follows its own acquired volume rather than its neighbour.
 
-
-def _groups(scan: Scan, targets: np.ndarray) -> dict[str, np.ndarray]:
-    """Volumes that share their noise statistics: the b0s (where they are denoised) and each shell."""
-    groups = {f"b{round(b)}": volumes for b, volumes in scan.gradients.shells()}
-    b0s = np.flatnonzero(scan.gradients.is_b0)
-    return ({"b0": b0s} if np.isin(b0s, targets).all() else {}) | groups
+    Least squares of denoised j on acquired j, its nearest neighbour n and a constant, in the mask:
+    a_j / (a_j + a_n), averaged over the diffusion-weighted volumes. 1: every direction is kept; 0.5 or
+    less: it is smeared over its neighbours. NaN where no volume has a neighbour.
+    """
+    nearest = scan.gradients.neighbours(1)[:, 0]
+    shares = []
+    for j in np.flatnonzero(~scan.gradients.is_b0 & (nearest >= 0)):
+        own, near = scan.data[scan.mask, j], scan.data[scan.mask, nearest[j]]
+        design = np.stack([own, near, np.ones_like(own)], axis=1).astype(np.float64)
+        a = np.linalg.lstsq(design, denoised[scan.mask, j], rcond=None)[0]
+        shares.append(a[0] / (a[0] + a[1]))
+    return float(np.mean(shares)) if shares else float("nan")
 
 
 def _training_record(trained: Trained) -> dict:
@@ -238,140 +281,287 @@ def _training_record(trained: Trained) -> dict:
 
 
 class _Work:
-    """Training and sampling on one stack."""
+    """Training and sampling on one stack; what differs between the variants is in the subclasses."""
 
-    def __init__(self, stack: Stack, request: Request, precision: str):
-        self.stack, self.request, self.precision = stack, request, precision
+    learning_rate: float
+    scale: float  # unit of the network's output
+
+    def __init__(self, stack: Stack, request: Request, sigma: float):
+        self.stack, self.request, self.sigma = stack, request, sigma
+        self.precision = resolve_precision(request.precision, request.device)
         self.process = rev_warmup70()
-        self.times = TIMES[request.sampler]
-        rng = self._random("held-out")
-        pairs = [(z, j) for z in stack.slices for j in stack.targets]
-        n = min(HELD_OUT_SLICES, max(1, len(pairs) // 12))
-        self.held_out = [pairs[i] for i in sorted(rng.choice(len(pairs), n, replace=False))]
+        pairs = [(z, int(j)) for z in stack.slices for j in stack.targets]
+        n = min(HELD_OUT, max(1, len(pairs) // 12))
+        chosen = self._random("held-out").choice(len(pairs), n, replace=False)
+        self.held_out = [pairs[i] for i in sorted(chosen)]
         self.trainable = sorted(set(pairs) - set(self.held_out))
+
+    def given(self, block: Tensor, volumes: np.ndarray, mask: Tensor) -> Given:
+        """Return the endpoints and conditions of volumes in a block."""
+        raise NotImplementedError
+
+    def fused(self, given: Given, t: Tensor) -> Tensor:
+        """Return x*_t, the image that is noised (Eq. 6)."""
+        raise NotImplementedError
+
+    def network_input(self, x_t: Tensor, given: Given) -> Tensor:
+        """Return (J, C, h, w)."""
+        raise NotImplementedError
+
+    def base(self, given: Given) -> Tensor:
+        """Return what the network's output is added to."""
+        raise NotImplementedError
+
+    def finish(self, scan: Scan, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the mean and spread (X, Y, Z, N) of samples (S, Z, N, H, W)."""
+        raise NotImplementedError
 
     def _random(self, what: str, **address) -> np.random.Generator:
         r = self.request
         return generator(r.seed, r.subject, r.run, f"difusion {what}", **address)
 
-    def _noisy(self, p: Tensor, x: Tensor, mask: Tensor, t: Tensor, rng: np.random.Generator) -> Tensor:
-        """x_t = alpha p + sigma mess(x - p - mean): the run's own noise, its pixels shuffled (Eq. 7, 8)."""
-        shuffled = torch.zeros_like(p)
-        for k in range(len(p)):
-            residual = (x[k] - p[k])[mask[k]]
-            if len(residual):
-                pool = (residual - residual.mean())
-                order = torch.from_numpy(rng.integers(0, len(pool), p[k].numel())).to(p.device)
-                shuffled[k] = pool[order].reshape(p[k].shape)
-        return self.process.add_noise(p, t[:, None, None], shuffled)
+    def noisy(self, given: Given, t: Tensor, rngs: list[np.random.Generator]) -> Tensor:
+        """Return x_t = sqrt(abar) x*_t + sqrt(1 - abar) xi, xi = mess((x - x') - mean): the run's own noise,
+        its pixels shuffled within the brain (Eq. 7 and 8)."""
+        xi = torch.zeros_like(given.x)
+        for k, rng in enumerate(rngs):
+            inside = given.mask[k]
+            residual = (given.x[k] - given.other[k])[inside]
+            order = torch.from_numpy(rng.permutation(len(residual))).to(residual.device)
+            xi[k][inside] = (residual - residual.mean())[order]
+        return self.process.add_noise(self.fused(given, t), t[:, None, None], xi)
 
-    def example(self, pairs, rng, crop: bool) -> dict[str, Tensor]:
+    def examples(
+        self, pairs: list[tuple[int, int]], rng: np.random.Generator, crop: bool
+    ) -> dict[str, Tensor]:
+        """Return network inputs and targets for (slice, volume) pairs, whole or as patches turned over."""
         parts = []
         for z, j in pairs:
-            rows, columns = self._window(z, rng) if crop else (slice(None), slice(None))
-            block = self.stack.block(z, rows, columns)
-            given, p = conditions(self.stack, block, np.array([j]))
-            parts.append((given, p, block[1, [j]], self.stack.mask[[z], rows, columns]))
-        given, p, x, mask = (torch.cat(part) for part in zip(*parts, strict=True))
-        t = torch.from_numpy(rng.integers(1, LATTER + 1, len(p)))
-        x_t = self._noisy(p, x, mask, t, rng)
-        batch = {"given": torch.cat([(x_t - p)[:, None] / self.stack.spread, given], dim=1)}
-        batch |= {"target": ((x - p) / self.stack.spread)[:, None], "mask": mask[:, None]}
-        if crop:
-            for dims in ((-1,), (-2,)):
-                if rng.random() < 0.5:
-                    batch = {name: value.flip(dims) for name, value in batch.items()}
-        batch["level"] = self.process.marginal(t)[0].float().to(p.device)
-        batch["given"] = batch["given"].contiguous(memory_format=torch.channels_last)
-        return batch
+            rows, columns = self._patch(z, rng) if crop else (slice(None), slice(None))
+            parts.append(
+                self.given(
+                    self.stack.block(z, rows, columns), np.array([j]), self.stack.mask[z, rows, columns]
+                )
+            )
+        given = Given(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        t = torch.from_numpy(rng.integers(1, LATTER + 1, len(pairs)))
+        x_t = self.noisy(given, t, [rng] * len(pairs))
+        image = self.network_input(x_t, given)
+        target = ((given.x - self.base(given)) / self.scale)[:, None]
+        mask = given.mask[:, None]
+        for dims in ((-1,), (-2,)):
+            if crop and rng.random() < 0.5:
+                image, target, mask = image.flip(dims), target.flip(dims), mask.flip(dims)
+        image = image.contiguous(memory_format=torch.channels_last)
+        return {"image": image, "level": self._level(t, image), "target": target, "mask": mask}
 
-    def _window(self, z: int, rng) -> tuple[slice, slice]:
-        """A patch around a random brain pixel of the slice."""
+    def _patch(self, z: int, rng: np.random.Generator) -> tuple[slice, slice]:
+        """Return a patch around a random brain pixel of the slice."""
         pixels = self.stack.mask[z].nonzero()
         centre = pixels[int(rng.integers(len(pixels)))].tolist()
-        windows = []
-        for c, size in zip(centre, self.stack.mask.shape[1:], strict=True):
-            length = min(CROP, size)
-            start = int(np.clip(c - length // 2, 0, size - length))
-            windows.append(slice(start, start + length))
-        return tuple(windows)
+        starts = [
+            int(np.clip(c - CROP // 2, 0, max(0, size - CROP)))
+            for c, size in zip(centre, self.stack.mask.shape[1:], strict=True)
+        ]
+        return slice(starts[0], starts[0] + CROP), slice(starts[1], starts[1] + CROP)
+
+    def _level(self, t: int | Tensor, like: Tensor) -> Tensor:
+        return self.process.marginal(t)[0].to(like.device, torch.float32).expand(len(like))
+
+    def _autocast(self):
+        return torch.autocast(self.request.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def train(self, net: nn.Module) -> Trained:
-        request = self.request
-        held_out = self.example(self.held_out, self._random("score"), crop=False)
+        """Train the network in place, scored on the held-out slices."""
+        held_out = self.examples(self.held_out, self._random("score"), crop=False)
 
-        def batch(step):
+        def batch(step: int) -> dict[str, Tensor]:
             rng = self._random("train", sample=step)
-            chosen = rng.integers(0, len(self.trainable), request.options.get("batch", 16))
-            return self.example([self.trainable[i] for i in chosen], rng, crop=True)
+            chosen = rng.integers(0, len(self.trainable), BATCH)
+            return self.examples([self.trainable[i] for i in chosen], rng, crop=True)
 
         @torch.no_grad()
-        def score(model):
-            total = weight = 0.0
-            for k in range(0, len(held_out["given"]), 4):
-                part = {name: value[k : k + 4] for name, value in held_out.items()}
-                with torch.autocast(request.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    n = float(part["mask"].sum())
-                    total, weight = total + n * float(_loss(model, part)), weight + n
-            return total / weight
+        def score(model: nn.Module) -> float:
+            total = 0.0
+            for k in range(len(self.held_out)):
+                part = {name: value[k : k + 1] for name, value in held_out.items()}
+                with self._autocast():
+                    total += float(_loss(model, part)) * float(part["mask"].sum())
+            return total / float(held_out["mask"].sum())
 
+        options, tell = self.request.options, self.request.progress
         plan = Plan(
-            steps=request.options.get("training_steps", 400),
-            minutes=request.minutes,
+            steps=int(options.get("training_steps", 400)),
+            minutes=self.request.minutes,
+            learning_rate=float(options.get("learning_rate", self.learning_rate)),
             precision=self.precision,
-            learning_rate=request.options.get("learning_rate", 1e-3),
         )
-        tell = request.progress
         progress = None if tell is None else lambda done, total, left: tell("training", done, total)
-        return train(net, batch, _loss, score, plan, request.checkpoint, progress=progress)
+        return train(net, batch, _loss, score, plan, self.request.checkpoint, progress=progress)
+
+    def walk(
+        self, net: nn.Module, given: Given, times, z: int, volumes, sample: int, stop=None, watch=None
+    ) -> Sampled:
+        """Sample images of slice z; `watch` is shown every estimate of x0."""
+        start = torch.full((len(volumes),), times[0])
+        rngs = [self._random("sample", volume=int(j), slice=z, sample=sample) for j in volumes]
+        base, step = self.base(given), 0
+
+        def denoise(x_t: Tensor, t: int) -> Tensor:
+            nonlocal step
+            # The fast sampler takes one flip per evaluation, a different one each.
+            flips = FLIPS if self.request.sampler == "paper" else (FLIPS[step % len(FLIPS)],)
+            step += 1
+            image, level = self.network_input(x_t, given), self._level(t, x_t)
+            total = torch.zeros_like(x_t)
+            for dims in flips:
+                turned = image.flip(dims).contiguous(memory_format=torch.channels_last)
+                with self._autocast():
+                    answer = net(turned, level)
+                total += answer.float()[:, 0].flip(dims)
+            x0 = base + self.scale * total / len(flips)
+            if watch is not None:
+                watch(x0)
+            return x0
+
+        return run_walk(denoise, self.process, self.noisy(given, start, rngs), times, stop=stop)
+
+    def stop(self, given: Given):
+        """Return the stopping rule of a walk, or None."""
+        return None
 
     @torch.no_grad()
-    def denoise(self, net: nn.Module) -> tuple[np.ndarray, int]:
-        """Return (samples, X, Y, Z, N) estimates in the scan's units; NaN outside the stack's brain slices."""
+    def choose_times(self, net: nn.Module) -> tuple[int, ...]:
+        """Return the sampler's times."""
+        times = TIMES[self.request.sampler]
+        return times if self.request.steps is None else times[: self.request.steps]
+
+    @torch.no_grad()
+    def denoise(self, net: nn.Module, times: tuple[int, ...]) -> tuple[np.ndarray, float]:
+        """Return samples (S, Z, N, H, W), and the mean number of network evaluations per image."""
         stack, request = self.stack, self.request
-        z_n, n, h, w = stack.data.shape
-        out = np.zeros((request.n_samples, z_n, n, h, w), dtype=np.float32)
-        per_batch = 16
-        slices = stack.slices
+        out = np.zeros((request.n_samples, *stack.data.shape), dtype=np.float32)
+        groups = np.array_split(stack.targets, -(-len(stack.targets) // SLICES_AT_ONCE))
+        evaluations, slices = [], stack.slices
         for done, z in enumerate(slices):
-            block = stack.block(int(z))
-            for start in range(0, len(stack.targets), per_batch):
-                volumes = stack.targets[start : start + per_batch]
-                given, p = conditions(stack, block, volumes)
+            block = stack.block(z)
+            for volumes in groups:
+                given = self.given(block, volumes, stack.mask[z])
                 for sample in range(request.n_samples):
-                    out[sample, z, volumes] = self._sample(net, given, p, block[1, volumes], int(z), volumes, sample)
+                    sampled = self.walk(net, given, times, z, volumes, sample, self.stop(given))
+                    out[sample, z, volumes] = sampled.x0.cpu().numpy()
+                    evaluations.append(sampled.evaluations.float().mean().item())
             if request.progress is not None:
                 request.progress("denoising", done + 1, len(slices))
-        return out, len(self.times)
+        return out, float(np.mean(evaluations))
 
-    def _sample(self, net, given, p, x, z, volumes, sample) -> np.ndarray:
-        stack = self.stack
-        t = torch.full((len(volumes),), self.times[0])
-        mask = stack.mask[[z]].expand(len(volumes), -1, -1)
-        start = torch.cat([
-            self._noisy(p[[k]], x[[k]], mask[[k]], t[[k]], self._random("sample", volume=int(j), slice=z, sample=sample))
-            for k, j in enumerate(volumes)
-        ])
-        step = 0
 
-        def denoise(x_t, time):
-            nonlocal step
-            flips = FLIPS if self.request.sampler == "paper" else (FLIPS[step % 4],)
-            step += 1
-            stacked = torch.cat([((x_t - p) / stack.spread)[:, None], given], dim=1)
-            level = self.process.marginal(time)[0].float().to(p.device).expand(len(p))
-            total = 0.0
-            for dims in flips:
-                image = stacked.flip(dims) if dims else stacked
-                with torch.autocast(p.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    answer = net(image.contiguous(memory_format=torch.channels_last), level).float()[:, 0]
-                total = total + (answer.flip(dims) if dims else answer)
-            return p + stack.spread * total / len(flips)
+class _Extended(_Work):
+    """The prediction from the other volumes takes the place of the neighbour, and the network corrects it."""
 
-        return run_walk(denoise, self.process, start, self.times).x0.cpu().numpy()
+    learning_rate = 1e-3
+
+    def __init__(self, stack: Stack, request: Request, sigma: float):
+        super().__init__(stack, request, sigma)
+        self.scale = stack.spread
+
+    def given(self, block, volumes, mask):
+        told, p = conditions(self.stack, block, volumes)
+        return Given(block[1, volumes], p, told, mask.expand(len(p), -1, -1))
+
+    def fused(self, given, t):
+        # x' in both slots, as in the authors' code: x stays out, and can be fused optimally at the end.
+        return given.other
+
+    def network_input(self, x_t, given):
+        return torch.cat([((x_t - given.other) / self.scale)[:, None], given.told], dim=1)
+
+    def base(self, given):
+        return given.other
+
+    @torch.no_grad()
+    def choose_times(self, net):
+        """Return the sampler's times up to the evaluation that predicts the held-out slices best."""
+        times = super().choose_times(net)
+        errors = np.zeros(len(times))
+        for z, j in self.held_out:
+            given = self.given(self.stack.block(z), np.array([j]), self.stack.mask[z])
+            seen = []
+            self.walk(net, given, times, z, [j], 0, watch=seen.append)
+            errors += [float((x0 - given.x)[given.mask].square().sum()) for x0 in seen]
+        self.walk_errors = errors
+        return times[: int(errors.argmin()) + 1]
+
+    def finish(self, scan, samples):
+        mean = np.array(scan.data, dtype=np.float32)
+        std = np.zeros_like(mean) if len(samples) > 1 else None
+        keep_floor = bool(self.request.options.get("keep_noise_floor", False))
+        for volumes in _kinds(scan, self.stack.targets):
+            acquired = np.ascontiguousarray(scan.data[..., volumes], dtype=np.float32)
+            fused = [
+                fuse(
+                    acquired,
+                    self.stack.on_grid(sample[:, volumes], acquired),
+                    scan.mask,
+                    self.sigma,
+                    keep_floor,
+                )
+                for sample in samples
+            ]
+            mean[..., volumes] = np.mean(fused, axis=0)
+            if std is not None:
+                std[..., volumes] = np.std(fused, axis=0, ddof=1)
+        return mean, std
+
+
+class _Published(_Work):
+    """The paper's own: x_t alone goes in, and the walk ends where x0 departs from x by the noise level."""
+
+    learning_rate = 1e-4
+    scale = 1.0
+
+    def given(self, block, volumes, mask):
+        x, other = block[1, volumes], block[1, self.stack.predictors.nearest[volumes, 0]]
+        return Given(x, other, x[:, None, :0].new_zeros(len(x), 0, *x.shape[1:]), mask.expand(len(x), -1, -1))
+
+    def fused(self, given, t):
+        return self.process.posterior(given.x, given.other, t[:, None, None], t[:, None, None] - 1)[0]
+
+    def network_input(self, x_t, given):
+        return x_t[:, None]
+
+    def base(self, given):
+        return torch.zeros_like(given.x)
+
+    def stop(self, given):
+        """Return d = rms(x0 - x) over the brain > CSNR (Eq. 13); CSNR is the noise level in b0 units."""
+        level = float(self.request.options.get("csnr", self.sigma / self.stack.scale))
+
+        def departed(x0: Tensor, step: int) -> Tensor:
+            error = ((x0 - given.x).square() * given.mask).flatten(1).sum(1) / given.mask.flatten(1).sum(1)
+            return error.sqrt() > level
+
+        return departed
+
+    def finish(self, scan, samples):
+        mean = np.array(scan.data, dtype=np.float32)
+        std = np.zeros_like(mean) if len(samples) > 1 else None
+        volumes = self.stack.targets
+        acquired = np.ascontiguousarray(scan.data[..., volumes], dtype=np.float32)
+        estimates = [self.stack.on_grid(sample[:, volumes], acquired) for sample in samples]
+        mean[..., volumes] = np.where(scan.mask[..., None], np.mean(estimates, axis=0), acquired)
+        if std is not None:
+            std[..., volumes] = np.std(estimates, axis=0, ddof=1) * scan.mask[..., None]
+        return mean, std
+
+
+def _kinds(scan: Scan, targets: np.ndarray) -> list[np.ndarray]:
+    """Return the volumes to denoise, grouped by what they show: the b0s, and each shell."""
+    kinds = [np.flatnonzero(scan.gradients.is_b0)] + [volumes for _, volumes in scan.gradients.shells()]
+    return [volumes for volumes in kinds if np.isin(volumes, targets).any()]
 
 
 def _loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Mean squared error over the brain, in units of the classical prediction's residual."""
-    error = (net(batch["given"], batch["level"]).float() - batch["target"]) ** 2
+    """Return the mean squared error over the brain (L_simple)."""
+    error = (net(batch["image"], batch["level"]).float() - batch["target"]) ** 2
     return (error * batch["mask"]).sum() / batch["mask"].sum()

@@ -1,4 +1,4 @@
-"""The U-Net of SR3 (Saharia et al. 2021): residual blocks told the noise level, attention at chosen levels."""
+"""The U-Net of SR3 (Saharia et al. 2021): residual blocks told the noise level, attention where asked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-NOT_DIVISIBLE = "the U-Net halves its input {halvings} times: height and width must divide by {divisor}, found {shape}"
+NOT_DIVISIBLE = (
+    "the U-Net halves its input {halvings} times: height and width must divide by {divisor}, found {shape}"
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,10 @@ class UNet(nn.Module):
         self.spec = spec
         widths = [spec.base * m for m in spec.multipliers]
         self.embed = nn.Sequential(
-            LevelFeatures(spec.base), nn.Linear(spec.base, 4 * spec.base), nn.SiLU(), nn.Linear(4 * spec.base, spec.base)
+            LevelFeatures(spec.base),
+            nn.Linear(spec.base, 4 * spec.base),
+            nn.SiLU(),
+            nn.Linear(4 * spec.base, spec.base),
         )
         self.stem = nn.Conv2d(spec.in_channels, spec.base, 3, padding=1)
 
@@ -122,7 +127,9 @@ class UNet(nn.Module):
         divisor = self.spec.divisor
         if x.shape[-2] % divisor or x.shape[-1] % divisor:
             raise ValueError(
-                NOT_DIVISIBLE.format(halvings=len(self.spec.multipliers) - 1, divisor=divisor, shape=tuple(x.shape))
+                NOT_DIVISIBLE.format(
+                    halvings=len(self.spec.multipliers) - 1, divisor=divisor, shape=tuple(x.shape)
+                )
             )
         told = self.embed(level)  # (B, base)
         h = self.stem(x)
@@ -155,7 +162,9 @@ class Stage(nn.Module):
 
     def __init__(self, width_in: int, width: int, told: int, groups: int, attention: bool = False):
         super().__init__()
-        self.first = nn.Sequential(_norm(groups, width_in), nn.SiLU(), nn.Conv2d(width_in, width, 3, padding=1))
+        self.first = nn.Sequential(
+            _norm(groups, width_in), nn.SiLU(), nn.Conv2d(width_in, width, 3, padding=1)
+        )
         self.told = nn.Linear(told, width)
         self.second = nn.Sequential(_norm(groups, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
         self.skip = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()

@@ -55,6 +55,7 @@ def input_output(
     mask: np.ndarray,
     method: str,
     path: str | Path,
+    provenance: str = ACQUIRED,
 ) -> Path:
     """Draw an acquired and a generated volume of (nearly) one direction, and the mean of each series' DWIs.
 
@@ -70,6 +71,8 @@ def input_output(
         (4, 4) and (X, Y, Z) bool of the grid.
     method, path
         Name of the method; SVG or PNG to write.
+    provenance
+        Of the first series: ACQUIRED, or GENERATED where it was denoised by a generative method before.
     """
     ours, theirs, angle = nearest_pair(acquired_gradients, generated_gradients, made)
     one, other = np.asarray(acquired[..., ours]), np.asarray(generated[..., theirs])
@@ -79,7 +82,7 @@ def input_output(
     scale, mean_scale = display_range(one, mask), display_range(mean_in, mask)
     n_in, n_out = int((~acquired_gradients.is_b0).sum()), int((~generated_gradients.is_b0 & made).sum())
     rows = [
-        Row(f"volume {ours}\nb = {b_in:.0f}", one, *scale, unit="signal", provenance=ACQUIRED),
+        Row(f"volume {ours}\nb = {b_in:.0f}", one, *scale, unit="signal", provenance=provenance),
         Row(
             f"{method}\nvolume {theirs}\nb = {b_out:.0f}\n{angle:.0f}° apart",
             other,
@@ -87,7 +90,7 @@ def input_output(
             unit="signal",
             provenance=GENERATED,
         ),
-        Row(f"mean of\n{n_in} DWIs", mean_in, *mean_scale, unit="signal", provenance=ACQUIRED),
+        Row(f"mean of\n{n_in} DWIs", mean_in, *mean_scale, unit="signal", provenance=provenance),
         Row(f"{method}\nmean of\n{n_out} DWIs", mean_out, *mean_scale, unit="signal", provenance=GENERATED),
     ]
     return save(mosaic(rows, affine, mask, f"{method}: acquired against generated (synthetic) signal"), path)

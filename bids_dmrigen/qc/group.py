@@ -20,10 +20,10 @@ MIN_RUNS_ROBUST_Z = 10
 ROBUST_Z = 3.5
 FENCE = 3.0  # interquartile ranges beyond the quartiles: Tukey's "far out"
 RULE = (
-    f"With {MIN_RUNS_ROBUST_Z} runs or more, a value is an outlier where its distance from the median exceeds "
-    f"{ROBUST_Z} robust standard deviations (1.4826 MAD; where that is 0, 1.2533 times the mean absolute deviation); "
-    f"with {MIN_RUNS} to {MIN_RUNS_ROBUST_Z - 1} runs where it lies more than {FENCE:g} interquartile ranges "
-    f"beyond the quartiles; fewer than {MIN_RUNS} runs have none."
+    f"With {MIN_RUNS_ROBUST_Z} runs or more, a value is an outlier where its distance from the median "
+    f"exceeds {ROBUST_Z} robust standard deviations (1.4826 MAD; where that is 0, 1.2533 times the mean "
+    f"absolute deviation); with {MIN_RUNS} to {MIN_RUNS_ROBUST_Z - 1} runs where it lies more than {FENCE:g} "
+    f"interquartile ranges beyond the quartiles; fewer than {MIN_RUNS} runs have none."
 )
 PLOT_WIDTH, ROW_HEIGHT, LABEL_WIDTH = 320, 46, 64  # pixels
 MAX_LABELS = 5
@@ -268,7 +268,8 @@ def _strip_row(row, top, x, labels, links) -> list[str]:
     q1, median, q3 = np.nanpercentile(values, [25, 50, 75]) if np.isfinite(values).any() else (np.nan,) * 3
     if np.isfinite(median):
         parts.append(
-            f'<rect x="{x(q1):.1f}" y="{middle - 11}" width="{max(x(q3) - x(q1), 1):.1f}" height="22" fill="#e8eef4"/>'
+            f'<rect x="{x(q1):.1f}" y="{middle - 11}" width="{max(x(q3) - x(q1), 1):.1f}" height="22" '
+            'fill="#e8eef4"/>'
             f'<line x1="{x(median):.1f}" x2="{x(median):.1f}" y1="{middle - 13}" y2="{middle + 13}" '
             'stroke="#1b5e9b" stroke-width="1.5"/>'
         )

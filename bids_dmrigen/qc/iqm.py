@@ -17,6 +17,8 @@ BESIDE = (-2, -1, 1, 2)  # neighbouring slices
 HEAD_RADIUS_MM = 50.0
 MAD_TO_SD = 1.4826
 TENSOR_PARAMETERS = 7
+DARK = 0.2  # of the median signal
+TRIMMED_PERCENT = 5.0
 
 
 def acquisition(gradients: GradientTable, affine: np.ndarray) -> dict[str, float]:
@@ -32,7 +34,7 @@ def acquisition(gradients: GradientTable, affine: np.ndarray) -> dict[str, float
 
 
 def signal_to_noise(data: np.ndarray, gradients: GradientTable, mask: np.ndarray, sigma) -> dict[str, float]:
-    """Return b0 SNR, DWI SNR (highest shell) and angular CNR.
+    """Return b0 SNR and DWI SNR (highest shell).
 
     Parameters
     ----------
@@ -48,7 +50,7 @@ def signal_to_noise(data: np.ndarray, gradients: GradientTable, mask: np.ndarray
     Returns
     -------
     dict
-        Keys `b0_snr`, `dwi_snr`, `dwi_cnr`; what the series lacks is left out.
+        Keys `b0_snr`, `dwi_snr`; what the series lacks is left out.
     """
     mask = np.asarray(mask, bool)
     noise = np.broadcast_to(np.asarray(sigma, np.float64), mask.shape)[mask]
@@ -59,31 +61,51 @@ def signal_to_noise(data: np.ndarray, gradients: GradientTable, mask: np.ndarray
     shells = gradients.shells()
     if shells:
         values["dwi_snr"] = float(np.nanmedian(data[..., shells[-1][1]][mask].mean(axis=1) / noise))
-    spreads = [_spread(data[..., m][mask], noise) / noise for _, m in shells if len(m) > 1]
-    if spreads:
-        values["dwi_cnr"] = float(np.mean([np.nanmedian(s) for s in spreads]))
     return values
 
 
-def direction_contrast(data: np.ndarray, gradients: GradientTable, mask: np.ndarray, sigma=0.0) -> float:
-    """Return the coefficient of variation of the signal over the directions of a shell, mean over shells.
+def direction_signal(
+    data: np.ndarray, predicted: np.ndarray, gradients: GradientTable, mask: np.ndarray
+) -> tuple[float, float]:
+    """Return how much the signal varies with the direction, and its mean, both in signal units.
 
-    Parameters are those of `signal_to_noise`; with `sigma` the noise variance is taken off. NaN without a
-    shell of at least two volumes.
+    Over the directions of a shell, the variance of the signal less that of the residual of a tensor fit
+    (7 parameters removed from the count) is what the direction explains; noise drops out of the difference,
+    so that noisy, denoised and generated series compare. It is averaged over the mask, without the dark
+    voxels and the 5 % with the largest variance or residual (eyes, vessels, edges, where a tensor does not
+    fit), before the root is taken; shells are averaged.
+
+    Parameters
+    ----------
+    data, predicted
+        (X, Y, Z, N) series and the signal of the tensor fitted to it.
+    gradients, mask
+        N entries; (X, Y, Z) bool.
+
+    Returns
+    -------
+    tuple
+        Explained standard deviation and root-mean-square of the voxels' mean signal; NaN without a shell of
+        two volumes or with no more than 7 volumes.
     """
-    mask = np.asarray(mask, bool)
-    noise = np.broadcast_to(np.asarray(sigma, np.float64), mask.shape)[mask]
-    contrasts = []
-    for _, members in gradients.shells():
-        if len(members) > 1:
-            values = np.asarray(data[..., members][mask], np.float64)
-            mean = values.mean(axis=1)
-            contrasts.append(np.nanmedian(_spread(values, noise) / np.where(mean > 0, mean, np.nan)))
-    return float(np.mean(contrasts)) if contrasts else float("nan")
-
-
-def _spread(values: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.maximum(np.asarray(values, np.float64).var(axis=1, ddof=1) - noise**2, 0))
+    mask, count = np.asarray(mask, bool), data.shape[3]
+    shells = [members for _, members in gradients.shells() if len(members) > 1]
+    if count <= TENSOR_PARAMETERS or not shells or not mask.any():
+        return float("nan"), float("nan")
+    inflation = count / (count - TENSOR_PARAMETERS)
+    explained, means = [], []
+    for members in shells:
+        values = np.asarray(data[..., members][mask], np.float64)
+        mean = values.mean(axis=1)
+        total = values.var(axis=1, ddof=1)
+        residual = inflation * ((values - predicted[..., members][mask]) ** 2).mean(axis=1)
+        keep = (mean >= DARK * np.median(mean)) & np.isfinite(residual)
+        for variance in (total, residual):
+            keep &= variance <= np.nanpercentile(variance, 100 - TRIMMED_PERCENT)
+        if keep.any():
+            explained.append(np.sqrt(max((total - residual)[keep].mean(), 0.0)))
+            means.append(np.sqrt((mean[keep] ** 2).mean()))
+    return (float(np.mean(explained)), float(np.mean(means))) if means else (float("nan"), float("nan"))
 
 
 def neighbour_correlation(data: np.ndarray, gradients: GradientTable, mask: np.ndarray) -> float:

@@ -31,6 +31,10 @@ SYNTHETIC = (
 )
 
 
+class ReportError(ValueError):
+    """A derivative dataset of which no report can be made."""
+
+
 @dataclass(frozen=True)
 class RunError:
     """Where and why a run failed."""
@@ -91,6 +95,11 @@ def subject_report(
         Method name -> title, in the order of the report; methods not named are titled by their sidecar.
     versions
         Software -> version.
+
+    Raises
+    ------
+    ReportError
+        Where a sidecar or the quality metrics cannot be read.
     """
     from nireports.assembler.report import Report
 
@@ -127,11 +136,8 @@ def subject_report(
 
 def find_records(out_dir: Path, subject: str, session: str | None = None) -> list[RunRecord]:
     """Return a record for every run of the subject that has quality metrics on disk."""
-    folder = out_dir / names.folder({"subject": subject, "session": session or ""})
-    records = []
-    for path in sorted(folder.rglob(f"*_{names.DWI['metrics']}")):
-        records.append(RunRecord(entities_of(path.name)))
-    return records
+    folder = out_dir / names.folder({"subject": subject, "session": session or ""}) / "dwi"
+    return [RunRecord(entities_of(path.name)) for path in sorted(folder.glob(f"*_{names.DWI['metrics']}"))]
 
 
 def entities_of(filename: str) -> dict[str, str]:
@@ -385,7 +391,12 @@ def _e(text: Any) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ReportError(f"{path}: not valid JSON ({error}); process the run again") from None
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,15 +8,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .atlas import Atlas, dyadic, principal_directions
+from .atlas import Atlas, dyadic, principal_directions, unit
 
 CHUNK_POINTS = 1 << 15
 COARSE = 2  # the warp is integrated on a grid this many times coarser: it is smooth
 N_CHANNELS = 29  # 3 fractions, 3 weights, 3 textures, t1w, brain, 3 x 6 dyadic products
 SQUARINGS = 5  # the velocity is integrated in 2**5 steps
-OUT_OF_GRID = (
-    "the deformation folds: lower its amplitude (largest local stretch found: {worst:.2f}, needed > 0)"
-)
+FOLDS = "the deformation folds: lower its amplitude (largest local stretch found: {worst:.2f}, needed > 0)"
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Variation:
     rotation_degrees: float = 5.0
     translation_mm: float = 3.0
     scale: float = 0.04
-    warp_mm: tuple[float, ...] = (4.0, 1.2)
+    warp_mm: tuple[float, ...] = (3.0, 1.2)
     warp_length_mm: tuple[float, ...] = (30.0, 10.0)
     sharpness: float = 1.8
     sulci: float = 0.8
@@ -129,7 +127,7 @@ def warped(atlas: Atlas, pose: np.ndarray, warp_mm: torch.Tensor | None = None) 
     jacobian = pose[:3, :3] @ jacobian
     adjugate, determinant = _adjugate(jacobian)
     if not (determinant > 0).all():
-        raise ValueError(OUT_OF_GRID.format(worst=float(determinant.min())))
+        raise ValueError(FOLDS.format(worst=float(determinant.min())))
 
     points = voxel_coordinates(source.flatten(1), atlas.affine)  # (3, V)
     values = sample_mean(_table(atlas), atlas.shape, points[None]).T.reshape(-1, *atlas.shape)
@@ -170,7 +168,7 @@ def touches(brain: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
 
 
 def world_grid(affine: np.ndarray, shape, device="cpu", offset=(0.0, 0.0, 0.0)) -> torch.Tensor:
-    """Return world RAS+ coordinates (3, X, Y, Z) of voxel centres, or of points `offset` voxels beside them."""
+    """Return world RAS+ coordinates (3, X, Y, Z) of voxel centres, or of points `offset` voxels away."""
     axes = [
         torch.arange(n, dtype=torch.float32, device=device) + float(o)
         for n, o in zip(shape, offset, strict=True)
@@ -193,11 +191,9 @@ def subvoxels(n: int) -> list[np.ndarray]:
 
 
 def sample(maps: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Return (C, V) trilinear samples of a few (C, X, Y, Z) maps at voxel coordinates (3, V); zero outside."""
-    size = torch.tensor([n - 1 for n in maps.shape[1:]], dtype=torch.float32, device=points.device).clamp(
-        min=1
-    )
-    grid = (2 * points / size[:, None] - 1).flip(0).T[None, None, None]  # grid_sample wants z, y, x
+    """Return (C, V) trilinear samples of a few (C, X, Y, Z) maps at voxels (3, V); zero outside."""
+    size = torch.tensor(maps.shape[1:], dtype=torch.float32, device=points.device)[:, None]
+    grid = (2 * points / (size - 1).clamp(min=1) - 1).flip(0).T[None, None, None]  # grid_sample wants z, y, x
     values = F.grid_sample(maps[None], grid, mode="bilinear", padding_mode="zeros", align_corners=True)
     return values[0, :, 0, 0]
 
@@ -270,7 +266,7 @@ def _from_channels(values: torch.Tensor, affine: np.ndarray, turn=lambda vectors
     directions = torch.zeros((3, 3, *brain.shape), device=values.device)
     directions[:, :, brain] = principal_directions(dyads[:, :, brain.flatten()])
     directions = turn(directions)
-    directions = directions / directions.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    directions = unit(directions)
     texture = texture / values[10].clamp(min=1e-6) * brain
     return Atlas(
         fractions,
@@ -298,7 +294,7 @@ def _individual(atlas: Atlas, rng: np.random.Generator, zooms: np.ndarray, varia
     directions = atlas.directions + torch.linalg.cross(
         axis[None].expand(3, -1, -1, -1, -1), atlas.directions, dim=1
     )
-    directions = directions / directions.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    directions = unit(directions)
     spread = torch.tensor(variation.texture, device=fractions.device)[:, None, None, None]
     texture = atlas.texture + spread * fields[6:9] * atlas.brain
     # T1-weighted intensity follows the tissue: what the sharpening changed is added at its usual contrast.
@@ -364,7 +360,7 @@ def _random_warp(rng: np.random.Generator, affine: np.ndarray, shape, variation:
 
 
 def _adjugate(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the adjugates (..., 3, 3), inverses times determinant, and the determinants of 3 x 3 matrices."""
+    """Return adjugates (..., 3, 3), which are inverses times determinants, and determinants."""
     a, b, c = matrix.unbind(dim=-1)  # columns
     rows = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], dim=-2)
     return rows, (rows[..., 0, :] * a).sum(dim=-1)

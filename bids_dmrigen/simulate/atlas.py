@@ -15,24 +15,21 @@ SHAPE_MISMATCH = "atlas {name}: expected shape {expected}, found {found}"
 
 # Centre lines of the great bundles, MNI mm, right hemisphere (the left one is its mirror image):
 # (system, radius in mm, points). Positions are those of any anatomical atlas, to a few millimetres.
-_STEM = [
-    (5, -32, -66),
-    (5, -30, -48),
-    (7, -24, -32),
-    (12, -20, -16),
-    (19, -17, -4),
-    (24, -18, 8),
-    (26, -20, 20),
-]
+# fmt: off
+_STEM = [(5, -32, -66), (5, -30, -48), (7, -24, -32), (12, -20, -16), (19, -17, -4), (24, -18, 8),
+         (26, -20, 20)]
 _BUNDLES: list[tuple[int, float, list[tuple[float, float, float]]]] = [
     # forceps minor, forceps major, tapetum, anterior commissure, middle cerebellar peduncle
     (COMMISSURAL, 5, [(-12, 36, 2), (0, 29, 3), (12, 36, 2), (18, 46, 0), (18, 62, -2)]),
     (COMMISSURAL, 5, [(-12, 36, 10), (0, 31, 9), (12, 36, 10), (18, 46, 12), (18, 62, 14)]),
     (COMMISSURAL, 5, [(-12, 33, 16), (0, 27, 15), (12, 33, 17), (18, 42, 24), (20, 52, 32)]),
-    (COMMISSURAL, 5, [(-14, -44, 16), (0, -38, 13), (14, -44, 17), (24, -58, 17), (22, -76, 14), (14, -92, 10)]),
-    (COMMISSURAL, 4, [(-14, -40, 22), (0, -35, 19), (16, -40, 24), (30, -44, 16), (38, -40, -4), (44, -34, -12)]),
+    (COMMISSURAL, 5, [(-14, -44, 16), (0, -38, 13), (14, -44, 17), (24, -58, 17), (22, -76, 14),
+         (14, -92, 10)]),
+    (COMMISSURAL, 4, [(-14, -40, 22), (0, -35, 19), (16, -40, 24), (30, -44, 16), (38, -40, -4),
+         (44, -34, -12)]),
     (COMMISSURAL, 3, [(-15, 3, -6), (0, 2, -4), (15, 3, -6), (28, 0, -11), (40, -6, -20)]),
-    (COMMISSURAL, 6, [(-14, -27, -33), (0, -22, -33), (14, -27, -33), (24, -40, -34), (26, -58, -37), (22, -70, -40)]),
+    (COMMISSURAL, 6, [(-14, -27, -33), (0, -22, -33), (14, -27, -33), (24, -40, -34), (26, -58, -37),
+         (22, -70, -40)]),
     # corticospinal tract, fanning out above the internal capsule
     (PROJECTION, 4.5, [*_STEM, (23, -25, 45), (8, -28, 70)]),
     (PROJECTION, 4.5, [*_STEM, (28, -20, 42), (26, -20, 64)]),
@@ -44,24 +41,32 @@ _BUNDLES: list[tuple[int, float, list[tuple[float, float, float]]]] = [
     (PROJECTION, 4.5, [(14, 0, 8), (20, 12, 14), (24, 22, 26), (26, 34, 38)]),
     (PROJECTION, 4.5, [(12, -18, 8), (19, -15, 15), (26, -12, 28), (24, -6, 48), (18, -4, 66)]),
     (PROJECTION, 4.5, [(17, -24, 9), (26, -34, 22), (26, -46, 38), (22, -60, 58)]),
-    (PROJECTION, 4.5, [(20, -26, 0), (30, -28, -2), (37, -40, 0), (34, -58, 5), (24, -76, 7), (10, -92, 5)]),
+    (PROJECTION, 4.5, [(20, -26, 0), (30, -28, -2), (37, -40, 0), (34, -58, 5), (24, -76, 7),
+         (10, -92, 5)]),
     # superior cerebellar peduncle
     (PROJECTION, 3, [(4, -24, -8), (5, -34, -18), (8, -46, -26), (16, -56, -34)]),
     # superior longitudinal fasciculus II and III, arcuate fasciculus
-    (ASSOCIATION, 5, [(32, 36, 24), (36, 14, 29), (37, -4, 31), (37, -22, 33), (36, -40, 35), (36, -58, 36)]),
+    (ASSOCIATION, 5, [(32, 36, 24), (36, 14, 29), (37, -4, 31), (37, -22, 33), (36, -40, 35),
+         (36, -58, 36)]),
     (ASSOCIATION, 4, [(46, 16, 14), (43, 0, 23), (44, -16, 27), (48, -32, 28)]),
-    (ASSOCIATION, 4.5, [(44, 12, 18), (39, -8, 27), (37, -26, 29), (38, -40, 24), (44, -46, 11), (50, -36, -4), (52, -20, -14)]),
+    (ASSOCIATION, 4.5, [(44, 12, 18), (39, -8, 27), (37, -26, 29), (38, -40, 24), (44, -46, 11),
+         (50, -36, -4), (52, -20, -14)]),
     # inferior longitudinal, inferior fronto-occipital, uncinate
-    (ASSOCIATION, 4.5, [(18, -92, -4), (32, -74, -6), (42, -54, -8), (44, -34, -14), (42, -14, -23), (36, 4, -32)]),
-    (ASSOCIATION, 4, [(14, -92, 2), (28, -74, 4), (38, -50, 3), (37, -30, -2), (35, -12, -6), (31, 4, -8), (28, 18, -3), (25, 36, 4), (20, 54, 4)]),
+    (ASSOCIATION, 4.5, [(18, -92, -4), (32, -74, -6), (42, -54, -8), (44, -34, -14), (42, -14, -23),
+         (36, 4, -32)]),
+    (ASSOCIATION, 4, [(14, -92, 2), (28, -74, 4), (38, -50, 3), (37, -30, -2), (35, -12, -6),
+         (31, 4, -8), (28, 18, -3), (25, 36, 4), (20, 54, 4)]),
     (ASSOCIATION, 4, [(37, 2, -34), (35, 3, -20), (32, 10, -12), (25, 22, -10), (18, 40, -13)]),
     # cingulum: dorsal and temporal; fornix; frontal aslant; vertical occipital
-    (ASSOCIATION, 3.2, [(6, 40, 0), (7, 38, 12), (8, 28, 26), (9, 10, 34), (9, -10, 38), (9, -28, 38), (9, -42, 32), (11, -50, 20)]),
+    (ASSOCIATION, 3.2, [(6, 40, 0), (7, 38, 12), (8, 28, 26), (9, 10, 34), (9, -10, 38), (9, -28, 38),
+         (9, -42, 32), (11, -50, 20)]),
     (ASSOCIATION, 3, [(12, -48, 13), (18, -42, 1), (24, -32, -10), (26, -14, -23)]),
-    (ASSOCIATION, 2.5, [(2, 0, -4), (2, 2, 11), (2, -10, 17), (5, -25, 17), (14, -35, 10), (24, -32, -4), (28, -18, -14)]),
+    (ASSOCIATION, 2.5, [(2, 0, -4), (2, 2, 11), (2, -10, 17), (5, -25, 17), (14, -35, 10),
+         (24, -32, -4), (28, -18, -14)]),
     (ASSOCIATION, 4, [(12, 14, 60), (26, 14, 42), (36, 14, 28), (48, 14, 12)]),
     (ASSOCIATION, 4, [(32, -72, -14), (35, -74, 4), (30, -74, 24)]),
-]  # fmt: skip
+]
+# fmt: on
 # Mid-sagittal arch of the corpus callosum: y and z of its centre, mm.
 _ARCH_Y = np.array([-32.0, -20, -5, 10, 18, 25])
 _ARCH_Z = np.array([21.0, 25, 27, 25, 21, 17])
@@ -176,9 +181,15 @@ def procedural_atlas(t1w, white, grey, brain, affine) -> Atlas:
 
 
 def dyadic(vectors: torch.Tensor) -> torch.Tensor:
-    """Return the six distinct entries xx, yy, zz, xy, xz, yz of v vᵀ, (..., 3, *) -> (..., 6, *) on axis 1."""
+    """Return the six distinct entries xx, yy, zz, xy, xz, yz of v vᵀ, (K, 3, *) -> (K, 6, *)."""
     x, y, z = vectors.unbind(dim=1)
     return torch.stack([x * x, y * y, z * z, x * y, x * z, y * z], dim=1)
+
+
+def unit(vectors: torch.Tensor) -> torch.Tensor:
+    """Return (K, 3, *) vectors scaled to length one along axis 1; zero vectors stay zero."""
+    x, y, z = vectors.unbind(dim=1)  # many times faster than a norm over a short axis
+    return vectors / (x * x + y * y + z * z).sqrt().clamp(min=1e-12)[:, None]
 
 
 def principal_directions(dyads: torch.Tensor) -> torch.Tensor:
@@ -203,13 +214,11 @@ def principal_directions(dyads: torch.Tensor) -> torch.Tensor:
     columns = torch.stack([torch.stack([xx, xy, xz]), torch.stack([xy, yy, yz]), torch.stack([xz, yz, zz])])
     largest = torch.stack([xx, yy, zz]).argmax(dim=0)  # (K, V)
     vector = columns.gather(0, largest[None, None].expand(1, 3, *largest.shape))[0]  # (3, K, V)
-    norm = vector.norm(dim=0)
-    vector = torch.where(norm > 1e-6, vector / norm.clamp(min=1e-12), 0.0)
-    return vector.transpose(0, 1) * (scale > 1e-12)
+    return unit(vector.transpose(0, 1)) * (scale > 1e-12)
 
 
 def _callosal_fans() -> list[tuple[int, float, list[tuple[float, float, float]]]]:
-    """Return the body of the corpus callosum: from every point of its arch up to the vertex and out sideways."""
+    """Return the body of the corpus callosum: from its arch up to the vertex and out sideways."""
     fans = []
     for y in np.linspace(_ARCH_Y[0], _ARCH_Y[-1], 9):
         z = float(np.interp(y, _ARCH_Y, _ARCH_Z))
@@ -233,8 +242,7 @@ def _bundle_dyads(world: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         near = ((folded > low) & (folded < high)).all(dim=1).nonzero()[:, 0]
         kernel = torch.exp(-(torch.cdist(folded[near], centre) ** 2) / (2 * radius**2))  # (V', P)
         strength = kernel.amax(dim=1)
-        vector = kernel @ tangent
-        vector = vector / vector.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        vector = unit(kernel @ tangent)
         vector[:, 0] *= side[near]
         dyads[system, near] += strength[:, None] * dyadic(vector)
         density[system, near] = torch.maximum(density[system, near], strength)

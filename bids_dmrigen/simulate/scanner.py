@@ -1,4 +1,4 @@
-"""The scanner: what it measures of an anatomy on its own grid, with noise, coil bias, motion and distortion."""
+"""The scanner: what it measures of an anatomy on its grid, with noise, coil bias, motion and distortion."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ BIAS_LENGTH_MM = 60.0
 INVERSION_STEPS = 40
 STEEPEST = 0.8  # slope of the displacement, voxel per voxel, up to which the inversion converges
 NOT_INVERTIBLE = (
-    "the displacement field folds: its slope along the phase-encoding axis reaches {worst:.2f} voxel per voxel, "
-    "less than 0.8 is needed; make it smoother or weaker"
+    "the displacement field folds: its slope along the phase-encoding axis reaches {worst:.2f} "
+    "voxel per voxel, less than 0.8 is needed; make it smoother or weaker"
 )
 
 
@@ -42,13 +42,14 @@ class SimulatedScan:
     Parameters
     ----------
     scan
-        The noisy series with the scanner's gradient table, and the brain mask of the unmoved, undistorted head.
+        The noisy series with the scanner's gradient table; its mask is the brain of the unmoved,
+        undistorted head.
     clean
         (X, Y, Z, N) float32: the same without noise, motion and distortion; coil bias included.
     truth
-        `fractions` (3, X, Y, Z), `directions` (3, 3, X, Y, Z), `weights` (3, X, Y, Z), `sigma` (noise in scanner
-        units), `bias` (X, Y, Z), `motion` (N, 4, 4), `displacement_mm` (X, Y, Z), `noise_free` (X, Y, Z, N: with
-        motion and distortion).
+        `fractions` (3, X, Y, Z), `directions` (3, 3, X, Y, Z), `weights` (3, X, Y, Z), `sigma` (noise in
+        scanner units), `bias` (X, Y, Z), `motion` (N, 4, 4), `displacement_mm` (X, Y, Z), `noise_free`
+        (X, Y, Z, N), the series with motion and distortion.
     """
 
     scan: Scan
@@ -73,8 +74,8 @@ def acquire(
 ) -> SimulatedScan:
     """Return the scan of an anatomy.
 
-    The signal is computed on the atlas's grid and then averaged over each of the scanner's voxels, as a scanner
-    does: partial volume, motion between volumes and distortion act on the signal, not on its parameters.
+    The signal is computed on the atlas's grid and then averaged over each of the scanner's voxels, as a
+    scanner does: partial volume, motion and distortion act on the signal, not on its parameters.
 
     Parameters
     ----------
@@ -99,7 +100,7 @@ def acquire(
     bias
         Standard deviation of the logarithm of the smooth coil sensitivity; 0 for none.
     coils
-        Receive channels of equal noise combined by sum of squares: Rician noise for 1, non-central chi for more.
+        Channels of equal noise combined by sum of squares: Rician noise for 1, non-central chi for more.
     tissue
         Microstructure; None for the default.
     supersample
@@ -107,32 +108,26 @@ def acquire(
     """
     affine = np.asarray(affine, dtype=np.float64)
     shape = tuple(int(s) for s in shape)
-    still = np.eye(4)[None]
-    motion = still if motion is None else np.asarray(motion, dtype=np.float64)
-    shift = None if displacement is None else torch.as_tensor(np.array(displacement, dtype=np.float32))
     there = resample(atlas, affine, shape, supersample)
     bias_field = coil_bias(seed, affine, shape, bias)
+    shift = None if displacement is None else torch.as_tensor(np.array(displacement, dtype=np.float32))
+    still = np.eye(4)[None]
+    poses = still if motion is None else np.asarray(motion, dtype=np.float64)
 
-    def measured(poses: np.ndarray, field_mm: torch.Tensor | None) -> np.ndarray:
-        turns = poses[:, :3, :3] if len(poses) > 1 else None
+    def measured(poses: np.ndarray, shift: torch.Tensor | None) -> np.ndarray:
+        turns = np.broadcast_to(poses[:, :3, :3], (len(gradients), 3, 3))
         signal = simulate_signal(atlas, gradients, affine, tissue, turns, WHITE_SIGNAL)
-        seen = _measure(signal, atlas, affine, shape, poses, field_mm, phase_axis, supersample)
+        seen = _measure(signal, atlas, affine, shape, poses, shift, phase_axis, supersample)
         return seen.cpu().numpy() * bias_field.numpy()[..., None]
 
     clean = measured(still, None)
-    noise_free = clean if len(motion) == 1 and shift is None else measured(motion, shift)
+    noise_free = clean if motion is None and shift is None else measured(poses, shift)
     sigma = _noise_level(clean, there, gradients, snr)
     scan = Scan(add_noise(noise_free, sigma, seed, coils), affine, gradients, there.brain.cpu().numpy())
-    truth = {
-        "fractions": there.fractions.cpu().numpy(),
-        "directions": there.directions.cpu().numpy(),
-        "weights": there.weights.cpu().numpy(),
-        "sigma": sigma,
-        "bias": bias_field.numpy(),
-        "motion": np.broadcast_to(motion, (len(gradients), 4, 4)),
-        "displacement_mm": np.zeros(shape, np.float32) if shift is None else shift.numpy(),
-        "noise_free": noise_free,
-    }
+    truth = {name: getattr(there, name).cpu().numpy() for name in ("fractions", "directions", "weights")}
+    truth |= {"sigma": sigma, "bias": bias_field.numpy(), "noise_free": noise_free}
+    truth["motion"] = np.broadcast_to(poses, (len(gradients), 4, 4))
+    truth["displacement_mm"] = np.zeros(shape, np.float32) if shift is None else shift.numpy()
     return SimulatedScan(scan, clean, truth)
 
 
@@ -140,21 +135,18 @@ def add_noise(signal: np.ndarray, sigma: float, seed: int, coils: int = 1) -> np
     """Return the magnitude of (X, Y, Z, N) signals with complex Gaussian noise in each of the coils.
 
     For one coil the result is Rician, for n the root of a non-central chi-square with 2 n degrees of freedom.
-    Noise is addressed by seed, volume and coil, so that a volume's noise does not depend on how many there are.
+    Noise is addressed by seed, volume and coil: a volume's noise does not depend on how many there are.
     """
     if sigma == 0:
         return signal.copy()
     noisy = np.empty_like(signal)
-    amplitude = signal / np.float32(np.sqrt(coils))
+    sigma, amplitude = np.float32(sigma), signal / np.float32(np.sqrt(coils))
     for volume in range(signal.shape[3]):
         power = np.zeros(signal.shape[:3], np.float32)
         for coil in range(coils):
-            real, imaginary = stream(seed, 20, volume, coil).standard_normal(
-                (2, *signal.shape[:3]), dtype=np.float32
-            )
-            power += (amplitude[..., volume] + np.float32(sigma) * real) ** 2 + (
-                np.float32(sigma) * imaginary
-            ) ** 2
+            rng = stream(seed, 20, volume, coil)
+            real, imaginary = sigma * rng.standard_normal((2, *power.shape), dtype=np.float32)
+            power += (amplitude[..., volume] + real) ** 2 + imaginary**2
         noisy[..., volume] = np.sqrt(power)
     return noisy
 
@@ -167,28 +159,34 @@ def coil_bias(seed: int, affine: np.ndarray, shape, strength: float) -> torch.Te
     return torch.exp(strength * random_field(stream(seed, 21), 1, tuple(shape), BIAS_LENGTH_MM / zooms)[0])
 
 
-def random_motion(
-    seed: int, n: int, centre_mm, translation_mm: float = 0.5, rotation_degrees: float = 0.5
-) -> np.ndarray:
-    """Return (n, 4, 4) rigid world maps of a slow drift with jitter; the first volume is unmoved.
+def random_poses(seed: int, n: int, translation_mm: float = 0.5, rotation_degrees: float = 0.5) -> np.ndarray:
+    """Return (n, 6) head poses, as `rigid` takes them: a slow drift with jitter that starts at rest.
 
-    `translation_mm` and `rotation_degrees` are standard deviations over the scan, per axis.
+    `translation_mm` and `rotation_degrees` are standard deviations of the drift at the end, per axis.
     """
     rng = stream(seed, 22)
     steps = rng.normal(size=(n, 6)).cumsum(axis=0) / max(n, 1) ** 0.5 + 0.3 * rng.normal(size=(n, 6))
-    path = (steps - steps[0]) * np.r_[np.full(3, translation_mm), np.full(3, rotation_degrees)]
-    return np.stack([rigid(p, centre_mm) for p in path])
+    return (steps - steps[0]) * np.r_[np.full(3, translation_mm), np.full(3, rotation_degrees)]
 
 
-def susceptibility(affine: np.ndarray, shape, strength_mm: float = 6.0) -> np.ndarray:
+def random_motion(
+    seed: int, n: int, centre_mm, translation_mm: float = 0.5, rotation_degrees: float = 0.5
+) -> np.ndarray:
+    """Return (n, 4, 4) rigid world maps of `random_poses` about a point; the first volume is unmoved."""
+    return np.stack(
+        [rigid(pose, centre_mm) for pose in random_poses(seed, n, translation_mm, rotation_degrees)]
+    )
+
+
+def susceptibility(affine: np.ndarray, shape, strength_mm: float = 8.0) -> np.ndarray:
     """Return a displacement (X, Y, Z), mm, as air makes it: strongest above the sinuses and the ear canals.
 
-    Positions are those of an MNI-like head; every source is a Gaussian hump of 15 to 20 mm.
+    Positions are those of an MNI-like head; every source is a Gaussian hump 15 to 22 mm wide.
     """
     world = world_grid(affine, shape)
     total = torch.zeros(tuple(shape))
     for centre, width, weight in (
-        ((0, 48, -22), 18.0, 1.0),
+        ((0, 46, -24), 22.0, 1.0),
         ((48, -22, -26), 15.0, -0.6),
         ((-48, -22, -26), 15.0, -0.6),
     ):
@@ -212,7 +210,7 @@ def scan_grid(atlas: Atlas, voxel_mm, shape, rotation: np.ndarray | None = None)
 
 
 def protocol(affine: np.ndarray, n_directions: int, n_b0: int, bval: float) -> GradientTable:
-    """Return a table of b0s followed by even directions on one shell, in s/mm², for an image with this affine."""
+    """Return a table of b0s, then even directions on one shell (s/mm²), for an image with this affine."""
     directions = np.concatenate([np.zeros((n_b0, 3)), even_directions(n_directions)])
     bvals = np.concatenate([np.zeros(n_b0), np.full(n_directions, float(bval))])
     return GradientTable.from_world(bvals, directions, affine)
@@ -244,7 +242,7 @@ def _measure(
     phase_axis: int,
     supersample: int,
 ) -> torch.Tensor:
-    """Return signals (X, Y, Z, N) on the scan's grid: each voxel the mean of points inside it, moved and shifted.
+    """Return signals (X, Y, Z, N) on the scan's grid: each voxel is the mean of points inside it.
 
     `signal` (X', Y', Z', N) is on the atlas's grid; `motion` has one pose or N.
     """
@@ -258,14 +256,13 @@ def _measure(
     world = matrix[:3, :3] @ seen + matrix[:3, 3:]  # (K, 3, V)
     out = torch.zeros((len(seen[0, 0]), signal.shape[3]), device=device)
     if len(motion) == 1 and shift_mm is None:  # all volumes at once
-        points = voxel_coordinates(world, atlas.affine)
+        points = voxel_coordinates(world, motion[0] @ atlas.affine)
         touched = touches(atlas.brain, points)
         table = signal.flatten(0, 2).contiguous()
         out[touched] = sample_mean(table, atlas.shape, points[:, :, touched])
         return out.reshape(*shape, -1)
     for volume in range(signal.shape[3]):
-        pose = motion[volume if len(motion) > 1 else 0]
-        points = voxel_coordinates(world, pose @ atlas.affine)
+        points = voxel_coordinates(world, motion[volume % len(motion)] @ atlas.affine)
         maps = signal[..., volume][None].contiguous()
         for at, weight in zip(points, density, strict=True):
             out[:, volume] += weight * sample(maps, at)[0] / len(points)
@@ -273,7 +270,7 @@ def _measure(
 
 
 def _undistorted(seen: torch.Tensor, shift: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the true positions (K, 3, V) of the signal seen at these voxel coordinates, and its density (K, V).
+    """Return the true positions (K, 3, V) of the signal seen at these voxels, and its density (K, V).
 
     Solves r + d(r) = x along one axis by fixed-point iteration at the voxel centres, with d in voxels; the
     signal of a true stretch dr is seen over dx = (1 + d') dr, so its density is 1 / (1 + d').

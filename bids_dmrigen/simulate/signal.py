@@ -1,4 +1,4 @@
-"""From an anatomy to the noise-free diffusion signal: sticks, zeppelins and balls, with orientation dispersion."""
+"""From an anatomy to the noise-free diffusion signal: sticks, zeppelins, balls, orientation dispersion."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ def simulate_signal(
 
     With white and grey fractions f_t, fibre shares w_k along n_k and the rest w_0 = 1 - sum w_k::
 
-        S(b, g) = s0 [ sum_t f_t S0_t ( sum_k w_k E_t(b, g . n_k) + w_0 exp(-b D_t) ) + f_csf S0_csf exp(-b 3e-3) ]
+        S(b, g) = s0 { sum_t f_t S0_t [sum_k w_k E_t(b, g . n_k) + w_0 exp(-b D_t)]
+                       + f_csf S0_csf exp(-b 3e-3) }
 
     E_t is stick plus zeppelin, spread over directions by a heat kernel on the sphere of variance s per axis:
     its Legendre coefficients are multiplied by exp(-l (l + 1) s / 2). Summed over compartments this is one
@@ -91,7 +92,7 @@ def simulate_signal(
     atlas
         Anatomy on its own grid, which is also that of the result.
     gradients
-        N volumes, in the voxel axes of an image with `affine` (the scanner's, which may differ from the atlas's).
+        N volumes, in the voxel axes of an image with `affine`: the scanner's, not the atlas's.
     affine
         (4, 4) of the image that `gradients` belong to.
     tissue
@@ -168,8 +169,9 @@ def fibre_response(b: torch.Tensor, kind: Compartments, dispersion_factor: torch
     coefficients = project @ kernel  # (L, V) of Legendre polynomials
     for row, order in enumerate(orders):
         coefficients[row] *= torch.exp(-0.5 * order * (order + 1) * variance)
-    powers = np.stack([np.polynomial.legendre.leg2poly(np.eye(ORDER + 1)[n])[::2].tolist() + [0.0] * ((ORDER - n) // 2)
-                       for n in orders])  # fmt: skip
+    powers = np.zeros((len(orders), len(orders)))  # of x², in each Legendre polynomial
+    for row, order in enumerate(orders):
+        powers[row, : row + 1] = np.polynomial.legendre.leg2poly(np.eye(ORDER + 1)[order])[::2][: row + 1]
     return torch.as_tensor(powers.T, dtype=torch.float32, device=b.device) @ coefficients
 
 

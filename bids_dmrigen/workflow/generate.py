@@ -27,7 +27,10 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
 
     settings = plan.settings
     gpu = settings.device != "cpu" and choose_device(settings.device).type == "cuda"
-    minutes = {"difusion": settings.difusion_minutes}.get(method)
+    minutes, options = None, {}
+    if method == "difusion":
+        minutes = settings.difusion_minutes
+        options = {"training_steps": settings.difusion_steps} if settings.difusion_steps else {}
     return pe.Node(
         Generate(
             method=method,
@@ -42,6 +45,7 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
             precision=settings.precision,
             # No clock may enter a result that has to be the same every time.
             minutes=None if settings.deterministic else minutes,
+            options=options,
             b0_threshold=settings.b0_threshold,
             use_gpu=gpu,
             num_threads=threads,

@@ -66,9 +66,9 @@ def execute(
             "check_version": False,
             "remove_unnecessary_outputs": False,
         },
-        "logging": {"workflow_level": LEVELS[min(settings.verbose, 2)]},
+        # A failed run is told by its own message; the traceback is in the crash file.
+        "logging": {"workflow_level": ("CRITICAL", "INFO", "DEBUG")[min(settings.verbose, 2)]},
     })  # fmt: skip
-    config.update_config({"logging": {"interface_level": "ERROR", "utils_level": "ERROR"}})
     logging.update_logging(config)
 
     wf = pe.Workflow(name="participant", base_dir=str(settings.work))
@@ -84,9 +84,6 @@ def execute(
             if not logs.is_dir():
                 raise RuntimeError(f"the workflow could not start: {error}") from error
     return {**unfinished(plans, settings.out_dir), **_crashes(logs, plans)}
-
-
-LEVELS = ("CRITICAL", "INFO", "DEBUG")
 
 
 def unfinished(plans: Sequence[RunPlan], out_dir: Path) -> dict[str, RunError]:
@@ -162,7 +159,7 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
         normalize = node
     ports[("metrics",)] = add_report_nodes(wf, plan, pre, ports, records, normalize, template)
     for group, outputs in _groups(plan.outputs).items():
-        _add_sink(wf, plan, group, outputs, ports, records.get(group), template, links)
+        _add_sink(wf, plan, group, outputs, ports, records.get(group), links)
     return wf
 
 
@@ -207,7 +204,7 @@ def _groups(outputs: Sequence[Output]) -> dict[str, list[Output]]:
     return groups
 
 
-def _add_sink(wf, plan: RunPlan, group: str, outputs, ports, record, template: str, links) -> None:
+def _add_sink(wf, plan: RunPlan, group: str, outputs, ports, record, links) -> None:
     from nipype.interfaces.utility import Merge
     from nipype.pipeline import engine as pe
 
@@ -225,7 +222,7 @@ def _add_sink(wf, plan: RunPlan, group: str, outputs, ports, record, template: s
         source = own.get(output.fields.get("source", ""))
         sources = [source] if source else raw if output.key == "preproc" else [own["preproc"]]
         is_data = output.key != "metrics"
-        sidecars.append(image_sidecar(output.key, sources, template=template, **output.fields) if is_data else {})
+        sidecars.append(image_sidecar(output.key, sources, **output.fields) if is_data else {})
     sink.inputs.targets = [output.path.as_posix() for output in outputs]
     sink.inputs.sidecars = sidecars
     wf.connect(files, "out", sink, "in_files")

@@ -20,6 +20,7 @@ from ..dwi.series import ScanError
 MIN_SLICES = 8  # fewer voxels along an axis: nothing that three-dimensional registration could hold on to
 MIN_TENSOR_DIRECTIONS = 6
 TRANSFORM_KEYS = ("to_template", "from_template")
+SPACE_FACTOR = 10  # intermediate and final files together, in multiples of the series as float32
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,10 @@ class Settings:
         "methods", "Di-Fusion: longest training on one run, minutes (default: 3)", 3.0, metavar="MIN"
     )
 
+    difusion_steps: int | None = option(
+        "methods", "Di-Fusion: most training steps on one run (default: the method's own)", None, metavar="N"
+    )
+
     # -- preprocessing
     denoise: str | None = option(
         "preprocessing",
@@ -169,7 +173,7 @@ class Settings:
     verbose: int = option("running", "say more; twice for everything", 0, short="-v", action="count")
 
     def __post_init__(self):
-        for name, least in (("n_samples", 1), ("steps", 1), ("n_cpus", 1), ("omp_nthreads", 1), ("seed", 0)):
+        for name, least in (("n_samples", 1), ("steps", 1), ("n_cpus", 1), ("omp_nthreads", 1), ("difusion_steps", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise SettingsError(f"--{name.replace('_', '-')}: expected at least {least}, found {value}")

@@ -7,7 +7,15 @@ import pytest
 
 from bids_dmrigen.diffusion.noise import generator, noise
 
-HERE = {"seed": 1, "subject": "01", "run": "acq-a_dwi", "method": "difusion", "volume": 3, "slice": 7, "sample": 2}
+HERE = {
+    "seed": 1,
+    "subject": "01",
+    "run": "acq-a_dwi",
+    "method": "difusion",
+    "volume": 3,
+    "slice": 7,
+    "sample": 2,
+}
 
 
 def test_equal_addresses_give_equal_numbers_in_any_order():
@@ -34,5 +42,5 @@ def test_they_are_standard_normal_float32():
 
 
 def test_numbers_stay_the_same_from_release_to_release():
-    # Philox is specified, so this figure may never change: results of old runs would no longer be reproducible
+    # Philox is specified, so these may never change: old results would no longer be reproducible
     assert generator(0).integers(0, 2**32, 3).tolist() == [2245347848, 631860565, 2192726975]

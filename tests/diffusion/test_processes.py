@@ -86,7 +86,10 @@ class _ByVoxel(Process):
 
 def test_alpha_and_sigma_may_vary_by_voxel():
     process = _ByVoxel()
-    x0, noise = torch.ones(3, 1, 2, 2, dtype=torch.float64), torch.full((3, 1, 2, 2), 2.0, dtype=torch.float64)
+    x0, noise = (
+        torch.ones(3, 1, 2, 2, dtype=torch.float64),
+        torch.full((3, 1, 2, 2), 2.0, dtype=torch.float64),
+    )
     x_t = process.add_noise(x0, 5, noise)
     assert float(x_t[2, 0, 1, 1]) == pytest.approx(math.sqrt(0.5) + 2 * math.sqrt(0.5))
     mean, std = process.posterior(x0, x_t, 5, 4)

@@ -103,9 +103,18 @@ def test_motion_moves_only_its_own_volumes(atlas, affine):
     np.testing.assert_allclose(result.scan.data[1:, ..., 3], result.clean[:-1, ..., 3], atol=0.05)
 
 
-def smooth_displacement(shape, amplitude):
-    """Return a Gaussian hump that is nearly zero at the border."""
-    grids = np.meshgrid(*(np.linspace(-2, 2, n) for n in shape), indexing="ij")
+def test_a_single_volume_moves_too(atlas, affine):
+    b0 = GradientTable(np.zeros(1), np.zeros((1, 3)))
+    motion = np.eye(4)[None].copy()
+    motion[0, 2, 3] = -2.5  # one voxel down
+    result = acquire(atlas, b0, affine, GRID, np.inf, seed=0, motion=motion, bias=0)
+    np.testing.assert_allclose(result.scan.data[:, :, :-1], result.clean[:, :, 1:], atol=0.05)
+
+
+def smooth_displacement(shape, amplitude, axis=1, centre=0.0):
+    """Return a Gaussian hump; the grid runs from -2 to 2 along each axis."""
+    grids = list(np.meshgrid(*(np.linspace(-2, 2, n) for n in shape), indexing="ij"))
+    grids[axis] = grids[axis] - centre
     return amplitude * np.exp(-sum(g**2 for g in grids))
 
 
@@ -122,7 +131,8 @@ def test_a_constant_displacement_shifts_along_the_phase_axis_only(atlas, affine)
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_distortion_conserves_the_signal_of_every_line(atlas, affine, axis):
     gradients = protocol(affine, 6, 1, 1000)
-    field = smooth_displacement(GRID, 5.0)
+    # At the edge of the ball: inside uniform tissue a line's sum is kept even without the Jacobian.
+    field = smooth_displacement(GRID, 5.0, axis, centre=1.0)
     result = acquire(atlas, gradients, affine, GRID, np.inf, 0, displacement=field, phase_axis=axis, bias=0)
     before, after = result.clean.sum(axis=axis), result.scan.data.sum(axis=axis)
     strong = before > 0.3 * before.max()
@@ -175,7 +185,7 @@ def test_susceptibility_is_strongest_above_the_sinuses():
     affine[:3, 3] = [-94, -94, -60]
     field = susceptibility(affine, (64, 64, 40), strength_mm=6)
     peak = affine @ [*np.unravel_index(np.abs(field).argmax(), field.shape), 1]
-    np.testing.assert_allclose(peak[:3], [0, 48, -22], atol=5)
+    np.testing.assert_allclose(peak[:3], [0, 46, -24], atol=5)
     assert np.abs(field).max() == pytest.approx(6, rel=0.1)
 
 

@@ -1,0 +1,116 @@
+"""Head motion and eddy currents: what is left of a known motion, and what is found on real scans.
+
+Usage: python benchmarks/motion.py [DATA_BIDS_DIRECTORY]
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")  # before ants is imported
+
+import numpy as np
+
+from bids_dmrigen.dwi.gradients import GradientTable
+from bids_dmrigen.interfaces.brain import brain_mask
+from bids_dmrigen.interfaces.io import read_scan
+from bids_dmrigen.interfaces.motion import (
+    estimate_motion,
+    framewise_displacement,
+    motion_parameters,
+    rigid_part,
+)
+from bids_dmrigen.interfaces.resample import resample_series
+from bids_dmrigen.interfaces.templates import embedded_mni
+from bids_dmrigen.simulate.atlas import procedural_atlas
+from bids_dmrigen.simulate.scanner import acquire, protocol, random_motion, scan_grid
+
+REAL = {
+    "prisma b2500": "sub-prisma/dwi/sub-prisma_dir-AP_dwi",
+    "slab b1000": "sub-slab/dwi/sub-slab_dwi",
+    "uih b930": "sub-uih/dwi/sub-uih_dir-AP_dwi",
+}
+
+
+def simulated(bval: float, voxel_mm: float, shape, move: float, n_directions: int = 16) -> None:
+    """Print the residual for motion of up to `move` mm and `move` degrees, SNR 20."""
+    arrays, atlas_affine = embedded_mni(2)
+    atlas = procedural_atlas(**arrays, affine=atlas_affine)
+    affine = scan_grid(atlas, voxel_mm, shape)
+    gradients = protocol(affine, n_directions, 2, bval)
+    center = affine[:3] @ [*((np.array(shape) - 1) / 2), 1]
+    truth = random_motion(3, len(gradients), center, move, move)
+    scan = acquire(atlas, gradients, affine, shape, snr=20, seed=1, motion=truth).scan
+    for axis in (None, 1):
+        started = time.process_time()
+        found = estimate_motion(scan.data, affine, gradients, scan.mask, axis=axis)
+        cost = (time.process_time() - started) / len(gradients)
+        # The gauge: both are relative to the first b0, which is unmoved.
+        rigid = rigid_part(found, affine, axis)
+        left = np.linalg.inv(truth) @ rigid
+        shift = np.linalg.norm(motion_parameters(left, center)[:, :3], axis=1)
+        angle = angle_degrees(left[:, :3, :3])
+        points = np.argwhere(scan.mask)[::101]
+        points = np.column_stack([points, np.ones(len(points))]) @ affine.T
+        whole = np.linalg.norm((points @ (found - truth).transpose(0, 2, 1))[..., :3], axis=2).mean(axis=1)
+        turned = resample_series(scan, found, axis=axis).gradients.world_directions(affine)
+        true = np.linalg.inv(truth)[:, :3, :3] @ gradients.world_directions(affine)[..., None]
+        cosine = np.abs((turned * true[..., 0]).sum(axis=1))[~gradients.is_b0]
+        bvec = np.degrees(np.arccos(np.clip(cosine, 0, 1)))
+        print(
+            f"simulated b={bval:g} {voxel_mm} mm, up to {move:g} mm/deg, "
+            f"{'rigid' if axis is None else 'rigid + eddy'}: "
+            f"centre {shift.mean():.3f} (max {shift.max():.3f}) mm, angle {angle.mean():.3f} (max {angle.max():.3f}) "
+            f"deg, brain voxels {whole.mean():.3f} (max {whole.max():.3f}) mm, b-vectors {bvec.mean():.3f} "
+            f"(max {bvec.max():.3f}) deg, {cost:.2f} CPU s per volume",
+            flush=True,
+        )
+
+
+def angle_degrees(rotations: np.ndarray) -> np.ndarray:
+    """Return the angle (N,) of rotations (N, 3, 3)."""
+    return np.degrees(np.arccos(np.clip((np.trace(rotations, axis1=1, axis2=2) - 1) / 2, -1, 1)))
+
+
+def real(name: str, path: Path) -> None:
+    """Print what is found on a real scan, and how much smoother over volumes it makes each shell."""
+    scan, _ = read_scan(f"{path}.nii.gz", f"{path}.bval", f"{path}.bvec")
+    mask = brain_mask(scan.mean_b0(), scan.zooms_mm)
+    started = time.process_time()
+    found = estimate_motion(scan.data, scan.affine, scan.gradients, mask, axis=1)
+    cost = (time.process_time() - started) / len(scan.gradients)
+    center = scan.affine[:3] @ [*((np.array(mask.shape) - 1) / 2), 1]
+    parameters = motion_parameters(rigid_part(found, scan.affine, 1), center)
+    moved = resample_series(scan, found, axis=1)
+    print(
+        f"{name}: largest translation {np.abs(parameters[:, :3]).max():.2f} mm, rotation "
+        f"{np.degrees(np.abs(parameters[:, 3:])).max():.2f} deg, mean framewise displacement "
+        f"{framewise_displacement(parameters)[1:].mean():.2f} mm, log-linear tensor residual "
+        f"{residual(scan.data, scan.gradients, mask):.4f} -> {residual(moved.data, moved.gradients, mask):.4f}, "
+        f"{cost:.2f} CPU s per volume",
+        flush=True,
+    )
+
+
+def residual(data: np.ndarray, gradients: GradientTable, mask: np.ndarray) -> float:
+    """Return the median over voxels of the tensor fit's root mean square residual, relative to the b0."""
+    v, b = gradients.bvecs, gradients.bvals
+    pairs = [(0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)]
+    design = np.column_stack([-b[:, None] * np.stack([v[:, i] * v[:, j] for i, j in pairs], 1), np.ones(len(b))])
+    signal = np.maximum(data[mask], 1e-3 * data[mask].max())
+    fitted = np.exp(np.log(signal) @ (design @ np.linalg.pinv(design)).T)
+    rms = np.sqrt(((signal - fitted) ** 2).mean(axis=1))
+    return float(np.median(rms / signal[:, gradients.is_b0].mean(axis=1)))
+
+
+if __name__ == "__main__":
+    simulated(1000, 2.5, (72, 88, 60), 6)
+    simulated(2500, 3.0, (60, 72, 50), 6)
+    simulated(1000, 2.5, (72, 88, 60), 1)
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/data/bids")
+    for name, path in REAL.items():
+        if Path(f"{folder / path}.nii.gz").exists():
+            real(name, folder / path)

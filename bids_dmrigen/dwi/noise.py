@@ -1,0 +1,208 @@
+"""Noise of magnitude images: Rician moments, their inverse, and the noise level of a run from itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .gradients import GradientTable
+from .series import Scan, ScanError
+
+FOREGROUND = 0.1  # share of the b0's 99th percentile: darker voxels are background, whatever the mask says
+WEAK_CONTRAST = 0.5  # share of the voxels, those of weakest direction contrast, that are read
+MIN_VOXELS = 100
+MAX_VOXELS = 100_000  # more would only cost memory: a median over these is good to a fraction of a percent
+MAX_ITERATIONS = 50
+
+TOO_FEW_VOXELS = (
+    "noise cannot be estimated: {found} usable voxels (bright, not constant, inside the mask), at least "
+    "{needed} are needed; check the mask and that the volumes differ from one another"
+)
+NO_FREEDOM = (
+    "noise cannot be estimated: {n_b0} b0 and {n_directions} diffusion-weighted volumes hold no two that are "
+    "comparable; two b0s or two directions on one shell are needed"
+)
+
+
+@dataclass(frozen=True)
+class NoiseEstimate:
+    """What is known of a run's noise.
+
+    Parameters
+    ----------
+    sigma
+        Standard deviation of the Gaussian noise in either channel, in scanner units.
+    b0_snr
+        Median over the foreground of (mean b0) / sigma.
+    degrees_of_freedom
+        Per voxel: volumes minus the coefficients that described them.
+    n_voxels
+        Voxels that the estimate was read in.
+    spatial
+        True where so few volumes leave only differences between neighbouring voxels to read it from: edges
+        raise such an estimate, interpolation lowers it; expect the right order of magnitude.
+    """
+
+    sigma: float
+    b0_snr: float
+    degrees_of_freedom: int
+    n_voxels: int
+    spatial: bool
+
+
+def rician_mean(signal: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
+    """Return the expected magnitude of a signal in Rician noise.
+
+    E[M] = sigma sqrt(pi/2) L(-A²/(2 sigma²)) with L(x) = e^{x/2} [(1 - x) I0(-x/2) - x I1(-x/2)]
+    (Koay & Basser 2006).
+
+    Parameters
+    ----------
+    signal
+        Noise-free magnitude A, not negative, any shape.
+    sigma
+        Standard deviation of the noise in either channel, same units, positive.
+    """
+    half = (signal / sigma).square() / 4
+    laguerre = (1 + 2 * half) * torch.special.i0e(half) + 2 * half * torch.special.i1e(half)
+    return sigma * (torch.pi / 2) ** 0.5 * laguerre
+
+
+def rician_signal(mean: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
+    """Return the noise-free magnitude whose expected Rician magnitude is `mean`: invert `rician_mean`.
+
+    Means at or below the noise floor, sigma sqrt(pi/2), come from no signal: zero.
+    """
+    means, snrs, _ = _moments()
+    ratio = (torch.as_tensor(mean, dtype=torch.float64) / sigma).cpu().numpy()
+    # Beyond the table the mean is A + sigma²/(2 A) to better than 1e-6.
+    far = (ratio + np.sqrt(np.maximum(ratio**2 - 2, 0))) / 2
+    snr = np.where(ratio < means[-1], np.interp(ratio, means, snrs), far)
+    return torch.as_tensor(snr, device=mean.device).to(mean.dtype) * sigma
+
+
+def estimate_sigma(scan: Scan) -> NoiseEstimate:
+    """Estimate the noise level of a run from its brain voxels, without any background.
+
+    Each shell is described voxel by voxel by even spherical harmonics of low order, the b0s by their mean.
+    What remains is noise: E[residual sum of squares] = sigma² sum_i P_ii xi(A_i / sigma), with P the
+    projection onto what the description leaves out and xi the share of the noise variance that survives the
+    magnitude (Koay & Basser 2006; 1 at high signal, 0.43 in the background). It is read as a median over the
+    half of the voxels with the weakest direction contrast, where a low order is enough; the contrast is
+    independent of the residual, so that choosing by it does not bias the estimate.
+
+    With too few directions for that (six and one b0), the deviations from the shell's mean are read in
+    differences between neighbouring voxels instead.
+
+    The noise is that of the images as they are: interpolation in the scanner lowers it, motion between the
+    volumes raises it.
+
+    Raises
+    ------
+    ScanError
+        Where no two volumes can be compared or too few voxels are usable.
+    """
+    foreground = _foreground(scan)
+    typical_b0 = float(np.median(scan.mean_b0()[foreground]))
+    projection, contrast_basis = _descriptions(scan.gradients, max_order=4)
+    spatial = np.trace(projection) < 0.5
+    if spatial:
+        projection, contrast_basis = _descriptions(scan.gradients, max_order=0)
+    freedom = round(float(np.trace(projection)))
+    if freedom < 1:
+        n_b0 = int(scan.gradients.is_b0.sum())
+        raise ScanError(NO_FREEDOM.format(n_b0=n_b0, n_directions=len(scan.gradients) - n_b0))
+    signal = np.asarray(scan.data[foreground], dtype=np.float64)  # (V, N)
+    residual = signal @ projection
+    fitted = np.maximum(signal - residual, 0)
+    if spatial:
+        residual = _mixed_difference(scan, foreground) @ projection
+    power = (residual**2).sum(axis=1)
+    usable = power > 1e-12 * (signal**2).sum(axis=1)  # constant voxels were filled in, not measured
+    if usable.sum() < MIN_VOXELS:
+        raise ScanError(TOO_FEW_VOXELS.format(found=int(usable.sum()), needed=MIN_VOXELS))
+    if not spatial:
+        contrast = ((signal @ contrast_basis) ** 2).sum(axis=1) / np.maximum(signal.mean(axis=1), 1e-12) ** 2
+        usable &= contrast <= np.quantile(contrast[usable], WEAK_CONTRAST)
+    sigma = _solve(power[usable], fitted[usable], np.diag(projection), freedom)
+    return NoiseEstimate(sigma, typical_b0 / sigma, freedom, int(usable.sum()), bool(spatial))
+
+
+def _foreground(scan: Scan) -> np.ndarray:
+    b0 = scan.mean_b0()
+    inside = scan.mask & np.isfinite(b0) & (b0 > 0)
+    if inside.any():
+        inside &= b0 > FOREGROUND * np.quantile(b0[inside], 0.99)
+    if inside.sum() < MIN_VOXELS:
+        raise ScanError(TOO_FEW_VOXELS.format(found=int(inside.sum()), needed=MIN_VOXELS))
+    chosen = np.flatnonzero(inside)
+    thinned = np.zeros(inside.size, dtype=bool)
+    thinned[chosen[:: -(-len(chosen) // MAX_VOXELS)]] = True
+    return thinned.reshape(inside.shape)
+
+
+def _mixed_difference(scan: Scan, chosen: np.ndarray) -> np.ndarray:
+    """Return (V, N) second differences over the two finest axes, scaled to the noise of a single voxel."""
+    first, second = np.sort(np.argsort(scan.zooms_mm, kind="stable")[:2])
+    index = np.nonzero(chosen)
+    total = 0
+    for step_first, step_second, sign in ((0, 0, 1), (1, 0, -1), (0, 1, -1), (1, 1, 1)):
+        moved = list(index)
+        for axis, step in ((first, step_first), (second, step_second)):
+            # At the far border the neighbour on the near side serves as well.
+            moved[axis] = np.where(
+                index[axis] + 1 < scan.mask.shape[axis], index[axis] + step, index[axis] - step
+            )
+        total = total + sign * np.asarray(scan.data[tuple(moved)], dtype=np.float64)
+    return total / 2
+
+
+def _descriptions(gradients: GradientTable, max_order: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the (N, N) projection onto what the shells' descriptions leave, and a (N, K) contrast basis."""
+    n = len(gradients)
+    projection, contrast = np.zeros((n, n)), []
+    for members in [np.flatnonzero(gradients.is_b0)] + [m for _, m in gradients.shells()]:
+        # Order 4 has 15 terms, order 2 has 6: half of a shell's volumes should be left over for the noise.
+        order = min(max_order, 4 if len(members) >= 30 else 2)
+        basis = _even_polynomials(gradients.bvecs[members], order)
+        left, values, _ = np.linalg.svd(basis, full_matrices=False)
+        left = left[:, values > 1e-6 * values[0]]
+        projection[np.ix_(members, members)] = np.eye(len(members)) - left @ left.T
+        directional = np.zeros((n, len(members)))
+        directional[members] = left @ left.T - 1 / len(members)
+        contrast.append(directional)
+    return projection, np.concatenate(contrast, axis=1)
+
+
+def _even_polynomials(directions: np.ndarray, order: int) -> np.ndarray:
+    """Return (N, K) products of even degree `order` of the components: on the sphere they span the even
+    spherical harmonics up to that order. Zero vectors (b0) get a constant."""
+    if not np.any(directions):
+        return np.ones((len(directions), 1))
+    x, y, z = directions.T
+    powers = [(i, j, order - i - j) for i in range(order + 1) for j in range(order + 1 - i)]
+    return np.stack([x**i * y**j * z**k for i, j, k in powers], axis=1)
+
+
+def _solve(power: np.ndarray, fitted: np.ndarray, leverage: np.ndarray, freedom: int) -> float:
+    """Return the sigma for which the median of power / sum_i P_ii xi_i is that of sigma² chi²_n / n."""
+    # Median of chi² over its degrees of freedom (Wilson & Hilferty 1931).
+    median = (1 - 2 / (9 * freedom)) ** 3
+    means, _, survivals = _moments()
+    sigma = float(np.sqrt(np.median(power) / (freedom * median)))
+    for _ in range(MAX_ITERATIONS):
+        survival = np.interp(fitted / sigma, means, survivals) @ leverage
+        updated = float(np.sqrt(np.median(power / survival) / median))
+        if abs(updated - sigma) < 1e-4 * sigma:
+            break
+        sigma = updated
+    return updated
+
+
+def _moments() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return mean, signal and variance of Rician magnitudes of unit noise, over a grid of signals."""
+    snr = torch.cat([torch.arange(0, 8, 0.005), torch.arange(8, 60, 0.05)]).double()
+    mean = rician_mean(snr, 1.0)
+    return mean.numpy(), snr.numpy(), (2 + snr.square() - mean.square()).numpy()

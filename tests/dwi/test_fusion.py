@@ -1,0 +1,60 @@
+"""Fusion, against the best linear weight and Monte Carlo."""
+
+import numpy as np
+import pytest
+import torch
+
+from bids_dmrigen.dwi.fusion import fuse, local_mean, rician_variance
+from bids_dmrigen.dwi.noise import rician_mean
+
+SHAPE = (24, 24, 12)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.7, 2.0, 6.0])
+def test_rician_variance_agrees_with_monte_carlo(ratio):
+    sigma, rng = 3.0, np.random.default_rng(0)
+    noise = rng.normal(0, sigma, (2, 400_000))
+    drawn = np.hypot(ratio * sigma + noise[0], noise[1])
+    mean = rician_mean(torch.tensor([ratio * sigma], dtype=torch.float64), sigma)
+    assert float(rician_variance(mean, sigma)) == pytest.approx(drawn.var(), rel=0.01)
+
+
+def test_local_mean_averages_the_mask_alone():
+    torch.manual_seed(0)
+    values, mask = torch.rand(5, 6, 7), torch.rand(5, 6, 7) > 0.4
+    found = local_mean(values, mask)
+    cube = (slice(1, 4), slice(2, 5), slice(0, 2))  # around (2, 3, 0), cut by the edge
+    assert float(found[2, 3, 0]) == pytest.approx(float(values[cube][mask[cube]].mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("error", [0.0, 20.0, 200.0])
+def test_fusion_reaches_the_best_linear_combination(error):
+    # error variance e² and noise variance s² are independent: the best mean square error is e² s² / (e² + s²)
+    sigma, rng = 20.0, np.random.default_rng(0)
+    truth = np.full((*SHAPE, 20), 1000.0, np.float32)
+    acquired = (truth + rng.normal(0, sigma, truth.shape)).astype(np.float32)
+    estimate = (truth + rng.normal(0, error, truth.shape)).astype(np.float32)
+    fused = fuse(acquired, estimate, np.ones(SHAPE, bool), sigma, keep_floor=True)
+    best = error**2 * sigma**2 / (error**2 + sigma**2)
+    assert ((fused - truth) ** 2).mean() == pytest.approx(best, rel=0.05, abs=0.1 * sigma**2 / 20)
+
+
+def test_the_noise_floor_is_taken_off():
+    sigma, rng = 20.0, np.random.default_rng(0)
+    truth = np.full((*SHAPE, 20), 25.0, np.float32)
+    noise = rng.normal(0, sigma, (2, *truth.shape))
+    acquired = np.hypot(truth + noise[0], noise[1]).astype(np.float32)
+    estimate = np.full_like(truth, float(rician_mean(torch.tensor(25.0), sigma)))
+    mask = np.ones(SHAPE, bool)
+    assert fuse(acquired, estimate, mask, sigma).mean() == pytest.approx(25, rel=0.03)
+    assert fuse(acquired, estimate, mask, sigma, keep_floor=True).mean() > 30
+
+
+def test_outside_the_mask_the_acquired_stays():
+    rng = np.random.default_rng(0)
+    acquired = rng.uniform(10, 100, (*SHAPE, 4)).astype(np.float32)
+    mask = np.zeros(SHAPE, bool)
+    mask[5:15] = True
+    fused = fuse(acquired, np.full_like(acquired, 50), mask, 5.0)
+    np.testing.assert_array_equal(fused[~mask], acquired[~mask])
+    assert not np.array_equal(fused[mask], acquired[mask])

@@ -1,0 +1,153 @@
+"""The figure and metric interfaces on a tiny run: everything there, and almost nothing there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_dmrigen.dwi.gradients import GradientTable
+from bids_dmrigen.interfaces.figures import QualityMetrics, RunFigures
+from bids_dmrigen.interfaces.run_data import same_volumes
+from bids_dmrigen.qc.metrics import DEFINITIONS
+
+from ..conftest import tiny_gradients, tiny_series, write_run
+
+AFFINE = np.diag([-3.0, 3, 3, 1])
+NOISE = 8.0
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> dict:
+    """All inputs of one run; the same series with little noise stands for what a method made."""
+    folder = tmp_path_factory.mktemp("run")
+    table = tiny_gradients()
+    data = tiny_series(table, noise=NOISE)
+    mask = data[..., table.is_b0].mean(axis=3) > 100
+
+    def image(name, values):
+        path = folder / f"{name}.nii"
+        nib.save(nib.Nifti1Image(np.asarray(values, np.float32), AFFINE), path)
+        return str(path)
+
+    raw = str(write_run(folder, "raw", data, table, AFFINE))
+    bval, bvec = raw.replace(".nii.gz", ".bval"), raw.replace(".nii.gz", ".bvec")
+    made = tiny_series(table, noise=1.0, seed=1)
+    made[..., table.is_b0] = data[..., table.is_b0]
+    record = {"Method": "Clean", "AcquiredVolumes": [0, 1], "Checks": {"clean_evaluations": 4.0}}
+    (folder / "record.json").write_text(json.dumps({"Synthetic": True, "GenerativeModel": record}))
+    rng = np.random.default_rng(0)
+    header = "trans_x\ttrans_y\ttrans_z\trot_x\trot_y\trot_z\tframewise_displacement"
+    rows = [[*rng.normal(0, 0.1, 3), *rng.normal(0, 1e-3, 3), "n/a" if v == 0 else 0.2] for v in range(14)]
+    lines = ["\t".join(map(str, row)) for row in rows]
+    (folder / "confounds.tsv").write_text("\n".join([header, *lines]) + "\n")
+    b0, fa = data[..., 0], rng.uniform(0, 1, mask.shape)
+    return {
+        "raw_dwi": raw, "raw_bval": bval, "raw_bvec": bvec,
+        "preproc_dwi": raw, "preproc_bval": bval, "preproc_bvec": bvec,
+        "mask": image("mask", mask), "dwiref": image("dwiref", b0), "sigma": NOISE,
+        "confounds": str(folder / "confounds.tsv"), "t1w": image("t1w", 600 - b0),
+        "dwiref_in_template": image("moved", b0), "template": image("template", b0),
+        "mask_in_template": image("moved_mask", mask), "template_mask": image("template_mask", mask),
+        "sdc_before": image("before", b0), "sdc_after": image("after", b0),
+        "reverse_before": image("reverse_before", np.roll(b0, 3, axis=1)),
+        "reverse_after": image("reverse_after", b0),
+        "methods": ["clean"], "generated": [image("made", made)], "generated_bval": [bval],
+        "generated_bvec": [bvec], "generated_record": [str(folder / "record.json")],
+        "generated_std": [image("std", 0.1 * made)],
+        "map_sources": ["preproc", "clean"],
+        "fa": [image("fa", fa), image("fa2", fa * 0.5)],
+        "md": [image("md", np.full(mask.shape, 0.8e-3)), image("md2", np.full(mask.shape, 0.9e-3))],
+        "dec": [image("dec", np.stack([fa] * 3, 3)), image("dec2", np.stack([fa] * 3, 3))],
+        "fa_std_sources": ["clean"], "fa_std": [image("fa_std", fa * 0.1)],
+    }  # fmt: skip
+
+
+def test_all_figures_of_a_complete_run(inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outputs = RunFigures(**inputs).run().outputs
+    keys = [key for key, _ in outputs.figures]
+    assert outputs.skipped == {}
+    assert keys == [
+        "acquisition", "outliers", "motion", "carpet", "sdc", "mask", "registrationT1w",
+        "registrationtemplate", "inputoutputclean", "residualclean", "histogramclean", "spreadclean",
+        "spreadfaclean", "fa", "fahistogram",
+    ]  # fmt: skip
+    assert all(key.isalnum() for key in keys)  # they become BIDS labels
+
+
+def test_what_is_missing_is_skipped_with_its_reason(inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    needed = ("preproc_dwi", "preproc_bval", "preproc_bvec", "mask")
+    outputs = RunFigures(**{name: inputs[name] for name in needed}).run().outputs
+    keys = [key for key, _ in outputs.figures]
+    assert keys == ["acquisition", "carpet", "mask", "skipped"]
+    assert outputs.skipped["Registration to T1w"] == "no T1w image"
+    assert outputs.skipped["Slice-wise outliers"] == "no raw series"
+    page = dict(outputs.figures)["skipped"]
+    assert "no motion estimates" in Path(page).read_text(encoding="utf-8")
+
+
+def test_a_figure_that_cannot_be_drawn_costs_only_itself(inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    broken = tmp_path / "t1w.nii"
+    nib.save(nib.Nifti1Image(np.zeros((3, 3, 3), np.float32), AFFINE), broken)
+    needed = ("preproc_dwi", "preproc_bval", "preproc_bvec", "mask", "dwiref")
+    outputs = RunFigures(**{name: inputs[name] for name in needed}, t1w=str(broken)).run().outputs
+    assert "mask" in [key for key, _ in outputs.figures]
+    assert outputs.skipped["Registration to T1w"].startswith("drawing failed")
+
+
+def test_metrics_of_a_complete_run(inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = QualityMetrics(**inputs).run().outputs.out_metrics
+    entries = json.loads(Path(path).read_text(encoding="utf-8"))
+    for key, entry in entries.items():
+        assert entry["value"] is not None, key
+        assert entry["unit"], key
+        assert entry["definition"] == DEFINITIONS[entry["metric"]].text, key
+        assert entry["better"] in ("higher", "lower", None)
+    value = {key: entry["value"] for key, entry in entries.items()}
+    assert (value["n_volumes"], value["n_b0"], value["n_directions"]) == (14, 2, 12)
+    assert value["mean_fd"] == pytest.approx(0.2)
+    assert value["registration_dice"] == 1.0
+    assert value["sdc_correlation_after"] == pytest.approx(1.0)
+    assert value["sdc_correlation_before"] < 0.9
+    assert value["md_median_preproc"] == pytest.approx(0.8)
+    assert value["sample_spread_clean"] == pytest.approx(10.0, rel=1e-3)
+    assert value["evaluations_clean"] == 4
+    assert value["tensor_residual_clean"] < value["tensor_residual_preproc"]
+    assert value["ndc_clean"] > value["ndc_preproc"]
+    assert value["residual_std_clean"] == pytest.approx(np.hypot(NOISE, 1) / NOISE, rel=0.1)
+    assert abs(value["residual_autocorrelation_clean"]) < 0.1
+    assert value["direction_contrast_clean"] == pytest.approx(value["direction_contrast_preproc"], rel=0.1)
+
+
+def test_metrics_need_only_the_series_and_its_mask(inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    needed = ("preproc_dwi", "preproc_bval", "preproc_bvec", "mask")
+    path = QualityMetrics(**{name: inputs[name] for name in needed}).run().outputs.out_metrics
+    entries = json.loads(Path(path).read_text(encoding="utf-8"))
+    assert {"n_volumes", "mask_volume", "ndc_preproc", "tensor_residual_preproc"} <= set(entries)
+    assert not {"b0_snr", "mean_fd", "registration_dice"} & set(entries)
+
+
+def test_same_volumes_match_by_direction_and_not_by_place():
+    table = tiny_gradients(6, 1)
+    order = np.array([0, 4, 2, 6, 1, 5, 3])
+    shuffled = GradientTable(table.bvals[order], -table.bvecs[order])
+    made = np.ones(7, bool)
+    made[1] = False
+    pairs = same_volumes(table, shuffled, made)
+    assert pairs == [(int(order[k]), k) for k in range(2, 7)]
+    other_shell = GradientTable(table.bvals * 2, table.bvecs)
+    assert same_volumes(table, other_shell, made) == []
+
+
+def test_a_direction_measured_twice_pairs_with_itself():
+    bvals, bvecs = np.r_[0, 1000, 1000.0], np.array([[0, 0, 0], [1, 0, 0], [1, 0, 0.0]])
+    table = GradientTable(bvals, bvecs)
+    assert same_volumes(table, table, np.ones(3, bool)) == [(1, 1), (2, 2)]

@@ -1,0 +1,128 @@
+"""Head motion: known motion applied to a simulated scan is found again; parameters against closed forms."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bids_dmrigen.dwi.gradients import GradientTable, even_directions
+from bids_dmrigen.interfaces.motion import (
+    HeadMotion,
+    _keep_predicted,
+    estimate_motion,
+    framewise_displacement,
+    motion_parameters,
+    rigid_part,
+)
+
+AFFINE = np.array([[-3.0, 0, 0, 60], [0, 2.9, -0.75, -50], [0, 0.75, 2.9, -40], [0, 0, 0, 1]])
+CENTER = AFFINE[:3, :3] @ [20, 24, 16] + AFFINE[:3, 3]
+
+
+def rotation(vector):
+    """Rodrigues' formula, written out for the tests."""
+    angle = np.linalg.norm(vector)
+    x, y, z = np.asarray(vector) / angle
+    k = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + np.sin(angle) * k + (1 - np.cos(angle)) * k @ k
+
+
+def rigid(vector_degrees, shift, center=CENTER):
+    matrix = np.eye(4)
+    matrix[:3, :3] = rotation(np.deg2rad(vector_degrees))
+    matrix[:3, 3] = center + shift - matrix[:3, :3] @ center
+    return matrix
+
+
+@pytest.fixture(scope="module")
+def moved():
+    """A textured head with contrast between b0 and DWI, each volume at its own pose, read from its formula."""
+    rng = np.random.default_rng(1)
+    shape = (41, 49, 33)
+    gradients = GradientTable([0, 0, *[1000] * 5], np.r_[np.zeros((2, 3)), even_directions(5)])
+    truth = [np.eye(4)] + [
+        rigid(rng.uniform(-4, 4, 3), rng.uniform(-4, 4, 3)) for _ in range(len(gradients) - 1)
+    ]
+    centers = rng.uniform(-1, 1, (60, 3)) * [38, 46, 30] * 0.8
+    widths, heights = rng.uniform(5, 12, 60), rng.uniform(-0.6, 0.6, 60)
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1)
+    world = index @ AFFINE[:3, :3].T + AFFINE[:3, 3]
+
+    def head(points, weighted):
+        local = points - CENTER
+        edge = 1 / (1 + np.exp(12 * (np.linalg.norm(local / [46, 56, 38], axis=-1) - 1)))
+        texture = np.ones(points.shape[:-1])
+        for center, width, height in zip(centers, widths, heights, strict=True):
+            texture += height * np.exp(-((local - center) ** 2).sum(-1) / (2 * width**2))
+        return edge * (600 / np.clip(texture, 0.3, 3) ** 0.7 if weighted else 1000 * np.clip(texture, 0.3, 3))
+
+    volumes = []
+    for volume, matrix in enumerate(truth):
+        back = np.linalg.inv(matrix)
+        clean = head(world @ back[:3, :3].T + back[:3, 3], not gradients.is_b0[volume])
+        noise = rng.normal(0, 40, (2, *shape))
+        volumes.append(np.hypot(clean + noise[0], noise[1]))
+    mask = np.linalg.norm((world - CENTER) / [46, 56, 38], axis=-1) < 1
+    return np.stack(volumes, -1).astype(np.float32), gradients, mask, np.stack(truth)
+
+
+def test_known_motion_is_found(moved):
+    data, gradients, mask, truth = moved
+    found = estimate_motion(data, AFFINE, gradients, mask)
+    np.testing.assert_allclose(found[0], np.eye(4), atol=1e-9)  # the reference space is the first b0's
+    left = motion_parameters(np.linalg.inv(truth) @ found, CENTER)
+    assert np.abs(left[:, :3]).max() < 0.3
+    assert np.degrees(np.abs(left[:, 3:])).max() < 0.3
+
+
+def test_parameters_of_a_known_rotation():
+    parameters = motion_parameters(np.stack([np.eye(4), rigid([0, 0, 2], [1, -2, 3])]), CENTER)
+    np.testing.assert_allclose(parameters[0], 0, atol=1e-12)
+    np.testing.assert_allclose(parameters[1], [1, -2, 3, 0, 0, np.deg2rad(2)], atol=1e-9)
+
+
+def test_framewise_displacement_is_powers_sum():
+    parameters = np.zeros((3, 6))
+    parameters[1] = [1, -2, 0, 0.01, 0, -0.02]
+    np.testing.assert_allclose(framewise_displacement(parameters), [0, 3 + 50 * 0.03, 3 + 50 * 0.03])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_rigid_part_takes_the_shear_along_the_axis_away(axis):
+    motion = rigid([3, -2, 4], [1, 2, 3])
+    zooms = np.linalg.norm(AFFINE[:3, :3], axis=0)
+    frame = AFFINE @ np.diag([*1 / zooms, 1])
+    eddy = np.eye(4)
+    eddy[axis] += [0.02, -0.03, 0.015, 0.7]
+    full = frame @ eddy @ np.linalg.inv(frame) @ motion
+    np.testing.assert_allclose(rigid_part(full[None], AFFINE, axis)[0, :3, :3], motion[:3, :3], atol=1e-9)
+
+
+def test_only_shears_that_the_gradients_predict_are_kept():
+    rng = np.random.default_rng(0)
+    gradients = GradientTable(np.full(20, 1000.0), even_directions(20))
+    predicted = gradients.bvecs @ rng.normal(0, 0.01, (3, 3))
+    for shears, kept in ((predicted, predicted), (rng.normal(0, 0.01, (20, 3)), 0)):
+        own = np.tile(np.eye(4), (20, 1, 1))
+        own[:, 1, :3] += shears
+        left = _keep_predicted(own, gradients, 1)[:, 1, :3] - [0, 1, 0] - kept
+        assert np.sqrt((left**2).mean()) < 0.003
+
+
+def test_interface_writes_transforms_and_confounds(moved, tmp_path):
+    import nibabel as nib
+
+    from bids_dmrigen.interfaces.io import write_gradients
+
+    data, gradients, _, truth = moved
+    few = [0, 2, 3]
+    nib.save(nib.Nifti1Image(data[..., few], AFFINE), tmp_path / "dwi.nii")
+    write_gradients(gradients[few], tmp_path / "dwi.bval", tmp_path / "dwi.bvec")
+    result = HeadMotion(
+        in_file=tmp_path / "dwi.nii", in_bval=tmp_path / "dwi.bval", in_bvec=tmp_path / "dwi.bvec"
+    ).run(cwd=tmp_path)
+    transforms = np.load(result.outputs.out_transforms)
+    left = motion_parameters(np.linalg.inv(truth[few]) @ transforms, CENTER)
+    assert np.abs(left[:, :3]).max() < 1
+    table = pd.read_csv(result.outputs.out_confounds, sep="\t")
+    assert len(table) == 3
+    assert table["framewise_displacement"][1] > 1
