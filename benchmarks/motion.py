@@ -35,7 +35,7 @@ REAL = {
 }
 
 
-def simulated(bval: float, voxel_mm: float, shape, move: float, n_directions: int = 16) -> None:
+def simulated(bval: float, voxel_mm: float, shape, move: float, n_directions: int = 10) -> None:
     """Print the residual for motion of up to `move` mm and `move` degrees, SNR 20."""
     arrays, atlas_affine = embedded_mni(2)
     atlas = procedural_atlas(**arrays, affine=atlas_affine)
@@ -107,9 +107,9 @@ def residual(data: np.ndarray, gradients: GradientTable, mask: np.ndarray) -> fl
 
 
 if __name__ == "__main__":
-    simulated(1000, 2.5, (72, 88, 60), 6)
+    simulated(1000, 2.5, (64, 80, 54), 6)
     simulated(2500, 3.0, (60, 72, 50), 6)
-    simulated(1000, 2.5, (72, 88, 60), 1)
+    simulated(1000, 2.5, (64, 80, 54), 1)
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/data/bids")
     for name, path in REAL.items():
         if Path(f"{folder / path}.nii.gz").exists():

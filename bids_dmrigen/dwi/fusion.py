@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from .noise import rician_mean, rician_signal
 
+LEAST_SIGNAL = 0.5  # share of a magnitude that stays when its noise floor is taken off: a signal of zero has no logarithm
+
 
 def fuse(
     acquired: np.ndarray, estimate: np.ndarray, mask: np.ndarray, sigma: float, keep_floor: bool = False
@@ -30,7 +32,8 @@ def fuse(
     sigma
         Noise level in scanner units.
     keep_floor
-        False takes the noise floor off: the result is the signal whose Rician mean was estimated.
+        False takes the noise floor off: the result is the signal whose Rician mean was estimated, and at
+        least half of that mean.
     """
     inside = torch.from_numpy(mask)
     n = acquired.shape[3]
@@ -44,8 +47,11 @@ def fuse(
     fused = np.array(acquired)
     for j in range(n):
         x, mu = acquired[..., j][mask], estimate[..., j][mask]
-        best = mu + weight[mask] * (x - mu)
-        fused[mask, j] = best if keep_floor else rician_signal(torch.from_numpy(best), sigma).numpy()
+        best = np.maximum(mu + weight[mask] * (x - mu), 0)
+        if not keep_floor:
+            signal = rician_signal(torch.from_numpy(best), sigma).numpy()
+            best = np.maximum(signal, LEAST_SIGNAL * best)
+        fused[mask, j] = best
     return fused
 
 

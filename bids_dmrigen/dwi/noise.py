@@ -12,8 +12,9 @@ from .series import Scan, ScanError
 
 FOREGROUND = 0.1  # share of the b0's 99th percentile: darker voxels are background, whatever the mask says
 WEAK_CONTRAST = 0.5  # share of the voxels, those of weakest direction contrast, that are read
+QUANTILE = 0.2  # of the residual power, where the noise is read: all that is not noise adds power
 MIN_VOXELS = 100
-MAX_VOXELS = 100_000  # more would only cost memory: a median over these is good to a fraction of a percent
+MAX_VOXELS = 100_000  # more would only cost memory: a quantile over these is good to a fraction of a percent
 MAX_ITERATIONS = 50
 
 TOO_FEW_VOXELS = (
@@ -89,15 +90,16 @@ def estimate_sigma(scan: Scan) -> NoiseEstimate:
     Each shell is described voxel by voxel by even spherical harmonics of low order, the b0s by their mean.
     What remains is noise: E[residual sum of squares] = sigma² sum_i P_ii xi(A_i / sigma), with P the
     projection onto what the description leaves out and xi the share of the noise variance that survives the
-    magnitude (Koay & Basser 2006; 1 at high signal, 0.43 in the background). It is read as a median over the
-    half of the voxels with the weakest direction contrast, where a low order is enough; the contrast is
-    independent of the residual, so that choosing by it does not bias the estimate.
+    magnitude (Koay & Basser 2006; 1 at high signal, 0.43 in the background). It is read in the half of the
+    voxels with the weakest direction contrast, where a low order is enough; the contrast is independent of
+    the residual, so that choosing by it does not bias the estimate. And it is read by matching a low quantile
+    of the chi² distribution, because motion and pulsation add power but never take any away.
 
     With too few directions for that (six and one b0), the deviations from the shell's mean are read in
     differences between neighbouring voxels instead.
 
-    The noise is that of the images as they are: interpolation in the scanner lowers it, motion between the
-    volumes raises it.
+    The noise is that of the images as they are: interpolation in the scanner lowers it, uncorrected motion
+    raises it. Where the noise varies over the brain (parallel imaging), the estimate lies below its mean.
 
     Raises
     ------
@@ -187,14 +189,17 @@ def _even_polynomials(directions: np.ndarray, order: int) -> np.ndarray:
 
 
 def _solve(power: np.ndarray, fitted: np.ndarray, leverage: np.ndarray, freedom: int) -> float:
-    """Return the sigma for which the median of power / sum_i P_ii xi_i is that of sigma² chi²_n / n."""
-    # Median of chi² over its degrees of freedom (Wilson & Hilferty 1931).
-    median = (1 - 2 / (9 * freedom)) ** 3
+    """Return the sigma for which a quantile of power / sum_i P_ii xi_i is that of sigma² chi²_n / n."""
+    grid = torch.linspace(0, 3 * freedom, 3001, dtype=torch.float64)
+    chances = torch.special.gammainc(
+        torch.full_like(grid, freedom / 2), grid / 2
+    )  # chi² distribution function
+    expected = float(np.interp(QUANTILE, chances, grid)) / freedom
     means, _, survivals = _moments()
-    sigma = float(np.sqrt(np.median(power) / (freedom * median)))
+    sigma = float(np.sqrt(np.quantile(power, QUANTILE) / (freedom * expected)))
     for _ in range(MAX_ITERATIONS):
         survival = np.interp(fitted / sigma, means, survivals) @ leverage
-        updated = float(np.sqrt(np.median(power / survival) / median))
+        updated = float(np.sqrt(np.quantile(power / survival, QUANTILE) / expected))
         if abs(updated - sigma) < 1e-4 * sigma:
             break
         sigma = updated

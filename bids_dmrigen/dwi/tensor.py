@@ -131,7 +131,7 @@ def tensor_maps(fit: TensorFit) -> dict[str, torch.Tensor]:
     count, options = len(fit.tensor), {"dtype": fit.tensor.dtype, "device": fit.tensor.device}
     scalars = torch.empty(4, count, **options)
     colour, values, vectors = (torch.empty(*n, count, **options) for n in ((3,), (3,), (3, 3)))
-    for chunk in _chunks(fit.tensor):
+    for chunk in _chunks(fit.tensor, 4):
         value, vector = eigen_symmetric(fit.tensor[chunk])
         value = value.clamp_(min=fit.min_diffusivity)  # (3, v)
         ad, rd = value[0], (value[1] + value[2]).div_(2)
@@ -236,8 +236,9 @@ def fit_maps(
     return volumes
 
 
-def _chunks(voxels: torch.Tensor) -> Iterator[slice]:
-    step = CHUNK_VOXELS.get(voxels.device.type, CHUNK_VOXELS["cuda"])
+def _chunks(voxels: torch.Tensor, larger: int = 1) -> Iterator[slice]:
+    """Return slices of `CHUNK_VOXELS`, or `larger` times as many where a voxel needs less memory."""
+    step = larger * CHUNK_VOXELS.get(voxels.device.type, CHUNK_VOXELS["cuda"])
     return (slice(start, start + step) for start in range(0, len(voxels), step))
 
 

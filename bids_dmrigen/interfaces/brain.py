@@ -24,14 +24,15 @@ CORE_MM = 6.0  # this far inside the edge is brain for certain
 COIL_MM = 40.0  # what varies more slowly than this is the coil's gain
 BRAIN_FRACTION = 0.42  # of the brain's own local signal; muscle and skin stay below
 OPENING_MM, CLOSING_MM = 6.0, 6.0
+BIAS_MM = 8.0  # grid that N4 works on; the coil varies far more slowly
 
 
 def brain_mask(b0: np.ndarray, zooms_mm: np.ndarray, mean_dwi: np.ndarray | None = None) -> np.ndarray:
     """Return the brain (X, Y, Z) bool of a mean b0, and of the mean DWI where there is one.
 
-    Echo-planar scans suppress fat, so the brain is the largest bright body. Its core sets the local signal level,
-    which levels out the coil; what is bright enough is freed of thin bridges to eyes and neck by an opening,
-    closed, and its holes filled.
+    Echo-planar scans suppress fat, so the brain is the largest bright body. Its core sets the local signal
+    level, which levels out the coil; what is bright enough is freed of thin bridges to eyes and neck by an
+    opening, closed, and its holes filled.
 
     Parameters
     ----------
@@ -84,6 +85,9 @@ def _relative_signal(image: np.ndarray, zooms: np.ndarray) -> np.ndarray:
 
 def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
     """Return the threshold that best separates values into two classes (largest between-class variance)."""
+    low, high = np.min(values), np.max(values)
+    if low == high:
+        return float(low)
     counts, edges = np.histogram(values, bins=bins)
     centers = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)
@@ -91,7 +95,8 @@ def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
     sums = np.cumsum(counts * centers)
     with np.errstate(divide="ignore", invalid="ignore"):
         between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
-    return float(centers[np.nanargmax(between)])
+    # Between two heaps that are far apart the variance is flat: take the middle.
+    return float(centers[between >= np.nanmax(between) * (1 - 1e-9)].mean())
 
 
 def dilate(mask: np.ndarray, radius_mm: float, zooms_mm: np.ndarray) -> np.ndarray:
@@ -119,7 +124,7 @@ def _largest(mask: np.ndarray) -> np.ndarray:
     return labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
 
 
-def bias_field(b0: np.ndarray, affine: np.ndarray, mask: np.ndarray, shrink: int | None = None) -> np.ndarray:
+def bias_field(b0: np.ndarray, affine: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Estimate the receive coil's smooth gain (N4; Tustison et al. 2010).
 
     Parameters
@@ -130,8 +135,6 @@ def bias_field(b0: np.ndarray, affine: np.ndarray, mask: np.ndarray, shrink: int
         (4, 4) voxel indices to world RAS+, mm.
     mask
         (X, Y, Z) bool, where the signal is looked at.
-    shrink
-        Grid reduction; by default 4 at 2 mm and less for coarser voxels.
 
     Returns
     -------
@@ -142,12 +145,12 @@ def bias_field(b0: np.ndarray, affine: np.ndarray, mask: np.ndarray, shrink: int
     from .ants_tools import to_ants
 
     zooms = np.linalg.norm(affine[:3, :3], axis=0)
-    shrink = shrink or max(1, int(8.0 / zooms.max()))
+    shrink = max(1, round(BIAS_MM / zooms.max()))
     field = ants.n4_bias_field_correction(
         to_ants(np.maximum(b0, 0), affine),
         mask=to_ants(mask, affine),
         shrink_factor=shrink,
-        convergence={"iters": [50, 50, 30, 20], "tol": 1e-6},
+        convergence={"iters": [40, 30, 20], "tol": 1e-6},
         spline_param=200,
         return_bias_field=True,
     ).numpy()
@@ -162,7 +165,7 @@ class _BrainMaskInputSpec(BaseInterfaceInputSpec):
     b0_threshold = traits.Float(50.0, usedefault=True, desc="volumes up to this b-value count as b0, s/mm²")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="CPU threads reserved; one is used")
     random_seed = traits.Int(
-        1, usedefault=True, desc="nothing here is random: the same result for every seed"
+        1, usedefault=True, desc="nothing here is random: no effect"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -95,4 +96,26 @@ class MeanB0(SimpleInterface):
         scan, image = read_scan(i.in_file, i.in_bval, i.in_bvec, b0_threshold=i.b0_threshold)
         path = write_image(Path(runtime.cwd) / "b0.nii", scan.mean_b0(), image)
         self._results["out_file"] = str(path)
+        return runtime
+
+
+class _NotesInput(BaseInterfaceInputSpec):
+    repaired = traits.List(traits.Str, mandatory=True, desc="what was repaired on reading")
+    noise = traits.Str(mandatory=True, desc="what was done about noise")
+
+
+class _NotesOutput(TraitedSpec):
+    out_record = File(desc="JSON for the sidecar of the preprocessed series")
+
+
+class Notes(SimpleInterface):
+    """Keep what the steps had to say, for the sidecar and the report."""
+
+    input_spec = _NotesInput
+    output_spec = _NotesOutput
+
+    def _run_interface(self, runtime):
+        path = Path(runtime.cwd) / "notes.json"
+        path.write_text(json.dumps({"Warnings": self.inputs.repaired, "Noise": self.inputs.noise}))
+        self._results["out_record"] = str(path)
         return runtime

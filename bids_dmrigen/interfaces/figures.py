@@ -17,6 +17,7 @@ from .io import read_image
 from .run_data import Missing, RunData, RunInput
 
 MIN_TENSOR_DIRECTIONS = 6
+SERIES_METRICS = ("ndc", "tensor_residual", "direction_contrast", "dwi_cnr", "sample_spread")
 
 
 class _RunFiguresOutput(TraitedSpec):
@@ -227,14 +228,19 @@ class QualityMetrics(SimpleInterface):
     output_spec = _QualityMetricsOutput
 
     def _run_interface(self, runtime):
+        from ..qc import iqm
         from ..qc.metrics import describe_all
 
         run = RunData(self.inputs)
-        entries = describe_all(_run_metrics(run))
-        for source in ["preproc", *run.methods()]:
-            entries |= describe_all(_series_metrics(run, source), source)
-        for source, values in _map_metrics(run).items():
-            entries |= describe_all(values, source)
+        scan = run.preproc
+        values = iqm.acquisition(scan.gradients, scan.affine)
+        entries = describe_all({**values, "mask_volume": iqm.mask_volume(scan.mask, scan.affine)})
+        if scan.mask.any():  # all else is measured in it
+            entries |= describe_all(_run_metrics(run))
+            for source in ["preproc", *run.methods()]:
+                entries |= describe_all(_series_metrics(run, source), source)
+            for source, values in _map_metrics(run).items():
+                entries |= describe_all(_known(values), source)
         path = Path(runtime.cwd) / "metrics.json"
         path.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         self._results["out_metrics"] = str(path)
@@ -245,9 +251,7 @@ def _run_metrics(run: RunData) -> dict[str, float]:
     from ..qc import iqm
     from ..qc.metrics import dice
 
-    scan = run.preproc
-    values = iqm.acquisition(scan.gradients, scan.affine)
-    values["mask_volume"] = iqm.mask_volume(scan.mask, scan.affine)
+    scan, values = run.preproc, {}
     if run.sigma:
         values["noise_sigma"] = run.sigma
         values |= iqm.signal_to_noise(scan.data, scan.gradients, scan.mask, run.sigma)
@@ -286,8 +290,7 @@ def _series_metrics(run: RunData, source: str) -> dict[str, float]:
         data, gradients = scan.data, scan.gradients
     else:
         data, gradients, _, record = run.generated(source)
-        checks = record.get("Checks", {})
-        values |= {key.removeprefix(f"{source}_"): float(value) for key, value in checks.items()}
+        values |= _own_checks(record.get("Checks", {}), source)
     values["ndc"] = iqm.neighbour_correlation(data, gradients, scan.mask)
     if (~gradients.is_b0).sum() >= MIN_TENSOR_DIRECTIONS and gradients.is_b0.any():
         predicted, s0 = _tensor_prediction(Scan(data, scan.affine, gradients, scan.mask))
@@ -306,6 +309,16 @@ def _series_metrics(run: RunData, source: str) -> dict[str, float]:
                 100 * np.median(std[inside].mean(axis=1) / data[inside].mean(axis=1))
             )
     return _known(values)
+
+
+def _own_checks(checks: dict, source: str) -> dict[str, float]:
+    """Return a method's own checks under names that do not hide a metric that every series has."""
+    values = {}
+    for key, value in checks.items():
+        name = key.removeprefix(f"{source}_")
+        if value is not None:
+            values[f"own_{name}" if name in SERIES_METRICS else name] = float(value)
+    return values
 
 
 def _tensor_prediction(scan: Scan) -> tuple[np.ndarray, np.ndarray]:

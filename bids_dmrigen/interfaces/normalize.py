@@ -410,7 +410,7 @@ class _ApplyToScanInputSpec(BaseInterfaceInputSpec):
     labels = traits.Bool(False, usedefault=True, desc="the atlas holds labels: take the nearest")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="ITK threads")
     random_seed = traits.Int(
-        1, usedefault=True, desc="nothing here is random: the same result for every seed"
+        1, usedefault=True, desc="nothing here is random: no effect"
     )
 
 

@@ -136,7 +136,7 @@ class _ResampleInputSpec(BaseInterfaceInputSpec):
     b0_threshold = traits.Float(50.0, usedefault=True, desc="volumes up to this b-value count as b0, s/mm²")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="CPU threads reserved; one is used")
     random_seed = traits.Int(
-        1, usedefault=True, desc="nothing here is random: the same result for every seed"
+        1, usedefault=True, desc="nothing here is random: no effect"
     )
 
 

@@ -183,6 +183,8 @@ class RunData:
         pairs = same_volumes(self.preproc.gradients, gradients, made)
         if not pairs:
             raise Missing("no acquired volume of the same direction")
+        if not self.preproc.mask.any():
+            raise Missing("the brain mask is empty")
         ours, theirs = (list(volumes) for volumes in zip(*pairs, strict=True))
         return self.preproc.data[..., ours] - data[..., theirs]
 

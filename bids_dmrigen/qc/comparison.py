@@ -14,7 +14,7 @@ from .figures import display_range
 from .slices import ACQUIRED, DERIVED, GENERATED, STYLE, WIDTH_IN, Row, mosaic, save
 
 FA_MAX = 1.0
-FA_DIFFERENCE_MAX = 0.3
+FA_DIFFERENCE_MIN, FA_DIFFERENCE_MAX = 0.05, 0.3  # full scale of the difference maps
 SOURCE_COLOURS = ("#1b5e9b", "#b3470a", "#2e7d32", "#6a1b9a", "#00838f", "#ad1457")
 
 
@@ -191,21 +191,15 @@ def fractional_anisotropy(
         rows.append(Row(f"FA, {source}", volume, 0, FA_MAX, unit="FA", provenance=provenance))
         if source in dec:
             rows.append(Row(f"colour FA,\n{source}", dec[source], provenance=provenance))
-    for source, volume in fa.items():
-        if source != reference and reference in fa:
-            difference = np.asarray(volume) - fa[reference]
-            limit = FA_DIFFERENCE_MAX
-            rows.append(
-                Row(
-                    f"FA difference,\n{source}\n- {reference}",
-                    difference,
-                    -limit,
-                    limit,
-                    "RdBu_r",
-                    "ΔFA",
-                    provenance=DERIVED,
-                )
-            )
+    others = [source for source in fa if source != reference and reference in fa]
+    differences = {
+        f"FA difference,\n{source}\n- {reference}": fa[source] - fa[reference] for source in others
+    }
+    # One scale for all of them, no finer than what matters.
+    limits = [display_range(np.abs(volume), mask, high=99)[1] for volume in differences.values()]
+    limit = min(max([FA_DIFFERENCE_MIN, *limits]), FA_DIFFERENCE_MAX)
+    for label, volume in differences.items():
+        rows.append(Row(label, volume, -limit, limit, "RdBu_r", "ΔFA", provenance=DERIVED))
     title = "Fractional anisotropy; colours: red right-left, green front-back, blue up-down"
     return save(mosaic(rows, affine, mask, title), path)
 

@@ -75,6 +75,7 @@ def acquisition(gradients: GradientTable, affine: np.ndarray, path: str | Path) 
             color=colours,
         )
         axes.set(xlabel="volume", ylabel="b-value (s/mm²)", title=f"{len(gradients)} volumes in order")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.text(0.005, 0.94, "Sampling scheme", fontsize=11, fontweight="bold")
         note = "filled: direction applied; hollow: its antipode (the same measurement)"
         if len(shown) < len(shells):
@@ -179,8 +180,15 @@ def carpet(
         (X, Y, Z) bool; at most 600 of its voxels are drawn, in order of the third (slice) axis.
     path, title
         SVG or PNG to write; title of the figure.
+
+    Raises
+    ------
+    ValueError
+        Where the mask is empty.
     """
     voxels = np.argwhere(mask)
+    if not len(voxels):
+        raise ValueError("the brain mask is empty")
     voxels = voxels[np.argsort(voxels[:, 2], kind="stable")]
     voxels = voxels[np.linspace(0, len(voxels) - 1, min(CARPET_ROWS, len(voxels))).astype(int)]
     values = np.asarray(data[tuple(voxels.T)], np.float32)  # (voxels, N)
@@ -243,6 +251,7 @@ def slice_outliers(
             where[:, 1], where[:, 0], "s", markerfacecolor="none", markeredgecolor="black", markersize=5
         )
         axes.set(xlabel="volume", ylabel="slice (third voxel axis)")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.colorbar(picture, cax=bar, label="robust z of the slice's signal")
         share = 100 * outliers.sum() / max(np.isfinite(scores).sum(), 1)

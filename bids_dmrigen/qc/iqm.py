@@ -243,7 +243,9 @@ def residual_checks(
     rms = np.sqrt((difference**2).mean(axis=3))
     if not rms[mask].any():
         return {}
-    edges = np.sqrt(sum(g**2 for g in np.gradient(np.asarray(b0, np.float64))))
+    thick = [axis for axis in range(3) if b0.shape[axis] > 1]
+    slopes = (np.gradient(np.asarray(b0, np.float64), axis=axis) for axis in thick)
+    edges = np.sqrt(sum(slope**2 for slope in slopes))
     values = {"residual_edge_correlation": pearson(rms, edges, mask)}
     centred = difference - difference[mask].mean(axis=0)
     lags = []

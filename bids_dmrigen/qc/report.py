@@ -308,7 +308,7 @@ def _metric_table(caption: str, columns: Sequence[str], rows: Sequence[Mapping[s
             f'<td class="number">{format_value(row[c]) if c in row else ""}</td>' for c in columns
         )
         body.append(
-            f"<tr><th>{_e(entry['label'])}</th>{cells}<td>{_e(unit)}</td>"
+            f"<tr><th>{_e(entry['label'])}</th>{cells}<td class='unit'>{_e(unit)}</td>"
             f'<td class="better">{ARROWS[entry["better"]]}</td>'
             f'<td class="definition">{_e(entry["definition"])}</td></tr>'
         )

@@ -19,7 +19,7 @@ AXIAL, CORONAL, SAGITTAL = 2, 1, 0
 PLANE_NAMES = {AXIAL: "axial", CORONAL: "coronal", SAGITTAL: "sagittal"}
 SIDES = {AXIAL: ("L", "R"), CORONAL: ("L", "R"), SAGITTAL: ("P", "A")}  # left and right edge of a panel
 WIDTH_IN = 11.0
-LABEL_IN, BAR_IN, GAP_IN = 1.35, 0.95, 0.04
+LABEL_IN, BAR_IN, GAP_IN = 1.45, 0.95, 0.04
 MARGIN_MM = 10.0  # shown around the mask
 PALETTE_COLOURS = 128  # of the images inside an SVG; 256 would double their size and look the same
 LIGHT_MAPS = ("RdBu_r",)  # their zero is white: labels on them are dark
@@ -167,7 +167,8 @@ def _draw_row(figure, row, cut, geometry, bottom, height, width):
         va="center", ha="left", fontsize=8, color=colour, linespacing=1.4,
     )  # fmt: skip
     volume = geometry.turn(row.volume)
-    ink, side_ink = ("black", "#7a4b00") if row.cmap in LIGHT_MAPS else ("white", "#ffd54f")
+    light = row.cmap in LIGHT_MAPS
+    ink, paper, side_ink = ("black", "white", "#7a4b00") if light else ("white", "black", "#ffd54f")
     outlines = [(geometry.turn(np.asarray(m, np.float32)), c) for m, c in row.contours]
     for column, index in enumerate(cut):
         left = (LABEL_IN + column * width) / WIDTH_IN
@@ -175,11 +176,12 @@ def _draw_row(figure, row, cut, geometry, bottom, height, width):
         picture = _draw_slice(axes, volume, index, row, geometry)
         for outline, line in outlines:
             plane = np.take(outline, index, axis=row.plane).T
-            for points in contour_generator(z=plane).lines(0.5):
+            for points in contour_generator(z=plane).lines(0.5) if min(plane.shape) > 1 else []:
                 axes.plot(*points.T, color=line, linewidth=0.9, scalex=False, scaley=False)
         axes.text(
             0.5, 0.01, f"{geometry.position_mm(row.plane, index):.0f} mm",
             transform=axes.transAxes, color=ink, fontsize=6.5, ha="center", va="bottom",
+            bbox={"facecolor": paper, "alpha": 0.55, "edgecolor": "none", "pad": 0.6},
         )  # fmt: skip
         if column == 0:
             for x, side, align in zip((0.02, 0.98), SIDES[row.plane], ("left", "right"), strict=True):

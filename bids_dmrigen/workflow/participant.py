@@ -131,7 +131,7 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
         ("confounds",): pre["confounds"],
     }
     series = {"preproc": [pre[f"out_{part}"] for part in ("file", "bval", "bvec")]}
-    records = {}
+    records = {"series": pre["notes"]}
     for method in plan.settings.methods:
         node = generate_node(plan, method, threads=threads)
         _connect_series(wf, series["preproc"], pre["mask"], node)
@@ -193,15 +193,19 @@ def _port_key(output: Output) -> tuple[str, ...]:
 
 
 def _groups(outputs: Sequence[Output]) -> dict[str, list[Output]]:
-    """Sort outputs by what made them: one sink per method, so that a failing method loses nothing else."""
+    """Sort outputs by what made them: one sink each, so that a failing step loses nothing but its own."""
     groups: dict[str, list[Output]] = {}
     for output in outputs:
-        owner = output.fields.get("source") or output.fields.get("method")
-        if owner is None:
-            normalized = output.key in ("to_t1w", "from_t1w", "to_template", "from_template")
-            owner = "normalize" if normalized else "metrics" if output.key == "metrics" else "preproc"
+        owner = output.fields.get("source") or output.fields.get("method") or OWNERS.get(output.key, "preproc")
         groups.setdefault(owner, []).append(output)
     return groups
+
+
+OWNERS = {
+    **dict.fromkeys(("preproc", "preproc_bval", "preproc_bvec"), "series"),
+    **dict.fromkeys(("to_t1w", "from_t1w", "to_template", "from_template"), "normalize"),
+    "metrics": "metrics",
+}
 
 
 def _add_sink(wf, plan: RunPlan, group: str, outputs, ports, record, links) -> None:

@@ -26,14 +26,14 @@ def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
         Preprocessed series on the acquired grid, b-vectors turned.
     raw_file, raw_bval, raw_bvec
         The acquired series, conformed.
-    reference, mask, sigma
-        Mean b0, brain mask, noise standard deviation in scanner units.
+    reference, mask, sigma, notes
+        Mean b0, brain mask, noise standard deviation in scanner units, what the steps had to say.
     confounds
         Of motion correction, where it is done.
     raw_b0, raw_opposite, corrected_b0, corrected_opposite
         Of susceptibility correction, where it is done.
     """
-    from ..interfaces.conform import Conform, MeanB0
+    from ..interfaces.conform import Conform, MeanB0, Notes
     from ..interfaces.denoise import Denoise
 
     run, settings = plan.run, plan.settings
@@ -69,7 +69,13 @@ def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
         n_procs=threads,
     )
     _feed(wf, _series(conform) if level == "none" else series, noise)
-    wf.connect(noise, "out_sigma", output, "sigma")
+    notes = pe.Node(Notes(), name="notes", run_without_submitting=True)
+    wf.connect([
+        (conform, notes, [("warnings", "repaired")]),
+        (noise, notes, [("out_message", "noise")]),
+        (notes, output, [("out_record", "notes")]),
+        (noise, output, [("out_sigma", "sigma")]),
+    ])  # fmt: skip
     if level != "none":
         series = {**series, "file": (noise, "out_file")}
 
@@ -94,7 +100,7 @@ def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
 OUTPUTS = [
     *(f"out_{part}" for part in SERIES),
     *(f"raw_{part}" for part in SERIES),
-    *("reference", "mask", "sigma", "confounds"),
+    *("reference", "mask", "sigma", "notes", "confounds"),
     *("raw_b0", "raw_opposite", "corrected_b0", "corrected_opposite"),
 ]
 

@@ -165,4 +165,9 @@ def write_reports(
 
 def _record(plan: RunPlan, error: RunError | None) -> RunRecord:
     steps = {name: (step.active, step.reason) for name, step in (plan.steps or {}).items()}
-    return replace(RunRecord(plan.run.entities), steps=steps, warnings=plan.warnings, error=error)
+    sidecar = plan.settings.out_dir / names.sidecar_path(names.output_path(plan.run.entities, "preproc"))
+    told = json.loads(sidecar.read_text()) if sidecar.is_file() else {}
+    if "denoise" in steps and told.get("Noise"):
+        steps["denoise"] = (steps["denoise"][0], f"{steps['denoise'][1]}. {told['Noise']}")
+    warnings = (*plan.warnings, *told.get("Warnings", ()))
+    return replace(RunRecord(plan.run.entities), steps=steps, warnings=warnings, error=error)

@@ -58,7 +58,9 @@ def test_ringing_is_reduced():
     data = ringing((48, 48, 1))[..., 0, 0]
     restored = remove_gibbs(data[:, :, None])[..., 0]
     x, y = np.meshgrid(*(np.linspace(-1, 1, 48) for _ in range(2)), indexing="ij")
-    flat = (x**2 + y**2 < 0.45) & ((x - 0.2) ** 2 + (y + 0.1) ** 2 > 0.2)  # inside, three voxels off all edges
+    flat = (x**2 + y**2 < 0.45) & (
+        (x - 0.2) ** 2 + (y + 0.1) ** 2 > 0.2
+    )  # inside, three voxels off all edges
     assert flat.sum() > 200
     assert np.std(restored[flat]) < 0.5 * np.std(data[flat])
     assert abs(restored[flat].mean() - 100) < 1

@@ -53,7 +53,7 @@ def test_world_and_voxel_frames_round_trip(name):
 
 @pytest.mark.parametrize("name", [name for name in AFFINES if name != "sheared"])
 def test_world_directions_follow_the_voxel_axes(name):
-    """An FSL vector along voxel axis k is that axis of the affine, x reversed where the affine is right-handed."""
+    """An FSL vector along voxel axis k is that axis of the affine, x reversed for a right-handed affine."""
     affine = AFFINES[name]
     table = GradientTable([1000, 1000, 1000], np.eye(3))
     expected = (affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)).T
@@ -63,7 +63,7 @@ def test_world_directions_follow_the_voxel_axes(name):
 
 
 def test_fsl_convention_of_the_two_common_orientations():
-    """LAS images have the x component as it is in voxels, RAS images negated: both are the world's -x here."""
+    """LAS images have the x component as it is in voxels, RAS images negated: both are the world's -x."""
     table = GradientTable([1000], [[1.0, 0, 0]])
     np.testing.assert_allclose(table.world_directions(AFFINES["LAS"]), [[-1, 0, 0]], atol=1e-12)
     np.testing.assert_allclose(table.world_directions(AFFINES["RAS"]), [[-1, 0, 0]], atol=1e-12)
@@ -83,7 +83,9 @@ def test_turned_equals_a_known_rotation_in_the_world(name):
     bvals, world = shell()
     table = GradientTable.from_world(bvals, world, AFFINES[name])
     turn = rotation([2, -1, 1], 12)
-    stretched = turn @ (np.eye(3) + 0.2 * np.outer([0.6, 0.8, 0], [0.6, 0.8, 0]))  # finite strain ignores this
+    stretched = turn @ (
+        np.eye(3) + 0.2 * np.outer([0.6, 0.8, 0], [0.6, 0.8, 0])
+    )  # finite strain ignores this
     for linear in (turn, stretched):
         turned = table.turned(linear, AFFINES[name])
         np.testing.assert_allclose(turned.world_directions(AFFINES[name]), world @ turn.T, atol=1e-12)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
-from bids_dmrigen.dwi.series import Scan, ScanError
+from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.interfaces import denoise as module
 from bids_dmrigen.interfaces.denoise import Degibbs, Denoise, denoise, patch_radius
 from bids_dmrigen.interfaces.io import write_gradients
@@ -47,7 +47,9 @@ def written(scan, folder):
     return {name: str(folder / path) for name, path in paths.items()}
 
 
-@pytest.mark.parametrize(("method", "word"), [("mppca", "MP-PCA"), ("patch2self", "Patch2Self"), ("none", "Not")])
+@pytest.mark.parametrize(
+    ("method", "word"), [("mppca", "MP-PCA"), ("patch2self", "Patch2Self"), ("none", "Not")]
+)
 def test_denoise_writes_a_complete_series(tmp_path, monkeypatch, method, word):
     scan, _ = simulated()
     inputs = written(scan, tmp_path)
@@ -164,7 +166,6 @@ def test_threads_are_given_back():
     import torch
 
     before = torch.get_num_threads()
-    with pytest.raises(ScanError), module.limited_threads(1):
-        assert torch.get_num_threads() == 1
-        raise ScanError("any")
+    with module.limited_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before

@@ -37,7 +37,11 @@ def inputs(tmp_path_factory) -> dict:
     bval, bvec = raw.replace(".nii.gz", ".bval"), raw.replace(".nii.gz", ".bvec")
     made = tiny_series(table, noise=1.0, seed=1)
     made[..., table.is_b0] = data[..., table.is_b0]
-    record = {"Method": "Clean", "AcquiredVolumes": [0, 1], "Checks": {"clean_evaluations": 4.0}}
+    record = {
+        "Method": "Clean",
+        "AcquiredVolumes": [0, 1],
+        "Checks": {"clean_evaluations": 4.0, "clean_direction_contrast": 0.7},
+    }
     (folder / "record.json").write_text(json.dumps({"Synthetic": True, "GenerativeModel": record}))
     rng = np.random.default_rng(0)
     header = "trans_x\ttrans_y\ttrans_z\trot_x\trot_y\trot_z\tframewise_displacement"
@@ -119,6 +123,7 @@ def test_metrics_of_a_complete_run(inputs, tmp_path, monkeypatch):
     assert value["md_median_preproc"] == pytest.approx(0.8)
     assert value["sample_spread_clean"] == pytest.approx(10.0, rel=1e-3)
     assert value["evaluations_clean"] == 4
+    assert value["own_direction_contrast_clean"] == 0.7
     assert value["tensor_residual_clean"] < value["tensor_residual_preproc"]
     assert value["ndc_clean"] > value["ndc_preproc"]
     assert value["residual_std_clean"] == pytest.approx(np.hypot(NOISE, 1) / NOISE, rel=0.1)
@@ -133,6 +138,34 @@ def test_metrics_need_only_the_series_and_its_mask(inputs, tmp_path, monkeypatch
     entries = json.loads(Path(path).read_text(encoding="utf-8"))
     assert {"n_volumes", "mask_volume", "ndc_preproc", "tensor_residual_preproc"} <= set(entries)
     assert not {"b0_snr", "mean_fd", "registration_dice"} & set(entries)
+
+
+@pytest.mark.parametrize("kind", ["one slice", "empty mask", "constant"])
+def test_odd_series_are_measured_as_far_as_possible(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    table = tiny_gradients(7, 1)
+    data = tiny_series(table)
+    mask = data[..., 0] > 100
+    if kind == "one slice":
+        data, mask = data[:, :, 8:9], mask[:, :, 8:9]
+    elif kind == "empty mask":
+        mask = np.zeros_like(mask)
+    else:
+        data = np.full_like(data, 7.0)
+    raw = str(write_run(tmp_path, "raw", data, table, AFFINE))
+    nib.save(nib.Nifti1Image(mask.astype(np.float32), AFFINE), "mask.nii")
+    given = {"preproc_dwi": raw, "mask": str(tmp_path / "mask.nii"), "sigma": 5.0}
+    given |= {f"preproc_{end}": raw.replace("nii.gz", end) for end in ("bval", "bvec")}
+    given |= {"methods": ["copy"], "generated": [raw]}
+    given |= {f"generated_{end}": [raw.replace("nii.gz", end)] for end in ("bval", "bvec")}
+    entries = json.loads(Path(QualityMetrics(**given).run().outputs.out_metrics).read_text(encoding="utf-8"))
+    assert entries["n_volumes"]["value"] == 8
+    assert ("ndc_preproc" in entries) == (kind != "empty mask")
+    assert all(entry["value"] is not None for entry in entries.values())
+    figures = RunFigures(**given).run().outputs
+    assert {"acquisition", "mask"} <= {key for key, _ in figures.figures}
+    failed = [why for why in figures.skipped.values() if "failed" in why]
+    assert failed == (["drawing failed: the brain mask is empty"] if kind == "empty mask" else [])
 
 
 def test_same_volumes_match_by_direction_and_not_by_place():

@@ -64,12 +64,13 @@ def test_slices_of_the_other_planes(marked):
 
 
 def test_slice_positions_are_world_coordinates():
-    mask = np.zeros((20, 20, 20), bool)
-    mask[5:15, 5:15, 5:15] = True
+    mask = np.zeros((40, 40, 40), bool)
+    mask[15:25, 15:25, 18:25] = True
     affine = RAS.copy()
     affine[:3, 3] = [-20, -30, 7]
     geometry = slices.Geometry.of(affine, mask)
     index = int(geometry.positions(slices.AXIAL, 1)[0])
+    assert geometry.box[2].start == 13  # cropped to the mask and 10 mm around it
     whole = index + geometry.box[2].start
     assert geometry.position_mm(slices.AXIAL, index) == pytest.approx(7 + 2 * whole)
 

@@ -47,19 +47,19 @@ def test_signal_to_noise_by_hand():
 
 
 def test_direction_contrast_is_the_same_with_and_without_noise():
-    table = _table(30)
+    table = _table(15)  # few volumes: the fit takes up much of the noise
     clean = _tensor_series(table)
     mask = np.ones(clean.shape[:3], bool)
     true = clean[..., 1:].std(axis=3, ddof=1)
     expected = np.sqrt((true**2).mean()) / np.sqrt((clean[..., 1:].mean(axis=3) ** 2).mean())
-    noisy = clean + SIGMA * np.random.default_rng(1).standard_normal(clean.shape)
+    noisy = clean + 3 * SIGMA * np.random.default_rng(1).standard_normal(clean.shape)
     for data in (clean, noisy):
         varying, mean = iqm.direction_signal(data, _prediction(data, table, mask)[0], table, mask)
-        assert varying / mean == pytest.approx(expected, rel=0.06)
+        assert varying / mean == pytest.approx(expected, rel=0.08)
     averaged = np.broadcast_to(noisy[..., 1:].mean(axis=3, keepdims=True), noisy.shape).copy()
     averaged[..., 0] = noisy[..., 0]
     varying, mean = iqm.direction_signal(averaged, _prediction(averaged, table, mask)[0], table, mask)
-    assert varying / mean < 0.02  # directions averaged away
+    assert varying / mean < 0.1 * expected  # directions averaged away
 
 
 def test_direction_contrast_needs_more_volumes_than_parameters():

@@ -1,0 +1,84 @@
+"""Execution: killed workers, progress, GPU slots, plugin arguments."""
+
+import os
+import signal
+
+import pytest
+from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, TraitedSpec, traits
+from nipype.pipeline import engine as pe
+
+from bids_dmrigen.workflow.participant import _plugin_file
+from bids_dmrigen.workflow.plugin import KILLED, ResilientMultiProcPlugin
+from bids_dmrigen.workflow.progress import Progress
+from bids_dmrigen.workflow.settings import SettingsError
+
+
+class _Input(BaseInterfaceInputSpec):
+    value = traits.Int(0, usedefault=True)
+
+
+class _Output(TraitedSpec):
+    value = traits.Int()
+
+
+class Suicide(SimpleInterface):
+    """Die as the kernel's out-of-memory killer would have it."""
+
+    input_spec, output_spec = _Input, _Output
+
+    def _run_interface(self, runtime):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Pass(SimpleInterface):
+    """Hand on a number."""
+
+    input_spec, output_spec = _Input, _Output
+
+    def _run_interface(self, runtime):
+        self._results["value"] = self.inputs.value + 1
+        return runtime
+
+
+def test_killed_worker_fails_its_node_alone(tmp_path):
+    wf = pe.Workflow("wf", base_dir=str(tmp_path))
+    wf.config["execution"] = {"crashdump_dir": str(tmp_path / "crash"), "crashfile_format": "txt"}
+    dies = pe.Node(Suicide(), name="dies")
+    after = pe.Node(Pass(), name="after")
+    lives = pe.Node(Pass(value=1), name="lives")
+    last = pe.Node(Pass(), name="last")
+    wf.connect(dies, "value", after, "value")
+    wf.connect(lives, "value", last, "value")
+    plugin = ResilientMultiProcPlugin({"n_procs": 1, "memory_gb": 4, "mp_context": "forkserver"})
+    with pytest.raises(RuntimeError):
+        wf.run(plugin=plugin)
+    crash = "".join(path.read_text() for path in (tmp_path / "crash").glob("*dies*"))
+    assert KILLED in crash
+    assert (tmp_path / "wf" / "last" / "result_last.pklz").is_file()
+    assert not (tmp_path / "wf" / "after" / "result_after.pklz").is_file()
+
+
+class _Named:
+    def __init__(self, fullname):
+        self.fullname = fullname
+
+
+def test_progress_counts_found_steps_as_done_but_not_as_worked(capsys, monkeypatch):
+    clock = iter([0.0, 0.0, 100.0, 100.0, 100.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    progress = Progress({"a": ("sub-1", "first", 50), "b": ("sub-1", "second", 25), "c": ("sub-1", "third", 25)})
+    progress(_Named("a"), "start")
+    progress(_Named("a"), "end")  # 100 s for a weight of 50: 2 s per unit
+    progress(_Named("b"), "end")  # was in the work folder
+    progress(_Named("c"), "start")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["[  0%] sub-1: first", "[ 75%, 50 s left] sub-1: third"]
+
+
+def test_plugin_file(tmp_path):
+    path = tmp_path / "slurm.toml"
+    path.write_text('[plugin_args]\nsbatch_args = "--time=60"\n')
+    assert _plugin_file(path) == {"sbatch_args": "--time=60"}
+    path.write_text("nonsense")
+    with pytest.raises(SettingsError, match="--nipype-plugin-file"):
+        _plugin_file(path)

@@ -1,0 +1,110 @@
+"""What is planned for which run, and why."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bids_dmrigen.bids.query import Partner, Run
+from bids_dmrigen.workflow.plan import describe, plan_run
+from bids_dmrigen.workflow.preprocess import slice_axis
+from bids_dmrigen.workflow.settings import Settings
+
+from ..conftest import tiny_gradients, tiny_series, write_run
+
+
+def settings(**changes):
+    return Settings(bids_dir=Path("/in"), out_dir=Path("/out"), analysis_level="participant", **changes)
+
+
+def make_run(tmp_path, n_directions=12, shape=(10, 10, 10), **extra):
+    gradients = tiny_gradients(n_directions, 1)
+    image = write_run(tmp_path, "sub-1", tiny_series(gradients, shape), gradients)
+    stem = str(image).removesuffix(".nii.gz")
+    return Run({"subject": "1"}, image, Path(stem + ".bval"), Path(stem + ".bvec"), **extra)
+
+
+def promised(plan):
+    return {output.path.name for output in plan.outputs}
+
+
+def test_every_promise_has_a_distinct_name(tmp_path):
+    plan = plan_run(make_run(tmp_path), settings(methods=("difusion",), n_samples=2), "TPL")
+    assert len(promised(plan)) == len(plan.outputs)
+    assert "sub-1_desc-difusionstd_dwi.nii.gz" in promised(plan)
+    assert "sub-1_model-tensor_param-fa_desc-difusion_dwimap.nii.gz" in promised(plan)
+    assert "sub-1_from-TPL_to-dwi_mode-image_xfm.h5" in promised(plan)
+    assert not any("T1w" in name for name in promised(plan))
+
+
+def test_t1w_and_partner_change_the_plan(tmp_path):
+    run = make_run(
+        tmp_path, t1w=Path("/in/sub-1_T1w.nii.gz"), partner=Partner(Path("/in/sub-1_epi.nii.gz"), "j-")
+    )
+    plan = plan_run(run, settings(), "TPL")
+    assert plan.does("susceptibility")
+    assert "sub-1_from-dwi_to-T1w_mode-image_xfm.mat" in promised(plan)
+
+
+@pytest.mark.parametrize(
+    ("changes", "step", "reason"),
+    [
+        ({"denoise": "none"}, "denoise", "--denoise none"),
+        ({"gibbs": False}, "gibbs", "--no-gibbs"),
+        ({"motion": False}, "motion", "--no-motion"),
+        ({"bias": False}, "bias", "--no-bias"),
+        ({}, "susceptibility", "no partner"),
+        ({"skip_preprocessing": True}, "motion", "--skip-preprocessing"),
+    ],
+)
+def test_steps_left_out_have_a_reason(tmp_path, changes, step, reason):
+    plan = plan_run(make_run(tmp_path), settings(**changes), "TPL")
+    assert not plan.does(step)
+    assert reason in plan.steps[step].reason
+    assert any(line.strip().startswith(f"skips {step}: {reason}") for line in describe(plan))
+
+
+def test_preprocessed_runs_are_only_masked_and_normalised(tmp_path):
+    run = make_run(tmp_path, preprocessed=True, mask=Path("/in/mask.nii.gz"))
+    plan = plan_run(run, settings(), "TPL")
+    for step in ("denoise", "gibbs", "susceptibility", "motion", "bias", "mask"):
+        assert not plan.does(step), step
+    assert plan.does("normalize")
+    assert plan.does("maps")
+
+
+def test_flat_images_are_not_registered(tmp_path):
+    plan = plan_run(make_run(tmp_path, shape=(12, 12, 1)), settings(), "TPL")
+    for step in ("motion", "bias", "normalize"):
+        assert not plan.does(step)
+        assert "1 slices along one axis" in plan.steps[step].reason
+    assert plan.does("maps")
+
+
+def test_too_few_directions(tmp_path):
+    plan = plan_run(make_run(tmp_path, n_directions=5), settings(), "TPL")
+    assert not plan.does("maps")
+    assert plan_run(make_run(tmp_path, n_directions=5), settings(methods=("difusion",)), "TPL").fault
+
+
+def test_few_directions_are_warned_of(tmp_path):
+    plan = plan_run(make_run(tmp_path, n_directions=8), settings(methods=("difusion",)), "TPL")
+    assert "8 directions" in plan.warnings[0]
+
+
+def test_singular_affine_is_a_fault(tmp_path):
+    gradients = tiny_gradients(6, 1)
+    image = write_run(tmp_path, "sub-1", tiny_series(gradients, (8, 8, 8)), gradients)
+    content = bytearray(__import__("gzip").decompress(image.read_bytes()))
+    content[280:328] = np.zeros(12, np.float32).tobytes()  # srow_x, srow_y, srow_z
+    content[252:256] = np.array([0, 2], np.int16).tobytes()  # qform_code, sform_code
+    plain = tmp_path / "sub-1_dwi.nii"
+    plain.write_bytes(content)
+    stem = str(plain).removesuffix(".nii")
+    run = Run({"subject": "1"}, plain, Path(stem + ".bval"), Path(stem + ".bvec"))
+    assert "singular" in plan_run(run, settings(), "TPL").fault
+
+
+@pytest.mark.parametrize(("sidecar", "axis"), [({}, 2), ({"SliceEncodingDirection": "i-"}, 0), ({"SliceEncodingDirection": "k"}, 2)])  # fmt: skip
+def test_slice_axis(sidecar, axis):
+    assert slice_axis(sidecar) == axis
