@@ -46,11 +46,11 @@ def main() -> None:
     start = time.perf_counter()
     result = remove_gibbs(data)
     ours = time.perf_counter() - start
-    gap = np.abs(result - reference).max() / data.max()
+    gap = np.abs(result - reference) / data.max()
     print(f"{data.shape} float32, torch threads: {torch.get_num_threads()}")
-    print(
-        f"DIPY {dipy:.1f} s, ours {ours:.2f} s, ratio {dipy / ours:.1f}, largest difference {gap:.1e} of max"
-    )
+    print(f"DIPY {dipy:.1f} s, ours {ours:.2f} s, ratio {dipy / ours:.1f}")
+    # In single precision two shifts can tie: DIPY differs as much from itself in double precision.
+    print(f"largest difference {gap.max():.1e} of the maximum, over 1e-3 in {(gap > 1e-3).sum()} of {gap.size}")
 
 
 if __name__ == "__main__":

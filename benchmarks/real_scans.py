@@ -1,6 +1,6 @@
-"""The whole app on a dataset of real scans: status, minutes per run, peak memory, and a second call that redoes nothing.
+"""The whole app on real scans: status, minutes per run, peak memory, and a second call that redoes nothing.
 
-    python benchmarks/real_scans.py BIDS_DIR OUT_DIR [options of bids_dmrigen, e.g. --participant-label canon]
+python benchmarks/real_scans.py BIDS_DIR OUT_DIR [options of bids_dmrigen, e.g. --participant-label canon]
 """
 
 from __future__ import annotations

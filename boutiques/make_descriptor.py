@@ -21,6 +21,20 @@ ERRORS = {
     17: "The analysis level is not supported.",
 }
 
+OUTPUT = {
+    "id": "output",
+    "name": "Derivative dataset",
+    "path-template": "[OUTPUT_DIR]",
+    "description": "BIDS derivatives with reports.",
+}
+OUTPUT_GROUP = {
+    "id": "output_folder",
+    "name": "Output folder",
+    "members": ["output_dir_name", "output_dir"],
+    "mutually-exclusive": True,
+    "one-is-required": True,
+}
+
 
 def build() -> dict:
     """Return the descriptor (Boutiques schema 0.5, BIDS-app form)."""
@@ -53,14 +67,8 @@ def build() -> dict:
         "command-line": " ".join([COMMAND, *keys]),
         "container-image": {"type": "docker", "image": "bids_dmrigen", "index": "docker://"},
         "inputs": inputs,
-        "output-files": [
-            {"id": "output", "name": "Derivative dataset", "path-template": "[OUTPUT_DIR]",
-             "description": "BIDS derivatives with reports."}
-        ],  # fmt: skip
-        "groups": [
-            {"id": "output", "name": "Output folder", "members": ["output_dir_name", "output_dir"],
-             "mutually-exclusive": True, "one-is-required": True}
-        ],  # fmt: skip
+        "output-files": [OUTPUT],
+        "groups": [OUTPUT_GROUP],
         "error-codes": [{"code": code, "description": text} for code, text in ERRORS.items()],
         "suggested-resources": {"cpu-cores": 2, "ram": 4, "walltime-estimate": 3600},
         "tags": {"domain": ["neuroinformatics", "diffusion MRI"]},

@@ -28,9 +28,7 @@ def tiny_gradients(n_directions: int = 12, n_b0: int = 2, bval: float = 1000.0) 
     return GradientTable(bvals, np.r_[np.zeros((n_b0, 3)), even_directions(n_directions)])
 
 
-def tiny_series(
-    gradients: GradientTable, shape=(20, 22, 16), noise: float = 8.0, seed: int = 0
-) -> np.ndarray:
+def tiny_series(gradients: GradientTable, shape=(20, 22, 16), noise: float = 8.0, seed: int = 0) -> np.ndarray:
     """Return an ellipsoid with two crossing slabs of prolate tensors and Rician noise, float32."""
     rng = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))

@@ -85,9 +85,7 @@ def open_layout(bids_dir: Path, database: Path | None = None, derivative: bool =
         json.loads(description.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DatasetError(f"{description}: not valid JSON ({error})") from None
-    skip = ["sourcedata", "code", "models", "stimuli", ".git", "work"] + (
-        [] if derivative else ["derivatives"]
-    )
+    skip = ["sourcedata", "code", "models", "stimuli", ".git", "work"] + ([] if derivative else ["derivatives"])
     return BIDSLayout(
         bids_dir,
         validate=False,
@@ -213,9 +211,7 @@ def _with_partner(layout, run: Run, runs: Sequence[Run]) -> Run:
         known = f"only the axis ({axis}) is known" if axis else "nothing is known of it"
         return _noted(run, f"susceptibility: PhaseEncodingDirection is missing from the sidecar; {known}")
     candidates = _fieldmap_partners(layout, run) + [
-        Partner(other.image, other.phase_encoding, other.bval, other.bvec)
-        for other in runs
-        if _is_sibling(run, other)
+        Partner(other.image, other.phase_encoding, other.bval, other.bvec) for other in runs if _is_sibling(run, other)
     ]
     candidates = [c for c in candidates if c.direction == OPPOSITE.get(own)]
     matching = [c for c in candidates if _same_geometry(run.image, c.image)]
@@ -226,9 +222,7 @@ def _with_partner(layout, run: Run, runs: Sequence[Run]) -> Run:
     extra = ""
     if layout.get(subject=run.entities["subject"], datatype="fmap", suffix="phasediff", extension=IMAGE):
         extra = " (a phase-difference field map is there; it is not used)"
-    return _noted(
-        run, f"susceptibility: no image with phase encoding {OPPOSITE.get(own)} belongs to this run{extra}"
-    )
+    return _noted(run, f"susceptibility: no image with phase encoding {OPPOSITE.get(own)} belongs to this run{extra}")
 
 
 def _is_sibling(run: Run, other: Run) -> bool:
@@ -271,9 +265,7 @@ def _check_labels(layout, entity: str, labels: Sequence[str]) -> None:
     unknown = [label for label in labels if label not in known]
     if unknown:
         some = ", ".join(known[:20]) + (" ..." if len(known) > 20 else "")
-        raise SelectionError(
-            f"no {entity} {', '.join(unknown)} in {layout.root}; there are: {some or 'none'}"
-        )
+        raise SelectionError(f"no {entity} {', '.join(unknown)} in {layout.root}; there are: {some or 'none'}")
 
 
 def _describe(participants, sessions, run_labels, filters) -> str:

@@ -144,9 +144,7 @@ def _write_t1w(stem: Path, person: Atlas, seed: int, voxel_mm: float) -> None:
     _write_json(stem.with_suffix(".json"), _scanner_fields() | timing)
 
 
-def _write_truth(
-    root: Path, label: str, result: SimulatedScan, poses: np.ndarray, field: np.ndarray | None
-) -> None:
+def _write_truth(root: Path, label: str, result: SimulatedScan, poses: np.ndarray, field: np.ndarray | None) -> None:
     """Write what is known about one run."""
     from ..bids import names
     from ..bids.sidecars import CONFOUNDS, MAPS

@@ -171,9 +171,7 @@ def train(
     if log is not None:
         _write_log(log, state.history)
     net.load_state_dict(best.state_dict())
-    return Trained(
-        state.step, state.seconds / 60, state.stopped, state.best_loss, state.start_loss, state.history
-    )
+    return Trained(state.step, state.seconds / 60, state.stopped, state.best_loss, state.start_loss, state.history)
 
 
 def _step(net, averaged, examples, loss, optimiser, plan: Plan, step: int) -> float:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from .noise import rician_mean, rician_signal
 
-LEAST_SIGNAL = 0.5  # share of a magnitude that stays when its noise floor is taken off: a signal of zero has no logarithm
+LEAST_SIGNAL = 0.5  # share of a magnitude that stays without its noise floor: zero has no logarithm
 
 
 def fuse(

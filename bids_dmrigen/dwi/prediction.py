@@ -11,10 +11,10 @@ from torch import Tensor
 from .gradients import GradientTable
 from .tensor import design_matrix
 
-RIDGE = (
-    1e-6  # of the mean squared signal; only keeps an exact duplicate volume from making the system singular
-)
+RIDGE = 1e-6  # of the mean squared signal; only keeps an exact duplicate volume from making the system singular
 NEIGHBOURS = 4
+CHANNELS = 6 + NEIGHBOURS  # of `conditions`
+LOG_FLOOR = 1e-2  # signals are raised to this share of the b0 before the logarithm
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +69,45 @@ def leave_one_out(signal: Tensor, gradients: GradientTable) -> LeaveOneOut:
         nearest=gradients.neighbours(NEIGHBOURS),
         b0=_others_mean(gradients.is_b0, np.ones(len(gradients), bool)),
     )
+
+
+def conditions(known: LeaveOneOut, block: Tensor, volumes: np.ndarray, unit: float) -> tuple[Tensor, Tensor]:
+    """Return images that say something about volumes without having seen them, and the linear prediction.
+
+    The noise of each volume is independent of all that is returned for it, which makes the acquired volume a
+    valid target for a network that is given these images (Noise2Noise, Lehtinen et al. 2018).
+
+    Parameters
+    ----------
+    known
+        The predictors.
+    block
+        (3, N, h, w) signals in units of the b0: a slice between the ones below and above it.
+    volumes
+        (J,) volume indices.
+    unit
+        Divides differences from the prediction; its own typical error.
+
+    Returns
+    -------
+    images
+        (J, CHANNELS, h, w): the prediction and the mean b0 without j; then as differences from the
+        prediction: the prediction in the slice below and above, the tensor's prediction, the mean of the shell,
+        the nearest directions (zero where there are fewer).
+    prediction
+        (J, h, w) linear prediction.
+    """
+    here, weights = block[1], known.linear[volumes]
+    around = torch.einsum("jn,znhw->zjhw", weights[:, :-1], block) + weights[None, :, -1, None, None]
+    p = around[1]
+    log = torch.einsum("jn,nhw->jhw", known.log_tensor[volumes], here.clamp_min(LOG_FLOOR).log())
+    mean = torch.einsum("jn,nhw->jhw", known.mean[volumes], here)
+    b0 = torch.einsum("jn,nhw->jhw", known.b0[volumes], here)
+    tensor = log.clamp_max(1.0).exp()
+    differences = torch.stack([around[0], around[2], tensor, mean], dim=1) - p[:, None]
+    near = torch.from_numpy(known.nearest[volumes]).to(p.device)  # (J, k), -1 where there is none
+    neighbours = (here[near.clamp_min(0)] - p[:, None]) * (near >= 0)[:, :, None, None]
+    return torch.cat([torch.stack([p, b0], dim=1), differences / unit, neighbours / unit], dim=1), p
 
 
 def _regression(signal: Tensor) -> Tensor:

@@ -36,9 +36,7 @@ def check_values(data: np.ndarray, path: str | Path) -> tuple[np.ndarray, list[s
     finite = np.isfinite(flat)
     for what, empty in (("NaN or infinity", ~finite.any(axis=0)), ("zeros", (flat == 0).all(axis=0))):
         if empty.any():
-            raise ScanError(
-                EMPTY_VOLUMES.format(path=path, volumes=np.flatnonzero(empty).tolist(), what=what)
-            )
+            raise ScanError(EMPTY_VOLUMES.format(path=path, volumes=np.flatnonzero(empty).tolist(), what=what))
     count = int((~finite).sum())
     if not count:
         return data, []

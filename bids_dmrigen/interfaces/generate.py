@@ -115,7 +115,5 @@ def choose_device(name: str):
         count = torch.cuda.device_count()
         index = int(name.partition(":")[2] or 0)
         if index >= count:
-            raise ValueError(
-                f"--device {name}: {count} GPUs are visible; use cpu, auto, or start with --gpus all"
-            )
+            raise ValueError(f"--device {name}: {count} GPUs are visible; use cpu, auto, or start with --gpus all")
     return torch.device(name)

@@ -28,9 +28,7 @@ def read_image(path: str | Path) -> tuple[np.ndarray, nib.Nifti1Image]:
     except FileNotFoundError:
         raise ScanError(f"{path}: no such file") from None
     except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
-        raise ScanError(
-            f"{path}: cannot be read as an image, it may be truncated ({error}); copy it anew"
-        ) from error
+        raise ScanError(f"{path}: cannot be read as an image, it may be truncated ({error}); copy it anew") from error
     return data, image
 
 
@@ -88,9 +86,7 @@ def read_gradients(
         bvecs = bvecs.T
     for path, found in ((bval, len(bvals)), (bvec, bvecs.shape[1])):
         if n_volumes is not None and found != n_volumes:
-            raise GradientError(
-                f"{path}: {found} entries, but the image has {n_volumes} volumes; they must agree"
-            )
+            raise GradientError(f"{path}: {found} entries, but the image has {n_volumes} volumes; they must agree")
     try:
         return GradientTable(bvals, bvecs.T, b0_threshold)
     except GradientError as error:

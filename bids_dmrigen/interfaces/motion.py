@@ -34,9 +34,8 @@ def estimate_motion(
 ) -> np.ndarray:
     """Estimate where the content of each volume lies.
 
-    Volumes are only compared with volumes of their own contrast: each shell is aligned to its mean, b0s to
-    theirs, and the mean of each shell is tied rigidly to the mean b0 by mutual information. Each reference is
-    estimated once more after a first pass. Eddy currents displace a diffusion-weighted volume along the phase
+    Volumes are only compared with volumes of their own contrast: b0s with b0s, a shell's with its own, first
+    coarsely with their first one, then with their mean. The mean of each shell is tied rigidly to the mean b0. Eddy currents displace a diffusion-weighted volume along the phase
     axis, linearly in space; of the shears and the scale found, only what the gradient table predicts is kept.
 
     Parameters
@@ -64,7 +63,7 @@ def estimate_motion(
     groups = [np.flatnonzero(gradients.is_b0)] + [volumes for _, volumes in gradients.shells()]
     aligner = _Aligner(data, grid, mask, seed)
     transforms = np.tile(np.eye(4), (data.shape[3], 1, 1))
-    reference_b0 = None
+    done, reference_b0 = np.zeros(data.shape[3], bool), None
     for volumes in groups:
         weighted = not gradients.is_b0[volumes[0]]
         if not len(volumes):
@@ -77,8 +76,11 @@ def estimate_motion(
             own = own @ np.linalg.inv(own[0])
             reference_b0 = aligner.mean(volumes, own)
         else:
-            own = own @ aligner.tie(reference_b0, mean)
-        transforms[volumes] = own
+            known = np.flatnonzero(done)
+            nearest = known[np.abs(known - volumes[0]).argmin()]
+            start = np.linalg.inv(own[0]) @ transforms[nearest]
+            own = own @ aligner.tie(reference_b0, mean, start)
+        transforms[volumes], done[volumes] = own, True
     return frame @ transforms @ np.linalg.inv(frame)
 
 
@@ -131,24 +133,24 @@ class _Aligner:
 
         self.data, self.grid, self.seed = data, grid, seed
         self.zooms = np.diag(grid)[:3]
-        self.brain = self.mask = None
+        self.brain = self.rim = None
         if mask is not None:
             self.brain = to_ants(mask, grid)
             # The rim around the brain tells where it ends, and the mask may not fit a volume that moved.
-            self.mask = to_ants(dilate(mask, RIM_MM, self.zooms), grid)
+            self.rim = to_ants(dilate(mask, RIM_MM, self.zooms), grid)
 
     def group(self, volumes: np.ndarray, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
         """Return the matrices (n, 4, 4) to the group's mean, and that mean (X, Y, Z)."""
-        own = np.tile(np.eye(4), (len(volumes), 1, 1))
-        mean = self.mean(volumes, own)
-        if len(volumes) == 1:
-            return own, mean
-        for stages in (self._rigid(False), self._rigid(True) + self._eddy(axis)):
-            own = np.stack(
-                [self._to_reference(mean, v, m, stages) for v, m in zip(volumes, own, strict=True)]
-            )
+        own = [np.eye(4)]
+        reference = self.data[..., volumes[0]]
+        for volume in volumes[1:]:
+            # Heads move little from one volume to the next: each starts where the one before ended.
+            own.append(self._to_reference(reference, volume, own[-1], self._rigid(False)))
+        if len(volumes) > 1:
+            stages = self._rigid(True) + self._eddy(axis)
             mean = self.mean(volumes, own)
-        return own, mean
+            own = [self._to_reference(mean, *each, stages) for each in zip(volumes, own, strict=True)]
+        return np.stack(own), self.mean(volumes, own)
 
     def mean(self, volumes: np.ndarray, own: np.ndarray) -> np.ndarray:
         """Return the mean (X, Y, Z) of the volumes brought to the reference by their matrices."""
@@ -160,35 +162,33 @@ class _Aligner:
             total += sample_volume(self.data[..., volume], to_index @ matrix @ self.grid)
         return total / len(volumes)
 
-    def tie(self, reference_b0: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    def tie(self, reference_b0: np.ndarray, mean: np.ndarray, start: np.ndarray) -> np.ndarray:
         """Return the rigid matrix from the b0's space to that of a shell's mean."""
-        from .ants_tools import Stage, register_linear, to_ants
+        from .ants_tools import Stage
 
         # Fluid is bright in one contrast and dark in the other: smoothed or reduced, the brain's edge shifts
         # apart by up to a millimetre. Only the last level, at the scan's own resolution, is free of that.
-        shrink = max(1, round(FINE_MM / self.zooms.max()))
-        stages = [Stage("Rigid[0.1]", (50, 30, 30), (shrink, 1, 1), (FINE_MM / 2, 1, 0), sampling=0.5)]
-        found = register_linear(
-            to_ants(mean, self.grid),
-            to_ants(reference_b0, self.grid),
-            stages,
-            start=np.eye(4),
-            moving_mask=self.brain,
-            seed=self.seed,
-        )
-        return np.linalg.inv(found)
+        start = self._register(mean, reference_b0, start, self._rigid(False) + self._rigid(True), self.rim)
+        fine = Stage("Rigid[0.1]", (30, 30), (1, 1), (1, 0), sampling=0.5)
+        return self._register(mean, reference_b0, start, [fine], self.brain)
 
     def _to_reference(self, reference: np.ndarray, volume: int, start: np.ndarray, stages) -> np.ndarray:
+        return self._register(self.data[..., volume], reference, start, stages, self.rim)
+
+    def _register(self, image: np.ndarray, reference: np.ndarray, start: np.ndarray, stages, mask) -> np.ndarray:
+        """Return the matrix from the reference's points to the image's.
+
+        The image is ANTs's fixed one: its eddy-current map then acts first, in its own phase-encoding frame, and
+        what gets interpolated is the reference, a mean, which is the less noisy one.
+        """
         from .ants_tools import register_linear, to_ants
 
-        # The volume is the fixed image: its eddy-current map then acts first, in its own phase-encoding frame,
-        # and the image that gets interpolated is the mean, which is the less noisy one.
         found = register_linear(
-            to_ants(self.data[..., volume], self.grid),
+            to_ants(image, self.grid),
             to_ants(reference, self.grid),
             stages,
             start=np.linalg.inv(start),
-            moving_mask=self.mask,
+            moving_mask=mask,
             seed=self.seed,
         )
         return np.linalg.inv(found)

@@ -39,9 +39,7 @@ def store(source: Path, target: Path, sidecar: dict | None) -> None:
             image = nib.load(source)
             data = np.asanyarray(image.dataobj)
             if not np.isfinite(data).all():
-                raise ValueError(
-                    f"{source.name} for {target.name} holds values that are not finite; not stored"
-                )
+                raise ValueError(f"{source.name} for {target.name} holds values that are not finite; not stored")
             write_atomically(target, lambda part: nib.save(image, part))
         else:
             write_atomically(target, lambda part: shutil.copyfile(source, part))

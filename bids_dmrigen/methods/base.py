@@ -35,18 +35,14 @@ class MethodSpec:
     good_directions: int  # fewer than this gets a warning
     needs_weights: bool
     gives_series: bool  # a DWI series; otherwise maps
-    samplers: dict[str, str] = field(
-        default_factory=dict
-    )  # {"paper": ..., "fast": ...}: names for the record
+    samplers: dict[str, str] = field(default_factory=dict)  # {"paper": ..., "fast": ...}: names for the record
     sizes: tuple[str, ...] = ("small", "paper")
 
     def check(self, scan: Scan) -> list[str]:
         """Return warnings about this scan; raise `ScanError` where the method cannot run on it."""
         n = int((~scan.gradients.is_b0).sum())
         if n < self.min_directions:
-            raise ScanError(
-                f"{self.name} needs at least {self.min_directions} diffusion-weighted volumes, found {n}"
-            )
+            raise ScanError(f"{self.name} needs at least {self.min_directions} diffusion-weighted volumes, found {n}")
         scan.mean_b0()
         if n < self.good_directions:
             return [f"{self.title}: {n} directions; results are less certain below {self.good_directions}"]

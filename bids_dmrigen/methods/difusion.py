@@ -9,13 +9,11 @@ volume by its noise level: what the published fusion aims at, made optimal.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..diffusion.noise import generator
 from ..diffusion.processes import rev_warmup70
@@ -23,8 +21,9 @@ from ..diffusion.samplers import Sampled, run_walk, run_walk_times
 from ..diffusion.training import Plan, Trained, resolve_precision, train
 from ..dwi.fusion import fuse
 from ..dwi.noise import estimate_sigma
-from ..dwi.prediction import NEIGHBOURS, LeaveOneOut, leave_one_out
-from ..dwi.series import Scan, ScanError
+from ..dwi.prediction import CHANNELS, conditions, leave_one_out
+from ..dwi.series import Scan
+from ..dwi.stack import Stack, slice_stack
 from ..nets.unet import UNet, UNetSpec
 from .base import Citation, Generated, MethodSpec, Request
 
@@ -32,9 +31,6 @@ LATTER = 300  # T_c: of the 1000 diffusion steps only the last 300 are used
 TIMES = {"paper": tuple(run_walk_times(LATTER)), "fast": (300, 0)}
 FLIPS = ((), (-1,), (-2,), (-2, -1))
 VARIANTS = ("extended", "published")
-TOLD = 6 + NEIGHBOURS  # channels of `conditions`
-LOG_FLOOR = 1e-2  # signals are raised to this share of the b0 before the logarithm
-MARGIN = 4  # voxels kept around the mask's bounding box
 CROP = 64  # side of the training patches, voxels
 BATCH = 16
 HELD_OUT = 24  # slices of single volumes that score the training
@@ -53,54 +49,6 @@ SIZES = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Stack:
-    """A run laid out for slice-wise work: cropped to the brain, padded for the network, scaled by the b0.
-
-    Parameters
-    ----------
-    data
-        (Z, N, H, W) signals in units of `scale`.
-    mask
-        (Z, H, W) bool.
-    box
-        Part of the scan that the stack covers, before padding.
-    scale
-        Scanner units per unit here: the median b0 in the mask.
-    targets
-        Volumes to denoise.
-    predictors
-        What the other volumes say about each.
-    spread
-        Root mean square of volume minus prediction in the mask.
-    """
-
-    data: Tensor
-    mask: Tensor
-    box: tuple[slice, slice, slice]
-    scale: float
-    targets: np.ndarray
-    predictors: LeaveOneOut
-    spread: float
-
-    @property
-    def slices(self) -> list[int]:
-        """Indices of the slices that hold brain."""
-        return np.flatnonzero(self.mask.flatten(1).any(dim=1).cpu().numpy()).tolist()
-
-    def block(self, z: int, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
-        """Return (3, N, h, w): a patch of slice z between those below and above it (the edge repeats)."""
-        around = np.clip([z - 1, z, z + 1], 0, len(self.data) - 1)
-        return self.data[around][:, :, rows, columns]
-
-    def on_grid(self, estimate: np.ndarray, acquired: np.ndarray) -> np.ndarray:
-        """Return (X, Y, Z, J) in scanner units: an estimate (Z, J, H, W), acquired where there is none."""
-        full = acquired.copy()
-        x, y, _ = (s.stop - s.start for s in self.box)
-        full[self.box] = self.scale * estimate[:, :, :x, :y].transpose(2, 3, 0, 1)
-        return full
-
-
 class Given(NamedTuple):
     """What the walk of some images starts from: x, the other endpoint x', what else the network is told."""
 
@@ -108,62 +56,6 @@ class Given(NamedTuple):
     other: Tensor  # (J, h, w)
     told: Tensor  # (J, C, h, w)
     mask: Tensor  # (J, h, w)
-
-
-def prepare(scan: Scan, divisor: int, device: torch.device) -> Stack:
-    """Lay a scan out as a `Stack` whose height and width divide by `divisor`."""
-    inside = np.argwhere(scan.mask)
-    if not len(inside):
-        raise ScanError("the brain mask is empty; nothing can be denoised")
-    margin = np.array([MARGIN, MARGIN, 0])
-    low = np.maximum(inside.min(axis=0) - margin, 0)
-    high = np.minimum(inside.max(axis=0) + 1 + margin, scan.mask.shape)
-    box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-    scale = float(np.median(scan.mean_b0()[scan.mask]))
-    if not scale > 0:
-        raise ScanError(f"the median b0 signal in the brain mask is {scale:g}; expected a positive one")
-    data = torch.from_numpy(np.asarray(scan.data[box], dtype=np.float32).transpose(2, 3, 0, 1) / scale)
-    mask = torch.from_numpy(np.ascontiguousarray(scan.mask[box].transpose(2, 0, 1)))
-    pad = (0, -mask.shape[2] % divisor, 0, -mask.shape[1] % divisor)
-    data, mask = F.pad(data, pad, mode="replicate").to(device), F.pad(mask, pad).to(device)
-    # A lonely volume has no neighbour of its kind: a single b0 passes through.
-    targets = np.flatnonzero(scan.gradients.neighbours(1)[:, 0] >= 0)
-    brain = data.permute(0, 2, 3, 1)[mask]  # (V, N)
-    predictors = leave_one_out(brain, scan.gradients).to(device)
-    residual = brain - brain @ predictors.linear[:, :-1].T - predictors.linear[:, -1]
-    spread = float(residual[:, targets].square().mean().sqrt())
-    return Stack(data.contiguous(), mask, box, scale, targets, predictors, spread)
-
-
-def conditions(stack: Stack, block: Tensor, volumes: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Return what the network is told about volumes, and the prediction it starts from.
-
-    Nothing here has seen the volume itself: its noise is independent of all of it, which makes the acquired
-    volume a valid target (Noise2Noise).
-
-    Parameters
-    ----------
-    block
-        (3, N, h, w) from `Stack.block`.
-    volumes
-        (J,) volume indices.
-
-    Returns
-    -------
-    (J, TOLD, h, w) and (J, h, w)
-    """
-    known, here, s = stack.predictors, block[1], stack.spread
-    weights = known.linear[volumes]
-    around = torch.einsum("jn,znhw->zjhw", weights[:, :-1], block) + weights[None, :, -1, None, None]
-    p = around[1]
-    log = torch.einsum("jn,nhw->jhw", known.log_tensor[volumes], here.clamp_min(LOG_FLOOR).log())
-    mean = torch.einsum("jn,nhw->jhw", known.mean[volumes], here)
-    b0 = torch.einsum("jn,nhw->jhw", known.b0[volumes], here)
-    tensor = log.clamp_max(1.0).exp()
-    channels = [p, b0, (around[0] - p) / s, (around[2] - p) / s, (tensor - p) / s, (mean - p) / s]
-    near = torch.from_numpy(known.nearest[volumes]).to(p.device)  # (J, k), -1 where there is none
-    neighbours = (here[near.clamp_min(0)] - p[:, None]) * (near >= 0)[:, :, None, None] / s
-    return torch.cat([torch.stack(channels, dim=1), neighbours], dim=1), p
 
 
 class DiFusion:
@@ -202,10 +94,13 @@ class DiFusion:
     )
 
     def network(self, size: str, variant: str = "extended") -> UNet:
-        """Return an untrained network; the extended one predicts no correction until it has learned one."""
-        if variant == "published":
-            return UNet(UNetSpec(1, **(SIZES[size] | {"groups": 32})))
-        return UNet(UNetSpec(1 + TOLD, zero_output=True, **SIZES[size]))
+        """Return an untrained network, always the same; the extended one starts by correcting nothing."""
+        spec = UNetSpec(1, **(SIZES[size] | {"groups": 32}))
+        if variant == "extended":
+            spec = UNetSpec(1 + CHANNELS, zero_output=True, **SIZES[size])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return UNet(spec)
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Train on the scan, starting from `net` where one is given, and denoise it."""
@@ -214,14 +109,11 @@ class DiFusion:
         variant = request.options.get("variant", "extended")
         if variant not in VARIANTS:
             raise ValueError(f"unknown Di-Fusion variant {variant!r}; choose one of {VARIANTS}")
-        if net is None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(request.seed)
-                net = self.network(request.size, variant)
+        net = self.network(request.size, variant) if net is None or variant == "published" else net
         net = net.to(request.device, memory_format=torch.channels_last)
         sigma = estimate_sigma(scan).sigma
-        stack = prepare(scan, net.spec.divisor, request.device)
-        work = (_Published if variant == "published" else _Extended)(stack, request, sigma)
+        stack = slice_stack(scan, net.spec.divisor, request.device)
+        work = (_Published if variant == "published" else _Extended)(scan, stack, request, sigma)
         trained = work.train(net)
         times = work.choose_times(net)
         samples, evaluations = work.denoise(net, times)
@@ -249,7 +141,7 @@ class DiFusion:
             "difusion_held_out_gain": 1 - trained.held_out_loss / trained.start_loss,
             "difusion_direction_contrast": direction_contrast(scan, mean),
         }
-        acquired = ~np.isin(np.arange(len(scan.gradients)), stack.targets)
+        acquired = ~np.isin(np.arange(len(scan.gradients)), work.targets)
         return Generated(mean, std, scan.gradients, (), acquired, record, checks, tuple(warnings))
 
 
@@ -286,11 +178,14 @@ class _Work:
     learning_rate: float
     scale: float  # unit of the network's output
 
-    def __init__(self, stack: Stack, request: Request, sigma: float):
+    def __init__(self, scan: Scan, stack: Stack, request: Request, sigma: float):
         self.stack, self.request, self.sigma = stack, request, sigma
+        # A lonely volume has no other of its kind: a single b0 passes through.
+        self.nearest = scan.gradients.neighbours(1)[:, 0]
+        self.targets = np.flatnonzero(self.nearest >= 0)
         self.precision = resolve_precision(request.precision, request.device)
         self.process = rev_warmup70()
-        pairs = [(z, int(j)) for z in stack.slices for j in stack.targets]
+        pairs = [(z, int(j)) for z in stack.slices for j in self.targets]
         n = min(HELD_OUT, max(1, len(pairs) // 12))
         chosen = self._random("held-out").choice(len(pairs), n, replace=False)
         self.held_out = [pairs[i] for i in sorted(chosen)]
@@ -331,17 +226,13 @@ class _Work:
             xi[k][inside] = (residual - residual.mean())[order]
         return self.process.add_noise(self.fused(given, t), t[:, None, None], xi)
 
-    def examples(
-        self, pairs: list[tuple[int, int]], rng: np.random.Generator, crop: bool
-    ) -> dict[str, Tensor]:
+    def examples(self, pairs: list[tuple[int, int]], rng: np.random.Generator, crop: bool) -> dict[str, Tensor]:
         """Return network inputs and targets for (slice, volume) pairs, whole or as patches turned over."""
         parts = []
         for z, j in pairs:
             rows, columns = self._patch(z, rng) if crop else (slice(None), slice(None))
             parts.append(
-                self.given(
-                    self.stack.block(z, rows, columns), np.array([j]), self.stack.mask[z, rows, columns]
-                )
+                self.given(self.stack.block(z, rows, columns), np.array([j]), self.stack.mask[z, rows, columns])
             )
         given = Given(*(torch.cat(part) for part in zip(*parts, strict=True)))
         t = torch.from_numpy(rng.integers(1, LATTER + 1, len(pairs)))
@@ -399,9 +290,7 @@ class _Work:
         progress = None if tell is None else lambda done, total, left: tell("training", done, total)
         return train(net, batch, _loss, score, plan, self.request.checkpoint, progress=progress)
 
-    def walk(
-        self, net: nn.Module, given: Given, times, z: int, volumes, sample: int, stop=None, watch=None
-    ) -> Sampled:
+    def walk(self, net: nn.Module, given: Given, times, z: int, volumes, sample: int, stop=None, watch=None) -> Sampled:
         """Sample images of slice z; `watch` is shown every estimate of x0."""
         start = torch.full((len(volumes),), times[0])
         rngs = [self._random("sample", volume=int(j), slice=z, sample=sample) for j in volumes]
@@ -441,7 +330,7 @@ class _Work:
         """Return samples (S, Z, N, H, W), and the mean number of network evaluations per image."""
         stack, request = self.stack, self.request
         out = np.zeros((request.n_samples, *stack.data.shape), dtype=np.float32)
-        groups = np.array_split(stack.targets, -(-len(stack.targets) // SLICES_AT_ONCE))
+        groups = np.array_split(self.targets, -(-len(self.targets) // SLICES_AT_ONCE))
         evaluations, slices = [], stack.slices
         for done, z in enumerate(slices):
             block = stack.block(z)
@@ -461,12 +350,15 @@ class _Extended(_Work):
 
     learning_rate = 1e-3
 
-    def __init__(self, stack: Stack, request: Request, sigma: float):
-        super().__init__(stack, request, sigma)
-        self.scale = stack.spread
+    def __init__(self, scan, stack, request, sigma):
+        super().__init__(scan, stack, request, sigma)
+        brain = stack.voxels()
+        self.known = leave_one_out(brain, scan.gradients).to(request.device)
+        residual = brain - brain @ self.known.linear[:, :-1].T - self.known.linear[:, -1]
+        self.scale = float(residual[:, self.targets].square().mean().sqrt())
 
     def given(self, block, volumes, mask):
-        told, p = conditions(self.stack, block, volumes)
+        told, p = conditions(self.known, block, volumes, self.scale)
         return Given(block[1, volumes], p, told, mask.expand(len(p), -1, -1))
 
     def fused(self, given, t):
@@ -496,7 +388,7 @@ class _Extended(_Work):
         mean = np.array(scan.data, dtype=np.float32)
         std = np.zeros_like(mean) if len(samples) > 1 else None
         keep_floor = bool(self.request.options.get("keep_noise_floor", False))
-        for volumes in _kinds(scan, self.stack.targets):
+        for volumes in _kinds(scan, self.targets):
             acquired = np.ascontiguousarray(scan.data[..., volumes], dtype=np.float32)
             fused = [
                 fuse(
@@ -521,7 +413,7 @@ class _Published(_Work):
     scale = 1.0
 
     def given(self, block, volumes, mask):
-        x, other = block[1, volumes], block[1, self.stack.predictors.nearest[volumes, 0]]
+        x, other = block[1, volumes], block[1, self.nearest[volumes]]
         return Given(x, other, x[:, None, :0].new_zeros(len(x), 0, *x.shape[1:]), mask.expand(len(x), -1, -1))
 
     def fused(self, given, t):
@@ -546,7 +438,7 @@ class _Published(_Work):
     def finish(self, scan, samples):
         mean = np.array(scan.data, dtype=np.float32)
         std = np.zeros_like(mean) if len(samples) > 1 else None
-        volumes = self.stack.targets
+        volumes = self.targets
         acquired = np.ascontiguousarray(scan.data[..., volumes], dtype=np.float32)
         estimates = [self.stack.on_grid(sample[:, volumes], acquired) for sample in samples]
         mean[..., volumes] = np.where(scan.mask[..., None], np.mean(estimates, axis=0), acquired)

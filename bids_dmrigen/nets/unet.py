@@ -8,9 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-NOT_DIVISIBLE = (
-    "the U-Net halves its input {halvings} times: height and width must divide by {divisor}, found {shape}"
-)
+NOT_DIVISIBLE = "the U-Net halves its input {halvings} times: height and width must divide by {divisor}, found {shape}"
 
 
 @dataclass(frozen=True)
@@ -127,9 +125,7 @@ class UNet(nn.Module):
         divisor = self.spec.divisor
         if x.shape[-2] % divisor or x.shape[-1] % divisor:
             raise ValueError(
-                NOT_DIVISIBLE.format(
-                    halvings=len(self.spec.multipliers) - 1, divisor=divisor, shape=tuple(x.shape)
-                )
+                NOT_DIVISIBLE.format(halvings=len(self.spec.multipliers) - 1, divisor=divisor, shape=tuple(x.shape))
             )
         told = self.embed(level)  # (B, base)
         h = self.stem(x)
@@ -162,9 +158,7 @@ class Stage(nn.Module):
 
     def __init__(self, width_in: int, width: int, told: int, groups: int, attention: bool = False):
         super().__init__()
-        self.first = nn.Sequential(
-            _norm(groups, width_in), nn.SiLU(), nn.Conv2d(width_in, width, 3, padding=1)
-        )
+        self.first = nn.Sequential(_norm(groups, width_in), nn.SiLU(), nn.Conv2d(width_in, width, 3, padding=1))
         self.told = nn.Linear(told, width)
         self.second = nn.Sequential(_norm(groups, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
         self.skip = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()

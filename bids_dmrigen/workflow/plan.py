@@ -13,9 +13,9 @@ import numpy as np
 
 from ..bids import names
 from ..bids.query import Run
-from .settings import Settings
 from ..dwi.gradients import GradientError, GradientTable
 from ..dwi.series import ScanError
+from .settings import Settings
 
 MIN_SLICES = 8  # fewer voxels along an axis: nothing that three-dimensional registration could hold on to
 MIN_TENSOR_DIRECTIONS = 6
@@ -158,9 +158,7 @@ def _steps(run: Run, settings: Settings, shape: tuple[int, ...], gradients: Grad
     steps["mask"] = Step(not own_mask, "given with the run" if own_mask else "from b0 and mean DWI")
     steps["normalize"] = Step(not flat, too_flat if flat else _normalization(run))
     enough = n_directions >= MIN_TENSOR_DIRECTIONS
-    steps["maps"] = Step(
-        enough, "weighted least squares" if enough else f"{n_directions} directions; a tensor needs 6"
-    )
+    steps["maps"] = Step(enough, "weighted least squares" if enough else f"{n_directions} directions; a tensor needs 6")
     for method in settings.methods:
         steps[method] = Step(True, f"{settings.size}, {settings.sampler} sampler")
     return steps

@@ -128,9 +128,7 @@ def _add_gibbs(wf: pe.Workflow, plan: RunPlan, series: dict, threads: int, memor
     return {**series, "file": (node, "out_file")}
 
 
-def _add_alignment(
-    wf: pe.Workflow, plan: RunPlan, series: dict, output: pe.Node, threads: int, memory: float
-) -> dict:
+def _add_alignment(wf: pe.Workflow, plan: RunPlan, series: dict, output: pe.Node, threads: int, memory: float) -> dict:
     """Susceptibility, head motion and eddy currents: estimated apart, applied in one interpolation."""
     from ..interfaces.motion import HeadMotion
     from ..interfaces.resample import Resample
@@ -203,9 +201,7 @@ def _add_bias(
     from ..interfaces.brain import BiasField
 
     node = pe.Node(
-        BiasField(
-            b0_threshold=plan.settings.b0_threshold, num_threads=threads, random_seed=plan.settings.seed + 1
-        ),
+        BiasField(b0_threshold=plan.settings.b0_threshold, num_threads=threads, random_seed=plan.settings.seed + 1),
         name="bias",
         mem_gb=memory + 0.3,
         n_procs=threads,

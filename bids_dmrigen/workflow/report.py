@@ -42,9 +42,7 @@ NORMALIZED_INPUTS = {  # inputs of the figure and metric nodes -> outputs of the
 LISTS = ("generated", "generated_bval", "generated_bvec", "generated_record", "generated_std", "fa", "md", "dec")
 
 
-def add_report_nodes(
-    wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: Mapping, normalize, template: str
-):
+def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: Mapping, normalize, template: str):
     """Add the figure and metric nodes to a run's graph; return the port of the metrics file.
 
     Parameters
@@ -139,9 +137,7 @@ def write_dataset_files(settings: Settings, plans: Sequence[RunPlan], links: Map
         write_atomically(settings.out_dir / name, lambda part, content=content: Path(part).write_text(content))
 
 
-def write_reports(
-    settings: Settings, plans: Sequence[RunPlan], errors: Mapping[str, RunError]
-) -> list[Path]:
+def write_reports(settings: Settings, plans: Sequence[RunPlan], errors: Mapping[str, RunError]) -> list[Path]:
     """Write one report per subject and session of this call; return their paths.
 
     A report that cannot be built is said and does not stop the others: results come first.
@@ -157,9 +153,7 @@ def write_reports(
     pages = []
     for (subject, session), records in groups.items():
         print(f"writing the report of {names.stem({'subject': subject, 'session': session or ''})}", flush=True)
-        pages.append(
-            subject_report(settings.out_dir, subject, session, records, titles, sidecars.versions())
-        )
+        pages.append(subject_report(settings.out_dir, subject, session, records, titles, sidecars.versions()))
     return pages
 
 

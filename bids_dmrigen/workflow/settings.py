@@ -106,9 +106,7 @@ class Settings:
         choices=DENOISERS,
     )
     gibbs: bool = option("preprocessing", "do not remove Gibbs ringing", True, flag="no-gibbs")
-    motion: bool = option(
-        "preprocessing", "do not correct head motion and eddy currents", True, flag="no-motion"
-    )
+    motion: bool = option("preprocessing", "do not correct head motion and eddy currents", True, flag="no-motion")
     sdc: bool = option("preprocessing", "do not correct susceptibility distortion", True, flag="no-sdc")
     bias: bool = option("preprocessing", "do not correct the bias field", True, flag="no-bias")
     b0_threshold: float = option(
@@ -128,9 +126,7 @@ class Settings:
     )
 
     # -- resources
-    n_cpus: int | None = option(
-        "resources", "processors to use in all (default: all there are)", None, metavar="N"
-    )
+    n_cpus: int | None = option("resources", "processors to use in all (default: all there are)", None, metavar="N")
     omp_nthreads: int | None = option(
         "resources", "threads of one step (default: all processors, at most 8)", None, metavar="N"
     )
@@ -173,7 +169,14 @@ class Settings:
     verbose: int = option("running", "say more; twice for everything", 0, short="-v", action="count")
 
     def __post_init__(self):
-        for name, least in (("n_samples", 1), ("steps", 1), ("n_cpus", 1), ("omp_nthreads", 1), ("difusion_steps", 1), ("seed", 0)):
+        for name, least in (
+            ("n_samples", 1),
+            ("steps", 1),
+            ("n_cpus", 1),
+            ("omp_nthreads", 1),
+            ("difusion_steps", 1),
+            ("seed", 0),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise SettingsError(f"--{name.replace('_', '-')}: expected at least {least}, found {value}")
@@ -248,9 +251,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     values = {}
     for table, content in document.items():
         if table not in GROUPS or not isinstance(content, dict):
-            raise SettingsError(
-                f"--config-file {path}: unknown table [{table}]; expected {', '.join(GROUPS)}"
-            )
+            raise SettingsError(f"--config-file {path}: unknown table [{table}]; expected {', '.join(GROUPS)}")
         for name, value in content.items():
             name = name.replace("-", "_")
             if name not in known or known[name].metadata["group"] != table:

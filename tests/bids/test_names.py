@@ -6,6 +6,8 @@ import pytest
 
 from bids_dmrigen.bids import names
 
+STEM = "sub-1/ses-b/dwi/sub-1_ses-b_acq-x_dir-AP_run-2_"
+
 
 def test_doctests():
     assert doctest.testmod(names).failed == 0
@@ -14,13 +16,13 @@ def test_doctests():
 @pytest.mark.parametrize(
     ("key", "fields", "expected"),
     [
-        ("preproc", {}, "sub-1/ses-b/dwi/sub-1_ses-b_acq-x_dir-AP_run-2_desc-preproc_dwi.nii.gz"),
-        ("generated", {"method": "difusion"}, "sub-1/ses-b/dwi/sub-1_ses-b_acq-x_dir-AP_run-2_desc-difusion_dwi.nii.gz"),
-        ("spread", {"method": "qid2"}, "sub-1/ses-b/dwi/sub-1_ses-b_acq-x_dir-AP_run-2_desc-qid2std_dwi.nii.gz"),
+        ("preproc", {}, STEM + "desc-preproc_dwi.nii.gz"),
+        ("generated", {"method": "difusion"}, STEM + "desc-difusion_dwi.nii.gz"),
+        ("spread", {"method": "qid2"}, STEM + "desc-qid2std_dwi.nii.gz"),
         (
             "to_template",
             {"template": "MNI152NLin6Asym"},
-            "sub-1/ses-b/dwi/sub-1_ses-b_acq-x_dir-AP_run-2_from-dwi_to-MNI152NLin6Asym_mode-image_xfm.h5",
+            STEM + "from-dwi_to-MNI152NLin6Asym_mode-image_xfm.h5",
         ),
     ],
 )  # fmt: skip

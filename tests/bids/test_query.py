@@ -126,7 +126,7 @@ def test_filter_file(dataset):
 
 
 def test_unmatched_filter_says_what_was_asked(dataset):
-    with pytest.raises(SelectionError, match="no diffusion run matches filter .*LR"):
+    with pytest.raises(SelectionError, match=r"no diffusion run matches filter .*LR"):
         runs_of(dataset, filters={"dwi": {"direction": "LR"}})
 
 
@@ -150,7 +150,7 @@ def test_no_dwi_at_all(tmp_path):
 def test_broken_description(tmp_path, content):
     if content:
         (tmp_path / "dataset_description.json").write_text(content)
-    with pytest.raises(DatasetError, match="dataset_description.json"):
+    with pytest.raises(DatasetError, match=r"dataset_description\.json"):
         open_layout(tmp_path)
 
 
@@ -159,13 +159,9 @@ def test_qsiprep_derivative(dataset, tmp_path):
     gradients = tiny_gradients(6, 1)
     stem = "sub-01_space-ACPC_desc-preproc"
     write_run(root / "sub-01/dwi", stem, tiny_series(gradients, (8, 8, 8)), gradients)
-    shutil.copy(
-        root / f"sub-01/dwi/{stem}_dwi.nii.gz", root / "sub-01/dwi/sub-01_space-ACPC_desc-brain_mask.nii.gz"
-    )
+    shutil.copy(root / f"sub-01/dwi/{stem}_dwi.nii.gz", root / "sub-01/dwi/sub-01_space-ACPC_desc-brain_mask.nii.gz")
     description = {"Name": "QSIPrep", "BIDSVersion": "1.9.0", "DatasetType": "derivative"}
-    (root / "dataset_description.json").write_text(
-        json.dumps({**description, "GeneratedBy": [{"Name": "qsiprep"}]})
-    )
+    (root / "dataset_description.json").write_text(json.dumps({**description, "GeneratedBy": [{"Name": "qsiprep"}]}))
     (run,) = find_preprocessed(open_layout(root, derivative=True), runs_of(dataset))
     assert run.preprocessed
     assert run.fault is None

@@ -33,7 +33,7 @@ def test_difusion_sees_the_noise_unless_told_otherwise():
 
 def test_switches():
     settings = parse("--no-gibbs", "--no_motion", "--no-sdc", "--no-bias")
-    assert not (settings.gibbs or settings.motion or settings.sdc or settings.bias)
+    assert [settings.gibbs, settings.motion, settings.sdc, settings.bias] == [False] * 4
 
 
 def test_settings_file_and_command_line(tmp_path):

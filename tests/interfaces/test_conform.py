@@ -29,8 +29,10 @@ def test_single_voxels_are_repaired_and_said():
     assert "3 voxel values" in warnings[0]
 
 
-@pytest.mark.parametrize("affine", [np.diag([-2.0, 2, 2, 1]), np.diag([2.0, 2, 2, 1]),
-                                    nib.affines.from_matvec([[0, 0, 2.0], [-2, 0.2, 0], [0.2, 2, 0]], [1, 2, 3])])  # fmt: skip
+OBLIQUE = nib.affines.from_matvec([[0, 0, 2.0], [-2, 0.2, 0], [0.2, 2, 0]], [1, 2, 3])
+
+
+@pytest.mark.parametrize("affine", [np.diag([-2.0, 2, 2, 1]), np.diag([2.0, 2, 2, 1]), OBLIQUE])
 def test_conform_keeps_values_geometry_and_directions(tmp_path, affine):
     gradients = tiny_gradients(6, 1)
     data = tiny_series(gradients, (9, 8, 10))

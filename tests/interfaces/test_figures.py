@@ -11,7 +11,7 @@ import pytest
 
 from bids_dmrigen.dwi.gradients import GradientTable
 from bids_dmrigen.interfaces.figures import QualityMetrics, RunFigures
-from bids_dmrigen.interfaces.run_data import same_volumes
+from bids_dmrigen.interfaces.run_data import RunData, same_volumes
 from bids_dmrigen.qc.metrics import DEFINITIONS
 
 from ..conftest import tiny_gradients, tiny_series, write_run
@@ -138,6 +138,25 @@ def test_metrics_need_only_the_series_and_its_mask(inputs, tmp_path, monkeypatch
     entries = json.loads(Path(path).read_text(encoding="utf-8"))
     assert {"n_volumes", "mask_volume", "ndc_preproc", "tensor_residual_preproc"} <= set(entries)
     assert not {"b0_snr", "mean_fd", "registration_dice"} & set(entries)
+
+
+def test_residual_pairs_volumes_by_direction_and_leaves_acquired_ones_out(inputs, tmp_path):
+    table, order = tiny_gradients(), np.r_[0, 1, np.arange(13, 1, -1)]
+    data = tiny_series(table, noise=NOISE)
+    stem = str(write_run(tmp_path, "made", 0.9 * data[..., order], table[order], AFFINE)).removesuffix(
+        ".nii.gz"
+    )
+    record = tmp_path / "record.json"
+    record.write_text(json.dumps({"GenerativeModel": {"AcquiredVolumes": [0, 1, 2, 3]}}))
+    made = {
+        "generated": [f"{stem}.nii.gz"],
+        "generated_bval": [f"{stem}.bval"],
+        "generated_bvec": [f"{stem}.bvec"],
+        "generated_record": [str(record)],
+    }
+    run = RunData(RunFigures(**{**inputs, **made}).inputs)
+    assert np.flatnonzero(~run.generated("clean")[2]).tolist() == [0, 1, 2, 3]
+    np.testing.assert_allclose(run.removed("clean"), 0.1 * data[..., order[4:]], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["one slice", "empty mask", "constant"])

@@ -104,9 +104,11 @@ def test_normalize_both_ways(scan, template, tmp_path, monkeypatch, with_t1w):
         tmp_path / "half.nii", outputs.out_from_template, tmp_path / "b0.nii", labels=True
     )
     assert dice(brought > 0.5, seen(half, template) > 0.5) > 0.93
-    forth, image = read_image(outputs.out_reference_template)
-    np.testing.assert_allclose(image.affine, template.affine, atol=1e-5)
-    assert np.corrcoef(forth[template.mask], template.t1w[template.mask])[0, 1] < -0.6
+    # The scan on the template's grid is dark where the template is bright.
+    forth, _ = read_image(outputs.out_reference_template)
+    coarse = load_template()
+    assert forth.shape == coarse.mask.shape
+    assert np.corrcoef(forth[coarse.mask], coarse.t1w[coarse.mask])[0, 1] < -0.6
     if with_t1w:
         there, back = read_matrix(outputs.out_to_t1w), read_matrix(outputs.out_from_t1w)
         np.testing.assert_allclose(there @ back, np.eye(4), atol=1e-5)

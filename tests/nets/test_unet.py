@@ -19,9 +19,7 @@ def test_paper_size_has_the_24_5_million_parameters_of_the_paper():
 @pytest.mark.parametrize("groups", [4, 0])
 def test_output_has_the_shape_of_the_input_and_depends_on_all_of_it(groups):
     torch.manual_seed(0)
-    net = UNet(
-        UNetSpec(in_channels=2, out_channels=3, base=8, multipliers=(1, 2, 2), groups=groups, attention=(2,))
-    )
+    net = UNet(UNetSpec(in_channels=2, out_channels=3, base=8, multipliers=(1, 2, 2), groups=groups, attention=(2,)))
     x = torch.randn(2, 2, 12, 20, requires_grad=True)
     level = torch.tensor([0.3, 0.9], requires_grad=True)
     y = net(x, level)

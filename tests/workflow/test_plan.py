@@ -1,5 +1,6 @@
 """What is planned for which run, and why."""
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +39,7 @@ def test_every_promise_has_a_distinct_name(tmp_path):
 
 
 def test_t1w_and_partner_change_the_plan(tmp_path):
-    run = make_run(
-        tmp_path, t1w=Path("/in/sub-1_T1w.nii.gz"), partner=Partner(Path("/in/sub-1_epi.nii.gz"), "j-")
-    )
+    run = make_run(tmp_path, t1w=Path("/in/sub-1_T1w.nii.gz"), partner=Partner(Path("/in/sub-1_epi.nii.gz"), "j-"))
     plan = plan_run(run, settings(), "TPL")
     assert plan.does("susceptibility")
     assert "sub-1_from-dwi_to-T1w_mode-image_xfm.mat" in promised(plan)
@@ -95,7 +94,7 @@ def test_few_directions_are_warned_of(tmp_path):
 def test_singular_affine_is_a_fault(tmp_path):
     gradients = tiny_gradients(6, 1)
     image = write_run(tmp_path, "sub-1", tiny_series(gradients, (8, 8, 8)), gradients)
-    content = bytearray(__import__("gzip").decompress(image.read_bytes()))
+    content = bytearray(gzip.decompress(image.read_bytes()))
     content[280:328] = np.zeros(12, np.float32).tobytes()  # srow_x, srow_y, srow_z
     content[252:256] = np.array([0, 2], np.int16).tobytes()  # qform_code, sform_code
     plain = tmp_path / "sub-1_dwi.nii"
@@ -105,6 +104,6 @@ def test_singular_affine_is_a_fault(tmp_path):
     assert "singular" in plan_run(run, settings(), "TPL").fault
 
 
-@pytest.mark.parametrize(("sidecar", "axis"), [({}, 2), ({"SliceEncodingDirection": "i-"}, 0), ({"SliceEncodingDirection": "k"}, 2)])  # fmt: skip
-def test_slice_axis(sidecar, axis):
-    assert slice_axis(sidecar) == axis
+@pytest.mark.parametrize(("direction", "axis"), [(None, 2), ("i-", 0), ("j", 1), ("k", 2)])
+def test_slice_axis(direction, axis):
+    assert slice_axis({"SliceEncodingDirection": direction} if direction else {}) == axis
