@@ -47,6 +47,7 @@ LABEL org.opencontainers.image.title="bids_dmrigen" \
 COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
+    OMP_WAIT_POLICY=PASSIVE \
     BIDS_DMRIGEN_IMAGE=bids_dmrigen:${VERSION}
 HEALTHCHECK CMD ["bids_dmrigen", "--version"]
 ENTRYPOINT ["bids_dmrigen"]

@@ -25,8 +25,9 @@ from bids_dmrigen.interfaces.motion import (
 )
 from bids_dmrigen.interfaces.resample import resample_series
 from bids_dmrigen.interfaces.templates import embedded_mni
+from bids_dmrigen.simulate.anatomy import rigid
 from bids_dmrigen.simulate.atlas import procedural_atlas
-from bids_dmrigen.simulate.scanner import acquire, protocol, random_motion, scan_grid
+from bids_dmrigen.simulate.scanner import acquire, protocol, scan_grid
 
 REAL = {
     "prisma b2500": "sub-prisma/dwi/sub-prisma_dir-AP_dwi",
@@ -42,15 +43,17 @@ def simulated(bval: float, voxel_mm: float, shape, move: float, n_directions: in
     affine = scan_grid(atlas, voxel_mm, shape)
     gradients = protocol(affine, n_directions, 2, bval)
     center = affine[:3] @ [*((np.array(shape) - 1) / 2), 1]
-    truth = random_motion(3, len(gradients), center, move, move)
+    rng = np.random.default_rng(3)
+    poses = rng.uniform(-1, 1, (len(gradients), 6)) * move / np.sqrt(3)  # so that the norm is at most `move`
+    poses[0] = 0
+    truth = np.stack([rigid(pose, center) for pose in poses])
     scan = acquire(atlas, gradients, affine, shape, snr=20, seed=1, motion=truth).scan
     for axis in (None, 1):
         started = time.process_time()
         found = estimate_motion(scan.data, affine, gradients, scan.mask, axis=axis)
         cost = (time.process_time() - started) / len(gradients)
         # The gauge: both are relative to the first b0, which is unmoved.
-        rigid = rigid_part(found, affine, axis)
-        left = np.linalg.inv(truth) @ rigid
+        left = np.linalg.inv(truth) @ rigid_part(found, affine, axis)
         shift = np.linalg.norm(motion_parameters(left, center)[:, :3], axis=1)
         angle = angle_degrees(left[:, :3, :3])
         points = np.argwhere(scan.mask)[::101]

@@ -64,5 +64,6 @@ def rician_variance(mean: Tensor, sigma: float) -> Tensor:
 def local_mean(values: Tensor, mask: Tensor, radius: int = 1) -> Tensor:
     """Return the mean of (X, Y, Z) values over the masked voxels of the (2 radius + 1)³ cube around each."""
     stacked = torch.stack([values * mask, mask.to(values)])[:, None]  # (2, 1, X, Y, Z)
-    total = F.avg_pool3d(stacked, 2 * radius + 1, stride=1, padding=radius)[:, 0]
+    padded = F.pad(stacked, [radius] * 6)  # an image may be thinner than the cube
+    total = F.avg_pool3d(padded, 2 * radius + 1, stride=1)[:, 0]
     return total[0] / total[1].clamp_min(1e-6)

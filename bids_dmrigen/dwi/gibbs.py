@@ -66,8 +66,14 @@ def remove_gibbs(data: np.ndarray, slice_axis: int = 2, device: str | torch.devi
     largest = (shape[0] + 2 * N_POINTS) * (shape[1] + 2 * N_POINTS)
     step = max(1, CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cuda"]) // largest)
     todo = torch.nonzero(slices.amax(dim=(1, 2)) > slices.amin(dim=(1, 2)))[:, 0]
-    with ThreadPoolExecutor(torch.get_num_threads() if device.type == "cpu" else 1) as pool:
-        list(pool.map(restore, todo.split(step)))  # drawn out, so that an error is raised here
+    # Each worker gets the next chunk; within it, operations run on that thread alone.
+    n_threads = torch.get_num_threads()
+    n_workers = n_threads if device.type == "cpu" else 1
+    try:
+        with ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(restore, todo.split(step)))  # drawn out, so that an error is raised here
+    finally:
+        torch.set_num_threads(n_threads)
     restored = np.moveaxis(slices.view(volumes.shape).numpy(), (0, 1), (3, slice_axis))
     return np.ascontiguousarray(restored).reshape(data.shape)
 

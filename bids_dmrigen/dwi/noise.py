@@ -154,9 +154,7 @@ def _mixed_difference(scan: Scan, chosen: np.ndarray) -> np.ndarray:
         moved = list(index)
         for axis, step in ((first, step_first), (second, step_second)):
             # At the far border the neighbour on the near side serves as well.
-            moved[axis] = np.where(
-                index[axis] + 1 < scan.mask.shape[axis], index[axis] + step, index[axis] - step
-            )
+            moved[axis] = np.where(index[axis] + 1 < scan.mask.shape[axis], index[axis] + step, index[axis] - step)
         total = total + sign * np.asarray(scan.data[tuple(moved)], dtype=np.float64)
     return total / 2
 
@@ -191,9 +189,7 @@ def _even_polynomials(directions: np.ndarray, order: int) -> np.ndarray:
 def _solve(power: np.ndarray, fitted: np.ndarray, leverage: np.ndarray, freedom: int) -> float:
     """Return the sigma for which a quantile of power / sum_i P_ii xi_i is that of sigma² chi²_n / n."""
     grid = torch.linspace(0, 3 * freedom, 3001, dtype=torch.float64)
-    chances = torch.special.gammainc(
-        torch.full_like(grid, freedom / 2), grid / 2
-    )  # chi² distribution function
+    chances = torch.special.gammainc(torch.full_like(grid, freedom / 2), grid / 2)  # chi² distribution function
     expected = float(np.interp(QUANTILE, chances, grid)) / freedom
     means, _, survivals = _moments()
     sigma = float(np.sqrt(np.quantile(power, QUANTILE) / (freedom * expected)))

@@ -60,14 +60,12 @@ def estimate_motion(
         same content. The first b0's is the identity.
     """
     frame, grid = _index_frame(affine)
-    groups = [np.flatnonzero(gradients.is_b0)] + [volumes for _, volumes in gradients.shells()]
+    groups = [np.flatnonzero(gradients.is_b0), *(volumes for _, volumes in gradients.shells())]
     aligner = _Aligner(data, grid, mask, seed)
     transforms = np.tile(np.eye(4), (data.shape[3], 1, 1))
     done, reference_b0 = np.zeros(data.shape[3], bool), None
-    for volumes in groups:
+    for volumes in filter(len, groups):
         weighted = not gradients.is_b0[volumes[0]]
-        if not len(volumes):
-            continue
         own, mean = aligner.group(volumes, axis if weighted else None)
         if weighted and axis is not None:
             own = _keep_predicted(own, gradients[volumes], axis)

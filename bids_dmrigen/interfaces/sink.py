@@ -97,6 +97,10 @@ class FigureSink(SimpleInterface):
         from ..bids.names import figure_path
 
         i, written = self.inputs, []
+        # Figures of an earlier call with other settings would tell of what is no longer so.
+        drawn = Path(i.out_dir) / figure_path(i.entities, "*")
+        for stale in drawn.parent.glob(drawn.name):
+            stale.unlink(missing_ok=True)
         for key, source in i.figures:
             extension = Path(source).suffix.lstrip(".")
             target = Path(i.out_dir) / figure_path(i.entities, key, extension)

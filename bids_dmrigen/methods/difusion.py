@@ -402,7 +402,7 @@ class _Extended(_Work):
             ]
             mean[..., volumes] = np.mean(fused, axis=0)
             if std is not None:
-                std[..., volumes] = np.std(fused, axis=0, ddof=1)
+                std[..., volumes] = np.std(fused, axis=0, ddof=1) * scan.mask[..., None]
         return mean, std
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ..bids import names, sidecars
-from ..qc.report import RunError, RunRecord
+from ..qc.report import ReportError, RunError, RunRecord
 from .plan import RunPlan
 from .settings import Settings
 
@@ -98,6 +99,7 @@ def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: M
             wf.connect(*pre[source], node, target)
         for target, merged in lists.items():
             wf.connect(merged, "out", node, target)
+        node.inputs.preproc_generated = plan.does("denoise") and plan.settings.denoiser == "difusion"
         if methods:
             node.inputs.methods = methods
         if sources:
@@ -152,8 +154,14 @@ def write_reports(settings: Settings, plans: Sequence[RunPlan], errors: Mapping[
     titles = {name: load(name).spec.title for name in settings.methods}
     pages = []
     for (subject, session), records in groups.items():
-        print(f"writing the report of {names.stem({'subject': subject, 'session': session or ''})}", flush=True)
-        pages.append(subject_report(settings.out_dir, subject, session, records, titles, sidecars.versions()))
+        name = names.stem({"subject": subject, "session": session or ""})
+        print(f"writing the report of {name}", flush=True)
+        try:
+            page = subject_report(settings.out_dir, subject, session, records, titles, sidecars.versions())
+        except (ReportError, OSError) as error:
+            print(f"the report of {name} could not be written: {error}", file=sys.stderr)
+        else:
+            pages.append(page)
     return pages
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from dipy.denoise.gibbs import gibbs_removal
 
 from bids_dmrigen.dwi import gibbs as module
@@ -58,9 +59,7 @@ def test_ringing_is_reduced():
     data = ringing((48, 48, 1))[..., 0, 0]
     restored = remove_gibbs(data[:, :, None])[..., 0]
     x, y = np.meshgrid(*(np.linspace(-1, 1, 48) for _ in range(2)), indexing="ij")
-    flat = (x**2 + y**2 < 0.45) & (
-        (x - 0.2) ** 2 + (y + 0.1) ** 2 > 0.2
-    )  # inside, three voxels off all edges
+    flat = (x**2 + y**2 < 0.45) & ((x - 0.2) ** 2 + (y + 0.1) ** 2 > 0.2)  # inside, three voxels off all edges
     assert flat.sum() > 200
     assert np.std(restored[flat]) < 0.5 * np.std(data[flat])
     assert abs(restored[flat].mean() - 100) < 1
@@ -70,9 +69,11 @@ def test_background_stays():
     data = ringing((24, 24, 4))
     data[:, :, 1] = 0
     data[:, :, 2] = 7
+    threads = torch.get_num_threads()
     found = remove_gibbs(data)
     np.testing.assert_array_equal(found[:, :, 1:3], data[:, :, 1:3])
     assert np.isfinite(found).all()
+    assert torch.get_num_threads() == threads  # the workers' own limit is theirs alone
 
 
 def test_bad_input_is_refused():

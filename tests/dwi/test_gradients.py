@@ -83,9 +83,7 @@ def test_turned_equals_a_known_rotation_in_the_world(name):
     bvals, world = shell()
     table = GradientTable.from_world(bvals, world, AFFINES[name])
     turn = rotation([2, -1, 1], 12)
-    stretched = turn @ (
-        np.eye(3) + 0.2 * np.outer([0.6, 0.8, 0], [0.6, 0.8, 0])
-    )  # finite strain ignores this
+    stretched = turn @ (np.eye(3) + 0.2 * np.outer([0.6, 0.8, 0], [0.6, 0.8, 0]))  # finite strain ignores this
     for linear in (turn, stretched):
         turned = table.turned(linear, AFFINES[name])
         np.testing.assert_allclose(turned.world_directions(AFFINES[name]), world @ turn.T, atol=1e-12)

@@ -42,9 +42,9 @@ def test_fit_equals_dipy(method, shells):
     bvals, directions = table(shells=shells)
     signal, *_ = noisy_signals(3000, bvals, directions)
     signal[::50, 3] = 0  # dropped to the smallest allowed signal
-    reference = TensorModel(
-        gradient_table(bvals, bvecs=directions), fit_method=method.upper(), return_S0_hat=True
-    ).fit(signal)
+    reference = TensorModel(gradient_table(bvals, bvecs=directions), fit_method=method.upper(), return_S0_hat=True).fit(
+        signal
+    )
     fit = fit_tensor(torch.from_numpy(signal), bvals, directions, method)
     maps = tensor_maps(fit)
     for name in ("fa", "md", "ad", "rd"):
@@ -82,9 +82,7 @@ def test_chunks_do_not_matter(monkeypatch):
     monkeypatch.setitem(module.CHUNK_VOXELS, "cpu", 77)
     parts = tensor_maps(fit_tensor(signal, bvals, directions))
     for name in whole:
-        torch.testing.assert_close(
-            parts[name], whole[name], rtol=1e-4, atol=1e-4 * whole[name].abs().max().item()
-        )
+        torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-4 * whole[name].abs().max().item())
 
 
 @pytest.mark.parametrize(
@@ -137,9 +135,7 @@ def test_maps_are_in_world_axes(handedness):
     mask[1:] = True
     scan = Scan(data, affine, GradientTable.from_world(bvals, world, affine), mask)
     maps = fit_maps(scan, names=("fa", "md", "dec", "tensor", "s0"))
-    np.testing.assert_allclose(
-        maps["tensor"][mask], np.broadcast_to(lower_triangle(tensor), (40, 6)), atol=3e-8
-    )
+    np.testing.assert_allclose(maps["tensor"][mask], np.broadcast_to(lower_triangle(tensor), (40, 6)), atol=3e-8)
     np.testing.assert_allclose(maps["dec"][mask] / maps["fa"][mask, None], np.tile(axis, (40, 1)), atol=1e-3)
     np.testing.assert_allclose(maps["md"][mask], np.trace(tensor) / 3, rtol=1e-4)
     np.testing.assert_allclose(maps["s0"][mask], 500, rtol=1e-4)

@@ -47,9 +47,7 @@ def written(scan, folder):
     return {name: str(folder / path) for name, path in paths.items()}
 
 
-@pytest.mark.parametrize(
-    ("method", "word"), [("mppca", "MP-PCA"), ("patch2self", "Patch2Self"), ("none", "Not")]
-)
+@pytest.mark.parametrize(("method", "word"), [("mppca", "MP-PCA"), ("patch2self", "Patch2Self"), ("none", "Not")])
 def test_denoise_writes_a_complete_series(tmp_path, monkeypatch, method, word):
     scan, _ = simulated()
     inputs = written(scan, tmp_path)

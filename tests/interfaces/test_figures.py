@@ -143,9 +143,7 @@ def test_metrics_need_only_the_series_and_its_mask(inputs, tmp_path, monkeypatch
 def test_residual_pairs_volumes_by_direction_and_leaves_acquired_ones_out(inputs, tmp_path):
     table, order = tiny_gradients(), np.r_[0, 1, np.arange(13, 1, -1)]
     data = tiny_series(table, noise=NOISE)
-    stem = str(write_run(tmp_path, "made", 0.9 * data[..., order], table[order], AFFINE)).removesuffix(
-        ".nii.gz"
-    )
+    stem = str(write_run(tmp_path, "made", 0.9 * data[..., order], table[order], AFFINE)).removesuffix(".nii.gz")
     record = tmp_path / "record.json"
     record.write_text(json.dumps({"GenerativeModel": {"AcquiredVolumes": [0, 1, 2, 3]}}))
     made = {

@@ -102,9 +102,7 @@ def test_generated_data_are_called_synthetic_and_only_in_their_run(derivatives):
 def test_failed_run_is_named_with_place_and_advice(derivatives):
     failed = report.RunError("Conform", "dwi.bval: 12 entries, 13 volumes; they must agree", "Traceback <x>")
     records = [
-        report.RunRecord(
-            RUNS[1], {"denoise": (True, "mppca"), "motion": (False, "--no-motion")}, ("odd b-table",)
-        ),
+        report.RunRecord(RUNS[1], {"denoise": (True, "mppca"), "motion": (False, "--no-motion")}, ("odd b-table",)),
         report.RunRecord({"subject": "01", "direction": "LR"}, error=failed),
     ]
     page = report.subject_report(derivatives, "01", runs=records, versions={"torch": "2.13"}).read_text()
