@@ -19,6 +19,7 @@ from bids_dmrigen.interfaces.brain import brain_mask
 from bids_dmrigen.interfaces.io import read_scan
 from bids_dmrigen.interfaces.motion import (
     estimate_motion,
+    field_of_view_center,
     framewise_displacement,
     motion_parameters,
     rigid_part,
@@ -42,7 +43,7 @@ def simulated(bval: float, voxel_mm: float, shape, move: float, n_directions: in
     atlas = procedural_atlas(**arrays, affine=atlas_affine)
     affine = scan_grid(atlas, voxel_mm, shape)
     gradients = protocol(affine, n_directions, 2, bval)
-    center = affine[:3] @ [*((np.array(shape) - 1) / 2), 1]
+    center = field_of_view_center(affine, shape)
     rng = np.random.default_rng(3)
     poses = rng.uniform(-1, 1, (len(gradients), 6)) * move / np.sqrt(3)  # so that the norm is at most `move`
     poses[0] = 0
@@ -53,7 +54,7 @@ def simulated(bval: float, voxel_mm: float, shape, move: float, n_directions: in
         found = estimate_motion(scan.data, affine, gradients, scan.mask, axis=axis)
         cost = (time.process_time() - started) / len(gradients)
         # The gauge: both are relative to the first b0, which is unmoved.
-        left = np.linalg.inv(truth) @ rigid_part(found, affine, axis)
+        left = np.linalg.inv(truth) @ rigid_part(found, affine, axis, center)
         shift = np.linalg.norm(motion_parameters(left, center)[:, :3], axis=1)
         angle = angle_degrees(left[:, :3, :3])
         points = np.argwhere(scan.mask)[::101]
@@ -85,8 +86,8 @@ def real(name: str, path: Path) -> None:
     started = time.process_time()
     found = estimate_motion(scan.data, scan.affine, scan.gradients, mask, axis=1)
     cost = (time.process_time() - started) / len(scan.gradients)
-    center = scan.affine[:3] @ [*((np.array(mask.shape) - 1) / 2), 1]
-    parameters = motion_parameters(rigid_part(found, scan.affine, 1), center)
+    center = field_of_view_center(scan.affine, mask.shape)
+    parameters = motion_parameters(rigid_part(found, scan.affine, 1, center), center)
     moved = resample_series(scan, found, axis=1)
     print(
         f"{name}: largest translation {np.abs(parameters[:, :3]).max():.2f} mm, rotation "

@@ -74,7 +74,10 @@ def main() -> None:
         fastest = min(seconds.values())
         for c in combinations:
             mark = "  <- chosen" if c == chosen else ""
-            print(f"{what:14s} {c[0]} {c[1]:14s} {1e3 * seconds[c]:7.1f} ms, {seconds[c] / fastest:.2f} of the fastest{mark}")
+            print(
+                f"{what:14s} {c[0]} {c[1]:14s} {1e3 * seconds[c]:7.1f} ms, "
+                f"{seconds[c] / fastest:.2f} of the fastest{mark}"
+            )
         if seconds[chosen] > 1.1 * fastest:
             print(f"{what}: the chosen combination is more than 10 % slower than the fastest")
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from .noise import rician_mean, rician_signal
 
+SCALES = 2  # details of one and of two voxels; a third band holds the rest
 LEAST_SIGNAL = 0.5  # share of a magnitude that stays without its noise floor: zero has no logarithm
 
 
@@ -17,16 +18,18 @@ def fuse(
 ) -> np.ndarray:
     """Return the best linear combination of acquired volumes and an independent estimate of them.
 
-    x^ = mu + w (x - mu), w = max(0, v - s²) / v, with v the mean of (x - mu)² over the volumes and the
-    neighbouring voxels, and s² the variance of a Rician magnitude there: the local linear estimate of least
-    mean square error. Where the estimate is perfect v = s² and w = 0; where it is poor the acquired stays.
+    The difference of both is split into bands d_k from fine to coarse, and x^ = mu + sum_k w_k d_k with
+    w_k = max(0, v_k - n_k s²) / v_k: v_k is the mean of d_k² over the volumes and the neighbouring voxels, s²
+    the variance of a Rician magnitude there, n_k the share of white noise that falls into the band. That is
+    the local linear estimate of least mean square error, scale by scale: where the estimate is perfect
+    v_k = n_k s² and nothing of the acquired is taken, where it misses something that stays as acquired.
 
     Parameters
     ----------
     acquired, estimate
         (X, Y, Z, J) float32 volumes of one kind (one shell, or the b0s), in scanner units. The noise of
-        `acquired` must be independent of `estimate`, and the estimate is one of its mean, noise floor
-        included.
+        each acquired volume must be independent of its estimate, which is one of the magnitude's mean, noise
+        floor included.
     mask
         (X, Y, Z) bool; outside it the acquired is returned.
     sigma
@@ -35,24 +38,58 @@ def fuse(
         False takes the noise floor off: the result is the signal whose Rician mean was estimated, and at
         least half of that mean.
     """
-    inside = torch.from_numpy(mask)
-    n = acquired.shape[3]
-    total, noise = torch.zeros(mask.shape), torch.zeros(mask.shape)
-    for j in range(n):  # volume by volume: the moments need double precision and the memory that goes with it
+    inside, volumes = torch.from_numpy(mask), range(acquired.shape[3])
+    noise = torch.zeros(mask.shape)
+    energy = [torch.zeros(mask.shape) for _ in range(SCALES + 1)]
+    for j in volumes:  # volume by volume: this is what bounds the memory
         mu = torch.from_numpy(np.ascontiguousarray(estimate[..., j]))
-        total += (torch.from_numpy(np.ascontiguousarray(acquired[..., j])) - mu).square() / n
-        noise += rician_variance(mu, sigma) / n
-    v = local_mean(total, inside)
-    weight = ((v - local_mean(noise, inside)) / v.clamp_min(1e-12)).clamp(0, 1).numpy()
+        noise += rician_variance(mu, sigma) / len(volumes)
+        for k, band in enumerate(bands(torch.from_numpy(np.ascontiguousarray(acquired[..., j])) - mu, inside)):
+            energy[k] += band.square() / len(volumes)
+    weights = []
+    for k, share in enumerate(noise_shares()):
+        v = local_mean(energy[k], inside, radius=1 + k)
+        weights.append(((v - share * local_mean(noise, inside)) / v.clamp_min(1e-12)).clamp(0, 1))
     fused = np.array(acquired)
-    for j in range(n):
-        x, mu = acquired[..., j][mask], estimate[..., j][mask]
-        best = np.maximum(mu + weight[mask] * (x - mu), 0)
+    for j in volumes:
+        mu = torch.from_numpy(np.ascontiguousarray(estimate[..., j]))
+        split = bands(torch.from_numpy(np.ascontiguousarray(acquired[..., j])) - mu, inside)
+        best = (mu + sum(w * d for w, d in zip(weights, split, strict=True)))[inside].clamp_min(0)
         if not keep_floor:
-            signal = rician_signal(torch.from_numpy(best), sigma).numpy()
-            best = np.maximum(signal, LEAST_SIGNAL * best)
-        fused[mask, j] = best
+            best = torch.maximum(rician_signal(best, sigma), LEAST_SIGNAL * best)
+        fused[mask, j] = best.numpy()
     return fused
+
+
+def bands(image: Tensor, mask: Tensor) -> list[Tensor]:
+    """Return `SCALES` + 1 images (X, Y, Z) that add up to the masked one, from fine to coarse.
+
+    An undecimated pyramid (à trous): each band is what one more smoothing, of doubled width, takes away.
+    """
+    found, rest = [], image * mask
+    for scale in range(SCALES):
+        smooth = _smooth(rest, 2**scale) / _smooth(mask.to(image), 2**scale).clamp_min(1e-6) * mask
+        found.append(rest - smooth)
+        rest = smooth
+    return [*found, rest]
+
+
+def noise_shares() -> list[float]:
+    """Return the share of white noise's variance in each band, away from the mask's edge."""
+    size = 2 ** (SCALES + 2) + 1
+    point = torch.zeros(size, size, size)
+    point[size // 2, size // 2, size // 2] = 1.0
+    return [float(band.square().sum()) for band in bands(point, torch.ones_like(point, dtype=torch.bool))]
+
+
+def _smooth(image: Tensor, step: int) -> Tensor:
+    """Return the image convolved along each axis with (1, 2, 1) / 4 at distances of `step` voxels."""
+    for axis in range(3):
+        sides = [0] * 6
+        sides[2 * (2 - axis)] = sides[2 * (2 - axis) + 1] = step
+        padded, n = F.pad(image, sides), image.shape[axis]
+        image = (padded.narrow(axis, 0, n) + 2 * image + padded.narrow(axis, 2 * step, n)) / 4
+    return image
 
 
 def rician_variance(mean: Tensor, sigma: float) -> Tensor:

@@ -166,9 +166,7 @@ def register(
     return sorted(Path(prefix).parent.glob(Path(prefix).name + "*"))
 
 
-def register_linear(
-    fixed, moving, stages: Sequence[Stage], *, start: np.ndarray | None = None, **kwargs
-) -> np.ndarray:
+def register_linear(fixed, moving, stages: Sequence[Stage], *, start: np.ndarray | None = None, **kwargs) -> np.ndarray:
     """Return the (4, 4) RAS+ matrix from fixed to moving points; parameters as for `register`."""
     with tempfile.TemporaryDirectory(prefix="ants-") as folder:
         files = () if start is None else (write_matrix(Path(folder) / "start.mat", start),)

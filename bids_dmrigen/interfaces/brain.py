@@ -16,9 +16,7 @@ from nipype.interfaces.base import (
 
 from ..dwi.series import ScanError
 
-NO_BRAIN = (
-    "no brain found: after thresholding and opening nothing is left; check that the b0 volumes hold signal"
-)
+NO_BRAIN = "no brain found: after thresholding and opening nothing is left; check that the b0 volumes hold signal"
 SMOOTHING_MM = 1.0
 CORE_MM = 6.0  # this far inside the edge is brain for certain
 COIL_MM = 40.0  # what varies more slowly than this is the coil's gain
@@ -53,15 +51,15 @@ def brain_mask(b0: np.ndarray, zooms_mm: np.ndarray, mean_dwi: np.ndarray | None
     zooms = np.asarray(zooms_mm, dtype=np.float64)
     levels = [_relative_signal(image, zooms) for image in (b0, mean_dwi) if image is not None]
     inside = np.mean(levels, axis=0) > BRAIN_FRACTION
-    opened = _largest(_erode(inside, OPENING_MM, zooms))
+    opened = largest(erode(inside, OPENING_MM, zooms))
     if not opened.any():
         raise ScanError(NO_BRAIN)
     brain = inside & dilate(opened, 1.25 * OPENING_MM, zooms)
-    brain |= _erode(dilate(brain, CLOSING_MM, zooms), CLOSING_MM, zooms)
+    brain |= erode(dilate(brain, CLOSING_MM, zooms), CLOSING_MM, zooms)
     for axis in range(3):
         for plane in np.moveaxis(brain, axis, 0):  # views: sulci and ventricles may open to one side only
             plane[:] = ndimage.binary_fill_holes(plane)
-    return _largest(brain)
+    return largest(brain)
 
 
 def _relative_signal(image: np.ndarray, zooms: np.ndarray) -> np.ndarray:
@@ -74,7 +72,7 @@ def _relative_signal(image: np.ndarray, zooms: np.ndarray) -> np.ndarray:
     if not bright.any() or bright.all():
         raise ScanError(NO_BRAIN)
     smooth = np.maximum(smooth - np.median(smooth[~bright]), 0)
-    depth = ndimage.distance_transform_edt(_largest(bright), sampling=zooms)
+    depth = ndimage.distance_transform_edt(largest(bright), sampling=zooms)
     core = depth > min(CORE_MM, depth.max() / 2)
     typical = np.median(smooth[core])
     weight = ndimage.gaussian_filter(core.astype(np.float32), COIL_MM / zooms)
@@ -106,16 +104,18 @@ def dilate(mask: np.ndarray, radius_mm: float, zooms_mm: np.ndarray) -> np.ndarr
     return ndimage.distance_transform_edt(~mask, sampling=zooms_mm) <= radius_mm
 
 
-def _erode(mask: np.ndarray, radius_mm: float, zooms: np.ndarray) -> np.ndarray:
+def erode(mask: np.ndarray, radius_mm: float, zooms_mm: np.ndarray) -> np.ndarray:
+    """Return the mask (X, Y, Z) shrunk by a ball, but not from the edges of the field of view."""
     from scipy import ndimage
 
-    # Beyond the field of view the brain goes on: a slab is not eroded from above and below.
-    pad = int(np.ceil(radius_mm / zooms.min())) + 1
-    depth = ndimage.distance_transform_edt(np.pad(mask, pad, mode="edge"), sampling=zooms)
+    # There the brain goes on: a slab is not eroded from above and below.
+    pad = int(np.ceil(radius_mm / np.min(zooms_mm))) + 1
+    depth = ndimage.distance_transform_edt(np.pad(mask, pad, mode="edge"), sampling=zooms_mm)
     return depth[pad:-pad, pad:-pad, pad:-pad] > radius_mm
 
 
-def _largest(mask: np.ndarray) -> np.ndarray:
+def largest(mask: np.ndarray) -> np.ndarray:
+    """Return the largest connected part of a mask (X, Y, Z)."""
     from scipy import ndimage
 
     labels, count = ndimage.label(mask)
@@ -164,9 +164,7 @@ class _BrainMaskInputSpec(BaseInterfaceInputSpec):
     in_bvec = File(exists=True, mandatory=True, desc="b-vectors, FSL convention, unit length")
     b0_threshold = traits.Float(50.0, usedefault=True, desc="volumes up to this b-value count as b0, s/mm²")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="CPU threads reserved; one is used")
-    random_seed = traits.Int(
-        1, usedefault=True, desc="nothing here is random: no effect"
-    )
+    random_seed = traits.Int(1, usedefault=True, desc="nothing here is random: no effect")
 
 
 class _BrainMaskOutputSpec(TraitedSpec):
@@ -183,9 +181,7 @@ class BrainMask(SimpleInterface):
         from .io import read_scan, write_image
 
         inputs = self.inputs
-        scan, image = read_scan(
-            inputs.in_file, inputs.in_bval, inputs.in_bvec, b0_threshold=inputs.b0_threshold
-        )
+        scan, image = read_scan(inputs.in_file, inputs.in_bval, inputs.in_bvec, b0_threshold=inputs.b0_threshold)
         mask = brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan))
         path = write_image(Path(runtime.cwd) / "mask.nii", mask, image, dtype=np.uint8)
         self._results["out_mask"] = str(path)

@@ -61,6 +61,7 @@ def estimate_motion(
     """
     frame, grid = _index_frame(affine)
     groups = [np.flatnonzero(gradients.is_b0), *(volumes for _, volumes in gradients.shells())]
+    center = field_of_view_center(grid, data.shape)
     aligner = _Aligner(data, grid, mask, seed)
     transforms = np.tile(np.eye(4), (data.shape[3], 1, 1))
     done, reference_b0 = np.zeros(data.shape[3], bool), None
@@ -68,7 +69,7 @@ def estimate_motion(
         weighted = not gradients.is_b0[volumes[0]]
         own, mean = aligner.group(volumes, axis if weighted else None)
         if weighted and axis is not None:
-            own = _keep_predicted(own, gradients[volumes], axis)
+            own = _keep_predicted(own, gradients[volumes], axis, center)
             mean = aligner.mean(volumes, own)
         if reference_b0 is None:  # the b0s come first: they fix where the reference space is
             own = own @ np.linalg.inv(own[0])
@@ -82,22 +83,34 @@ def estimate_motion(
     return frame @ transforms @ np.linalg.inv(frame)
 
 
-def rigid_part(transforms: np.ndarray, affine: np.ndarray, axis: int | None = None) -> np.ndarray:
+def rigid_part(
+    transforms: np.ndarray, affine: np.ndarray, axis: int | None = None, center_mm=(0.0, 0.0, 0.0)
+) -> np.ndarray:
     """Return the head motion (N, 4, 4) in transforms that may also hold eddy-current shears along one voxel axis.
 
     A volume's transform is the eddy map after the head motion, and the eddy map changes the phase axis's
-    coordinate alone: the other two rows are the rotation's. Without an axis the nearest rotation is taken.
+    coordinate alone: the other two rows are the rotation's. Without an axis the nearest rotation is taken. The
+    world point `center_mm` (3,) goes where the whole transform takes it.
     """
     transforms = np.asarray(transforms, dtype=np.float64)
     frame, _ = _index_frame(affine)
     local = np.linalg.inv(frame) @ transforms @ frame
+    rotation = local[:, :3, :3]
     if axis is not None:
-        others = [a for a in range(3) if a != axis]
-        known = local[:, others, :3]
+        known = rotation[:, [a for a in range(3) if a != axis]]
+        rotation = rotation.copy()
         # The missing row completes a proper rotation; cross() is cyclic, hence the sign for the middle axis.
-        local[:, axis, :3] = np.cross(known[:, 0], known[:, 1]) * (-1.0 if axis == 1 else 1.0)
-    local[:, :3, :3] = nearest_rotation(local[:, :3, :3])
-    return frame @ local @ np.linalg.inv(frame)
+        rotation[:, axis] = np.cross(known[:, 0], known[:, 1]) * (-1.0 if axis == 1 else 1.0)
+    center = np.linalg.inv(frame) @ [*center_mm, 1.0]
+    rigid = np.tile(np.eye(4), (len(local), 1, 1))
+    rigid[:, :3, :3] = nearest_rotation(rotation)
+    rigid[:, :3, 3] = (local @ center)[:, :3] - rigid[:, :3, :3] @ center[:3]
+    return frame @ rigid @ np.linalg.inv(frame)
+
+
+def field_of_view_center(affine: np.ndarray, shape) -> np.ndarray:
+    """Return the world point (3,), mm, in the middle of the field of view."""
+    return np.asarray(affine)[:3] @ [*((np.array(shape[:3]) - 1) / 2), 1]
 
 
 def motion_parameters(rigid: np.ndarray, center_mm: np.ndarray) -> np.ndarray:
@@ -219,14 +232,14 @@ class _Aligner:
         )
 
 
-def _keep_predicted(own: np.ndarray, gradients: GradientTable, axis: int) -> np.ndarray:
+def _keep_predicted(own: np.ndarray, gradients: GradientTable, axis: int, center: np.ndarray) -> np.ndarray:
     """Return the matrices with eddy shears and scale replaced by what the gradient table predicts.
 
     Eddy currents are linear in the gradient: p_n = W g_n, g_n = sqrt(b_n) times direction. Each of the three
     parameters is shrunk by how well the other volumes predict it (leave-one-out): noise predicts nothing, and
-    leaves the rigid transform.
+    leaves the rigid transform. The center (3,), index mm, stays where the whole transform takes it.
     """
-    rigid = rigid_part(own, np.eye(4), axis)
+    rigid = rigid_part(own, np.eye(4), axis, center)
     eddy = own @ np.linalg.inv(rigid)
     found = eddy[:, axis, :3] - np.eye(3)[axis]
     design = gradients.bvecs * np.sqrt(gradients.bvals / gradients.bvals.max())[:, None]
@@ -237,8 +250,10 @@ def _keep_predicted(own: np.ndarray, gradients: GradientTable, axis: int) -> np.
         left_out = (found - fitted) / np.maximum(1 - np.diag(hat), 1e-3)[:, None]
         explained = 1 - (left_out**2).sum(axis=0) / np.maximum((found**2).sum(axis=0), 1e-12)
         kept = fitted * np.clip(explained, 0, 1)
+    moved = (rigid @ [*center, 1.0])[:, :3]  # where the head's motion takes the center: there the shear is zero
     eddy = np.tile(np.eye(4), (len(own), 1, 1))
     eddy[:, axis, :3] += kept
+    eddy[:, axis, 3] = -(kept * moved).sum(axis=1)
     return eddy @ rigid
 
 
@@ -266,12 +281,8 @@ class _HeadMotionInputSpec(BaseInterfaceInputSpec):
 
 
 class _HeadMotionOutputSpec(TraitedSpec):
-    out_transforms = File(
-        exists=True, desc="(N, 4, 4) .npy: reference points to each volume's points, world RAS+ mm"
-    )
-    out_confounds = File(
-        exists=True, desc=".tsv: translations (mm), rotations (rad), framewise displacement (mm)"
-    )
+    out_transforms = File(exists=True, desc="(N, 4, 4) .npy: reference points to each volume's points, world RAS+ mm")
+    out_confounds = File(exists=True, desc=".tsv: translations (mm), rotations (rad), framewise displacement (mm)")
 
 
 class HeadMotion(SimpleInterface):
@@ -292,11 +303,9 @@ class HeadMotion(SimpleInterface):
         direction = inputs.phase_encoding_direction
         axis = "ijk".index(direction[0]) if isdefined(direction) else None
         mask = scan.mask if given else brain_mask(scan.mean_b0(), scan.zooms_mm)
-        transforms = estimate_motion(
-            scan.data, scan.affine, scan.gradients, mask, axis=axis, seed=inputs.random_seed
-        )
-        center = scan.affine[:3] @ [*((np.array(mask.shape) - 1) / 2), 1]
-        parameters = motion_parameters(rigid_part(transforms, scan.affine, axis), center)
+        transforms = estimate_motion(scan.data, scan.affine, scan.gradients, mask, axis=axis, seed=inputs.random_seed)
+        center = field_of_view_center(scan.affine, mask.shape)
+        parameters = motion_parameters(rigid_part(transforms, scan.affine, axis, center), center)
         table = np.column_stack([parameters, framewise_displacement(parameters)])
         folder = Path(runtime.cwd)
         self._results["out_transforms"] = str(folder / "motion.npy")

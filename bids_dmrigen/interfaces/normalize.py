@@ -20,10 +20,11 @@ from nipype.interfaces.base import Directory as DirectoryTrait
 
 from ..dwi.series import ScanError
 from ..qc.iqm import mutual_information
-from .brain import dilate
+from .brain import dilate, erode, largest
 
 WORKING_MM = 2.0
 STRIPPED_LITRES = 2.2  # more tissue than this is a whole head
+FAT_RATIO, DURA_RATIO, RIM_DEPTH_MM = 1.5, 0.25, 14.0  # relative to white matter's T1w; how deep fat is looked for
 RIM_MM = 8.0  # beyond the brain's edge, so that the edge itself is seen
 
 
@@ -168,33 +169,41 @@ def register_to_template(
     return folder / "template-InverseComposite.h5", folder / "template-Composite.h5"
 
 
-def t1w_brain(
-    t1w: np.ndarray, affine: np.ndarray, template: Brain, folder: Path, seed: int = 1
-) -> np.ndarray:
-    """Return the brain (X, Y, Z) bool of a T1w: its signal where it is extracted already, else the template's, warped."""
-    from scipy import ndimage
+def t1w_brain(t1w: np.ndarray, affine: np.ndarray, template: Brain, folder: Path, seed: int = 1) -> np.ndarray:
+    """Return the brain (X, Y, Z) bool of a T1w.
 
-    from .ants_tools import to_ants, warp
+    An extracted T1w is freed of what extraction leaves (fat, dura); on a whole head the template's brain is warped.
+    """
+    from .ants_tools import from_ants, to_ants, warp
 
-    litres = np.abs(np.linalg.det(affine[:3, :3])) / 1e6
-    tissue = t1w > 0.02 * np.percentile(t1w, 99.5)
-    if tissue.sum() * litres < STRIPPED_LITRES and np.mean(t1w == 0) > 0.3:
-        return ndimage.binary_fill_holes(tissue)
     head = to_ants(t1w, affine)
     coarse = _coarse(head)
-    folder.mkdir(parents=True, exist_ok=True)
-    whole = np.ones(coarse.shape, bool)
-    from .ants_tools import from_ants
-
     values, grid = from_ants(coarse)
+    tissue = values > 0.02 * np.percentile(values, 99.5)
+    if tissue.sum() * WORKING_MM**3 / 1e6 < STRIPPED_LITRES and np.mean(t1w == 0) > 0.3:
+        brain = to_ants(_without_rim(values, tissue, np.linalg.norm(grid[:3, :3], axis=0)), grid)
+        return (warp(brain, head, ()).numpy() > 0.5) & (t1w > 0)
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = np.ones(values.shape, bool)
     _, from_template = register_to_template({"t1w": values}, grid, whole, template, folder, seed)
-    brain = warp(to_ants(template.mask, template.affine), head, [from_template]).numpy()
-    return brain > 0.5
+    return warp(to_ants(template.mask, template.affine), head, [from_template]).numpy() > 0.5
 
 
-def apply_to_scan(
-    atlas: str | Path, transform: str | Path, reference: str | Path, labels: bool = False
-) -> np.ndarray:
+def _without_rim(t1w: np.ndarray, tissue: np.ndarray, zooms: np.ndarray) -> np.ndarray:
+    """Return the tissue (X, Y, Z) without fat, which outshines white matter, and dura, which is dim, at its edge."""
+    from scipy import ndimage
+
+    tissue = ndimage.binary_fill_holes(tissue)
+    depth = ndimage.distance_transform_edt(tissue, sampling=zooms)
+    white = np.median(t1w[depth > min(15.0, depth.max() / 2)])
+    fat = (t1w > FAT_RATIO * white) & (depth < RIM_DEPTH_MM)
+    inside = (tissue & ~fat & (t1w > DURA_RATIO * white)) | (depth > 20)
+    core = largest(erode(inside, 3.0, zooms))
+    brain = dilate(core, 4.5, zooms) & tissue & ~fat
+    return ndimage.binary_fill_holes(brain | erode(dilate(brain, 5.0, zooms), 5.0, zooms))
+
+
+def apply_to_scan(atlas: str | Path, transform: str | Path, reference: str | Path, labels: bool = False) -> np.ndarray:
     """Return an atlas file on the scan's grid, through a stored transform.
 
     Parameters
@@ -222,9 +231,7 @@ def apply_to_scan(
     out = np.empty((*target.shape, volumes.shape[3]), np.float32)
     for volume in range(volumes.shape[3]):
         source = to_ants(volumes[..., volume], image.affine)
-        out[..., volume] = warp(
-            source, target, [transform], "nearestNeighbor" if labels else "linear"
-        ).numpy()
+        out[..., volume] = warp(source, target, [transform], "nearestNeighbor" if labels else "linear").numpy()
     return out[..., 0] if data.ndim == 3 else out
 
 
@@ -306,9 +313,7 @@ class _NormalizeOutputSpec(TraitedSpec):
     out_fa_template = File(desc="FA on the template's 2 mm grid; only with an FA")
     out_template_mask = File(exists=True, desc="the template's brain on the scan's grid, uint8")
     out_template_t1w = File(exists=True, desc="the template's T1w on the scan's grid")
-    out_report = File(
-        exists=True, desc="JSON: template, Dice of its brain with the scan's, mutual information"
-    )
+    out_report = File(exists=True, desc="JSON: template, Dice of its brain with the scan's, mutual information")
 
 
 class Normalize(SimpleInterface):
@@ -337,9 +342,7 @@ class Normalize(SimpleInterface):
             transforms = self._through_t1w(b0, mask, image, template, folder)
         else:
             images = {"b0": b0} if fa is None else {"b0": b0, "fa": fa}
-            transforms = register_to_template(
-                images, image.affine, mask, template, folder, inputs.random_seed
-            )
+            transforms = register_to_template(images, image.affine, mask, template, folder, inputs.random_seed)
         for name, path in zip(("to", "from"), transforms, strict=True):
             target = folder / f"{name}_template.h5"
             shutil.move(path, target)
@@ -366,9 +369,7 @@ class Normalize(SimpleInterface):
             "MutualInformation": mutual_information(b0, template_t1w, mask),
         }
         self._results["out_report"] = str(folder / "normalize.json")
-        write_atomically(
-            self._results["out_report"], lambda part: Path(part).write_text(json.dumps(report, indent=2))
-        )
+        write_atomically(self._results["out_report"], lambda part: Path(part).write_text(json.dumps(report, indent=2)))
         return runtime
 
     def _through_t1w(self, b0, mask, image, template: Brain, folder: Path) -> tuple[Path, Path]:
@@ -409,9 +410,7 @@ class _ApplyToScanInputSpec(BaseInterfaceInputSpec):
     in_reference = File(exists=True, mandatory=True, desc="image with the scan's grid")
     labels = traits.Bool(False, usedefault=True, desc="the atlas holds labels: take the nearest")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="ITK threads")
-    random_seed = traits.Int(
-        1, usedefault=True, desc="nothing here is random: no effect"
-    )
+    random_seed = traits.Int(1, usedefault=True, desc="nothing here is random: no effect")
 
 
 class _ApplyToScanOutputSpec(TraitedSpec):

@@ -135,9 +135,7 @@ class _ResampleInputSpec(BaseInterfaceInputSpec):
     phase_encoding_direction = traits.Enum("i", "i-", "j", "j-", "k", "k-", desc="BIDS; needed with a field")
     b0_threshold = traits.Float(50.0, usedefault=True, desc="volumes up to this b-value count as b0, s/mm²")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="CPU threads reserved; one is used")
-    random_seed = traits.Int(
-        1, usedefault=True, desc="nothing here is random: no effect"
-    )
+    random_seed = traits.Int(1, usedefault=True, desc="nothing here is random: no effect")
 
 
 class _ResampleOutputSpec(TraitedSpec):
@@ -156,16 +154,12 @@ class Resample(SimpleInterface):
         from .io import read_image, read_scan, write_gradients, write_image
 
         inputs = self.inputs
-        scan, image = read_scan(
-            inputs.in_file, inputs.in_bval, inputs.in_bvec, b0_threshold=inputs.b0_threshold
-        )
+        scan, image = read_scan(inputs.in_file, inputs.in_bval, inputs.in_bvec, b0_threshold=inputs.b0_threshold)
         transforms = np.load(inputs.in_transforms) if isdefined(inputs.in_transforms) else None
         field = read_image(inputs.in_field)[0] if isdefined(inputs.in_field) else None
         direction = inputs.phase_encoding_direction
         if field is not None and not isdefined(direction):
-            raise ScanError(
-                f"{inputs.in_field}: a displacement field needs phase_encoding_direction; give it"
-            )
+            raise ScanError(f"{inputs.in_field}: a displacement field needs phase_encoding_direction; give it")
         axis = "ijk".index(direction[0]) if isdefined(direction) else None
         moved = resample_series(scan, transforms, field, axis)
         folder = Path(runtime.cwd)

@@ -18,9 +18,7 @@ from nipype.interfaces.base import (
 
 from ..dwi.series import ScanError
 
-NOT_OPPOSITE = (
-    "phase encoding {first} and {second}: expected opposites, such as j and j-"
-)
+NOT_OPPOSITE = "phase encoding {first} and {second}: expected opposites, such as j and j-"
 GRID_MISMATCH = "the b0s have shapes {first} and {second}; both must be on one grid"
 LEVELS = ((2, 8.0), (2, 4.0), (1, 2.0))  # grid reduction and smoothing (full width, mm), coarse to fine
 STIFFNESS = 0.18  # weight of the squared strain against the squared difference of b0s of unit mean square
@@ -146,9 +144,7 @@ def unwarp(image: np.ndarray, displacement_voxels: np.ndarray, axis: int) -> np.
     from .resample import sample_volume
 
     moved = sample_volume(image, np.eye(4), displacement_voxels, axis)
-    return np.maximum(moved, 0) * np.maximum(1 + np.gradient(displacement_voxels, axis=axis), 0).astype(
-        np.float32
-    )
+    return np.maximum(moved, 0) * np.maximum(1 + np.gradient(displacement_voxels, axis=axis), 0).astype(np.float32)
 
 
 def _fit_field(first, second, zooms, axis: int, start=None) -> np.ndarray:
@@ -287,12 +283,8 @@ class _SusceptibilityInputSpec(BaseInterfaceInputSpec):
     in_bval = File(exists=True, mandatory=True, desc="b-values, s/mm²")
     in_bvec = File(exists=True, mandatory=True, desc="b-vectors, FSL convention, unit length")
     phase_encoding_direction = traits.Enum("i", "i-", "j", "j-", "k", "k-", mandatory=True, desc="BIDS")
-    opposite_file = File(
-        exists=True, mandatory=True, desc="b0 volume, or a series, of opposite phase encoding"
-    )
-    opposite_bval = File(
-        exists=True, desc="b-values of the opposite series, s/mm²; not given: every volume is a b0"
-    )
+    opposite_file = File(exists=True, mandatory=True, desc="b0 volume, or a series, of opposite phase encoding")
+    opposite_bval = File(exists=True, desc="b-values of the opposite series, s/mm²; not given: every volume is a b0")
     opposite_bvec = File(exists=True, desc="b-vectors of the opposite series; only its b0s are used")
     opposite_direction = traits.Enum("i", "i-", "j", "j-", "k", "k-", mandatory=True, desc="BIDS")
     readout_time = traits.Float(desc="TotalReadoutTime, s; not given: the report has no field in Hz")
@@ -310,9 +302,7 @@ class _SusceptibilityOutputSpec(TraitedSpec):
     out_opposite = File(exists=True, desc="opposite b0 before the correction, on the scan's grid")
     out_corrected_b0 = File(exists=True, desc="mean b0 undistorted, signal modulated")
     out_corrected_opposite = File(exists=True, desc="opposite b0 undistorted, signal modulated")
-    out_report = File(
-        exists=True, desc="JSON: correlations before and after, displacements (mm), readout time (s)"
-    )
+    out_report = File(exists=True, desc="JSON: correlations before and after, displacements (mm), readout time (s)")
 
 
 class Susceptibility(SimpleInterface):
@@ -332,9 +322,7 @@ class Susceptibility(SimpleInterface):
         if first[0] != second[0] or first == second:
             raise ScanError(f"{inputs.opposite_file}: " + NOT_OPPOSITE.format(first=first, second=second))
         axis = "ijk".index(first[0])
-        scan, image = read_scan(
-            inputs.in_file, inputs.in_bval, inputs.in_bvec, b0_threshold=inputs.b0_threshold
-        )
+        scan, image = read_scan(inputs.in_file, inputs.in_bval, inputs.in_bvec, b0_threshold=inputs.b0_threshold)
         opposite, opposite_image = read_image(inputs.opposite_file)
         b0 = scan.mean_b0()
         opposite_b0 = _on_grid(self._b0(opposite), opposite_image.affine, b0.shape, scan.affine)
@@ -362,9 +350,7 @@ class Susceptibility(SimpleInterface):
         ):
             self._results[f"out_{name}"] = str(write_image(folder / f"{name}.nii", data, image))
         self._results["out_report"] = str(folder / "susceptibility.json")
-        write_atomically(
-            self._results["out_report"], lambda part: Path(part).write_text(json.dumps(report, indent=2))
-        )
+        write_atomically(self._results["out_report"], lambda part: Path(part).write_text(json.dumps(report, indent=2)))
         return runtime
 
     def _b0(self, opposite: np.ndarray) -> np.ndarray:

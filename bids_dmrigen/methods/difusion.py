@@ -32,7 +32,8 @@ TIMES = {"paper": tuple(run_walk_times(LATTER)), "fast": (300, 0)}
 FLIPS = ((), (-1,), (-2,), (-2, -1))
 VARIANTS = ("extended", "published")
 CROP = 64  # side of the training patches, voxels
-BATCH = 16
+BATCH = 8
+STEPS = 600
 HELD_OUT = 24  # slices of single volumes that score the training
 SLICES_AT_ONCE = 16
 
@@ -187,6 +188,7 @@ class _Work:
         self.process = rev_warmup70()
         pairs = [(z, int(j)) for z in stack.slices for j in self.targets]
         n = min(HELD_OUT, max(1, len(pairs) // 12))
+        self.weight = stack.mask.float()
         chosen = self._random("held-out").choice(len(pairs), n, replace=False)
         self.held_out = [pairs[i] for i in sorted(chosen)]
         self.trainable = sorted(set(pairs) - set(self.held_out))
@@ -228,9 +230,10 @@ class _Work:
 
     def examples(self, pairs: list[tuple[int, int]], rng: np.random.Generator, crop: bool) -> dict[str, Tensor]:
         """Return network inputs and targets for (slice, volume) pairs, whole or as patches turned over."""
-        parts = []
+        parts, weights = [], []
         for z, j in pairs:
             rows, columns = self._patch(z, rng) if crop else (slice(None), slice(None))
+            weights.append(self.weight[z, rows, columns])
             parts.append(
                 self.given(self.stack.block(z, rows, columns), np.array([j]), self.stack.mask[z, rows, columns])
             )
@@ -239,12 +242,12 @@ class _Work:
         x_t = self.noisy(given, t, [rng] * len(pairs))
         image = self.network_input(x_t, given)
         target = ((given.x - self.base(given)) / self.scale)[:, None]
-        mask = given.mask[:, None]
+        weight = torch.stack(weights)[:, None]
         for dims in ((-1,), (-2,)):
             if crop and rng.random() < 0.5:
-                image, target, mask = image.flip(dims), target.flip(dims), mask.flip(dims)
+                image, target, weight = image.flip(dims), target.flip(dims), weight.flip(dims)
         image = image.contiguous(memory_format=torch.channels_last)
-        return {"image": image, "level": self._level(t, image), "target": target, "mask": mask}
+        return {"image": image, "level": self._level(t, image), "target": target, "weight": weight}
 
     def _patch(self, z: int, rng: np.random.Generator) -> tuple[slice, slice]:
         """Return a patch around a random brain pixel of the slice."""
@@ -277,12 +280,12 @@ class _Work:
             for k in range(len(self.held_out)):
                 part = {name: value[k : k + 1] for name, value in held_out.items()}
                 with self._autocast():
-                    total += float(_loss(model, part)) * float(part["mask"].sum())
-            return total / float(held_out["mask"].sum())
+                    total += float(_loss(model, part)) * float(part["weight"].sum())
+            return total / float(held_out["weight"].sum())
 
         options, tell = self.request.options, self.request.progress
         plan = Plan(
-            steps=int(options.get("training_steps", 400)),
+            steps=int(options.get("training_steps", STEPS)),
             minutes=self.request.minutes,
             learning_rate=float(options.get("learning_rate", self.learning_rate)),
             precision=self.precision,
@@ -355,7 +358,10 @@ class _Extended(_Work):
         brain = stack.voxels()
         self.known = leave_one_out(brain, scan.gradients).to(request.device)
         residual = brain - brain @ self.known.linear[:, :-1].T - self.known.linear[:, -1]
-        self.scale = float(residual[:, self.targets].square().mean().sqrt())
+        power = residual[:, self.targets].square().mean(dim=1)  # (V,)
+        self.scale = float(power.median().sqrt())
+        # A few voxels (vessels, the brain's edge) hold most of the squared error: let all voxels count alike.
+        self.weight[stack.mask] = power.median() / (power + power.median())
 
     def given(self, block, volumes, mask):
         told, p = conditions(self.known, block, volumes, self.scale)
@@ -380,7 +386,7 @@ class _Extended(_Work):
             given = self.given(self.stack.block(z), np.array([j]), self.stack.mask[z])
             seen = []
             self.walk(net, given, times, z, [j], 0, watch=seen.append)
-            errors += [float((x0 - given.x)[given.mask].square().sum()) for x0 in seen]
+            errors += [float(((x0 - given.x).square() * self.weight[z]).sum()) for x0 in seen]
         self.walk_errors = errors
         return times[: int(errors.argmin()) + 1]
 
@@ -454,6 +460,6 @@ def _kinds(scan: Scan, targets: np.ndarray) -> list[np.ndarray]:
 
 
 def _loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Return the mean squared error over the brain (L_simple)."""
+    """Return the mean squared error over the brain (L_simple), weighted."""
     error = (net(batch["image"], batch["level"]).float() - batch["target"]) ** 2
-    return (error * batch["mask"]).sum() / batch["mask"].sum()
+    return (error * batch["weight"]).sum() / batch["weight"].sum()

@@ -30,7 +30,9 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
     minutes, options = None, {}
     if method == "difusion":
         minutes = settings.difusion_minutes
-        options = {"training_steps": settings.difusion_steps} if settings.difusion_steps else {}
+        options = {"variant": settings.difusion_variant}
+        if settings.difusion_steps:
+            options["training_steps"] = settings.difusion_steps
     return pe.Node(
         Generate(
             method=method,

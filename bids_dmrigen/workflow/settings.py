@@ -97,6 +97,11 @@ class Settings:
         "methods", "Di-Fusion: most training steps on one run (default: the method's own)", None, metavar="N"
     )
 
+    difusion_variant: str = option(
+        "methods", "Di-Fusion: extended, or as published, which is weaker (default: extended)", "extended",
+        choices=("extended", "published"),
+    )  # fmt: skip
+
     # -- preprocessing
     denoise: str | None = option(
         "preprocessing",

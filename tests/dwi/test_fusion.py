@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bids_dmrigen.dwi.fusion import fuse, local_mean, rician_variance
+from bids_dmrigen.dwi.fusion import bands, fuse, local_mean, noise_shares, rician_variance
 from bids_dmrigen.dwi.noise import rician_mean
 
 SHAPE = (24, 24, 12)
@@ -37,6 +37,29 @@ def test_fusion_reaches_the_best_linear_combination(error):
     fused = fuse(acquired, estimate, np.ones(SHAPE, bool), sigma, keep_floor=True)
     best = error**2 * sigma**2 / (error**2 + sigma**2)
     assert ((fused - truth) ** 2).mean() == pytest.approx(best, rel=0.05, abs=0.1 * sigma**2 / 20)
+
+
+def test_what_the_estimate_misses_smoothly_comes_back():
+    # an error that varies slowly is nearly all signal in the coarse bands, where little noise is
+    sigma, rng = 20.0, np.random.default_rng(0)
+    truth = np.full((*SHAPE, 12), 1000.0, np.float32)
+    acquired = (truth + rng.normal(0, sigma, truth.shape)).astype(np.float32)
+    estimate = truth + 20 * np.sin(np.arange(SHAPE[0]) / 4, dtype=np.float32)[:, None, None, None]
+    fused = fuse(acquired, estimate, np.ones(SHAPE, bool), sigma, keep_floor=True)
+    inner = (slice(3, -3),) * 3
+    one_weight = 20**2 / 2 * sigma**2 / (20**2 / 2 + sigma**2)
+    assert ((fused - truth)[inner] ** 2).mean() < 0.4 * one_weight
+
+
+def test_bands_add_up_and_share_white_noise_as_said():
+    torch.manual_seed(0)
+    image, mask = torch.randn(40, 40, 40), torch.ones(40, 40, 40, dtype=torch.bool)
+    split = bands(image, mask)
+    torch.testing.assert_close(sum(split), image)
+    for band, share in zip(split, noise_shares(), strict=True):
+        assert float(band[8:-8, 8:-8, 8:-8].square().mean()) == pytest.approx(share, rel=0.25)
+    mask[:20] = False
+    torch.testing.assert_close(sum(bands(image, mask)), image * mask)
 
 
 def test_the_noise_floor_is_taken_off():

@@ -39,9 +39,7 @@ def moved():
     rng = np.random.default_rng(1)
     shape = (41, 49, 33)
     gradients = GradientTable([0, 0, *[1000] * 5], np.r_[np.zeros((2, 3)), even_directions(5)])
-    truth = [np.eye(4)] + [
-        rigid(rng.uniform(-4, 4, 3), rng.uniform(-4, 4, 3)) for _ in range(len(gradients) - 1)
-    ]
+    truth = [np.eye(4)] + [rigid(rng.uniform(-4, 4, 3), rng.uniform(-4, 4, 3)) for _ in range(len(gradients) - 1)]
     centers = rng.uniform(-1, 1, (60, 3)) * [38, 46, 30] * 0.8
     widths, heights = rng.uniform(5, 12, 60), rng.uniform(-0.6, 0.6, 60)
     index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1)
@@ -94,7 +92,9 @@ def test_rigid_part_takes_the_shear_along_the_axis_away(axis):
     eddy = np.eye(4)
     eddy[axis] += [0.02, -0.03, 0.015, 0.7]
     full = frame @ eddy @ np.linalg.inv(frame) @ motion
-    np.testing.assert_allclose(rigid_part(full[None], AFFINE, axis)[0, :3, :3], motion[:3, :3], atol=1e-9)
+    found = rigid_part(full[None], AFFINE, axis, CENTER)[0]
+    np.testing.assert_allclose(found[:3, :3], motion[:3, :3], atol=1e-9)
+    np.testing.assert_allclose(found @ [*CENTER, 1], full @ [*CENTER, 1], atol=1e-9)
 
 
 def test_only_shears_that_the_gradients_predict_are_kept():
@@ -104,7 +104,7 @@ def test_only_shears_that_the_gradients_predict_are_kept():
     for shears, kept in ((predicted, predicted), (rng.normal(0, 0.01, (20, 3)), 0)):
         own = np.tile(np.eye(4), (20, 1, 1))
         own[:, 1, :3] += shears
-        left = _keep_predicted(own, gradients, 1)[:, 1, :3] - [0, 1, 0] - kept
+        left = _keep_predicted(own, gradients, 1, np.zeros(3))[:, 1, :3] - [0, 1, 0] - kept
         assert np.sqrt((left**2).mean()) < 0.003
 
 
@@ -117,9 +117,9 @@ def test_interface_writes_transforms_and_confounds(moved, tmp_path):
     few = [0, 2, 3]
     nib.save(nib.Nifti1Image(data[..., few], AFFINE), tmp_path / "dwi.nii")
     write_gradients(gradients[few], tmp_path / "dwi.bval", tmp_path / "dwi.bvec")
-    result = HeadMotion(
-        in_file=tmp_path / "dwi.nii", in_bval=tmp_path / "dwi.bval", in_bvec=tmp_path / "dwi.bvec"
-    ).run(cwd=tmp_path)
+    result = HeadMotion(in_file=tmp_path / "dwi.nii", in_bval=tmp_path / "dwi.bval", in_bvec=tmp_path / "dwi.bvec").run(
+        cwd=tmp_path
+    )
     transforms = np.load(result.outputs.out_transforms)
     left = motion_parameters(np.linalg.inv(truth[few]) @ transforms, CENTER)
     assert np.abs(left[:, :3]).max() < 1

@@ -69,7 +69,7 @@ def test_b0_finds_its_t1w(scan, template):
     moved[:3, 3] = [5, -4, 6]  # ... but for a head that moved between the two
     found = register_to_t1w(b0, SCAN_AFFINE, mask, template.t1w, moved @ t1w_affine)
     brain = np.argwhere(mask)[::50] @ SCAN_AFFINE[:3, :3].T + SCAN_AFFINE[:3, 3]
-    assert corner_error(found, np.linalg.inv(moved), brain + [5, -4, 6]) < 1.5
+    assert corner_error(found, np.linalg.inv(moved), brain + np.array([5, -4, 6])) < 1.5
 
 
 def test_an_extracted_t1w_is_its_own_brain(template, tmp_path):
@@ -100,9 +100,7 @@ def test_normalize_both_ways(scan, template, tmp_path, monkeypatch, with_t1w):
     x = template.affine[0, 0] * np.arange(template.mask.shape[0]) + template.affine[0, 3]
     half = template.mask & (x[:, None, None] > 0)
     nib.save(nib.Nifti1Image(half.astype(np.uint8), template.affine), tmp_path / "half.nii")
-    brought = apply_to_scan(
-        tmp_path / "half.nii", outputs.out_from_template, tmp_path / "b0.nii", labels=True
-    )
+    brought = apply_to_scan(tmp_path / "half.nii", outputs.out_from_template, tmp_path / "b0.nii", labels=True)
     assert dice(brought > 0.5, seen(half, template) > 0.5) > 0.93
     # The scan on the template's grid is dark where the template is bright.
     forth, _ = read_image(outputs.out_reference_template)

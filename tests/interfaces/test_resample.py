@@ -21,9 +21,7 @@ def blob(points):
 @pytest.fixture
 def scan():
     rng = np.random.default_rng(0)
-    gradients = GradientTable(
-        [0, 0, *[1000] * 6], np.concatenate([np.zeros((2, 3)), even_directions(6)])
-    )
+    gradients = GradientTable([0, 0, *[1000] * 6], np.concatenate([np.zeros((2, 3)), even_directions(6)]))
     data = blob(np.indices(SHAPE))[..., None] * rng.uniform(0.5, 1, 8).astype(np.float32)
     return Scan(data, AFFINE, gradients, np.ones(SHAPE, bool))
 

@@ -43,7 +43,12 @@ def distorted(sign, axis=1):
     grid = np.arange(shape[axis])
     for _ in range(60):
         moved = np.moveaxis(source, axis, -1)
-        at = np.stack([np.interp(m, grid, t) for m, t in zip(moved.reshape(-1, len(grid)), lines.reshape(-1, len(grid)), strict=True)])
+        at = np.stack(
+            [
+                np.interp(m, grid, t)
+                for m, t in zip(moved.reshape(-1, len(grid)), lines.reshape(-1, len(grid)), strict=True)
+            ]
+        )
         source = index[axis] - sign * np.moveaxis(at.reshape(moved.shape), -1, axis)
     stretch = np.gradient(source, axis=axis)
     places = index.copy()

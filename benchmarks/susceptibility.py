@@ -1,0 +1,100 @@
+"""Susceptibility: correlation of opposite b0s before and after, beside half of ANTs's symmetric SyN field.
+
+Usage: python benchmarks/susceptibility.py [DATA_BIDS_DIRECTORY]
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")  # before ants is imported
+
+import numpy as np
+
+from bids_dmrigen.interfaces.ants_tools import Stage, register, to_ants, write_matrix
+from bids_dmrigen.interfaces.brain import brain_mask
+from bids_dmrigen.interfaces.io import read_scan
+from bids_dmrigen.interfaces.susceptibility import correlation, estimate_displacement, unwarp
+from bids_dmrigen.interfaces.templates import embedded_mni
+from bids_dmrigen.simulate.atlas import procedural_atlas
+from bids_dmrigen.simulate.scanner import acquire, protocol, scan_grid, susceptibility
+
+PAIRS = {
+    "canon": ("sub-canon/dwi/sub-canon_acq-ortho_dir-PA_dwi", "sub-canon/dwi/sub-canon_acq-ortho_dir-AP_dwi"),
+    "prisma": ("sub-prisma/dwi/sub-prisma_dir-AP_dwi", "sub-prisma/dwi/sub-prisma_dir-PA_dwi"),
+    "uih": ("sub-uih/dwi/sub-uih_dir-AP_dwi", "sub-uih/dwi/sub-uih_dir-PA_dwi"),
+}
+
+
+def half_syn(first: np.ndarray, second: np.ndarray, zooms: np.ndarray, axis: int) -> np.ndarray:
+    """Return half of the field (X, Y, Z), voxels, of SyN restricted to one axis, in index space."""
+    import ants
+
+    grid = np.diag([*zooms, 1.0])
+    weights = tuple(float(a == axis) for a in range(3))
+    with tempfile.TemporaryDirectory() as folder:
+        start = write_matrix(Path(folder) / "start.mat", np.eye(4))
+        stage = Stage(
+            "SyN[0.2,3,0]", (60, 40, 20), (4, 2, 1), (8, 4, 2), metric="CC", bins=3, sampling=1, weights=weights
+        )
+        register(to_ants(first, grid), to_ants(second, grid), [stage], f"{folder}/s-", start=(start,))
+        warps = [p for p in Path(folder).glob("s-*Warp.nii.gz") if "Inverse" not in p.name]
+        field = ants.image_read(str(warps[0])).numpy()[..., axis]
+    sign = 1.0 if axis == 2 else -1.0  # LPS
+    return -sign * field / zooms[axis] / 2
+
+
+def compare(name: str, first: np.ndarray, second: np.ndarray, affine: np.ndarray) -> None:
+    """Print correlations, displacements and the ratio of CPU times."""
+    zooms = np.linalg.norm(affine[:3, :3], axis=0)
+    started = time.process_time()
+    found = estimate_displacement(first, second, affine, 1)
+    ours = time.process_time() - started
+    started = time.process_time()
+    syn = half_syn(first, second, zooms, 1)
+    theirs = time.process_time() - started
+    mask = brain_mask((found.corrected + found.corrected_opposite) / 2, zooms)
+    size = np.abs(found.field_mm[mask])
+    by_syn = [correlation(unwarp(first, s * syn, 1), unwarp(second, -s * syn, 1), mask) for s in (1, -1)]
+    print(
+        f"{name}: correlation raw {correlation(first, second, mask):.3f}, corrected "
+        f"{correlation(found.corrected, found.corrected_opposite, mask):.3f}, half SyN {max(by_syn):.3f}; "
+        f"|displacement| mean {size.mean():.2f} max {size.max():.2f} mm; "
+        f"CPU time SyN / ours {theirs / ours:.1f}",
+        flush=True,
+    )
+
+
+def simulated() -> None:
+    """Print the error of the field against the truth of a simulated pair, SNR 20."""
+    arrays, atlas_affine = embedded_mni(2)
+    atlas = procedural_atlas(**arrays, affine=atlas_affine)
+    shape = (64, 80, 54)
+    affine = scan_grid(atlas, 2.5, shape)
+    truth = susceptibility(affine, shape)
+    gradients = protocol(affine, 1, 1, 1000)
+    b0s = [
+        acquire(atlas, gradients, affine, shape, 20, seed, displacement=sign * truth, bias=0).scan
+        for seed, sign in ((1, 1), (2, -1))
+    ]
+    found = estimate_displacement(b0s[0].mean_b0(), b0s[1].mean_b0(), affine, 1)
+    mask = b0s[0].mask
+    error = (found.field_mm - truth)[mask]
+    print(
+        f"simulated: displacement rms {np.sqrt((truth[mask] ** 2).mean()):.2f} max {np.abs(truth[mask]).max():.2f} "
+        f"mm, error rms {np.sqrt((error**2).mean()):.2f} 95 % {np.percentile(np.abs(error), 95):.2f} mm",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    simulated()
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/data/bids")
+    for name, stems in PAIRS.items():
+        if Path(f"{folder / stems[0]}.nii.gz").exists():
+            pair = [read_scan(*(f"{folder / stem}.{end}" for end in ("nii.gz", "bval", "bvec")))[0] for stem in stems]
+            compare(name, pair[0].mean_b0(), pair[1].mean_b0(), pair[0].affine)
