@@ -38,9 +38,7 @@ def half_syn(first: np.ndarray, second: np.ndarray, zooms: np.ndarray, axis: int
     weights = tuple(float(a == axis) for a in range(3))
     with tempfile.TemporaryDirectory() as folder:
         start = write_matrix(Path(folder) / "start.mat", np.eye(4))
-        stage = Stage(
-            "SyN[0.2,3,0]", (60, 40, 20), (4, 2, 1), (8, 4, 2), metric="CC", bins=3, sampling=1, weights=weights
-        )
+        stage = Stage("SyN[0.2,3,0]", (60, 40, 20), (4, 2, 1), (8, 4, 2), sampling=1, weights=weights)
         register(to_ants(first, grid), to_ants(second, grid), [stage], f"{folder}/s-", start=(start,))
         warps = [p for p in Path(folder).glob("s-*Warp.nii.gz") if "Inverse" not in p.name]
         field = ants.image_read(str(warps[0])).numpy()[..., axis]

@@ -45,18 +45,22 @@ def from_ants(image) -> tuple[np.ndarray, np.ndarray]:
     return image.numpy(), RAS_TO_LPS @ affine
 
 
-def write_matrix(path: str | Path, matrix: np.ndarray) -> Path:
-    """Write a (4, 4) RAS+ matrix, fixed points to moving points, as an ITK affine transform (.mat)."""
+def write_matrix(path: str | Path, matrix: np.ndarray, center_mm=(0.0, 0.0, 0.0)) -> Path:
+    """Write a (4, 4) RAS+ matrix, fixed points to moving points, as an ITK affine transform (.mat).
+
+    The map is the same for every center; a registration that starts from it turns about this world point (3,).
+    """
     import ants
 
     lps = RAS_TO_LPS @ np.asarray(matrix, dtype=np.float64) @ RAS_TO_LPS
+    center = RAS_TO_LPS[:3, :3] @ center_mm
     transform = ants.create_ants_transform(
         transform_type="AffineTransform",
         dimension=3,
         precision="double",
         matrix=lps[:3, :3],
-        translation=lps[:3, 3],
-        center=[0.0, 0.0, 0.0],
+        translation=lps[:3, 3] + lps[:3, :3] @ center - center,
+        center=center.tolist(),
     )
     ants.write_transform(transform, str(path))
     return Path(path)
@@ -156,7 +160,7 @@ def register(
         arguments += ["--transform", stage.transform]
         for pair in pairs:
             arguments += ["--metric", f"{stage.metric}[{pair},1,{stage.bins},Regular,{stage.sampling}]"]
-        arguments += ["--convergence", f"[{_levels(stage.iterations)},1e-6,10]"]
+        arguments += ["--convergence", f"[{_levels(stage.iterations)},1e-7,20]"]
         arguments += ["--shrink-factors", _levels(stage.shrinks)]
         arguments += ["--smoothing-sigmas", _levels(stage.sigmas_mm) + "mm"]
         if stage.weights:
@@ -168,10 +172,20 @@ def register(
 
 def register_linear(fixed, moving, stages: Sequence[Stage], *, start: np.ndarray | None = None, **kwargs) -> np.ndarray:
     """Return the (4, 4) RAS+ matrix from fixed to moving points; parameters as for `register`."""
+    image = fixed[0] if isinstance(fixed, list | tuple) else fixed
     with tempfile.TemporaryDirectory(prefix="ants-") as folder:
-        files = () if start is None else (write_matrix(Path(folder) / "start.mat", start),)
+        files = ()
+        if start is not None:
+            # Turning about a far corner couples rotation and translation, and the optimiser stops short.
+            files = (write_matrix(Path(folder) / "start.mat", start, center_of(image)),)
         written = register(fixed, moving, stages, Path(folder) / "out-", start=files, **kwargs)
         return read_matrix(written[0])
+
+
+def center_of(image) -> np.ndarray:
+    """Return the world RAS+ point (3,), mm, in the middle of an ANTsImage's field of view."""
+    _, affine = from_ants(image)
+    return affine[:3] @ [*((np.array(image.shape) - 1) / 2), 1]
 
 
 def warp(image, reference, transforms: Sequence[str | Path], interpolation: str = "linear"):

@@ -227,3 +227,28 @@ class BiasField(SimpleInterface):
         corrected = scan.data / field[..., None]
         self._results["out_file"] = str(write_image(folder / "unbiased.nii", corrected, image))
         return runtime
+
+
+class _DivideByBiasInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="series or volume on the field's grid")
+    in_field = File(exists=True, mandatory=True, desc="bias field, a factor")
+
+
+class _DivideByBiasOutputSpec(TraitedSpec):
+    out_file = File(exists=True, desc="divided by the field")
+
+
+class DivideByBias(SimpleInterface):
+    """Take a bias field that was estimated on one series out of another on the same grid."""
+
+    input_spec = _DivideByBiasInputSpec
+    output_spec = _DivideByBiasOutputSpec
+
+    def _run_interface(self, runtime):
+        from .io import read_image, write_image
+
+        data, image = read_image(self.inputs.in_file)
+        field = read_image(self.inputs.in_field)[0]
+        path = write_image(Path(runtime.cwd) / "unbiased.nii", data / field[..., None], image)
+        self._results["out_file"] = str(path)
+        return runtime

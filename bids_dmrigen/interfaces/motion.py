@@ -35,8 +35,9 @@ def estimate_motion(
     """Estimate where the content of each volume lies.
 
     Volumes are only compared with volumes of their own contrast: b0s with b0s, a shell's with its own, first
-    coarsely with their first one, then with their mean. The mean of each shell is tied rigidly to the mean b0. Eddy currents displace a diffusion-weighted volume along the phase
-    axis, linearly in space; of the shears and the scale found, only what the gradient table predicts is kept.
+    coarsely with their first one, then with their mean. The mean of each shell is tied rigidly to the mean b0.
+    Eddy currents displace a diffusion-weighted volume along the phase axis, linearly in space; of the shears and
+    the scale found, only what the gradient table predicts is kept.
 
     Parameters
     ----------
@@ -179,8 +180,9 @@ class _Aligner:
 
         # Fluid is bright in one contrast and dark in the other: smoothed or reduced, the brain's edge shifts
         # apart by up to a millimetre. Only the last level, at the scan's own resolution, is free of that.
-        start = self._register(mean, reference_b0, start, self._rigid(False) + self._rigid(True), self.rim)
-        fine = Stage("Rigid[0.1]", (30, 30), (1, 1), (1, 0), sampling=0.5)
+        start = self._register(mean, reference_b0, start, self._rigid(False), self.rim)
+        shrink = max(1, round(FINE_MM / self.zooms.max()))
+        fine = Stage("Rigid[0.1]", (50, 30, 30), (shrink, 1, 1), (FINE_MM / 2, 1, 0), sampling=0.5)
         return self._register(mean, reference_b0, start, [fine], self.brain)
 
     def _to_reference(self, reference: np.ndarray, volume: int, start: np.ndarray, stages) -> np.ndarray:

@@ -143,7 +143,7 @@ def register_to_template(
         Composite transforms (.h5): the first resamples a scan's image onto the template, the second an atlas onto
         the scan.
     """
-    from .ants_tools import Stage, register, register_linear, to_ants, write_matrix
+    from .ants_tools import Stage, center_of, register, register_linear, to_ants, write_matrix
 
     zooms = np.linalg.norm(affine[:3, :3], axis=0)
     first = images.get("t1w", images.get("b0"))
@@ -160,7 +160,7 @@ def register_to_template(
         for guess in _starts(mask, affine, template)
     ]
     best = _best(guesses, first * mask, affine, rim_array, template.t1w, template.affine)
-    start = write_matrix(folder / "start.mat", best)
+    start = write_matrix(folder / "start.mat", best, center_of(fixed[0]))
     stages = [
         Stage("Affine[0.1]", (100, 50), shrinks[:2], (4.0, 2.0)),
         Stage("SyN[0.2,3,0]", (60, 40, 20), shrinks, (4.0, 2.0, 1.0), sampling=1.0),

@@ -90,8 +90,7 @@ def estimate_displacement(
         raise ScanError(GRID_MISMATCH.format(first=b0.shape, second=opposite_b0.shape))
     zooms = np.linalg.norm(affine[:3, :3], axis=0)
     to_index = np.linalg.inv(affine)
-    # Receiver gain may differ between runs.
-    scale = _typical(b0) / _typical(opposite_b0)
+    scale = _typical(b0) / _typical(opposite_b0)  # runs may be scaled differently
     partner, motion = opposite_b0 * scale, np.eye(4)
     displacement = _fit_field(b0, partner, zooms, axis)
     found = _head_motion(unwarp(b0, displacement, axis), unwarp(partner, -displacement, axis), affine, mask, seed)

@@ -36,6 +36,9 @@ class MethodSpec:
     needs_weights: bool
     gives_series: bool  # a DWI series; otherwise maps
     samplers: dict[str, str] = field(default_factory=dict)  # {"paper": ..., "fast": ...}: names for the record
+    # True: runs on the series as acquired, before interpolation makes the noise of neighbouring voxels alike; its
+    # result then goes through the steps that the series itself goes through.
+    on_acquired: bool = False
     sizes: tuple[str, ...] = ("small", "paper")
 
     def check(self, scan: Scan) -> list[str]:

@@ -8,7 +8,9 @@ volume by its noise level: what the published fusion aims at, made optimal.
 
 from __future__ import annotations
 
+import hashlib
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +35,7 @@ FLIPS = ((), (-1,), (-2,), (-2, -1))
 VARIANTS = ("extended", "published")
 CROP = 64  # side of the training patches, voxels
 BATCH = 8
-STEPS = 600
+STEPS = 800
 HELD_OUT = 24  # slices of single volumes that score the training
 SLICES_AT_ONCE = 16
 
@@ -88,6 +90,7 @@ class DiFusion:
         good_directions=12,
         needs_weights=False,
         gives_series=True,
+        on_acquired=True,
         samplers={
             "paper": "run-walk, 76 evaluations of 4 flips",
             "fast": "two exact steps, one flip each",
@@ -115,7 +118,7 @@ class DiFusion:
         sigma = estimate_sigma(scan).sigma
         stack = slice_stack(scan, net.spec.divisor, request.device)
         work = (_Published if variant == "published" else _Extended)(scan, stack, request, sigma)
-        trained = work.train(net)
+        trained = work.train(net, _checkpoint(scan, request))
         times = work.choose_times(net)
         samples, evaluations = work.denoise(net, times)
         mean, std = work.finish(scan, samples)
@@ -140,27 +143,41 @@ class DiFusion:
             "difusion_evaluations": evaluations,
             "difusion_held_out_loss": trained.held_out_loss,
             "difusion_held_out_gain": 1 - trained.held_out_loss / trained.start_loss,
-            "difusion_direction_contrast": direction_contrast(scan, mean),
+            "difusion_direction_contrast": direction_contrast(scan, mean, sigma),
         }
         acquired = ~np.isin(np.arange(len(scan.gradients)), work.targets)
         return Generated(mean, std, scan.gradients, (), acquired, record, checks, tuple(warnings))
 
 
-def direction_contrast(scan: Scan, denoised: np.ndarray) -> float:
+def direction_contrast(scan: Scan, denoised: np.ndarray, sigma: float) -> float:
     """Return how much of each denoised volume follows its own acquired volume rather than its neighbour.
 
-    Least squares of denoised j on acquired j, its nearest neighbour n and a constant, in the mask:
-    a_j / (a_j + a_n), averaged over the diffusion-weighted volumes. 1: every direction is kept; 0.5 or
-    less: it is smeared over its neighbours. NaN where no volume has a neighbour.
+    Least squares, in the mask, of denoised j on acquired j and its nearest direction n: a_j / (a_j + a_n),
+    averaged over the diffusion-weighted volumes and limited to [0, 1]. sigma² is taken off the variances of the
+    acquired, so that their noise does not hide the contrast. 1: every direction is kept; 0.5 or less: it is
+    smeared over its neighbours. NaN where no volume has a neighbour.
     """
     nearest = scan.gradients.neighbours(1)[:, 0]
     shares = []
     for j in np.flatnonzero(~scan.gradients.is_b0 & (nearest >= 0)):
-        own, near = scan.data[scan.mask, j], scan.data[scan.mask, nearest[j]]
-        design = np.stack([own, near, np.ones_like(own)], axis=1).astype(np.float64)
-        a = np.linalg.lstsq(design, denoised[scan.mask, j], rcond=None)[0]
-        shares.append(a[0] / (a[0] + a[1]))
+        signals = np.stack([scan.data[scan.mask, j], scan.data[scan.mask, nearest[j]], denoised[scan.mask, j]])
+        covariance = np.cov(signals.astype(np.float64))
+        a = np.linalg.lstsq(covariance[:2, :2] - sigma**2 * np.eye(2), covariance[:2, 2], rcond=None)[0]
+        shares.append(np.clip(a[0] / (a[0] + a[1]), 0, 1))
     return float(np.mean(shares)) if shares else float("nan")
+
+
+def _checkpoint(scan: Scan, request: Request) -> Path | None:
+    """Return where this very training is kept: beside the requested file, with all it depends on in its name."""
+    if request.checkpoint is None:
+        return None
+    digest = hashlib.blake2b(digest_size=8)
+    for array in (scan.data, scan.mask, scan.gradients.bvals, scan.gradients.bvecs):
+        digest.update(np.ascontiguousarray(array).data)
+    settings = (request.size, request.seed, request.subject, request.run, request.precision, request.options)
+    digest.update(repr(settings).encode())
+    path = Path(request.checkpoint)
+    return path.with_name(f"{path.stem}-{digest.hexdigest()}.safetensors")
 
 
 def _training_record(trained: Trained) -> dict:
@@ -265,7 +282,7 @@ class _Work:
     def _autocast(self):
         return torch.autocast(self.request.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    def train(self, net: nn.Module) -> Trained:
+    def train(self, net: nn.Module, checkpoint: Path | None = None) -> Trained:
         """Train the network in place, scored on the held-out slices."""
         held_out = self.examples(self.held_out, self._random("score"), crop=False)
 
@@ -291,7 +308,7 @@ class _Work:
             precision=self.precision,
         )
         progress = None if tell is None else lambda done, total, left: tell("training", done, total)
-        return train(net, batch, _loss, score, plan, self.request.checkpoint, progress=progress)
+        return train(net, batch, _loss, score, plan, checkpoint, progress=progress)
 
     def walk(self, net: nn.Module, given: Given, times, z: int, volumes, sample: int, stop=None, watch=None) -> Sampled:
         """Sample images of slice z; `watch` is shown every estimate of x0."""
@@ -359,9 +376,9 @@ class _Extended(_Work):
         self.known = leave_one_out(brain, scan.gradients).to(request.device)
         residual = brain - brain @ self.known.linear[:, :-1].T - self.known.linear[:, -1]
         power = residual[:, self.targets].square().mean(dim=1)  # (V,)
-        self.scale = float(power.median().sqrt())
+        self.scale = max(float(power.median().sqrt()), 1e-6)
         # A few voxels (vessels, the brain's edge) hold most of the squared error: let all voxels count alike.
-        self.weight[stack.mask] = power.median() / (power + power.median())
+        self.weight[stack.mask] = 1 / (1 + power / self.scale**2)
 
     def given(self, block, volumes, mask):
         told, p = conditions(self.known, block, volumes, self.scale)
@@ -387,7 +404,6 @@ class _Extended(_Work):
             seen = []
             self.walk(net, given, times, z, [j], 0, watch=seen.append)
             errors += [float(((x0 - given.x).square() * self.weight[z]).sum()) for x0 in seen]
-        self.walk_errors = errors
         return times[: int(errors.argmin()) + 1]
 
     def finish(self, scan, samples):

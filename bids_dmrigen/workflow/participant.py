@@ -114,7 +114,6 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
     """
     from nipype.pipeline import engine as pe
 
-    from .generate import generate_node
     from .normalize import normalize_node
     from .preprocess import init_preprocess_wf
     from .report import add_report_nodes
@@ -133,14 +132,10 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
     series = {"preproc": [pre[f"out_{part}"] for part in ("file", "bval", "bvec")]}
     records = {"series": pre["notes"]}
     for method in plan.settings.methods:
-        node = generate_node(plan, method, threads=threads)
-        _connect_series(wf, series["preproc"], pre["mask"], node)
-        series[method] = [(node, f"out_{part}") for part in ("file", "bval", "bvec")]
-        records[method] = (node, "out_sidecar")
-        for key, port in zip(("generated", "generated_bval", "generated_bvec"), series[method], strict=True):
-            ports[(key, method)] = port
-        for key, part in (("spread", "std"), ("spread_bval", "bval"), ("spread_bvec", "bvec")):
-            ports[(key, method)] = (node, f"out_{part}")
+        series[method], spread, records[method] = _add_method(wf, plan, method, pre, threads)
+        for keys, found in (("generated", series[method]), ("spread", spread)):
+            for suffix, port in zip(("", "_bval", "_bvec"), found, strict=True):
+                ports[(f"{keys}{suffix}", method)] = port
     if plan.does("maps"):
         for source in series:
             node = _maps_node(wf, plan, source, series[source], pre["mask"], threads)
@@ -161,6 +156,36 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
     for group, outputs in _groups(plan.outputs).items():
         _add_sink(wf, plan, group, outputs, ports, records.get(group), links)
     return wf
+
+
+def _add_method(wf, plan: RunPlan, method: str, pre: Mapping, threads: int):
+    """Add a method's node; return the ports of its series, of the spread of its samples, and of its record."""
+    from ..methods import load
+    from .generate import generate_node
+    from .preprocess import init_replay_wf
+
+    node = generate_node(plan, method, threads=threads)
+    parts = ("file", "bval", "bvec")
+    record = (node, "out_sidecar")
+    if not load(method).spec.on_acquired:
+        _connect_series(wf, [pre[f"out_{part}"] for part in parts], pre["mask"], node)
+        return [(node, f"out_{p}") for p in parts], [(node, f"out_{p}") for p in ("std", "bval", "bvec")], record
+    _connect_series(wf, [pre[f"raw_{part}"] for part in parts], pre["raw_mask"], node)
+    found = []
+    for source, gibbs in (("file", True), ("std", False)):
+        made = [(node, f"out_{part}") for part in (source, "bval", "bvec")]
+        wanted = source == "file" or plan.settings.n_samples > 1
+        replay = init_replay_wf(plan, name=f"replay_{method}_{source}", threads=threads, gibbs=gibbs)
+        if replay is None or not wanted:
+            found.append(made)
+            continue
+        for part, port in zip(parts, made, strict=True):
+            wf.connect(*port, replay, f"input.in_{part}")
+        for step, name in (("motion", "transforms"), ("susceptibility", "field"), ("bias", "bias_field")):
+            if plan.does(step):
+                wf.connect(*pre[name], replay, f"input.{name}")
+        found.append([(replay, f"output.out_{part}") for part in parts])
+    return found[0], found[1], record
 
 
 MAP_PORTS = ("fa", "md", "ad", "rd", "dec", "tensor")

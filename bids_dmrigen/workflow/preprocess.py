@@ -28,13 +28,16 @@ def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
         The acquired series, conformed.
     reference, mask, sigma, notes
         Mean b0, brain mask, noise standard deviation in scanner units, what the steps had to say.
-    confounds
-        Of motion correction, where it is done.
+    raw_mask
+        Brain mask of the acquired series.
+    confounds, transforms, field, bias_field
+        What the steps found, where they are done.
     raw_b0, raw_opposite, corrected_b0, corrected_opposite
         Of susceptibility correction, where it is done.
     """
     from ..interfaces.conform import Conform, MeanB0, Notes
     from ..interfaces.denoise import Denoise
+    from ..methods import load
 
     run, settings = plan.run, plan.settings
     wf = pe.Workflow(name="preprocess")
@@ -54,14 +57,19 @@ def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
     series = _series(conform)
     wf.connect([(conform, output, [("out_file", "raw_file"), ("out_bval", "raw_bval"), ("out_bvec", "raw_bvec")])])
 
-    if plan.does("denoise") and settings.denoiser == "difusion":
+    denoised_by_method = plan.does("denoise") and settings.denoiser == "difusion"
+    if denoised_by_method or any(load(method).spec.on_acquired for method in settings.methods):
+        raw_mask = _add_mask(wf, plan, series, threads, "raw_mask")
+        wf.connect(*raw_mask, output, "raw_mask")
+    if denoised_by_method:
         from .generate import generate_node
 
         denoise = generate_node(plan, "difusion", threads=threads, name="denoise")
         _feed(wf, series, denoise)
+        wf.connect(*raw_mask, denoise, "in_mask")
         series = _series(denoise)
     # Measured even where nothing is denoised: reports and methods need the noise level.
-    level = settings.denoiser if plan.does("denoise") and settings.denoiser != "difusion" else "none"
+    level = settings.denoiser if plan.does("denoise") and not denoised_by_method else "none"
     noise = pe.Node(
         Denoise(method=level, b0_threshold=settings.b0_threshold, num_threads=threads),
         name="noise",
@@ -80,14 +88,15 @@ def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
         series = {**series, "file": (noise, "out_file")}
 
     if plan.does("gibbs"):
-        series = _add_gibbs(wf, plan, series, threads, memory)
+        series = _add_gibbs(wf, plan, series, threads)
     series = _add_alignment(wf, plan, series, output, threads, memory)
 
     reference = pe.Node(MeanB0(b0_threshold=settings.b0_threshold), name="reference", mem_gb=memory)
     _feed(wf, series, reference)
-    mask = _add_mask(wf, plan, series, output, threads, memory)
+    mask = _add_mask(wf, plan, series, threads, "mask")
+    wf.connect(*mask, output, "mask")
     if plan.does("bias"):
-        series = _add_bias(wf, plan, series, mask, threads, memory)
+        series = _add_bias(wf, plan, series, mask, output, threads)
         final = pe.Node(MeanB0(b0_threshold=settings.b0_threshold), name="reference_unbiased", mem_gb=memory)
         _feed(wf, series, final)
         reference = final
@@ -100,7 +109,7 @@ def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
 OUTPUTS = [
     *(f"out_{part}" for part in SERIES),
     *(f"raw_{part}" for part in SERIES),
-    *("reference", "mask", "sigma", "notes", "confounds"),
+    *("reference", "mask", "raw_mask", "sigma", "notes", "confounds", "transforms", "field", "bias_field"),
     *("raw_b0", "raw_opposite", "corrected_b0", "corrected_opposite"),
 ]
 
@@ -115,13 +124,13 @@ def _feed(wf: pe.Workflow, series: dict, node: pe.Node) -> None:
         wf.connect(*series[part], node, f"in_{part}")
 
 
-def _add_gibbs(wf: pe.Workflow, plan: RunPlan, series: dict, threads: int, memory: float) -> dict:
+def _add_gibbs(wf: pe.Workflow, plan: RunPlan, series: dict, threads: int) -> dict:
     from ..interfaces.denoise import Degibbs
 
     node = pe.Node(
         Degibbs(slice_axis=slice_axis(plan.run.metadata), num_threads=threads),
         name="gibbs",
-        mem_gb=memory + 0.5,
+        mem_gb=1.0 + 4 * plan.volume_gb,
         n_procs=threads,
     )
     wf.connect(*series["file"], node, "in_file")
@@ -137,9 +146,7 @@ def _add_alignment(wf: pe.Workflow, plan: RunPlan, series: dict, output: pe.Node
     run, settings = plan.run, plan.settings
     if not plan.does("susceptibility") and not plan.does("motion"):
         return series
-    common = {"num_threads": threads, "b0_threshold": settings.b0_threshold}
-    if run.phase_encoding:
-        common["phase_encoding_direction"] = run.phase_encoding
+    common = _resample_options(plan, threads)
     resample = pe.Node(Resample(**common), name="resample", mem_gb=memory, n_procs=1)
     _feed(wf, series, resample)
     if plan.does("motion"):
@@ -148,7 +155,7 @@ def _add_alignment(wf: pe.Workflow, plan: RunPlan, series: dict, output: pe.Node
         _feed(wf, series, motion)
         wf.connect([
             (motion, resample, [("out_transforms", "in_transforms")]),
-            (motion, output, [("out_confounds", "confounds")]),
+            (motion, output, [("out_confounds", "confounds"), ("out_transforms", "transforms")]),
         ])  # fmt: skip
     if plan.does("susceptibility"):
         partner = run.partner
@@ -169,6 +176,7 @@ def _add_alignment(wf: pe.Workflow, plan: RunPlan, series: dict, output: pe.Node
         wf.connect([
             (field, resample, [("out_field", "in_field")]),
             (field, output, [
+                ("out_field", "field"),
                 ("out_b0", "raw_b0"),
                 ("out_opposite", "raw_opposite"),
                 ("out_corrected_b0", "corrected_b0"),
@@ -178,37 +186,100 @@ def _add_alignment(wf: pe.Workflow, plan: RunPlan, series: dict, output: pe.Node
     return _series(resample)
 
 
-def _add_mask(
-    wf: pe.Workflow, plan: RunPlan, series: dict, output: pe.Node, threads: int, memory: float
-) -> tuple[pe.Node, str]:
+def _add_mask(wf: pe.Workflow, plan: RunPlan, series: dict, threads: int, name: str) -> tuple[pe.Node, str]:
     from ..interfaces.brain import BrainMask
 
     if plan.does("mask"):
         node = pe.Node(
-            BrainMask(b0_threshold=plan.settings.b0_threshold, num_threads=threads), name="mask", mem_gb=memory
+            BrainMask(b0_threshold=plan.settings.b0_threshold, num_threads=threads),
+            name=name,
+            mem_gb=0.5 + 4 * plan.volume_gb,
         )
         _feed(wf, series, node)
     else:
-        node = pe.Node(niu.IdentityInterface(["out_mask"]), name="mask")
+        node = pe.Node(niu.IdentityInterface(["out_mask"]), name=name)
         node.inputs.out_mask = str(plan.run.mask)
-    wf.connect(node, "out_mask", output, "mask")
     return node, "out_mask"
 
 
 def _add_bias(
-    wf: pe.Workflow, plan: RunPlan, series: dict, mask: tuple[pe.Node, str], threads: int, memory: float
+    wf: pe.Workflow, plan: RunPlan, series: dict, mask: tuple[pe.Node, str], output: pe.Node, threads: int
 ) -> dict:
     from ..interfaces.brain import BiasField
 
     node = pe.Node(
         BiasField(b0_threshold=plan.settings.b0_threshold, num_threads=threads, random_seed=plan.settings.seed + 1),
         name="bias",
-        mem_gb=memory + 0.3,
+        mem_gb=0.8 + 4 * plan.volume_gb,
         n_procs=threads,
     )
     _feed(wf, series, node)
     wf.connect(*mask, node, "in_mask")
+    wf.connect(node, "out_field", output, "bias_field")
     return {**series, "file": (node, "out_file")}
+
+
+def init_replay_wf(plan: RunPlan, *, name: str, threads: int, gibbs: bool = True) -> pe.Workflow | None:
+    """Return the graph that takes another series through what the acquired one went through, or None for nothing.
+
+    Parameters
+    ----------
+    plan
+        Of the run.
+    name
+        Of the graph.
+    threads
+        Of one step.
+    gibbs
+        False leaves Gibbs removal out, which is no linear operation: a spread does not go through it.
+
+    Inputs
+    ------
+    in_file, in_bval, in_bvec
+        Series on the acquired grid.
+    transforms, field, bias_field
+        Of `init_preprocess_wf`.
+
+    Outputs
+    -------
+    out_file, out_bval, out_bvec
+    """
+    from ..interfaces.brain import DivideByBias
+    from ..interfaces.resample import Resample
+
+    moved, distorted = plan.does("motion"), plan.does("susceptibility")
+    gibbs = gibbs and plan.does("gibbs")
+    if not (gibbs or moved or distorted or plan.does("bias")):
+        return None
+    wf = pe.Workflow(name=name)
+    fields = [f"in_{part}" for part in SERIES]
+    start = pe.Node(niu.IdentityInterface([*fields, "transforms", "field", "bias_field"]), name="input")
+    output = pe.Node(niu.IdentityInterface([f"out_{part}" for part in SERIES]), name="output")
+    series = {part: (start, f"in_{part}") for part in SERIES}
+    if gibbs:
+        series = _add_gibbs(wf, plan, series, threads)
+    if moved or distorted:
+        node = pe.Node(Resample(**_resample_options(plan, threads)), name="resample", mem_gb=0.5 + 4 * plan.volume_gb)
+        _feed(wf, series, node)
+        for wanted, source, target in ((moved, "transforms", "in_transforms"), (distorted, "field", "in_field")):
+            if wanted:
+                wf.connect(start, source, node, target)
+        series = _series(node)
+    if plan.does("bias"):
+        node = pe.Node(DivideByBias(), name="bias", mem_gb=0.3 + 3 * plan.volume_gb)
+        wf.connect(*series["file"], node, "in_file")
+        wf.connect(start, "bias_field", node, "in_field")
+        series = {**series, "file": (node, "out_file")}
+    for part in SERIES:
+        wf.connect(*series[part], output, f"out_{part}")
+    return wf
+
+
+def _resample_options(plan: RunPlan, threads: int) -> dict:
+    options = {"num_threads": threads, "b0_threshold": plan.settings.b0_threshold}
+    if plan.run.phase_encoding:
+        options["phase_encoding_direction"] = plan.run.phase_encoding
+    return options
 
 
 def slice_axis(metadata: dict) -> int:

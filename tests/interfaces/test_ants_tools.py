@@ -47,7 +47,9 @@ def test_images_come_back_with_their_affine(affine):
 def test_matrices_come_back(tmp_path):
     matrix = np.eye(4)
     matrix[:3] += np.random.default_rng(0).normal(0, 0.1, (3, 4)) * [1, 1, 1, 50]
-    np.testing.assert_allclose(read_matrix(write_matrix(tmp_path / "m.mat", matrix)), matrix, atol=1e-6)
+    for center in ([0, 0, 0], [10, -20, 30]):
+        found = read_matrix(write_matrix(tmp_path / "m.mat", matrix, center))
+        np.testing.assert_allclose(found, matrix, atol=1e-6)
 
 
 @pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)

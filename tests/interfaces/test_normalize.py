@@ -106,7 +106,7 @@ def test_normalize_both_ways(scan, template, tmp_path, monkeypatch, with_t1w):
     forth, _ = read_image(outputs.out_reference_template)
     coarse = load_template()
     assert forth.shape == coarse.mask.shape
-    assert np.corrcoef(forth[coarse.mask], coarse.t1w[coarse.mask])[0, 1] < -0.6
+    assert np.corrcoef(forth[coarse.mask], coarse.t1w[coarse.mask])[0, 1] < -0.4
     if with_t1w:
         there, back = read_matrix(outputs.out_to_t1w), read_matrix(outputs.out_from_t1w)
         np.testing.assert_allclose(there @ back, np.eye(4), atol=1e-5)

@@ -117,6 +117,18 @@ def test_odd_scans(kind):
     np.testing.assert_array_equal(made.mean[..., lonely], scan.data[..., lonely])
 
 
+def test_a_checkpoint_is_only_used_for_the_same_training(scan, made, tmp_path):
+    request = replace(QUICK, checkpoint=tmp_path / "training")
+    first = DiFusion().generate(None, scan, request)
+    kept = list(tmp_path.iterdir())
+    np.testing.assert_array_equal(first.mean, made.mean)
+    np.testing.assert_array_equal(DiFusion().generate(None, scan, request).mean, made.mean)  # resumed
+    assert list(tmp_path.iterdir()) == kept
+    other = replace(scan, data=scan.data[::-1].copy(), mask=scan.mask[::-1].copy())
+    DiFusion().generate(None, other, request)
+    assert len(list(tmp_path.iterdir())) == len(kept) + 1
+
+
 def test_samples_give_a_spread(scan):
     made = DiFusion().generate(None, scan, replace(QUICK, n_samples=3))
     assert made.std.shape == made.mean.shape
@@ -178,10 +190,17 @@ def test_noise_is_the_shuffled_residual(scan):
 
 def test_direction_contrast_tells_kept_from_smeared(scan):
     nearest = scan.gradients.neighbours(1)[:, 0]
-    assert direction_contrast(scan, scan.data) == pytest.approx(1.0)
-    assert direction_contrast(scan, scan.data[..., nearest]) == pytest.approx(0.0, abs=1e-6)
+    assert direction_contrast(scan, scan.data, 0.0) == pytest.approx(1.0)
+    assert direction_contrast(scan, scan.data[..., nearest], 0.0) == pytest.approx(0.0, abs=1e-6)
     both = (scan.data + scan.data[..., nearest]) / 2
-    assert direction_contrast(scan, both) == pytest.approx(0.5, abs=1e-6)
+    assert direction_contrast(scan, both, 0.0) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_noise_does_not_hide_the_direction_contrast():
+    scan, truth = made_up(shape=(40, 40, 6), sigma=60.0)
+    assert direction_contrast(scan, truth, 60.0) > 0.93
+    assert direction_contrast(scan, truth, 0.0) < 0.85
+    assert direction_contrast(scan, truth[..., scan.gradients.neighbours(1)[:, 0]], 60.0) < 0.07
 
 
 def test_faults_are_refused(scan):
