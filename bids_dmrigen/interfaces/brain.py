@@ -51,10 +51,13 @@ def brain_mask(b0: np.ndarray, zooms_mm: np.ndarray, mean_dwi: np.ndarray | None
     zooms = np.asarray(zooms_mm, dtype=np.float64)
     levels = [_relative_signal(image, zooms) for image in (b0, mean_dwi) if image is not None]
     inside = np.mean(levels, axis=0) > BRAIN_FRACTION
-    opened = largest(erode(inside, OPENING_MM, zooms))
-    if not opened.any():
+    for radius_mm in (OPENING_MM, OPENING_MM / 2, 0.0):  # a brain in few slices is thinner than the bridges are
+        opened = largest(erode(inside, radius_mm, zooms))
+        if opened.any():
+            break
+    else:
         raise ScanError(NO_BRAIN)
-    brain = inside & dilate(opened, 1.25 * OPENING_MM, zooms)
+    brain = inside & dilate(opened, 1.25 * radius_mm, zooms)
     brain |= erode(dilate(brain, CLOSING_MM, zooms), CLOSING_MM, zooms)
     for axis in range(3):
         for plane in np.moveaxis(brain, axis, 0):  # views: sulci and ventricles may open to one side only

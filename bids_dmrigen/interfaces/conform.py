@@ -9,6 +9,7 @@ import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
 
 from ..dwi.series import ScanError
+from .base import SeriesInputSpec
 from .io import read_scan, write_gradients, write_image
 
 EMPTY_VOLUMES = (
@@ -45,13 +46,6 @@ def check_values(data: np.ndarray, path: str | Path) -> tuple[np.ndarray, list[s
     ]
 
 
-class _ConformInput(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="4-D series as acquired")
-    in_bval = File(exists=True, mandatory=True, desc="b-values, s/mm²")
-    in_bvec = File(exists=True, mandatory=True, desc="directions, FSL convention")
-    b0_threshold = traits.Float(50.0, usedefault=True, desc="at or below: b0, s/mm²")
-
-
 class _ConformOutput(TraitedSpec):
     out_file = File(desc="the series, float32, scaling applied, uncompressed")
     out_bval = File(desc="b-values in one row")
@@ -62,7 +56,7 @@ class _ConformOutput(TraitedSpec):
 class Conform(SimpleInterface):
     """Check a run and write it as float32 with a plain gradient table."""
 
-    input_spec = _ConformInput
+    input_spec = SeriesInputSpec
     output_spec = _ConformOutput
 
     def _run_interface(self, runtime):
@@ -86,7 +80,7 @@ class _MeanB0Output(TraitedSpec):
 class MeanB0(SimpleInterface):
     """Average the b0 volumes of a series."""
 
-    input_spec = _ConformInput
+    input_spec = SeriesInputSpec
     output_spec = _MeanB0Output
 
     def _run_interface(self, runtime):

@@ -16,6 +16,7 @@ from nipype.interfaces.base import (
 )
 
 from ..dwi.series import Scan, ScanError
+from .base import SeriesInputSpec
 
 METHODS = ("mppca", "patch2self", "none")
 MIN_VOLUMES_MPPCA = 5  # fewer hold no redundancy to tell signal from noise
@@ -30,16 +31,11 @@ TOO_FEW_FOR_PATCH2SELF = (
 )
 
 
-class DenoiseInputSpec(BaseInterfaceInputSpec):
+class DenoiseInputSpec(SeriesInputSpec):
     """What `Denoise` takes."""
 
-    in_file = File(exists=True, mandatory=True, desc="diffusion series (4-D), as acquired")
-    in_bval = File(exists=True, mandatory=True, desc="b-values (s/mm²), FSL text file")
-    in_bvec = File(exists=True, mandatory=True, desc="directions, FSL text file")
     in_mask = File(exists=True, desc="mask; voxels outside keep their acquired values")
     method = traits.Enum(*METHODS, usedefault=True, desc="denoising method")
-    b0_threshold = traits.Float(50.0, usedefault=True, desc="volumes at or below this b-value (s/mm²) are b0")
-    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="CPU threads")
 
 
 class DenoiseOutputSpec(TraitedSpec):

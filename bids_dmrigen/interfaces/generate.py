@@ -6,8 +6,9 @@ import json
 import time
 from pathlib import Path
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
+from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, traits
 
+from .base import SeriesInputSpec
 from .io import read_scan, write_gradients, write_image
 
 
@@ -27,12 +28,8 @@ def progress_printer(label: str, every_s: float = 20.0):
     return report
 
 
-class _GenerateInput(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="series")
-    in_bval = File(exists=True, mandatory=True, desc="b-values, s/mm²")
-    in_bvec = File(exists=True, mandatory=True, desc="directions, FSL convention")
+class _GenerateInput(SeriesInputSpec):
     in_mask = File(exists=True, desc="brain mask (default: the whole field of view)")
-    b0_threshold = traits.Float(50.0, usedefault=True, desc="at or below: b0, s/mm²")
     method = traits.Str(mandatory=True, desc="name in the registry of methods")
     size = traits.Str("small", usedefault=True, desc="network size")
     sampler = traits.Str("fast", usedefault=True, desc="paper or fast")
@@ -46,7 +43,6 @@ class _GenerateInput(BaseInterfaceInputSpec):
     minutes = traits.Either(None, traits.Float, usedefault=True, desc="training budget, minutes")
     options = traits.Dict(usedefault=True, desc="the method's own options")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="occupies a GPU (read by Nipype)")
-    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads")
 
 
 class _GenerateOutput(TraitedSpec):

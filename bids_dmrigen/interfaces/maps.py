@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
+from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, traits
 
 from ..bids.names import TENSOR_MAPS
+from .base import SeriesInputSpec
 from .io import read_scan, write_image
 
 
-class _TensorMapsInput(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="series")
-    in_bval = File(exists=True, mandatory=True, desc="b-values, s/mm²")
-    in_bvec = File(exists=True, mandatory=True, desc="directions, FSL convention")
+class _TensorMapsInput(SeriesInputSpec):
     in_mask = File(exists=True, mandatory=True, desc="brain mask")
-    b0_threshold = traits.Float(50.0, usedefault=True, desc="at or below: b0, s/mm²")
     method = traits.Enum("wls", "ols", usedefault=True, desc="weighted or ordinary least squares")
-    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads")
 
 
 class _TensorMapsOutput(TraitedSpec):

@@ -59,7 +59,8 @@ def execute(
         "execution": {
             "crashdump_dir": str(logs),
             "crashfile_format": "txt",
-            "poll_sleep_duration": 0.05,
+            # Every round costs time in proportion to the graph: seldom enough to leave the cores to the steps.
+            "poll_sleep_duration": min(0.5, 0.05 * max(1, len(plans))),
             "stop_on_first_crash": settings.stop_on_first_crash,
             "hash_method": "timestamp",
             "create_report": False,
