@@ -144,6 +144,28 @@ def test_group_level(broken):
     assert "sub-oneslice" in "".join(table) or "oneslice" in "".join(table)
 
 
+def test_qsiprep_result_as_input(tmp_path):
+    data = write_dataset(tmp_path / "data", subjects=("01",), shape=FLAT)
+    qsiprep = tmp_path / "qsiprep"
+    gradients = tiny_gradients()
+    stem = "sub-01_space-ACPC_desc-preproc"
+    image = write_run(qsiprep / "sub-01/dwi", stem, tiny_series(gradients, FLAT), gradients)
+    inside = nib.load(image).get_fdata()[..., 0] > 200
+    mask = image.with_name("sub-01_space-ACPC_desc-brain_mask.nii.gz")
+    nib.save(nib.Nifti1Image(inside.astype(np.uint8), nib.load(image).affine), mask)
+    description = {"Name": "QSIPrep", "BIDSVersion": "1.9.0", "DatasetType": "derivative"}
+    (qsiprep / "dataset_description.json").write_text(json.dumps({**description, "GeneratedBy": [{"Name": "qsiprep"}]}))
+    result = call(data, tmp_path / "out", "--derivatives", f"qsiprep={qsiprep}", "--methods", "difusion")
+    assert result.returncode == 0, result.stderr
+    stored = nib.load(tmp_path / "out/sub-01/dwi/sub-01_desc-preproc_dwi.nii.gz").get_fdata()
+    np.testing.assert_array_equal(stored, nib.load(image).get_fdata())
+    np.testing.assert_array_equal(
+        nib.load(tmp_path / "out/sub-01/dwi/sub-01_desc-brain_mask.nii.gz").get_fdata() > 0, inside
+    )
+    sources = json.loads((tmp_path / "out/sub-01/dwi/sub-01_desc-preproc_dwi.json").read_text())["Sources"]
+    assert sources == [f"bids:qsiprep:sub-01/dwi/{stem}_dwi.nii.gz"]
+
+
 def test_killed_in_the_middle_and_started_again(tmp_path):
     data = write_dataset(tmp_path / "data", subjects=("01",), shape=FLAT)
     options = ["--methods", "difusion"]

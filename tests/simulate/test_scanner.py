@@ -122,9 +122,7 @@ def test_a_constant_displacement_shifts_along_the_phase_axis_only(atlas, affine)
     gradients = protocol(affine, 6, 1, 1000)
     field = np.full(GRID, 2 * 2.5)
     for axis in range(3):
-        result = acquire(
-            atlas, gradients, affine, GRID, np.inf, 0, displacement=field, phase_axis=axis, bias=0
-        )
+        result = acquire(atlas, gradients, affine, GRID, np.inf, 0, displacement=field, phase_axis=axis, bias=0)
         np.testing.assert_allclose(result.scan.data, np.roll(result.clean, 2, axis=axis), atol=0.5)
 
 
@@ -149,8 +147,7 @@ def test_the_reverse_phase_partner_is_shifted_the_other_way(atlas, affine):
         return float((volume * position).sum() / volume.sum())
 
     forth, back = (
-        acquire(atlas, gradients, affine, GRID, np.inf, 0, displacement=sign * field, bias=0)
-        for sign in (1, -1)
+        acquire(atlas, gradients, affine, GRID, np.inf, 0, displacement=sign * field, bias=0) for sign in (1, -1)
     )
     middle = centre(forth.clean[..., 0])
     assert centre(forth.scan.data[..., 0]) > middle + 0.1
@@ -174,9 +171,7 @@ def test_random_motion_starts_at_rest_and_is_rigid():
     motion = random_motion(0, 20, (0, 0, 0), translation_mm=1, rotation_degrees=2)
     np.testing.assert_allclose(motion[0], np.eye(4), atol=1e-12)
     rotations = motion[:, :3, :3]
-    np.testing.assert_allclose(
-        rotations @ rotations.transpose(0, 2, 1), np.tile(np.eye(3), (20, 1, 1)), atol=1e-12
-    )
+    np.testing.assert_allclose(rotations @ rotations.transpose(0, 2, 1), np.tile(np.eye(3), (20, 1, 1)), atol=1e-12)
     assert 0.1 < motion[:, :3, 3].std() < 3
 
 

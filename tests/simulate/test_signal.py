@@ -93,9 +93,7 @@ def test_fibres_superpose_by_their_weights():
     gradients = table(np.eye(4))
     one, two = voxels([(1, 0, 0)], [1.0]), voxels([(0, 1, 0)], [1.0])
     both = voxels([(1, 0, 0), (0, 1, 0)], [0.7, 0.3])
-    expected = 0.7 * simulate_signal(one, gradients, np.eye(4)) + 0.3 * simulate_signal(
-        two, gradients, np.eye(4)
-    )
+    expected = 0.7 * simulate_signal(one, gradients, np.eye(4)) + 0.3 * simulate_signal(two, gradients, np.eye(4))
     torch.testing.assert_close(simulate_signal(both, gradients, np.eye(4)), expected)
 
 
@@ -103,9 +101,7 @@ def test_csf_is_free_water_and_b0_is_the_tissues_mixture():
     gradients = table(np.eye(4), bval=800)
     tissue = Tissue()
     csf = simulate_signal(voxels([], [], (0, 0, 1)), gradients, np.eye(4), s0=1000)[0, 0, 0]
-    torch.testing.assert_close(
-        csf[1:], torch.full((30,), 1000 * tissue.csf_b0 * float(np.exp(-800 * CSF_DIFFUSIVITY)))
-    )
+    torch.testing.assert_close(csf[1:], torch.full((30,), 1000 * tissue.csf_b0 * float(np.exp(-800 * CSF_DIFFUSIVITY))))
     mixed = simulate_signal(voxels([(1, 0, 0)], [0.5], (0.5, 0.3, 0.2)), gradients, np.eye(4), s0=1000)
     expected = 1000 * (0.5 * tissue.white.b0 + 0.3 * tissue.grey.b0 + 0.2 * tissue.csf_b0)
     assert float(mixed[0, 0, 0, 0]) == pytest.approx(expected, rel=1e-3)
@@ -130,9 +126,7 @@ def test_default_tissue_has_the_diffusivity_and_anisotropy_of_real_brains():
     for name, share, fractions in (("white", 0.95, (1.0, 0, 0)), ("grey", 0.45, (0, 1.0, 0))):
         signal = simulate_signal(voxels([(1, 1, 0)], [share], fractions), gradients, np.eye(4))
         directions = gradients.world_directions(np.eye(4))
-        fits[name] = TensorModel(gradient_table(gradients.bvals, bvecs=directions)).fit(
-            signal.numpy()[0, 0, 0]
-        )
+        fits[name] = TensorModel(gradient_table(gradients.bvals, bvecs=directions)).fit(signal.numpy()[0, 0, 0])
     assert 0.55 < fits["white"].fa < 0.8
     assert fits["white"].md == pytest.approx(0.72e-3, rel=0.12)
     assert 0.05 < fits["grey"].fa < 0.2

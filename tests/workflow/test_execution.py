@@ -82,3 +82,32 @@ def test_plugin_file(tmp_path):
     path.write_text("nonsense")
     with pytest.raises(SettingsError, match="--nipype-plugin-file"):
         _plugin_file(path)
+
+
+@pytest.mark.parametrize(
+    ("device", "n_gpus", "slots"), [("cpu", 2, 0), ("auto", 2, 2), ("cuda", 3, 3), ("cuda:1", 2, 1)]
+)
+def test_gpu_slots_are_the_gpus(monkeypatch, device, n_gpus, slots):
+    import torch
+
+    from bids_dmrigen.workflow.participant import _gpu_count
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
+    assert _gpu_count(device) == slots
+
+
+@pytest.mark.parametrize(("n_gpus", "needs"), [(0, False), (1, True)])
+def test_generation_occupies_a_gpu_where_there_is_one(monkeypatch, tmp_path, n_gpus, needs):
+    import torch
+
+    from bids_dmrigen.workflow.generate import generate_node
+    from bids_dmrigen.workflow.plan import plan_run
+
+    from .test_plan import make_run, settings
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: n_gpus > 0)
+    plan = plan_run(make_run(tmp_path), settings(methods=("difusion",)), "TPL")
+    node = generate_node(plan, "difusion", threads=4)
+    assert bool(node.is_gpu_node()) is needs
+    assert node.n_procs == (1 if needs else 4)
