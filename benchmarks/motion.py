@@ -20,12 +20,12 @@ from bids_dmrigen.interfaces.io import read_scan
 from bids_dmrigen.interfaces.motion import (
     estimate_motion,
     field_of_view_center,
-    framewise_displacement,
     motion_parameters,
     rigid_part,
 )
 from bids_dmrigen.interfaces.resample import resample_series
 from bids_dmrigen.interfaces.templates import embedded_mni
+from bids_dmrigen.qc.iqm import framewise_displacement
 from bids_dmrigen.simulate.anatomy import rigid
 from bids_dmrigen.simulate.atlas import procedural_atlas
 from bids_dmrigen.simulate.scanner import acquire, protocol, scan_grid
@@ -92,7 +92,7 @@ def real(name: str, path: Path) -> None:
     print(
         f"{name}: largest translation {np.abs(parameters[:, :3]).max():.2f} mm, rotation "
         f"{np.degrees(np.abs(parameters[:, 3:])).max():.2f} deg, mean framewise displacement "
-        f"{framewise_displacement(parameters)[1:].mean():.2f} mm, log-linear tensor residual "
+        f"{framewise_displacement(parameters[:, :3], parameters[:, 3:])[1:].mean():.2f} mm, log-linear tensor residual "
         f"{residual(scan.data, scan.gradients, mask):.4f} -> {residual(moved.data, moved.gradients, mask):.4f}, "
         f"{cost:.2f} CPU s per volume",
         flush=True,

@@ -18,8 +18,9 @@ import numpy as np
 from bids_dmrigen.interfaces.ants_tools import Stage, register, to_ants, write_matrix
 from bids_dmrigen.interfaces.brain import brain_mask
 from bids_dmrigen.interfaces.io import read_scan
-from bids_dmrigen.interfaces.susceptibility import correlation, estimate_displacement, unwarp
+from bids_dmrigen.interfaces.susceptibility import estimate_displacement, unwarp
 from bids_dmrigen.interfaces.templates import embedded_mni
+from bids_dmrigen.qc.iqm import pearson
 from bids_dmrigen.simulate.atlas import procedural_atlas
 from bids_dmrigen.simulate.scanner import acquire, protocol, scan_grid, susceptibility
 
@@ -57,10 +58,10 @@ def compare(name: str, first: np.ndarray, second: np.ndarray, affine: np.ndarray
     theirs = time.process_time() - started
     mask = brain_mask((found.corrected + found.corrected_opposite) / 2, zooms)
     size = np.abs(found.field_mm[mask])
-    by_syn = [correlation(unwarp(first, s * syn, 1), unwarp(second, -s * syn, 1), mask) for s in (1, -1)]
+    by_syn = [pearson(unwarp(first, s * syn, 1), unwarp(second, -s * syn, 1), mask) for s in (1, -1)]
     print(
-        f"{name}: correlation raw {correlation(first, second, mask):.3f}, corrected "
-        f"{correlation(found.corrected, found.corrected_opposite, mask):.3f}, half SyN {max(by_syn):.3f}; "
+        f"{name}: correlation raw {pearson(first, second, mask):.3f}, corrected "
+        f"{pearson(found.corrected, found.corrected_opposite, mask):.3f}, half SyN {max(by_syn):.3f}; "
         f"|displacement| mean {size.mean():.2f} max {size.max():.2f} mm; "
         f"CPU time SyN / ours {theirs / ours:.1f}",
         flush=True,

@@ -101,9 +101,7 @@ class GradientTable:
         return (self.bvecs * flip) @ rotation.T
 
     @classmethod
-    def from_world(
-        cls, bvals, directions, affine, b0_threshold: float = B0_THRESHOLD_S_PER_MM2
-    ) -> GradientTable:
+    def from_world(cls, bvals, directions, affine, b0_threshold: float = B0_THRESHOLD_S_PER_MM2) -> GradientTable:
         """Return the table whose world RAS+ `directions` (N, 3) belong to an image with this affine."""
         rotation, flip = _frame(affine)
         return cls(bvals, (np.asarray(directions) @ rotation) * flip, b0_threshold)
@@ -182,9 +180,7 @@ def even_directions(n: int, iterations: int = 500) -> np.ndarray:
     """Return (n, 3) unit vectors spread evenly over the half-sphere, by electrostatic repulsion from a spiral."""
     k = np.arange(n) + 0.5
     polar, azimuth = np.arccos(1 - k / n), np.pi * (1 + 5**0.5) * k
-    points = np.stack(
-        [np.sin(polar) * np.cos(azimuth), np.sin(polar) * np.sin(azimuth), np.cos(polar)], axis=1
-    )
+    points = np.stack([np.sin(polar) * np.cos(azimuth), np.sin(polar) * np.sin(azimuth), np.cos(polar)], axis=1)
     for step in np.linspace(0.1, 0.001, iterations) / max(n, 1) ** 0.5:
         both = np.concatenate([points, -points])
         difference = points[:, None] - both[None]  # (n, 2n, 3)

@@ -43,9 +43,7 @@ class Scan:
         if self.data.ndim != 4:
             raise ScanError(NOT_4D.format(shape=self.data.shape))
         if self.data.shape[3] != len(self.gradients):
-            raise ScanError(
-                COUNT_MISMATCH.format(n_volumes=self.data.shape[3], n_gradients=len(self.gradients))
-            )
+            raise ScanError(COUNT_MISMATCH.format(n_volumes=self.data.shape[3], n_gradients=len(self.gradients)))
         if self.mask.shape != self.data.shape[:3]:
             raise ScanError(MASK_MISMATCH.format(mask=self.mask.shape, series=self.data.shape[:3]))
 
@@ -57,7 +55,5 @@ class Scan:
     def mean_b0(self) -> np.ndarray:
         """Return the mean (X, Y, Z) of the b0 volumes; `ScanError` where there is none."""
         if not self.gradients.is_b0.any():
-            raise ScanError(
-                NO_B0.format(threshold=self.gradients.b0_threshold, lowest=self.gradients.bvals.min())
-            )
+            raise ScanError(NO_B0.format(threshold=self.gradients.b0_threshold, lowest=self.gradients.bvals.min()))
         return np.asarray(self.data[..., self.gradients.is_b0], dtype=np.float32).mean(axis=3)

@@ -11,10 +11,10 @@ from nipype.interfaces.base import (
     SimpleInterface,
     TraitedSpec,
     isdefined,
-    traits,
 )
 
 from ..dwi.series import ScanError
+from .base import SeriesInputSpec
 
 NO_BRAIN = "no brain found: after thresholding and opening nothing is left; check that the b0 volumes hold signal"
 SMOOTHING_MM = 1.0
@@ -161,15 +161,6 @@ def bias_field(b0: np.ndarray, affine: np.ndarray, mask: np.ndarray) -> np.ndarr
     return np.exp(log_field - log_field[mask].mean()).astype(np.float32)
 
 
-class _BrainMaskInputSpec(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="diffusion-weighted series (x, y, z, volume)")
-    in_bval = File(exists=True, mandatory=True, desc="b-values, s/mm²")
-    in_bvec = File(exists=True, mandatory=True, desc="b-vectors, FSL convention, unit length")
-    b0_threshold = traits.Float(50.0, usedefault=True, desc="volumes up to this b-value count as b0, s/mm²")
-    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="CPU threads reserved; one is used")
-    random_seed = traits.Int(1, usedefault=True, desc="nothing here is random: no effect")
-
-
 class _BrainMaskOutputSpec(TraitedSpec):
     out_mask = File(exists=True, desc="1 in the brain, 0 elsewhere, uint8")
 
@@ -177,7 +168,7 @@ class _BrainMaskOutputSpec(TraitedSpec):
 class BrainMask(SimpleInterface):
     """Find the brain in a diffusion-weighted series."""
 
-    input_spec = _BrainMaskInputSpec
+    input_spec = SeriesInputSpec
     output_spec = _BrainMaskOutputSpec
 
     def _run_interface(self, runtime):
@@ -199,7 +190,7 @@ def mean_dwi(scan) -> np.ndarray | None:
     return np.asarray(scan.data[..., shells[0][1]], dtype=np.float32).mean(axis=3)
 
 
-class _BiasFieldInputSpec(_BrainMaskInputSpec):
+class _BiasFieldInputSpec(SeriesInputSpec):
     in_mask = File(exists=True, desc="brain; found where not given")
 
 

@@ -47,9 +47,7 @@ class RunFigures(SimpleInterface):
             else:
                 figures.append((key, str(path)))
         if skipped:
-            items = "".join(
-                f"<li>{html.escape(title)}: {html.escape(why)}</li>" for title, why in skipped.items()
-            )
+            items = "".join(f"<li>{html.escape(title)}: {html.escape(why)}</li>" for title, why in skipped.items())
             (cwd / "skipped.html").write_text(f"<ul>{items}</ul>\n", encoding="utf-8")
             figures.append(("skipped", str(cwd / "skipped.html")))
         self._results["figures"], self._results["skipped"] = figures, skipped
@@ -78,9 +76,7 @@ def _figure_list(run: RunData) -> list[Drawing]:
 
     for source in run.inputs.fa_std_sources if run.has("fa_std_sources", "fa_std") else []:
         title = f"{source}: spread of the samples' FA"
-        drawings.append(
-            (f"spreadfa{source}", title, lambda path, source=source: _draw_fa_spread(run, source, path))
-        )
+        drawings.append((f"spreadfa{source}", title, lambda path, source=source: _draw_fa_spread(run, source, path)))
 
     def draw_maps(path):
         made = frozenset(s for s in run.inputs.map_sources if s != "preproc" or run.inputs.preproc_generated)
@@ -127,9 +123,7 @@ def _draw_carpet(run: RunData, path: Path) -> None:
     from ..qc import figures
 
     scan = run.preproc
-    figures.carpet(
-        scan.data, scan.gradients, scan.mask, path, "Preprocessed signal of every voxel over the volumes"
-    )
+    figures.carpet(scan.data, scan.gradients, scan.mask, path, "Preprocessed signal of every voxel over the volumes")
 
 
 def _draw_sdc(run: RunData, path: Path) -> None:
@@ -137,9 +131,7 @@ def _draw_sdc(run: RunData, path: Path) -> None:
 
     before, after = run.volume("sdc_before"), run.volume("sdc_after")
     names, scan = ("before", "after"), run.preproc
-    figures.flicker(
-        before, after, scan.affine, scan.mask, names, "Susceptibility correction", path, shared_scale=True
-    )
+    figures.flicker(before, after, scan.affine, scan.mask, names, "Susceptibility correction", path, shared_scale=True)
 
 
 def _draw_mask(run: RunData, path: Path) -> None:
@@ -261,16 +253,12 @@ def _run_metrics(run: RunData) -> dict[str, float]:
         except Missing:
             raw = None
         if raw is not None:
-            values["dropout_fraction"] = iqm.dropout_fraction(
-                *iqm.slice_scores(raw.data, raw.gradients, raw.mask)
-            )
+            values["dropout_fraction"] = iqm.dropout_fraction(*iqm.slice_scores(raw.data, raw.gradients, raw.mask))
     if run.has("confounds"):
         displacement = run.confounds[1:, 6]
         values |= {"mean_fd": float(np.nanmean(displacement)), "max_fd": float(np.nanmax(displacement))}
     if run.has("mask_in_template", "template_mask"):
-        values["registration_dice"] = dice(
-            run.volume("mask_in_template") > 0.5, run.volume("template_mask") > 0.5
-        )
+        values["registration_dice"] = dice(run.volume("mask_in_template") > 0.5, run.volume("template_mask") > 0.5)
     for when in ("before", "after"):
         if run.has(f"sdc_{when}", f"reverse_{when}"):
             ours, theirs = run.volume(f"sdc_{when}"), run.volume(f"reverse_{when}")
@@ -305,9 +293,7 @@ def _series_metrics(run: RunData, source: str) -> dict[str, float]:
         if run.has("generated_std"):
             std = read_image(run.inputs.generated_std[run.methods().index(source)])[0]
             inside = scan.mask & (data.mean(axis=3) > 0)
-            values["sample_spread"] = float(
-                100 * np.median(std[inside].mean(axis=1) / data[inside].mean(axis=1))
-            )
+            values["sample_spread"] = float(100 * np.median(std[inside].mean(axis=1) / data[inside].mean(axis=1)))
     return _known(values)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
     File,
     SimpleInterface,
     TraitedSpec,
@@ -15,8 +14,9 @@ from nipype.interfaces.base import (
 )
 
 from ..dwi.gradients import GradientTable, nearest_rotation
+from ..qc.iqm import framewise_displacement
+from .base import SeriesInputSpec
 
-HEAD_RADIUS_MM = 50.0  # Power et al. 2012
 COARSE_MM, FINE_MM = 8.0, 5.0  # grids that the registration looks at
 RIM_MM = 6.0
 SAMPLES = 40_000  # grid points that the metric takes, about a third of them in the brain
@@ -125,15 +125,6 @@ def motion_parameters(rigid: np.ndarray, center_mm: np.ndarray) -> np.ndarray:
         np.arctan2(rotation[:, 1, 0], rotation[:, 0, 0]),
     ]
     return np.concatenate([shift, np.stack(angles, axis=1)], axis=1)
-
-
-def framewise_displacement(parameters: np.ndarray, radius_mm: float = HEAD_RADIUS_MM) -> np.ndarray:
-    """Return (N,) mm: the sum of absolute changes since the volume before, angles as arcs on a sphere (Power 2012).
-
-    The first value is 0.
-    """
-    change = np.abs(np.diff(parameters, axis=0, prepend=parameters[:1]))
-    return change[:, :3].sum(axis=1) + radius_mm * change[:, 3:].sum(axis=1)
 
 
 class _Aligner:
@@ -269,16 +260,11 @@ def _index_frame(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return affine @ np.linalg.inv(grid), grid
 
 
-class _HeadMotionInputSpec(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="diffusion-weighted series (x, y, z, volume)")
-    in_bval = File(exists=True, mandatory=True, desc="b-values, s/mm²")
-    in_bvec = File(exists=True, mandatory=True, desc="b-vectors, FSL convention, unit length")
+class _HeadMotionInputSpec(SeriesInputSpec):
     in_mask = File(exists=True, desc="brain of the first b0; found where not given")
     phase_encoding_direction = traits.Enum(
         "i", "i-", "j", "j-", "k", "k-", desc="BIDS; not given: eddy currents are left as they are"
     )
-    b0_threshold = traits.Float(50.0, usedefault=True, desc="volumes up to this b-value count as b0, s/mm²")
-    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="ITK threads")
     random_seed = traits.Int(1, usedefault=True, desc="of the metric's sampling")
 
 
@@ -308,7 +294,7 @@ class HeadMotion(SimpleInterface):
         transforms = estimate_motion(scan.data, scan.affine, scan.gradients, mask, axis=axis, seed=inputs.random_seed)
         center = field_of_view_center(scan.affine, mask.shape)
         parameters = motion_parameters(rigid_part(transforms, scan.affine, axis, center), center)
-        table = np.column_stack([parameters, framewise_displacement(parameters)])
+        table = np.column_stack([parameters, framewise_displacement(parameters[:, :3], parameters[:, 3:])])
         folder = Path(runtime.cwd)
         self._results["out_transforms"] = str(folder / "motion.npy")
         self._results["out_confounds"] = str(folder / "confounds.tsv")

@@ -20,6 +20,7 @@ from nipype.interfaces.base import Directory as DirectoryTrait
 
 from ..dwi.series import ScanError
 from ..qc.iqm import mutual_information
+from ..qc.metrics import dice
 from .brain import dilate, erode, largest
 
 WORKING_MM = 2.0
@@ -235,11 +236,6 @@ def apply_to_scan(atlas: str | Path, transform: str | Path, reference: str | Pat
     return out[..., 0] if data.ndim == 3 else out
 
 
-def dice(first: np.ndarray, second: np.ndarray) -> float:
-    """Return Dice's overlap 2 |A and B| / (|A| + |B|) of two boolean arrays."""
-    return float(2 * np.sum(first & second) / max(np.sum(first) + np.sum(second), 1))
-
-
 def _starts(mask: np.ndarray, affine: np.ndarray, template: Brain) -> list[np.ndarray]:
     """Return rigid guesses (4, 4) from scan points to template points.
 
@@ -410,7 +406,6 @@ class _ApplyToScanInputSpec(BaseInterfaceInputSpec):
     in_reference = File(exists=True, mandatory=True, desc="image with the scan's grid")
     labels = traits.Bool(False, usedefault=True, desc="the atlas holds labels: take the nearest")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="ITK threads")
-    random_seed = traits.Int(1, usedefault=True, desc="nothing here is random: no effect")
 
 
 class _ApplyToScanOutputSpec(TraitedSpec):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
     File,
     SimpleInterface,
     TraitedSpec,
@@ -16,6 +15,7 @@ from nipype.interfaces.base import (
 )
 
 from ..dwi.series import Scan, ScanError
+from .base import SeriesInputSpec
 
 FIELD_MISMATCH = "the displacement field has shape {field}, the series {series}; both must share one grid"
 COUNT_MISMATCH = "{found} transforms of 4x4 expected for {expected} volumes, found shape {shape}"
@@ -126,16 +126,10 @@ def resample_series(
     return replace(scan, data=data, gradients=turned)
 
 
-class _ResampleInputSpec(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="diffusion-weighted series (x, y, z, volume)")
-    in_bval = File(exists=True, mandatory=True, desc="b-values, s/mm²")
-    in_bvec = File(exists=True, mandatory=True, desc="b-vectors, FSL convention, unit length")
+class _ResampleInputSpec(SeriesInputSpec):
     in_transforms = File(exists=True, desc="(N, 4, 4) .npy: reference points to volume points, world RAS+ mm")
     in_field = File(exists=True, desc="displacement along the phase-encoding axis, mm towards higher index")
     phase_encoding_direction = traits.Enum("i", "i-", "j", "j-", "k", "k-", desc="BIDS; needed with a field")
-    b0_threshold = traits.Float(50.0, usedefault=True, desc="volumes up to this b-value count as b0, s/mm²")
-    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="CPU threads reserved; one is used")
-    random_seed = traits.Int(1, usedefault=True, desc="nothing here is random: no effect")
 
 
 class _ResampleOutputSpec(TraitedSpec):

@@ -192,14 +192,10 @@ class RunData:
         """Return source -> map for `fa`, `md` or `dec`."""
         self.need(kind)
         files = getattr(self.inputs, kind)
-        return {
-            source: read_image(path)[0] for source, path in zip(self.inputs.map_sources, files, strict=True)
-        }
+        return {source: read_image(path)[0] for source, path in zip(self.inputs.map_sources, files, strict=True)}
 
 
-def same_volumes(
-    acquired: GradientTable, generated: GradientTable, made: np.ndarray
-) -> list[tuple[int, int]]:
+def same_volumes(acquired: GradientTable, generated: GradientTable, made: np.ndarray) -> list[tuple[int, int]]:
     """Return (acquired, generated) volumes of one b-value (within 2 %) and direction (within 1 degree)."""
     pairs, taken = [], set()
     for theirs in np.flatnonzero(made & ~generated.is_b0):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
     File,
     SimpleInterface,
     TraitedSpec,
@@ -17,6 +16,8 @@ from nipype.interfaces.base import (
 )
 
 from ..dwi.series import ScanError
+from ..qc.iqm import pearson
+from .base import SeriesInputSpec
 
 NOT_OPPOSITE = "phase encoding {first} and {second}: expected opposites, such as j and j-"
 GRID_MISMATCH = "the b0s have shapes {first} and {second}; both must be on one grid"
@@ -272,23 +273,13 @@ def _cost(residual, d, weights) -> float:
     return 0.5 * float(np.sum(residual**2) + rough)
 
 
-def correlation(first: np.ndarray, second: np.ndarray, mask: np.ndarray) -> float:
-    """Return Pearson's correlation of two images (X, Y, Z) in a mask."""
-    return float(np.corrcoef(first[mask], second[mask])[0, 1])
-
-
-class _SusceptibilityInputSpec(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="diffusion-weighted series (x, y, z, volume)")
-    in_bval = File(exists=True, mandatory=True, desc="b-values, s/mm²")
-    in_bvec = File(exists=True, mandatory=True, desc="b-vectors, FSL convention, unit length")
+class _SusceptibilityInputSpec(SeriesInputSpec):
     phase_encoding_direction = traits.Enum("i", "i-", "j", "j-", "k", "k-", mandatory=True, desc="BIDS")
     opposite_file = File(exists=True, mandatory=True, desc="b0 volume, or a series, of opposite phase encoding")
     opposite_bval = File(exists=True, desc="b-values of the opposite series, s/mm²; not given: every volume is a b0")
     opposite_bvec = File(exists=True, desc="b-vectors of the opposite series; only its b0s are used")
     opposite_direction = traits.Enum("i", "i-", "j", "j-", "k", "k-", mandatory=True, desc="BIDS")
     readout_time = traits.Float(desc="TotalReadoutTime, s; not given: the report has no field in Hz")
-    b0_threshold = traits.Float(50.0, usedefault=True, desc="volumes up to this b-value count as b0, s/mm²")
-    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="ITK threads")
     random_seed = traits.Int(1, usedefault=True, desc="of the head-motion metric's sampling")
 
 
@@ -331,8 +322,8 @@ class Susceptibility(SimpleInterface):
         size = np.abs(found.field_mm[mask])
         readout = float(inputs.readout_time) if isdefined(inputs.readout_time) else None
         report = {
-            "CorrelationRaw": correlation(b0, opposite_b0, mask),
-            "CorrelationCorrected": correlation(found.corrected, found.corrected_opposite, mask),
+            "CorrelationRaw": pearson(b0, opposite_b0, mask),
+            "CorrelationCorrected": pearson(found.corrected, found.corrected_opposite, mask),
             "MeanDisplacementMm": float(size.mean()),
             "MaxDisplacementMm": float(size.max()),
             "HeadMotionMm": float(np.linalg.norm(found.head_motion[:3, 3])),

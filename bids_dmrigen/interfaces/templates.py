@@ -71,14 +71,10 @@ def find_template(template_dir: str | Path) -> Template:
     """
     folder = Path(template_dir)
     if not folder.is_dir():
-        raise TemplateError(
-            f"{folder}: no such directory; --template-dir names a folder with a standard brain"
-        )
+        raise TemplateError(f"{folder}: no such directory; --template-dir names a folder with a standard brain")
     t1w = _files(folder, "T1w")
     if not t1w:
-        raise TemplateError(
-            f"{folder}: no *_T1w.nii.gz found; expected tpl-<name>[_res-01]_T1w.nii.gz and its mask"
-        )
+        raise TemplateError(f"{folder}: no *_T1w.nii.gz found; expected tpl-<name>[_res-01]_T1w.nii.gz and its mask")
     names = {path: _name(path) for path in t1w}
     if None in names.values():
         nameless = next(path for path, name in names.items() if name is None)
@@ -93,9 +89,7 @@ def find_template(template_dir: str | Path) -> Template:
     head = t1w[0]
     mask = _companion(folder, "mask", head) or _companion(folder, "desc-brain_mask", head)
     if mask is None:
-        raise TemplateError(
-            f"{head}: no brain mask beside it; expected tpl-{name}[_res-01][_desc-brain]_mask.nii.gz"
-        )
+        raise TemplateError(f"{head}: no brain mask beside it; expected tpl-{name}[_res-01][_desc-brain]_mask.nii.gz")
     return Template(name, head, mask, _companion(folder, "T2w", head), _companion(folder, "FA", head))
 
 
@@ -107,27 +101,19 @@ def _files(folder: Path, suffix: str) -> list[Path]:
         for path in folder.glob(pattern)
         if "cohort-" not in path.name and ("desc-" not in path.name or "desc-brain" in path.name)
     ]
-    return sorted(
-        found, key=lambda path: (_resolution(path) not in ("01", "1"), "desc-brain" in path.name, path.name)
-    )
+    return sorted(found, key=lambda path: (_resolution(path) not in ("01", "1"), "desc-brain" in path.name, path.name))
 
 
 def _companion(folder: Path, suffix: str, t1w: Path) -> Path | None:
     """Return the file of this suffix that belongs to the T1w: same folder, same resolution."""
     for path in _files(folder, suffix):
-        if (
-            path.parent == t1w.parent
-            and _name(path) in (None, _name(t1w))
-            and _resolution(path) == _resolution(t1w)
-        ):
+        if path.parent == t1w.parent and _name(path) in (None, _name(t1w)) and _resolution(path) == _resolution(t1w):
             return path
     return None
 
 
 def _name(path: Path) -> str | None:
-    match = re.search(r"(?:^|_)tpl-([a-zA-Z0-9]+)", path.name) or re.search(
-        r"^tpl-([a-zA-Z0-9]+)$", path.parent.name
-    )
+    match = re.search(r"(?:^|_)tpl-([a-zA-Z0-9]+)", path.name) or re.search(r"^tpl-([a-zA-Z0-9]+)$", path.parent.name)
     return match.group(1) if match else None
 
 

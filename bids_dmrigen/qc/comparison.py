@@ -18,9 +18,7 @@ FA_DIFFERENCE_MIN, FA_DIFFERENCE_MAX = 0.05, 0.3  # full scale of the difference
 SOURCE_COLOURS = ("#1b5e9b", "#b3470a", "#2e7d32", "#6a1b9a", "#00838f", "#ad1457")
 
 
-def nearest_pair(
-    acquired: GradientTable, generated: GradientTable, made: np.ndarray
-) -> tuple[int, int, float]:
+def nearest_pair(acquired: GradientTable, generated: GradientTable, made: np.ndarray) -> tuple[int, int, float]:
     """Return (acquired volume, generated volume, angle in degrees) of the closest pair worth showing.
 
     Parameters
@@ -129,27 +127,19 @@ def residual(
             provenance=DERIVED,
         ),
     ]
-    figure = mosaic(
-        rows, affine, mask, f"{method}: input minus output, in units of the noise level σ = {sigma:.3g}"
-    )
+    figure = mosaic(rows, affine, mask, f"{method}: input minus output, in units of the noise level σ = {sigma:.3g}")
     return save(figure, path)
 
 
-def residual_histogram(
-    difference: np.ndarray, sigma: float, mask: np.ndarray, method: str, path: str | Path
-) -> Path:
+def residual_histogram(difference: np.ndarray, sigma: float, mask: np.ndarray, method: str, path: str | Path) -> Path:
     """Draw the residual's distribution in units of σ beside the normal one; parameters as in `residual`."""
     values = (np.asarray(difference)[np.asarray(mask, bool)] / sigma).ravel()
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN / 2, 2.8))
         axes = figure.add_axes((0.12, 0.19, 0.84, 0.66))
         edges = np.linspace(-5, 5, 81)
-        axes.hist(
-            values.clip(-5, 5), edges, density=True, color=SOURCE_COLOURS[1], alpha=0.6, label="residual"
-        )
-        axes.plot(
-            edges, np.exp(-(edges**2) / 2) / np.sqrt(2 * np.pi), color="black", linewidth=1, label="N(0, 1)"
-        )
+        axes.hist(values.clip(-5, 5), edges, density=True, color=SOURCE_COLOURS[1], alpha=0.6, label="residual")
+        axes.plot(edges, np.exp(-(edges**2) / 2) / np.sqrt(2 * np.pi), color="black", linewidth=1, label="N(0, 1)")
         axes.set(
             xlabel="(input - output) / σ",
             ylabel="density",
@@ -192,9 +182,7 @@ def fractional_anisotropy(
         if source in dec:
             rows.append(Row(f"colour FA,\n{source}", dec[source], provenance=provenance))
     others = [source for source in fa if source != reference and reference in fa]
-    differences = {
-        f"FA difference,\n{source}\n- {reference}": fa[source] - fa[reference] for source in others
-    }
+    differences = {f"FA difference,\n{source}\n- {reference}": fa[source] - fa[reference] for source in others}
     # One scale for all of them, no finer than what matters.
     limits = [display_range(np.abs(volume), mask, high=99)[1] for volume in differences.values()]
     limit = min(max([FA_DIFFERENCE_MIN, *limits]), FA_DIFFERENCE_MAX)
@@ -221,9 +209,7 @@ def spread(
     """
     rows = [
         Row("mean of\nthe samples", mean, *display_range(mean, mask), unit=unit, provenance=GENERATED),
-        Row(
-            "standard\ndeviation", std, 0, display_range(std, mask)[1], "inferno", unit, provenance=GENERATED
-        ),
+        Row("standard\ndeviation", std, 0, display_range(std, mask)[1], "inferno", unit, provenance=GENERATED),
     ]
     return save(mosaic(rows, affine, mask, f"{method}: how much the samples differ"), path)
 

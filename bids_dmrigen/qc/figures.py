@@ -55,9 +55,7 @@ def acquisition(gradients: GradientTable, affine: np.ndarray, path: str | Path) 
         SVG or PNG to write.
     """
     shells, colours = gradients.shells(), shell_colours(gradients)
-    shown = (
-        shells if len(shells) <= 4 else [shells[k] for k in np.linspace(0, len(shells) - 1, 4).astype(int)]
-    )
+    shown = shells if len(shells) <= 4 else [shells[k] for k in np.linspace(0, len(shells) - 1, 4).astype(int)]
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, 3.3))
         directions = gradients.world_directions(affine)
@@ -91,9 +89,7 @@ def _draw_sphere(axes, directions, colour, angles):
         ring[(plane + 1) % 3], ring[(plane + 2) % 3] = np.cos(angle), np.sin(angle)
         axes.plot(*ring, color="#bbbbbb", linewidth=0.6)
     axes.scatter(*directions.T, color=colour, s=22, depthshade=False)
-    axes.scatter(
-        *(-directions.T), facecolors="none", edgecolors=[colour], s=14, linewidths=0.7, depthshade=False
-    )
+    axes.scatter(*(-directions.T), facecolors="none", edgecolors=[colour], s=14, linewidths=0.7, depthshade=False)
     for name, position in zip("RAS", 1.25 * np.eye(3), strict=True):
         axes.text(*position, name, fontsize=8, color="#333333", ha="center", va="center")
     axes.set(xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), zlim=(-0.8, 0.8))
@@ -145,12 +141,8 @@ def motion(
         figure.text(0.005, 0.95, "Head motion relative to the reference", fontsize=11, fontweight="bold")
         styles = zip("xyz", ("R-L", "A-P", "S-I"), ("#d32f2f", "#388e3c", "#1976d2"), strict=True)
         for k, (letter, way, colour) in enumerate(styles):
-            axes[0].plot(
-                volumes, translations_mm[:, k], ".-", color=colour, label=f"{letter} ({way})", linewidth=1
-            )
-            axes[1].plot(
-                volumes, rotations_deg[:, k], ".-", color=colour, label=f"about {letter}", linewidth=1
-            )
+            axes[0].plot(volumes, translations_mm[:, k], ".-", color=colour, label=f"{letter} ({way})", linewidth=1)
+            axes[1].plot(volumes, rotations_deg[:, k], ".-", color=colour, label=f"about {letter}", linewidth=1)
         axes[2].bar(volumes, np.nan_to_num(displacement_mm), color="#555555")
         mean = np.nanmean(displacement_mm) if np.isfinite(displacement_mm).any() else 0.0
         axes[2].axhline(mean, color="#e65100", linewidth=1, linestyle="--", label=f"mean {mean:.2f} mm")
@@ -165,9 +157,7 @@ def motion(
     return save(figure, path)
 
 
-def carpet(
-    data: np.ndarray, gradients: GradientTable, mask: np.ndarray, path: str | Path, title: str = ""
-) -> Path:
+def carpet(data: np.ndarray, gradients: GradientTable, mask: np.ndarray, path: str | Path, title: str = "") -> Path:
     """Draw every voxel's signal over the volumes, relative to the voxel's median in the shell.
 
     Parameters
@@ -209,9 +199,7 @@ def carpet(
         axes.set(yticks=[], xlabel="volume")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.colorbar(picture, cax=bar, label="signal against the voxel's median in its shell (%)")
-        figure.text(
-            0.005, 0.955, title or "Signal of every voxel over the volumes", fontsize=11, fontweight="bold"
-        )
+        figure.text(0.005, 0.955, title or "Signal of every voxel over the volumes", fontsize=11, fontweight="bold")
     return save(figure, path)
 
 
@@ -247,17 +235,13 @@ def slice_outliers(
             origin="lower",
         )
         where = np.argwhere(outliers)
-        axes.plot(
-            where[:, 1], where[:, 0], "s", markerfacecolor="none", markeredgecolor="black", markersize=5
-        )
+        axes.plot(where[:, 1], where[:, 0], "s", markerfacecolor="none", markeredgecolor="black", markersize=5)
         axes.set(xlabel="volume", ylabel="slice (third voxel axis)")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.colorbar(picture, cax=bar, label="robust z of the slice's signal")
         share = 100 * outliers.sum() / max(np.isfinite(scores).sum(), 1)
-        title = (
-            f"Slice-wise signal: {int(outliers.sum())} slices below z = -{threshold:g} ({share:.1f} %), boxed"
-        )
+        title = f"Slice-wise signal: {int(outliers.sum())} slices below z = -{threshold:g} ({share:.1f} %), boxed"
         figure.text(0.005, 0.95, title, fontsize=11, fontweight="bold")
     return save(figure, path)
 

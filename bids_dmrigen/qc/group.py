@@ -163,9 +163,7 @@ def _page(runs: Sequence[RunMetrics], columns: Mapping[str, Mapping[str, Any]], 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(DATA), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    few = (
-        f"Fewer than {MIN_RUNS} runs: none is called an outlier." if len(runs) < MIN_RUNS else "No outliers."
-    )
+    few = f"Fewer than {MIN_RUNS} runs: none is called an outlier." if len(runs) < MIN_RUNS else "No outliers."
     return environment.get_template("group.html.j2").render(
         runs=[{"name": r.name, "link": r.link, "count": int(c)} for r, c in zip(runs, counts, strict=True)],
         table=TABLE,
@@ -223,9 +221,7 @@ def _plots(runs, columns, values, marked) -> list[dict[str, str]]:
     return plots
 
 
-def strip_plot(
-    rows: Sequence[tuple[str, np.ndarray, np.ndarray]], labels: Sequence[str], links: Sequence[str]
-) -> str:
+def strip_plot(rows: Sequence[tuple[str, np.ndarray, np.ndarray]], labels: Sequence[str], links: Sequence[str]) -> str:
     """Return an SVG with one row of dots per source, all on one axis.
 
     Parameters
@@ -250,9 +246,7 @@ def strip_plot(
         parts += _strip_row(row, ROW_HEIGHT * k, x, labels, links)
     base = ROW_HEIGHT * len(rows)
     parts.append(f'<line x1="{left}" x2="{PLOT_WIDTH - 8}" y1="{base}" y2="{base}" stroke="#999"/>')
-    for value, anchor in ((low + margin, "start"), (high - margin, "end"))[
-        : 1 if known.min() == known.max() else 2
-    ]:
+    for value, anchor in ((low + margin, "start"), (high - margin, "end"))[: 1 if known.min() == known.max() else 2]:
         parts.append(
             f'<text x="{x(value):.1f}" y="{base + 15}" font-size="11" fill="#555" text-anchor="{anchor}">'
             f"{value:.4g}</text>"

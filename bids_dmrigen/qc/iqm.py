@@ -118,9 +118,7 @@ def neighbour_correlation(data: np.ndarray, gradients: GradientTable, mask: np.n
     if len(dwi) < 2:
         return float("nan")
     q = np.sqrt(gradients.bvals[dwi])[:, None] * gradients.bvecs[dwi]
-    distance = np.minimum(
-        np.linalg.norm(q[:, None] - q[None], axis=2), np.linalg.norm(q[:, None] + q[None], axis=2)
-    )
+    distance = np.minimum(np.linalg.norm(q[:, None] - q[None], axis=2), np.linalg.norm(q[:, None] + q[None], axis=2))
     np.fill_diagonal(distance, np.inf)
     values = np.asarray(data[..., dwi][np.asarray(mask, bool)], np.float64)
     values -= values.mean(axis=0)
@@ -138,9 +136,7 @@ def framewise_displacement(translations_mm: np.ndarray, rotations_rad: np.ndarra
     return np.r_[np.nan, steps + turns]
 
 
-def slice_scores(
-    data: np.ndarray, gradients: GradientTable, mask: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def slice_scores(data: np.ndarray, gradients: GradientTable, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return how far the signal of each slice of each volume deviates, and which are dropouts.
 
     r(s, v) is the log of the masked mean signal of slice s in volume v, less its median over the volumes of
@@ -164,9 +160,7 @@ def slice_scores(
     """
     mask = np.asarray(mask, bool)
     counts = mask.sum(axis=(0, 1))
-    sums = np.stack(
-        [np.asarray(data[:, :, z], np.float64)[mask[:, :, z]].sum(axis=0) for z in range(mask.shape[2])]
-    )
+    sums = np.stack([np.asarray(data[:, :, z], np.float64)[mask[:, :, z]].sum(axis=0) for z in range(mask.shape[2])])
     mean = np.where(counts[:, None] >= MIN_SLICE_VOXELS, sums / np.maximum(counts, 1)[:, None], np.nan)
     log = np.log(np.where(mean > 0, mean, np.nan))
     scores, excess = np.full(log.shape, np.nan), np.full(log.shape, np.nan)

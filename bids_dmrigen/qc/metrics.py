@@ -212,9 +212,7 @@ def scores(estimate, reference, mask) -> dict[str, float]:
 def _inside(estimate, reference, mask) -> tuple[np.ndarray, np.ndarray]:
     estimate, reference, mask = np.asarray(estimate), np.asarray(reference), np.asarray(mask, bool)
     if estimate.shape != reference.shape or reference.shape[:3] != mask.shape:
-        raise MetricError(
-            SHAPE_MISMATCH.format(estimate=estimate.shape, reference=reference.shape, mask=mask.shape)
-        )
+        raise MetricError(SHAPE_MISMATCH.format(estimate=estimate.shape, reference=reference.shape, mask=mask.shape))
     if not mask.any():
         raise MetricError(EMPTY_MASK)
     return estimate[mask].astype(np.float64), reference[mask].astype(np.float64)

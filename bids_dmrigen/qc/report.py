@@ -180,9 +180,7 @@ def expand_methods(specification: str, methods: Sequence[str], titles: Mapping[s
     return yaml.safe_dump(layout, sort_keys=False, allow_unicode=True, width=10**6)
 
 
-def _write_fragments(
-    out_dir: Path, run: RunRecord, made: Mapping[str, dict], titles: Mapping[str, str]
-) -> None:
+def _write_fragments(out_dir: Path, run: RunRecord, made: Mapping[str, dict], titles: Mapping[str, str]) -> None:
     metrics = _read_json(out_dir / names.output_path(run.entities, "metrics"))
     fragments = {"summary": summary_html(run, metrics, made, titles), "quality": quality_html(metrics)}
     for method, record in made.items():
@@ -211,8 +209,7 @@ def summary_html(
     parts = []
     if run.error:
         parts.append(
-            f'<div class="box bad"><b>This run failed</b> at {_e(run.error.step)}: '
-            f"{_e(run.error.message)}</div>"
+            f'<div class="box bad"><b>This run failed</b> at {_e(run.error.step)}: {_e(run.error.message)}</div>'
         )
     rows = []
     if metrics:
@@ -304,9 +301,7 @@ def _metric_table(caption: str, columns: Sequence[str], rows: Sequence[Mapping[s
     for row in rows:
         entry = next(iter(row.values()))
         unit = "" if entry["unit"] == "1" else entry["unit"]
-        cells = "".join(
-            f'<td class="number">{format_value(row[c]) if c in row else ""}</td>' for c in columns
-        )
+        cells = "".join(f'<td class="number">{format_value(row[c]) if c in row else ""}</td>' for c in columns)
         body.append(
             f"<tr><th>{_e(entry['label'])}</th>{cells}<td class='unit'>{_e(unit)}</td>"
             f'<td class="better">{ARROWS[entry["better"]]}</td>'
@@ -335,11 +330,7 @@ def errors_html(runs: Sequence[RunRecord]) -> str:
         return '<div class="box good">No errors.</div>'
     parts = []
     for run in failed:
-        log = (
-            f"<details><summary>Log</summary><pre>{_e(run.error.log)}</pre></details>"
-            if run.error.log
-            else ""
-        )
+        log = f"<details><summary>Log</summary><pre>{_e(run.error.log)}</pre></details>" if run.error.log else ""
         parts.append(
             f'<div class="box bad"><b>{_e(run.name)}</b> failed at <b>{_e(run.error.step)}</b>'
             f"<p>{_e(run.error.message)}</p>{log}</div>"

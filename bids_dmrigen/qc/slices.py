@@ -97,9 +97,7 @@ class Geometry:
         box = []
         for axis in range(3):
             inside = np.flatnonzero(turned.any(axis=tuple(a for a in range(3) if a != axis)))
-            box.append(
-                slice(max(inside[0] - pad[axis], 0), min(inside[-1] + pad[axis] + 1, turned.shape[axis]))
-            )
+            box.append(slice(max(inside[0] - pad[axis], 0), min(inside[-1] + pad[axis] + 1, turned.shape[axis])))
         cropped = ras.copy()
         cropped[:3, 3] = nib.affines.apply_affine(ras, [s.start for s in box])
         return cls(orientation, cropped, tuple(box), turned[tuple(box)])
@@ -212,9 +210,7 @@ def _draw_slice(axes, volume, index, row, geometry):
     picture = np.nan_to_num(picture)
     if picture.ndim == 3:
         picture = picture.clip(0, 1)
-    return axes.imshow(
-        picture, origin="lower", interpolation="none", aspect=zooms[up] / zooms[across], **extra
-    )
+    return axes.imshow(picture, origin="lower", interpolation="none", aspect=zooms[up] / zooms[across], **extra)
 
 
 def save(figure: Figure, path: str | Path) -> Path:

@@ -131,9 +131,7 @@ def warped(atlas: Atlas, pose: np.ndarray, warp_mm: torch.Tensor | None = None) 
 
     points = voxel_coordinates(source.flatten(1), atlas.affine)  # (3, V)
     values = sample_mean(_table(atlas), atlas.shape, points[None]).T.reshape(-1, *atlas.shape)
-    return _from_channels(
-        values, atlas.affine, lambda vectors: torch.einsum("xyzij,kjxyz->kixyz", adjugate, vectors)
-    )
+    return _from_channels(values, atlas.affine, lambda vectors: torch.einsum("xyzij,kjxyz->kixyz", adjugate, vectors))
 
 
 def resample(atlas: Atlas, affine: np.ndarray, shape, supersample: int = 2) -> Atlas:
@@ -149,10 +147,7 @@ def resample(atlas: Atlas, affine: np.ndarray, shape, supersample: int = 2) -> A
         Points per axis; more for voxels much larger than the atlas's own.
     """
     world = torch.stack(
-        [
-            world_grid(affine, shape, atlas.brain.device, offset).flatten(1)
-            for offset in subvoxels(supersample)
-        ]
+        [world_grid(affine, shape, atlas.brain.device, offset).flatten(1) for offset in subvoxels(supersample)]
     )
     points = voxel_coordinates(world, atlas.affine)
     touched = touches(atlas.brain, points)
@@ -169,10 +164,7 @@ def touches(brain: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
 
 def world_grid(affine: np.ndarray, shape, device="cpu", offset=(0.0, 0.0, 0.0)) -> torch.Tensor:
     """Return world RAS+ coordinates (3, X, Y, Z) of voxel centres, or of points `offset` voxels away."""
-    axes = [
-        torch.arange(n, dtype=torch.float32, device=device) + float(o)
-        for n, o in zip(shape, offset, strict=True)
-    ]
+    axes = [torch.arange(n, dtype=torch.float32, device=device) + float(o) for n, o in zip(shape, offset, strict=True)]
     matrix = torch.as_tensor(np.asarray(affine), dtype=torch.float32, device=device)
     x, y, z = (axis.reshape([-1 if a == i else 1 for a in range(3)]) for i, axis in enumerate(axes))
     return torch.stack([m[0] * x + m[1] * y + m[2] * z + m[3] for m in matrix[:3]])
@@ -282,18 +274,14 @@ def _from_channels(values: torch.Tensor, affine: np.ndarray, turn=lambda vectors
 def _individual(atlas: Atlas, rng: np.random.Generator, zooms: np.ndarray, variation: Variation) -> Atlas:
     """Return the atlas with a person's own tissue edges, microstructure and direction detail."""
     lengths = variation.detail_length_mm
-    fields = (
-        sum(random_field(rng, 9, atlas.shape, length / zooms) for length in lengths) / len(lengths) ** 0.5
-    )
+    fields = sum(random_field(rng, 9, atlas.shape, length / zooms) for length in lengths) / len(lengths) ** 0.5
     fields = fields.to(atlas.brain.device)
     odds = variation.sharpness * torch.log(atlas.fractions.clamp(min=1e-4)) + variation.tissue * fields[:3]
     odds[2] += variation.sulci
     fractions = torch.softmax(odds, dim=0) * (atlas.fractions > 1e-3)
     fractions = fractions / fractions.sum(dim=0).clamp(min=1e-6) * atlas.brain
     axis = np.deg2rad(variation.tilt_degrees) * fields[3:6]  # rotation vectors
-    directions = atlas.directions + torch.linalg.cross(
-        axis[None].expand(3, -1, -1, -1, -1), atlas.directions, dim=1
-    )
+    directions = atlas.directions + torch.linalg.cross(axis[None].expand(3, -1, -1, -1, -1), atlas.directions, dim=1)
     directions = unit(directions)
     spread = torch.tensor(variation.texture, device=fractions.device)[:, None, None, None]
     texture = atlas.texture + spread * fields[6:9] * atlas.brain
@@ -306,9 +294,7 @@ def _individual(atlas: Atlas, rng: np.random.Generator, zooms: np.ndarray, varia
 def _random_pose(rng: np.random.Generator, atlas: Atlas, variation: Variation) -> np.ndarray:
     """Return a random (4, 4) world map about the grid's centre."""
     centre = atlas.affine @ [*((np.array(atlas.shape) - 1) / 2), 1]
-    parameters = np.r_[
-        rng.normal(0, variation.translation_mm, 3), rng.normal(0, variation.rotation_degrees, 3)
-    ]
+    parameters = np.r_[rng.normal(0, variation.translation_mm, 3), rng.normal(0, variation.rotation_degrees, 3)]
     pose = rigid(parameters, centre[:3])
     pose[:3, :3] = pose[:3, :3] @ np.diag(np.exp(rng.normal(0, variation.scale, 3)))
     pose[:3, 3] = centre[:3] + parameters[:3] - pose[:3, :3] @ centre[:3]
@@ -343,9 +329,7 @@ def _random_warp(rng: np.random.Generator, affine: np.ndarray, shape, variation:
     """
     zooms = np.linalg.norm(affine[:3, :3], axis=0)
     coarse = tuple(-(-n // COARSE) + 1 for n in shape)
-    identity = torch.stack(
-        torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in coarse), indexing="ij")
-    )
+    identity = torch.stack(torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in coarse), indexing="ij"))
     per_voxel = torch.as_tensor(1 / (zooms * COARSE), dtype=torch.float32)[:, None, None, None]
     total = torch.zeros((3, *coarse))
     for amplitude, length in zip(variation.warp_mm, variation.warp_length_mm, strict=True):

@@ -256,9 +256,7 @@ def _polyline(points: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     for a, b, c, d in zip(padded, padded[1:], padded[2:], padded[3:], strict=False):
         n = max(2, int(np.ceil(np.linalg.norm(c - b) / SAMPLE_SPACING_MM)))
         t = np.arange(n)[:, None] / n
-        pieces.append(
-            0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
-        )
+        pieces.append(0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3))
     curve = np.concatenate([*pieces, points[-1:]])
     tangent = np.gradient(curve, axis=0)
     tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)

@@ -173,9 +173,7 @@ def random_motion(
     seed: int, n: int, centre_mm, translation_mm: float = 0.5, rotation_degrees: float = 0.5
 ) -> np.ndarray:
     """Return (n, 4, 4) rigid world maps of `random_poses` about a point; the first volume is unmoved."""
-    return np.stack(
-        [rigid(pose, centre_mm) for pose in random_poses(seed, n, translation_mm, rotation_degrees)]
-    )
+    return np.stack([rigid(pose, centre_mm) for pose in random_poses(seed, n, translation_mm, rotation_degrees)])
 
 
 def susceptibility(affine: np.ndarray, shape, strength_mm: float = 8.0) -> np.ndarray:

@@ -47,12 +47,8 @@ class Compartments:
 class Tissue:
     """Microstructure and b0 contrast of the three tissues, typical of 3 T spin-echo EPI with TE 60-90 ms."""
 
-    white: Compartments = field(
-        default_factory=lambda: Compartments(0.45, 1.75e-3, 0.55e-3, 0.07, 0.72e-3, 1.0)
-    )
-    grey: Compartments = field(
-        default_factory=lambda: Compartments(0.20, 1.35e-3, 0.74e-3, 0.25, 0.80e-3, 1.35)
-    )
+    white: Compartments = field(default_factory=lambda: Compartments(0.45, 1.75e-3, 0.55e-3, 0.07, 0.72e-3, 1.0))
+    grey: Compartments = field(default_factory=lambda: Compartments(0.20, 1.35e-3, 0.74e-3, 0.25, 0.80e-3, 1.35))
     csf_b0: float = 3.0
 
     @classmethod
@@ -159,9 +155,7 @@ def fibre_response(b: torch.Tensor, kind: Compartments, dispersion_factor: torch
     nodes, gauss = (nodes + 1) / 2, gauss / 2  # on [0, 1]
     orders = np.arange(0, ORDER + 1, 2)
     legendre = np.stack([np.polynomial.legendre.Legendre.basis(n)(nodes) for n in orders])  # (L, Q)
-    project = torch.as_tensor(
-        (2 * orders[:, None] + 1) * legendre * gauss, dtype=torch.float32, device=b.device
-    )
+    project = torch.as_tensor((2 * orders[:, None] + 1) * legendre * gauss, dtype=torch.float32, device=b.device)
     square = torch.as_tensor(nodes**2, dtype=torch.float32, device=b.device)[:, None]
     kernel = kind.stick * torch.exp(-b * kind.axial * square)
     kernel += (1 - kind.stick) * torch.exp(-b * (kind.radial + (kind.axial - kind.radial) * square))

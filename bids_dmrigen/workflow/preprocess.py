@@ -208,7 +208,7 @@ def _add_bias(
     from ..interfaces.brain import BiasField
 
     node = pe.Node(
-        BiasField(b0_threshold=plan.settings.b0_threshold, num_threads=threads, random_seed=plan.settings.seed + 1),
+        BiasField(b0_threshold=plan.settings.b0_threshold, num_threads=threads),
         name="bias",
         mem_gb=0.8 + 4 * plan.volume_gb,
         n_procs=threads,
@@ -277,8 +277,10 @@ def init_replay_wf(plan: RunPlan, *, name: str, threads: int, gibbs: bool = True
 
 def _resample_options(plan: RunPlan, threads: int) -> dict:
     options = {"num_threads": threads, "b0_threshold": plan.settings.b0_threshold}
-    if plan.run.phase_encoding:
-        options["phase_encoding_direction"] = plan.run.phase_encoding
+    # The axis alone is enough for eddy currents; only a distortion has a sign.
+    direction = plan.run.phase_encoding or plan.run.metadata.get("PhaseEncodingAxis")
+    if direction:
+        options["phase_encoding_direction"] = direction
     return options
 
 

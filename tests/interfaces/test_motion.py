@@ -9,7 +9,6 @@ from bids_dmrigen.interfaces.motion import (
     HeadMotion,
     _keep_predicted,
     estimate_motion,
-    framewise_displacement,
     motion_parameters,
     rigid_part,
 )
@@ -76,12 +75,6 @@ def test_parameters_of_a_known_rotation():
     parameters = motion_parameters(np.stack([np.eye(4), rigid([0, 0, 2], [1, -2, 3])]), CENTER)
     np.testing.assert_allclose(parameters[0], 0, atol=1e-12)
     np.testing.assert_allclose(parameters[1], [1, -2, 3, 0, 0, np.deg2rad(2)], atol=1e-9)
-
-
-def test_framewise_displacement_is_powers_sum():
-    parameters = np.zeros((3, 6))
-    parameters[1] = [1, -2, 0, 0.01, 0, -0.02]
-    np.testing.assert_allclose(framewise_displacement(parameters), [0, 3 + 50 * 0.03, 3 + 50 * 0.03])
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

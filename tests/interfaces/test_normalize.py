@@ -15,11 +15,11 @@ from bids_dmrigen.interfaces.normalize import (
     ApplyToScan,
     Normalize,
     apply_to_scan,
-    dice,
     load_template,
     register_to_t1w,
     t1w_brain,
 )
+from bids_dmrigen.qc.metrics import dice
 
 # World of the scanner to world of the template: nodded, shifted, a little larger.
 ANGLE = np.deg2rad(8.0)
