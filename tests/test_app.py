@@ -64,6 +64,7 @@ def broken(tmp_path_factory):
     long = add("notunit").with_name("sub-notunit_dwi.bvec")
     np.savetxt(long, 3 * np.loadtxt(long))
     add("nob0").with_name("sub-nob0_dwi.bval").write_text("1000 " * len(gradients))
+    np.savetxt(root / "sub-nob0/dwi/sub-nob0_dwi.bvec", np.tile([[1.0], [0], [0]], len(gradients)))
     add("oneslice", data[:, :, 3:4])
     integers = add("integers")
     nib.save(nib.Nifti1Image(data.astype(np.uint16), np.diag([3.0, 3, 3, 1])), integers)
@@ -207,8 +208,36 @@ def test_two_participants_at_once_in_one_output_folder(tmp_path):
     assert all((tmp_path / f"out/sub-{label}.html").is_file() for label in ("01", "02"))
 
 
+def isolated() -> list[str]:
+    """Return the prefix that runs a command in an empty network namespace, where the kernel lets us have one."""
+    works = shutil.which("unshare") and subprocess.run(["unshare", "-n", "true"], check=False).returncode == 0
+    return ["unshare", "-n"] if works else []
+
+
+def test_read_only_input_and_no_home_and_no_network(tmp_path):
+    data = write_dataset(tmp_path / "data", subjects=("01",), shape=FLAT)
+    subprocess.run(["chmod", "-R", "a-w", str(data)], check=True)
+    before = sorted((path, path.stat().st_mtime_ns) for path in data.rglob("*"))
+    environment = {"PATH": os.environ["PATH"], "HOME": "/proc/nowhere"}  # not even root can make a folder there
+    result = subprocess.run(
+        [*isolated(), *APP, str(data), str(tmp_path / "out"), "participant", *QUICK],
+        env=environment, cwd="/", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr + result.stdout
+    assert list(tmp_path.glob("out/sub-01/dwi/*desc-preproc_dwi.nii.gz"))
+    assert sorted((path, path.stat().st_mtime_ns) for path in data.rglob("*")) == before
+
+
+FORKSERVER = """
+import concurrent.futures, multiprocessing
+if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    print(concurrent.futures.ProcessPoolExecutor(1, mp_context=context).submit(abs, -3).result())
+"""
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs root to become another user")
-def test_foreign_user_read_only_input_and_home_without_network(tmp_path):
+def test_foreign_user(tmp_path):
     data = write_dataset(tmp_path / "data", subjects=("01",), shape=FLAT)
     out = tmp_path / "out"
     out.mkdir()
@@ -216,16 +245,16 @@ def test_foreign_user_read_only_input_and_home_without_network(tmp_path):
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_uid == 0 and str(folder).startswith("/tmp/"):
             folder.chmod(0o755)
-    subprocess.run(["chmod", "-R", "a-w,a+rX", str(data)], check=True)
+    become = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
     environment = {"PATH": os.environ["PATH"], "HOME": "/"}
-    # An empty network namespace, where the kernel lets us have one.
-    isolated = shutil.which("unshare") and subprocess.run(["unshare", "-n", "true"], check=False).returncode == 0
-    command = [*(["unshare", "-n"] if isolated else []), "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}",
-               "--clear-groups", *APP, str(data), str(out), "participant", *QUICK]  # fmt: skip
-    if subprocess.run([*command[: command.index(sys.executable)], sys.executable, "-c", "import bids_dmrigen"],
-                      check=False, cwd="/", env=environment).returncode:  # fmt: skip
-        pytest.skip("another user cannot read this installation")
-    result = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, check=False)
+    probe = subprocess.run([*become, sys.executable, "-c", FORKSERVER], check=False, capture_output=True,
+                           cwd="/", env=environment)  # fmt: skip
+    if probe.returncode:
+        pytest.skip("another user cannot run this Python: it is installed in root's own folder")
+    result = subprocess.run(
+        [*become, *APP, str(data), str(out), "participant", *QUICK],
+        env=environment, cwd="/", capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr + result.stdout
     assert list(out.glob("sub-01/dwi/*desc-preproc_dwi.nii.gz"))
 
