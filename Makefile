@@ -9,8 +9,7 @@ TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 .PHONY: demo test lint environment benchmarks clean
 
-demo: environment
-	$(BIN)/dmrigen demo $(DEMO)/data
+demo: $(DEMO)/data
 	$(BIN)/bids_dmrigen $(DEMO)/data $(DEMO)/out participant --methods difusion --work-dir $(DEMO)/work
 	$(BIN)/bids_dmrigen $(DEMO)/data $(DEMO)/out group
 	@echo "$(abspath $(DEMO))/out/sub-01.html"
@@ -23,6 +22,11 @@ test: environment
 lint: environment
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+$(DEMO)/data: | environment
+	rm -rf $(DEMO)/unfinished
+	$(BIN)/dmrigen demo $(DEMO)/unfinished
+	mv $(DEMO)/unfinished $@
 
 environment: $(VENV)/.ready
 

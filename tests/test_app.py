@@ -136,6 +136,39 @@ def test_second_call_recomputes_nothing(broken):
     assert {p: p.stat().st_mtime_ns for p in out.rglob("sub-01/dwi/*")} == before
 
 
+def test_lost_outputs_are_stored_again(broken):
+    root, out, _ = broken
+    expected = sorted(path.name for path in out.rglob("sub-01/*/*"))
+    shutil.rmtree(out / "sub-01")
+    result = call(root, out, "--methods", "difusion", "--participant-label", "01")
+    assert result.returncode == 0, result.stderr
+    assert "generating" not in result.stdout
+    assert sorted(path.name for path in out.rglob("sub-01/*/*")) == expected
+
+
+def test_sources_say_what_a_result_was_made_from(broken):
+    _, out, _ = broken
+    sources = {
+        name: json.loads((out / f"sub-01/dwi/sub-01_{name}.json").read_text())["Sources"]
+        for name in ("desc-difusion_dwi", "desc-brain_mask", "model-tensor_param-fa_desc-difusion_dwimap")
+    }
+    assert sources["desc-difusion_dwi"] == ["bids:raw:sub-01/dwi/sub-01_dwi.nii.gz"]
+    assert sources["desc-brain_mask"] == ["bids::sub-01/dwi/sub-01_desc-preproc_dwi.nii.gz"]
+    assert sources["model-tensor_param-fa_desc-difusion_dwimap"] == [
+        "bids::sub-01/dwi/sub-01_desc-difusion_dwi.nii.gz"
+    ]
+
+
+def test_a_series_denoised_by_a_method_is_synthetic(tmp_path):
+    data = write_dataset(tmp_path / "data", subjects=("01",), shape=FLAT)
+    result = call(data, tmp_path / "out", "--denoise", "difusion")
+    assert result.returncode == 0, result.stderr
+    for name in ("desc-preproc_dwi", "dwiref", "model-tensor_param-fa_desc-preproc_dwimap"):
+        sidecar = json.loads((tmp_path / f"out/sub-01/dwi/sub-01_{name}.json").read_text())
+        assert sidecar["Synthetic"] is True, name
+        assert sidecar["GenerativeModel"]["Method"] == "Di-Fusion"
+
+
 def test_group_level(broken):
     root, out, _ = broken
     result = call(root, out, level="group")
@@ -316,6 +349,17 @@ def test_exit_status_of_datasets_and_levels(dataset, tmp_path):
     result = call(dataset, tmp_path / "out", "--bids-filter-file", str(filters))
     assert result.returncode == 2
     assert "no diffusion run matches" in result.stderr
+
+
+def test_somebody_elses_dataset_is_not_written_to(dataset, tmp_path):
+    out = tmp_path / "qsiprep"
+    out.mkdir()
+    description = {"Name": "QSIPrep", "BIDSVersion": "1.9.0", "GeneratedBy": [{"Name": "QSIPrep"}]}
+    (out / "dataset_description.json").write_text(json.dumps(description))
+    result = call(dataset, out)
+    assert result.returncode == 2
+    assert "did not make" in result.stderr
+    assert json.loads((out / "dataset_description.json").read_text()) == description
 
 
 def test_dry_run_writes_nothing(dataset, tmp_path):

@@ -18,6 +18,7 @@ ENTITIES = {
     "direction": "dir",
     "run": "run",
     "part": "part",
+    "chunk": "chunk",
 }
 
 # key -> the rest of the file name; {placeholders} are filled by `output_path`

@@ -6,6 +6,9 @@ A run that cannot be used is still returned, with its `fault`: the others go on 
 from __future__ import annotations
 
 import json
+import math
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +18,15 @@ from . import names
 
 IMAGE = [".nii", ".nii.gz"]
 OPPOSITE = {"i": "i-", "i-": "i", "j": "j-", "j-": "j", "k": "k-", "k-": "k"}
+AXES = ("i", "j", "k")
 GEOMETRY_TOLERANCE_MM = 1.0
+READOUT_TOLERANCE = 0.02  # relative: distortion is proportional to the total readout time
+NOT_MAGNITUDE = ("phase", "real", "imag")  # values of `part` whose images are no signal intensities
+NOT_INDEXED = ("sourcedata", "code", "models", "stimuli", ".git", "work")
+DUPLICATE = (
+    "{images}: {number} images of the name {name}, expected one; their results would overwrite each other: "
+    "rename or remove all but one, or select one with a filter file"
+)
 
 
 class DatasetError(ValueError):
@@ -24,6 +35,10 @@ class DatasetError(ValueError):
 
 class SelectionError(ValueError):
     """A label or filter that selects nothing."""
+
+
+class _SidecarError(ValueError):
+    """A sidecar that cannot be read; the fault of the runs it belongs to."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +74,29 @@ class Run:
 
     @property
     def phase_encoding(self) -> str | None:
-        """The phase-encoding direction with its sign (BIDS letters), where the sidecar knows it."""
-        return self.metadata.get("PhaseEncodingDirection")
+        """The phase-encoding direction with its sign: i, i-, j, j-, k, k-; None where the sidecar does not say."""
+        return _one_of(tuple(OPPOSITE), self.metadata.get("PhaseEncodingDirection"))
+
+    @property
+    def phase_encoding_axis(self) -> str | None:
+        """The phase-encoding axis without sign: i, j or k; None where the sidecar does not say."""
+        direction = self.phase_encoding
+        return direction[0] if direction else _one_of(AXES, self.metadata.get("PhaseEncodingAxis"))
 
 
-def open_layout(bids_dir: Path, database: Path | None = None, derivative: bool = False):
+def open_layout(bids_dir: Path, database: Path | None = None, derivative: bool = False, exclude: Sequence[Path] = ()):
     """Return the pybids layout of a dataset.
+
+    Parameters
+    ----------
+    bids_dir
+        Root of the dataset.
+    database
+        Folder of a pybids index to use, or to make where there is none.
+    derivative
+        The dataset is a derivative.
+    exclude
+        Folders that are not indexed; those outside the dataset do not matter.
 
     Raises
     ------
@@ -85,14 +117,17 @@ def open_layout(bids_dir: Path, database: Path | None = None, derivative: bool =
         json.loads(description.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DatasetError(f"{description}: not valid JSON ({error})") from None
-    skip = ["sourcedata", "code", "models", "stimuli", ".git", "work"] + ([] if derivative else ["derivatives"])
+    skip = {*NOT_INDEXED, *(() if derivative else ("derivatives",)), *_inside(bids_dir, exclude)}
     return BIDSLayout(
         bids_dir,
         validate=False,
         is_derivative=derivative,
         config=["bids", "derivatives"] if derivative else ["bids"],
         database_path=database,
-        indexer=BIDSLayoutIndexer(validate=False, ignore=skip, index_metadata=True),
+        # Without metadata: one broken sidecar would be the end of the whole index. Each run reads its own.
+        indexer=BIDSLayoutIndexer(
+            validate=False, ignore=[re.compile(rf"^/{re.escape(s)}(/|$)") for s in sorted(skip)], index_metadata=False
+        ),
     )
 
 
@@ -122,74 +157,170 @@ def find_runs(
         Where the dataset has no diffusion run.
     """
     filters = filters or {}
-    unknown_keys = set(filters) - {"dwi", "t1w"}
-    if unknown_keys:
-        raise SelectionError(f"filter file: unknown keys {sorted(unknown_keys)}; expected dwi and t1w")
+    query = {"datatype": "dwi", "suffix": "dwi", "extension": IMAGE}
+    images = _select(layout, query, participants, sessions, run_labels, filters)
+    if not images:
+        raise DatasetError(f"{layout.root}: no diffusion run (sub-*/[ses-*/]dwi/*_dwi.nii[.gz]) was found")
+    runs = fault_duplicates([_new_run(layout, image) for image in images])
+    runs = [replace(run, t1w=_find_t1w(layout, run, filters.get("t1w", {}))) for run in runs]
+    # A partner need not be selected itself: labels and filters say what is processed, not what may help.
+    related = {}
+    for run in runs:
+        folder = names.folder(run.entities)
+        if folder not in related:
+            everything = layout.get(subject=run.entities["subject"], **query)
+            same = [i for i in _in_order(everything) if i.entities.get("session") == run.entities.get("session")]
+            related[folder] = fault_duplicates([_new_run(layout, image) for image in same])
+    return [_with_partner(layout, run, related[names.folder(run.entities)]) for run in runs]
+
+
+def find_preprocessed(
+    layout,
+    raw: Sequence[Run],
+    participants: Sequence[str] = (),
+    sessions: Sequence[str] = (),
+    run_labels: Sequence[str] = (),
+    filters: dict[str, dict] | None = None,
+) -> list[Run]:
+    """Return the preprocessed runs of a derivative dataset (QSIPrep's, or this app's own).
+
+    The selection is that of `find_runs`, applied to the derivative's own files; T1w images are taken from the
+    raw runs of the same subject and session.
+
+    Raises
+    ------
+    SelectionError
+        Where a label does not exist or the filters match nothing.
+    DatasetError
+        Where the dataset has no preprocessed run.
+    """
+    query = {"suffix": "dwi", "desc": "preproc", "extension": IMAGE}
+    images = _select(layout, query, participants, sessions, run_labels, filters or {})
+    if not images:
+        raise DatasetError(f"{layout.root}: no preprocessed run (*_desc-preproc_dwi.nii[.gz]) was found")
+    runs = []
+    for image in images:
+        run = _new_run(layout, image)
+        stem = run.image.name.split("_desc-preproc")[0]
+        masks = [run.image.with_name(f"{stem}_desc-brain_mask{e}") for e in (".nii.gz", ".nii")]
+        mask = next((m for m in masks if m.exists()), None)
+        t1w = next((r.t1w for r in raw if names.folder(r.entities) == names.folder(run.entities)), None)
+        runs.append(replace(run, mask=mask, t1w=t1w, preprocessed=True))
+    return fault_duplicates(runs)
+
+
+def fault_duplicates(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs with a fault on each whose name another run has too: outputs are named after the run."""
+    same: dict[str, list[Run]] = {}
+    for run in runs:
+        same.setdefault(run.name, []).append(run)
+    return [replace(run, fault=run.fault or _duplicate(same[run.name])) for run in runs]
+
+
+def _duplicate(runs: Sequence[Run]) -> str | None:
+    if len(runs) == 1:
+        return None
+    images = " and ".join(str(run.image) for run in runs)
+    return DUPLICATE.format(images=images, number=len(runs), name=runs[0].name)
+
+
+def _select(layout, query: dict, participants, sessions, run_labels, filters: dict[str, dict]) -> list:
+    """Return the images that the labels and filters select, in order; none only where nothing was asked for."""
+    unknown = set(filters) - {"dwi", "t1w"}
+    if unknown:
+        raise SelectionError(f"filter file: unknown keys {sorted(unknown)}; expected dwi and t1w")
+    known = layout.get_entities(metadata=None)
+    unknown = {entity for wanted in filters.values() for entity in wanted} - set(known)
+    if unknown:
+        raise SelectionError(
+            f"filter file: {sorted(unknown)} are no entities of file names; expected some of {sorted(known)}"
+        )
     _check_labels(layout, "subject", participants)
     _check_labels(layout, "session", sessions)
-    query = {"datatype": "dwi", "suffix": "dwi", "extension": IMAGE, **filters.get("dwi", {})}
+    query = {**query, **filters.get("dwi", {})}
     if participants:
         query["subject"] = list(participants)
     if sessions:
         query["session"] = list(sessions)
-    images = layout.get(invalid_filters="allow", **query)
+    images = _in_order(layout.get(invalid_filters="allow", **query), derivative="desc" in query)
     if run_labels:
         wanted = {str(label).lstrip("0") or "0" for label in run_labels}
         images = [i for i in images if str(i.entities.get("run", "")).lstrip("0") in wanted]
-    if not images:
-        if filters.get("dwi") or run_labels or participants or sessions:
-            raise SelectionError(
-                f"no diffusion run matches {_describe(participants, sessions, run_labels, filters)} "
-                f"in {layout.root}; loosen the selection, or see what there is with --dry-run and no filter"
-            )
-        raise DatasetError(f"{layout.root}: no diffusion run (sub-*/[ses-*/]dwi/*_dwi.nii[.gz]) was found")
-    runs = [_raw_run(layout, image) for image in sorted(images, key=lambda i: i.path)]
-    runs = [replace(run, t1w=_find_t1w(layout, run, filters.get("t1w", {}))) for run in runs]
-    return [_with_partner(layout, run, runs) for run in runs]
+    if not images and (filters.get("dwi") or run_labels or participants or sessions):
+        raise SelectionError(
+            f"no diffusion run matches {_describe(participants, sessions, run_labels, filters)} "
+            f"in {layout.root}; loosen the selection, or see what there is with --dry-run and no filter"
+        )
+    return images
 
 
-def find_preprocessed(layout, raw: Sequence[Run], participants: Sequence[str] = ()) -> list[Run]:
-    """Return the preprocessed runs of a derivative dataset (QSIPrep's, or this app's own).
-
-    T1w images are taken from the raw runs of the same subject and session.
-    """
-    query = {"suffix": "dwi", "desc": "preproc", "extension": IMAGE}
-    if participants:
-        query["subject"] = list(participants)
-    images = layout.get(invalid_filters="allow", **query)
-    if not images:
-        raise DatasetError(f"{layout.root}: no preprocessed run (*_desc-preproc_dwi.nii[.gz]) was found")
-    runs = []
-    for image in sorted(images, key=lambda i: i.path):
-        run = _raw_run(layout, image)
-        stem = Path(image.path).name.split("_desc-preproc")[0]
-        masks = [Path(image.path).with_name(f"{stem}_desc-brain_mask{e}") for e in (".nii.gz", ".nii")]
-        mask = next((m for m in masks if m.exists()), None)
-        t1w = next((r.t1w for r in raw if names.folder(r.entities) == names.folder(run.entities)), None)
-        runs.append(replace(run, mask=mask, t1w=t1w, preprocessed=True))
-    return runs
+def _in_order(images, derivative: bool = False) -> list:
+    """Return the images that are series of magnitudes; of a raw dataset only those that are raw."""
+    foreign = () if derivative else ("desc-", "space-")  # somebody's derivative among the raw files
+    return sorted(
+        (
+            image
+            for image in images
+            if image.entities.get("part") not in NOT_MAGNITUDE
+            and not any(pair.startswith(foreign) for pair in _name_parts(Path(image.path))[0])
+        ),
+        key=lambda image: image.path,
+    )
 
 
-def _raw_run(layout, image) -> Run:
-    path = Path(image.path)
+def _new_run(layout, image) -> Run:
+    path, root = Path(image.path), Path(layout.root)
     entities = {name: str(image.entities[name]) for name in names.ENTITIES if name in image.entities}
-    bval, bvec = (_companion(layout, image, extension) for extension in (".bval", ".bvec"))
+    # The deepest and most specific file holds; no merging as with JSON.
+    bval, bvec = (next(reversed(_inherited(root, path, extension)), None) for extension in (".bval", ".bvec"))
     missing = [e for e, found in ((".bval", bval), (".bvec", bvec)) if found is None]
-    fault = None
+    faults = []
     if missing:
-        fault = f"{path}: its {' and '.join(missing)} file is missing; a diffusion series needs both beside the image"
-    metadata = image.get_metadata()
-    return Run(entities, path, bval, bvec, metadata, fault=fault)
+        faults.append(
+            f"{path}: its {' and '.join(missing)} file is missing; a diffusion series needs both beside the image"
+        )
+    metadata = {}
+    try:
+        metadata = _read_metadata(root, path)
+    except _SidecarError as error:
+        faults.append(str(error))
+    return Run(entities, path, bval, bvec, metadata, fault="; ".join(faults) or None)
 
 
-def _companion(layout, image, extension: str) -> Path | None:
-    """The text file that belongs to an image, inherited ones included, never that of another run."""
-    found = layout.get_nearest(image.path, extension=extension, suffix="dwi", strict=False)
-    if found is None:
-        return None
-    # The inheritance principle: every entity in the file's name must be one of the image's.
-    own = {k: v for k, v in layout.get_file(found).entities.items() if k not in ("extension", "datatype")}
-    return Path(found) if all(image.entities.get(k) == v for k, v in own.items()) else None
+def _read_metadata(root: Path, image: Path) -> dict[str, Any]:
+    """Return an image's metadata: every sidecar that applies to it, the deeper ones over the shallower ones."""
+    metadata = {}
+    for path in _inherited(root, image, ".json"):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError) as error:
+            raise _SidecarError(f"{path}: cannot be read as JSON ({error}); correct or remove it") from None
+        if not isinstance(content, dict):
+            raise _SidecarError(f"{path}: expected a JSON object, found {type(content).__name__}; correct it")
+        metadata |= content
+    return metadata
+
+
+def _inherited(root: Path, image: Path, extension: str) -> list[Path]:
+    """Return the text files that apply to an image by the inheritance principle, the most specific one last.
+
+    They lie in the image's folder or above, have its suffix, and every entity in their name is one of the image's.
+    """
+    pairs, suffix = _name_parts(image)
+    found = []
+    for folder in image.parents:
+        here = [path for path in folder.glob(f"*{suffix}{extension}") if _name_parts(path)[1] == suffix]
+        here = [path for path in here if _name_parts(path)[0] <= pairs]
+        found = sorted(here, key=lambda path: (len(_name_parts(path)[0]), path.name)) + found
+        if folder == root:
+            break
+    return found
+
+
+def _name_parts(path: Path) -> tuple[set[str], str]:
+    """Return the `key-value` pairs of a BIDS file name and its suffix."""
+    *pairs, suffix = path.name.split(".")[0].split("_")
+    return set(pairs), suffix
 
 
 def _find_t1w(layout, run: Run, extra: dict) -> Path | None:
@@ -201,50 +332,94 @@ def _find_t1w(layout, run: Run, extra: dict) -> Path | None:
     return Path(candidates[0].path) if candidates else None
 
 
-def _with_partner(layout, run: Run, runs: Sequence[Run]) -> Run:
+def _with_partner(layout, run: Run, related: Sequence[Run]) -> Run:
     """Attach the reverse-phase partner, or the reason why there is none."""
     if run.fault:
         return run
     own = run.phase_encoding
     if own is None:
-        axis = run.metadata.get("PhaseEncodingAxis")
-        known = f"only the axis ({axis}) is known" if axis else "nothing is known of it"
-        return _noted(run, f"susceptibility: PhaseEncodingDirection is missing from the sidecar; {known}")
-    candidates = _fieldmap_partners(layout, run) + [
-        Partner(other.image, other.phase_encoding, other.bval, other.bvec) for other in runs if _is_sibling(run, other)
+        return _noted(run, _unknown_direction(run.metadata))
+    candidates, refused = _fieldmap_partners(layout, run)
+    candidates += [
+        (Partner(other.image, other.phase_encoding, other.bval, other.bvec), other.metadata)
+        for other in related
+        if _is_sibling(run, other)
     ]
-    candidates = [c for c in candidates if c.direction == OPPOSITE.get(own)]
-    matching = [c for c in candidates if _same_geometry(run.image, c.image)]
-    if matching:
-        return replace(run, partner=matching[0])
-    if candidates:
-        return _noted(run, "susceptibility: the reverse-phase image has another grid; not used")
+    for partner, metadata in candidates:
+        if partner.direction != OPPOSITE[own]:
+            continue
+        reason = _mismatch(run, partner.image, metadata)
+        if reason is None:
+            return replace(run, partner=partner)
+        refused.append(reason)
+    if refused:
+        return _noted(run, "; ".join(refused))
     extra = ""
     if layout.get(subject=run.entities["subject"], datatype="fmap", suffix="phasediff", extension=IMAGE):
         extra = " (a phase-difference field map is there; it is not used)"
-    return _noted(run, f"susceptibility: no image with phase encoding {OPPOSITE.get(own)} belongs to this run{extra}")
+    return _noted(run, f"no image with phase encoding {OPPOSITE[own]} belongs to this run{extra}")
+
+
+def _unknown_direction(metadata: dict[str, Any]) -> str:
+    """Say what of the phase encoding is unknown, and why."""
+    direction, axis = metadata.get("PhaseEncodingDirection"), metadata.get("PhaseEncodingAxis")
+    if direction is None:
+        what = "PhaseEncodingDirection is missing from the sidecar"
+    else:
+        what = f"PhaseEncodingDirection {direction!r} of the sidecar is none of {', '.join(OPPOSITE)}"
+    if axis is None:
+        return f"{what}; nothing is known of it"
+    if _one_of(AXES, axis):
+        return f"{what}; only the axis ({axis}) is known"
+    return f"{what}; PhaseEncodingAxis {axis!r} is none of {', '.join(AXES)}"
+
+
+def _mismatch(run: Run, image: Path, metadata: dict[str, Any]) -> str | None:
+    """Say why an image of opposite phase encoding is not distorted by the same field as the run."""
+    if not _same_geometry(run.image, image):
+        return "the reverse-phase image has another grid; not used"
+    own, other = _readout_s(run.metadata), _readout_s(metadata)
+    if own and other and abs(own - other) > READOUT_TOLERANCE * max(own, other):
+        return f"the reverse-phase image has another TotalReadoutTime ({other:g} s, this run {own:g} s); not used"
+    return None
+
+
+def _readout_s(metadata: dict[str, Any]) -> float | None:
+    value = metadata.get("TotalReadoutTime")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if number and math.isfinite(value) and value > 0 else None
 
 
 def _is_sibling(run: Run, other: Run) -> bool:
-    if other is run or other.fault or names.folder(other.entities) != names.folder(run.entities):
+    if other.image == run.image or other.fault:
         return False
-    return all(other.entities.get(e) == run.entities.get(e) for e in ("acquisition", "run"))
+    return all(other.entities.get(e) == run.entities.get(e) for e in ("acquisition", "run", "chunk"))
 
 
-def _fieldmap_partners(layout, run: Run) -> list[Partner]:
-    """Reverse-phase EPI in fmap/ that say they are meant for this run."""
-    found = []
+def _fieldmap_partners(layout, run: Run) -> tuple[list[tuple[Partner, dict]], list[str]]:
+    """Return the EPI in fmap/ that say they are meant for this run, with their metadata, and what was unusable."""
+    found, refused = [], []
     query = {"subject": run.entities["subject"], "datatype": "fmap", "suffix": "epi", "extension": IMAGE}
     if run.entities.get("session"):
         query["session"] = run.entities["session"]
     sources = _as_list(run.metadata.get("B0FieldSource"))
-    for image in layout.get(**query):
-        metadata = image.get_metadata()
+    for image in _in_order(layout.get(**query)):
+        path = Path(image.path)
+        try:
+            metadata = _read_metadata(Path(layout.root), path)
+        except _SidecarError as error:
+            refused.append(f"{error}; {path.name} is not used")
+            continue
         intended = [Path(str(t)).name for t in _as_list(metadata.get("IntendedFor"))]
-        identified = set(_as_list(metadata.get("B0FieldIdentifier"))) & set(sources)
-        if run.image.name in intended or identified:
-            found.append(Partner(Path(image.path), metadata.get("PhaseEncodingDirection", "")))
-    return found
+        identified = any(i in sources for i in _as_list(metadata.get("B0FieldIdentifier")))
+        if run.image.name not in intended and not identified:
+            continue
+        direction = _one_of(tuple(OPPOSITE), metadata.get("PhaseEncodingDirection"))
+        if direction:
+            found.append((Partner(path, direction), metadata))
+        else:
+            refused.append(f"{path.name}: {_unknown_direction(metadata)}; not used")
+    return found, refused
 
 
 def _same_geometry(one: Path, other: Path) -> bool:
@@ -280,7 +455,22 @@ def _describe(participants, sessions, run_labels, filters) -> str:
 
 
 def _noted(run: Run, note: str) -> Run:
-    return replace(run, notes=(*run.notes, note))
+    return replace(run, notes=(*run.notes, f"susceptibility: {note}"))
+
+
+def _inside(root: Path, folders: Sequence[Path]) -> set[str]:
+    """Return those of the folders that lie in a dataset, relative to it."""
+    inside = set()
+    for folder in folders:
+        for resolve in (os.path.abspath, os.path.realpath):
+            relative = os.path.relpath(resolve(folder), resolve(root))
+            if relative != "." and not relative.startswith(".."):
+                inside.add(Path(relative).as_posix())
+    return inside
+
+
+def _one_of(allowed: Sequence[str], value) -> str | None:
+    return value if value in allowed else None
 
 
 def _as_list(value) -> list:

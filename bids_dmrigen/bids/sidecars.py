@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from . import names
 
 BIDS_VERSION = "1.10.0"
 CODE_URL = "https://github.com/bids-dmrigen/bids_dmrigen"
@@ -27,7 +26,7 @@ MAPS = {  # parameter -> (description, unit)
     "tensor": ("Diffusion tensor", "mm^2/s"),
 }
 DESCRIPTIONS = {
-    "preproc": "Diffusion-weighted series after preprocessing; every volume was acquired",
+    "preproc": "Diffusion-weighted series after preprocessing",
     "dwiref": "Mean b0 of the preprocessed series",
     "mask": "Brain mask on the preprocessed series' grid",
     "confounds": "Head motion per volume",
@@ -166,8 +165,3 @@ def generative_model(spec, made, extra_warnings: Sequence[str] = ()) -> dict[str
     if warnings:
         record["Warnings"] = warnings
     return {"Synthetic": True, "GenerativeModel": record}
-
-
-def map_names(source: str) -> list[dict[str, str]]:
-    """Return the table fields of every tensor map of a source."""
-    return [{"param": param, "source": source} for param in names.TENSOR_MAPS]

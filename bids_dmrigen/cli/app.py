@@ -31,15 +31,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from ..bids.query import DatasetError, SelectionError
     from ..interfaces.templates import TemplateError
+    from ..qc.group import GroupError
 
     try:
         if settings.analysis_level == "group":
             return _group(settings)
         return _participants(settings)
-    except SelectionError as error:
+    except (SelectionError, SettingsError) as error:
         return _fail(error, USAGE)
-    except DatasetError as error:
+    except (DatasetError, GroupError) as error:
         return _fail(error, BAD_DATASET)
+    except KeyboardInterrupt:
+        return _fail(InterruptedError("stopped; call again to go on from here"), SOME_FAILED)
     except TemplateError as error:
         return _fail(error, BAD_RESOURCE)
     except OSError as error:
@@ -52,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _participants(settings: Settings) -> int:
     from . import environment
 
+    _own_output(settings.out_dir)
+    _device_exists(settings.device)
     if not settings.dry_run:
         _writable(settings.out_dir, "output folder")
         _writable(settings.work, "work folder (-w/--work-dir)")
@@ -61,8 +66,10 @@ def _participants(settings: Settings) -> int:
 
     n_cpus = settings.n_cpus or environment.cpus()
     threads = settings.omp_nthreads or max(1, min(8, n_cpus // max(1, min(len(runs), n_cpus))))
+    if settings.deterministic:  # the order of additions in registration depends on the number of threads
+        threads = 1
     if not settings.dry_run:
-        environment.prepare(settings.work, threads, settings.deterministic, LOG_LEVELS[min(settings.verbose, 2)])
+        environment.prepare(settings.work, threads, LOG_LEVELS[min(settings.verbose, 2)])
     plans = [plan_run(run, settings, template) for run in runs]
     if settings.dry_run:
         print("\n".join(line for plan in plans for line in describe(plan)))
@@ -152,6 +159,31 @@ def _links(settings: Settings) -> dict[str, Path]:
     return links
 
 
+def _own_output(folder: Path) -> None:
+    """Refuse to write into somebody else's dataset: its description would be lost."""
+    description = folder / "dataset_description.json"
+    if not description.is_file():
+        return
+    try:
+        makers = json.loads(description.read_text(encoding="utf-8-sig")).get("GeneratedBy", [])
+        ours = any(maker.get("Name") == "bids_dmrigen" for maker in makers)
+    except (json.JSONDecodeError, AttributeError):
+        ours = False
+    if not ours:
+        raise SettingsError(f"the output folder {folder} is a dataset that bids_dmrigen did not make; give another one")
+
+
+def _device_exists(device: str) -> None:
+    if not device.startswith("cuda"):
+        return
+    from ..interfaces.generate import choose_device
+
+    try:
+        choose_device(device)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+
+
 def _writable(folder: Path, what: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -164,11 +196,12 @@ def _writable(folder: Path, what: str) -> None:
 
 def _enough_space(settings: Settings, plans) -> None:
     """Refuse to start what cannot end: intermediate and final files are a known multiple of the input."""
+    from ..workflow.participant import cache_folder
     from ..workflow.plan import SPACE_FACTOR
 
     needed = sum(plan.volume_gb * SPACE_FACTOR for plan in plans if not plan.fault)
     free = shutil.disk_usage(settings.work).free / 1e9
-    cached = any((settings.work / "participant").glob("run_*"))
+    cached = any((cache_folder(settings) / "participant").glob("run_*"))
     if needed > free and not cached:
         raise OSError(
             f"the work folder {settings.work} has {free:.1f} GB free, these {len(plans)} runs need about "
@@ -186,15 +219,17 @@ def _finish(settings: Settings, plans, errors, pages, seconds: float) -> int:
     if errors:
         return SOME_FAILED
     if settings.clean_workdir:
+        from ..workflow.participant import cache_folder
+
         for plan in plans:
-            shutil.rmtree(settings.work / "participant" / plan.node_name, ignore_errors=True)
+            shutil.rmtree(cache_folder(settings) / "participant" / plan.node_name, ignore_errors=True)
     return DONE
 
 
 def _group(settings: Settings) -> int:
     from . import environment
 
-    environment.prepare(settings.work, 1, settings.deterministic)
+    environment.prepare(settings.work, 1)
     from ..workflow.group import run_group
 
     for path in run_group(settings):

@@ -20,7 +20,7 @@ check_version = false
 """
 
 
-def prepare(work: Path, threads: int, deterministic: bool, log_level: str = "ERROR") -> None:
+def prepare(work: Path, threads: int, log_level: str = "ERROR") -> None:
     """Set threads and caches for this process and the workers that it starts.
 
     HOME may be unwritable (containers run as any user), so every cache goes under the work folder.
@@ -32,7 +32,7 @@ def prepare(work: Path, threads: int, deterministic: bool, log_level: str = "ERR
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     for name in THREAD_VARIABLES:
         os.environ[name] = str(threads)
-    os.environ[ITK_THREADS] = "1" if deterministic else str(threads)
+    os.environ[ITK_THREADS] = str(threads)
     for name in CACHES:
         folder = work / "caches" / name.lower()
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 B0_THRESHOLD_S_PER_MM2 = 50.0
-SHELL_GAP_S_PER_MM2 = 100.0  # b-values of one shell lie closer together than this (and within 5 %)
+SHELL_GAP_S_PER_MM2 = 100.0  # a shell spans less than this, or than 5 % of its lowest b-value
 NORM_TOLERANCE = 0.1  # further from one, a vector's length is no rounding error
 
 LENGTH_MISMATCH = "{n_bvals} b-values but {n_bvecs} directions; both need one entry per volume"
@@ -85,14 +85,18 @@ class GradientTable:
         return GradientTable(self.bvals[volumes], self.bvecs[volumes], self.b0_threshold)
 
     def shells(self) -> list[tuple[float, np.ndarray]]:
-        """Return (mean b-value in s/mm², volume indices) of each shell, b0s left out, lowest first."""
+        """Return (mean b-value in s/mm², volume indices) of each shell, b0s left out, lowest first.
+
+        A shell ends where b is `SHELL_GAP_S_PER_MM2` (or 5 %, where that is more) above its lowest b-value:
+        measured from there, evenly spaced b-values (IVIM, DSI) do not chain into one shell.
+        """
         order = np.flatnonzero(~self.is_b0)
-        order = order[np.argsort(self.bvals[order], kind="stable")]
-        if not len(order):
-            return []
-        b = self.bvals[order]
-        gap = np.maximum(SHELL_GAP_S_PER_MM2, 0.05 * b[:-1])
-        groups = np.split(order, np.flatnonzero(np.diff(b) > gap) + 1)
+        groups: list[list[int]] = []
+        for volume in order[np.argsort(self.bvals[order], kind="stable")]:
+            lowest = self.bvals[groups[-1][0]] if groups else -np.inf
+            if self.bvals[volume] - lowest >= max(SHELL_GAP_S_PER_MM2, 0.05 * lowest):
+                groups.append([])
+            groups[-1].append(volume)
         return [(float(self.bvals[g].mean()), np.sort(g)) for g in groups]
 
     def world_directions(self, affine: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, isdefined, traits
 
 from ..dwi.series import ScanError
 from .base import SeriesInputSpec
@@ -93,7 +93,9 @@ class MeanB0(SimpleInterface):
 
 class _NotesInput(BaseInterfaceInputSpec):
     repaired = traits.List(traits.Str, mandatory=True, desc="what was repaired on reading")
-    noise = traits.Str(mandatory=True, desc="what was done about noise")
+    noise = traits.Str(desc="what was done about noise")
+    in_record = File(exists=True, desc="JSON: how a method denoised the series")
+    susceptibility = File(exists=True, desc="JSON: what the susceptibility correction found")
 
 
 class _NotesOutput(TraitedSpec):
@@ -108,6 +110,13 @@ class Notes(SimpleInterface):
 
     def _run_interface(self, runtime):
         path = Path(runtime.cwd) / "notes.json"
-        path.write_text(json.dumps({"Warnings": self.inputs.repaired, "Noise": self.inputs.noise}))
+        record = {"Warnings": self.inputs.repaired}
+        if isdefined(self.inputs.noise):
+            record["Noise"] = self.inputs.noise
+        if isdefined(self.inputs.susceptibility):
+            record["SusceptibilityCorrection"] = json.loads(Path(self.inputs.susceptibility).read_text())
+        if isdefined(self.inputs.in_record):
+            record |= json.loads(Path(self.inputs.in_record).read_text())
+        path.write_text(json.dumps(record))
         self._results["out_record"] = str(path)
         return runtime

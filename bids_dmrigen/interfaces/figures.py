@@ -74,10 +74,6 @@ def _figure_list(run: RunData) -> list[Drawing]:
     for method in run.methods():
         drawings += _method_figures(run, method)
 
-    for source in run.inputs.fa_std_sources if run.has("fa_std_sources", "fa_std") else []:
-        title = f"{source}: spread of the samples' FA"
-        drawings.append((f"spreadfa{source}", title, lambda path, source=source: _draw_fa_spread(run, source, path)))
-
     def draw_maps(path):
         made = frozenset(s for s in run.inputs.map_sources if s != "preproc" or run.inputs.preproc_generated)
         dec = run.maps("dec") if run.has("dec") else {}
@@ -155,14 +151,6 @@ def _draw_template(run: RunData, path: Path) -> None:
     template, name = run.volume("template"), run.inputs.template_name
     brain = run.volume("template_mask") > 0.5 if run.has("template_mask") else template > 0
     figures.flicker(moved, template, image.affine, brain, ("b0", name), f"Registration to {name}", path)
-
-
-def _draw_fa_spread(run: RunData, source: str, path: Path) -> None:
-    from ..qc import comparison
-
-    fa, scan = run.maps("fa")[source], run.preproc
-    std = read_image(run.inputs.fa_std[run.inputs.fa_std_sources.index(source)])[0]
-    comparison.spread(fa, std, scan.affine, scan.mask, source, path, "FA")
 
 
 def _method_figures(run: RunData, method: str) -> list[Drawing]:

@@ -42,6 +42,7 @@ class _GenerateInput(SeriesInputSpec):
     precision = traits.Str("auto", usedefault=True, desc="auto, fp32 or bf16")
     minutes = traits.Either(None, traits.Float, usedefault=True, desc="training budget, minutes")
     options = traits.Dict(usedefault=True, desc="the method's own options")
+    deterministic = traits.Bool(False, usedefault=True, desc="the same bits every time, where the device can")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="occupies a GPU (read by Nipype)")
 
 
@@ -58,6 +59,7 @@ class Generate(SimpleInterface):
 
     input_spec = _GenerateInput
     output_spec = _GenerateOutput
+    _can_resume = True  # Nipype would empty the folder, and with it the training's checkpoint
 
     def _run_interface(self, runtime):
         import torch
@@ -68,6 +70,7 @@ class Generate(SimpleInterface):
 
         i, cwd = self.inputs, Path(runtime.cwd)
         torch.set_num_threads(i.num_threads)
+        torch.use_deterministic_algorithms(i.deterministic, warn_only=True)
         mask = i.in_mask if isinstance(i.in_mask, str) else None
         scan, image = read_scan(i.in_file, i.in_bval, i.in_bvec, mask, i.b0_threshold)
         method = load(i.method)
@@ -102,13 +105,23 @@ class Generate(SimpleInterface):
 
 
 def choose_device(name: str):
-    """Return the torch device for auto, cpu, cuda or cuda:N; `ValueError` where the GPU asked for is not there."""
+    """Return the torch device for auto, cpu, cuda or cuda:N.
+
+    Without a number it is the GPU with the most free memory: several runs at once spread over several GPUs.
+
+    Raises
+    ------
+    ValueError
+        Where the GPU asked for is not there.
+    """
     import torch
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda"):
         count = torch.cuda.device_count()
+        if name == "cuda" and count > 1:
+            name = f"cuda:{max(range(count), key=lambda k: torch.cuda.mem_get_info(k)[0])}"
         index = int(name.partition(":")[2] or 0)
         if index >= count:
             raise ValueError(f"--device {name}: {count} GPUs are visible; use cpu, auto, or start with --gpus all")

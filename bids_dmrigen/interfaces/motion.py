@@ -260,6 +260,12 @@ def _index_frame(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return affine @ np.linalg.inv(grid), grid
 
 
+def _as_tsv(table: np.ndarray) -> str:
+    """Return the (N, 7) confounds as BIDS wants them: n/a where there is no value."""
+    rows = [("n/a" if np.isnan(value) else f"{value:.6f}" for value in row) for row in table]
+    return "\n".join("\t".join(row) for row in [(*CONFOUNDS, "framewise_displacement"), *rows]) + "\n"
+
+
 class _HeadMotionInputSpec(SeriesInputSpec):
     in_mask = File(exists=True, desc="brain of the first b0; found where not given")
     phase_encoding_direction = traits.Enum(
@@ -299,15 +305,5 @@ class HeadMotion(SimpleInterface):
         self._results["out_transforms"] = str(folder / "motion.npy")
         self._results["out_confounds"] = str(folder / "confounds.tsv")
         np.save(self._results["out_transforms"], transforms)
-        write_atomically(
-            self._results["out_confounds"],
-            lambda part: np.savetxt(
-                part,
-                table,
-                fmt="%.6f",
-                delimiter="\t",
-                comments="",
-                header="\t".join([*CONFOUNDS, "framewise_displacement"]),
-            ),
-        )
+        write_atomically(self._results["out_confounds"], lambda part: Path(part).write_text(_as_tsv(table)))
         return runtime

@@ -16,12 +16,12 @@ from nipype.interfaces.base import (
     isdefined,
     traits,
 )
-from nipype.interfaces.base import Directory as DirectoryTrait
 
 from ..dwi.series import ScanError
 from ..qc.iqm import mutual_information
 from ..qc.metrics import dice
 from .brain import dilate, erode, largest
+from .templates import Template
 
 WORKING_MM = 2.0
 STRIPPED_LITRES = 2.2  # more tissue than this is a whole head
@@ -40,16 +40,15 @@ class Brain:
     white: np.ndarray | None = None  # FA, or the probability of white matter
 
 
-def load_template(template_dir: str | Path | None = None) -> Brain:
-    """Return the template in a directory, or the embedded one, on a grid of 2 mm."""
+def load_template(found: Template | None = None) -> Brain:
+    """Return a template from its files, or the embedded one, on a grid of 2 mm."""
     from .ants_tools import from_ants, to_ants
     from .io import read_image
-    from .templates import EMBEDDED_NAME, embedded_mni, find_template
+    from .templates import EMBEDDED_NAME, embedded_mni
 
-    if template_dir is None:
+    if found is None:
         arrays, affine = embedded_mni(int(WORKING_MM))
         return Brain(EMBEDDED_NAME, arrays["t1w"], arrays["brain"], affine, arrays["white"])
-    found = find_template(template_dir)
     t1w, image = read_image(found.t1w)
     grid = _coarse(to_ants(t1w, image.affine))
     values, affine = from_ants(grid)
@@ -294,7 +293,10 @@ class _NormalizeInputSpec(BaseInterfaceInputSpec):
     in_mask = File(exists=True, mandatory=True, desc="the scan's brain")
     in_fa = File(exists=True, desc="the scan's FA; helps where there is no T1w")
     in_t1w = File(exists=True, desc="T1w of the same head, whole or brain-extracted")
-    template_dir = DirectoryTrait(exists=True, desc="a template's files; not given: the embedded one")
+    template_name = traits.Str(desc="TemplateFlow name; not given: the embedded template")
+    template_t1w = File(exists=True, desc="the template's T1w")
+    template_mask = File(exists=True, desc="the template's brain mask")
+    template_fa = File(exists=True, desc="the template's FA, where it has one")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="ITK threads")
     random_seed = traits.Int(1, usedefault=True, desc="of the metric's sampling")
 
@@ -332,7 +334,7 @@ class Normalize(SimpleInterface):
                 f"{inputs.in_mask}: expected a brain mask of shape {b0.shape}, "
                 f"found {mask.shape} with {mask.sum()} voxels"
             )
-        template = load_template(inputs.template_dir if isdefined(inputs.template_dir) else None)
+        template = load_template(self._template())
         fa = read_image(inputs.in_fa)[0] if isdefined(inputs.in_fa) else None
         if isdefined(inputs.in_t1w):
             transforms = self._through_t1w(b0, mask, image, template, folder)
@@ -368,6 +370,13 @@ class Normalize(SimpleInterface):
         write_atomically(self._results["out_report"], lambda part: Path(part).write_text(json.dumps(report, indent=2)))
         return runtime
 
+    def _template(self) -> Template | None:
+        i = self.inputs
+        if not isdefined(i.template_t1w):
+            return None
+        fa = Path(i.template_fa) if isdefined(i.template_fa) else None
+        return Template(i.template_name, Path(i.template_t1w), Path(i.template_mask), fa=fa)
+
     def _through_t1w(self, b0, mask, image, template: Brain, folder: Path) -> tuple[Path, Path]:
         from .ants_tools import from_ants, to_ants, warp, write_matrix
         from .io import read_image, write_image
@@ -398,33 +407,3 @@ def _write(path: Path, data: np.ndarray, affine: np.ndarray) -> Path:
     from .io import write_image
 
     return write_image(path, data, nib.Nifti1Image(np.zeros(data.shape, np.uint8), affine))
-
-
-class _ApplyToScanInputSpec(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="atlas in the template's space, 3-D or 4-D")
-    in_transform = File(exists=True, mandatory=True, desc="from-<template>_to-dwi transform (.h5)")
-    in_reference = File(exists=True, mandatory=True, desc="image with the scan's grid")
-    labels = traits.Bool(False, usedefault=True, desc="the atlas holds labels: take the nearest")
-    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="ITK threads")
-
-
-class _ApplyToScanOutputSpec(TraitedSpec):
-    out_file = File(exists=True, desc="the atlas on the scan's grid")
-
-
-class ApplyToScan(SimpleInterface):
-    """Bring an atlas into the scan's space."""
-
-    input_spec = _ApplyToScanInputSpec
-    output_spec = _ApplyToScanOutputSpec
-
-    def _run_interface(self, runtime):
-        from .ants_tools import set_threads
-        from .io import read_image, write_image
-
-        inputs = self.inputs
-        set_threads(inputs.num_threads)
-        data = apply_to_scan(inputs.in_file, inputs.in_transform, inputs.in_reference, inputs.labels)
-        _, like = read_image(inputs.in_reference)
-        self._results["out_file"] = str(write_image(Path(runtime.cwd) / "atlas.nii", data, like))
-        return runtime

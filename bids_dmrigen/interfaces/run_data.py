@@ -30,7 +30,6 @@ CALLED = {
     "mask": "brain mask",
     "dwiref": "b0 reference",
     "confounds": "motion estimates (head motion was not corrected)",
-    "noise": "noise level",
     "t1w": "T1w image",
     "dwiref_in_template": "registration to a template",
     "template": "template",
@@ -54,8 +53,7 @@ class RunInput(BaseInterfaceInputSpec):
     mask = File(exists=True, desc="brain mask on the preprocessed series' grid")
     dwiref = File(exists=True, desc="b0 reference on that grid")
     confounds = File(exists=True, desc="motion estimates, .tsv: mm and rad")
-    noise = File(exists=True, desc="map of the noise standard deviation, signal units")
-    sigma = traits.Float(desc="noise standard deviation where there is no map, signal units")
+    sigma = traits.Float(desc="noise standard deviation, signal units")
     t1w = File(exists=True, desc="T1w image resampled to the series' grid")
     dwiref_in_template = File(exists=True, desc="b0 reference resampled to the template's grid")
     mask_in_template = File(exists=True, desc="brain mask resampled to the template's grid")
@@ -76,8 +74,6 @@ class RunInput(BaseInterfaceInputSpec):
     fa = traits.List(File(exists=True), desc="fractional anisotropy per source")
     md = traits.List(File(exists=True), desc="mean diffusivity per source, mm²/s")
     dec = traits.List(File(exists=True), desc="direction-encoded colour per source")
-    fa_std_sources = traits.List(traits.Str, desc="methods with several samples of FA")
-    fa_std = traits.List(File(exists=True), desc="standard deviation of their samples' FA, in that order")
     preproc_generated = traits.Bool(
         False, usedefault=True, desc="the preprocessed series was denoised by a generative method"
     )
@@ -139,11 +135,7 @@ class RunData:
 
     @cached_property
     def sigma(self) -> float | None:
-        """Noise standard deviation: median of the map in the mask, or the number given."""
-        if self.has("noise", "mask"):
-            values = self.volume("noise")[self.volume("mask") > 0.5]
-            values = values[np.isfinite(values) & (values > 0)]
-            return float(np.median(values)) if values.size else None
+        """Noise standard deviation, where it is known."""
         return float(self.inputs.sigma) if self.has("sigma") and self.inputs.sigma > 0 else None
 
     def known_sigma(self) -> float:
@@ -154,7 +146,7 @@ class RunData:
 
     @cached_property
     def confounds(self) -> np.ndarray:
-        """(N, 7) translations in mm, rotations in rad, framewise displacement in mm."""
+        """(N, 7) translations in mm, rotations in rad, framewise displacement in mm; NaN where the file has n/a."""
         self.need("confounds")
         path = Path(self.inputs.confounds)
         columns = path.read_text().splitlines()[0].lstrip("# ").split("\t")

@@ -193,9 +193,8 @@ def fractional_anisotropy(
 
 
 def spread(
-    mean: np.ndarray, std: np.ndarray, affine: np.ndarray, mask: np.ndarray, method: str, path: str | Path,
-    unit: str = "signal",
-) -> Path:  # fmt: skip
+    mean: np.ndarray, std: np.ndarray, affine: np.ndarray, mask: np.ndarray, method: str, path: str | Path
+) -> Path:
     """Draw the voxel-wise standard deviation of the samples below their mean.
 
     Parameters
@@ -204,12 +203,12 @@ def spread(
         (X, Y, Z) mean and standard deviation of the samples.
     affine, mask
         (4, 4) and (X, Y, Z) bool of the grid.
-    method, path, unit
-        Name of the method; SVG or PNG to write; unit of both.
+    method, path
+        Name of the method; SVG or PNG to write.
     """
     rows = [
-        Row("mean of\nthe samples", mean, *display_range(mean, mask), unit=unit, provenance=GENERATED),
-        Row("standard\ndeviation", std, 0, display_range(std, mask)[1], "inferno", unit, provenance=GENERATED),
+        Row("mean of\nthe samples", mean, *display_range(mean, mask), unit="signal", provenance=GENERATED),
+        Row("standard\ndeviation", std, 0, display_range(std, mask)[1], "inferno", "signal", provenance=GENERATED),
     ]
     return save(mosaic(rows, affine, mask, f"{method}: how much the samples differ"), path)
 

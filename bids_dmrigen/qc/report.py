@@ -14,6 +14,7 @@ from typing import Any
 from ..bids import names
 
 DATA = Path(__file__).parent / "data"
+RECORD = "record"  # key of a run's record among the figures
 STEP_LABELS = {
     "denoise": "Denoising",
     "gibbs": "Gibbs ringing",
@@ -46,7 +47,9 @@ class RunError:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What the files of a run do not tell: what was planned, warned of, and where it failed.
+    """What the results of a run do not tell: what was planned, warned of, and where it failed.
+
+    It lies beside the run's figures (`record_path`), so that a call about other runs does not forget it.
 
     Parameters
     ----------
@@ -75,13 +78,13 @@ def subject_report(
     out_dir: str | Path,
     subject: str,
     session: str | None = None,
-    runs: Sequence[RunRecord] | None = None,
+    methods: str = "",
     titles: Mapping[str, str] | None = None,
     versions: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the report of a subject (or of one session of it) and return its path.
 
-    What is shown comes from the derivative dataset: figures, quality metrics, sidecars, `logs/CITATION.md`.
+    What is shown comes from the derivative dataset: figures, quality metrics, sidecars, and the runs' records.
 
     Parameters
     ----------
@@ -89,8 +92,8 @@ def subject_report(
         Derivative dataset.
     subject, session
         Labels without their prefix.
-    runs
-        The runs to report, failed ones too; None reports those that have quality metrics on disk.
+    methods
+        The methods text, Markdown.
     titles
         Method name -> title, in the order of the report; methods not named are titled by their sidecar.
     versions
@@ -99,12 +102,12 @@ def subject_report(
     Raises
     ------
     ReportError
-        Where a sidecar or the quality metrics cannot be read.
+        Where a record, a sidecar or the quality metrics cannot be read.
     """
     from nireports.assembler.report import Report
 
     out_dir = Path(out_dir)
-    runs = list(runs) if runs is not None else find_records(out_dir, subject, session)
+    runs = find_records(out_dir, subject, session)
     made = {run.name: generated_records(out_dir, run.entities) for run in runs}
     titles = dict(titles or {})
     for records in made.values():
@@ -113,7 +116,7 @@ def subject_report(
     present = [method for method in titles if any(method in records for records in made.values())]
     for run in runs:
         _write_fragments(out_dir, run, made[run.name], titles)
-    _write_subject_fragments(out_dir, subject, session, runs, versions or {})
+    _write_subject_fragments(out_dir, subject, session, runs, methods, versions or {})
     page = out_dir / names.report_path(subject, session)
     folder = out_dir / names.figure_path({"subject": subject, "session": session or ""}, "summary").parent
     page_title = f"Report of {names.stem({'subject': subject, 'session': session or ''})}"
@@ -135,9 +138,34 @@ def subject_report(
 
 
 def find_records(out_dir: Path, subject: str, session: str | None = None) -> list[RunRecord]:
-    """Return a record for every run of the subject that has quality metrics on disk."""
-    folder = out_dir / names.folder({"subject": subject, "session": session or ""}) / "dwi"
-    return [RunRecord(entities_of(path.name)) for path in sorted(folder.glob(f"*_{names.DWI['metrics']}"))]
+    """Return the record of every run of the subject that has one, or quality metrics, on disk."""
+    folder = out_dir / names.folder({"subject": subject, "session": session or ""})
+    kept = folder.glob(f"figures/*_{names.FIGURE.format(figure=RECORD, extension='json')}")
+    measured = folder.glob(f"dwi/*_{names.DWI['metrics']}")
+    runs = {names.stem(entities): entities for entities in (entities_of(path.name) for path in [*kept, *measured])}
+    return [read_record(out_dir, runs[name]) for name in sorted(runs)]
+
+
+def record_path(entities: Mapping[str, str]) -> Path:
+    """Return the path of a run's record relative to the derivative dataset: `RunRecord` as JSON."""
+    return names.figure_path(entities, RECORD, "json")
+
+
+def read_record(out_dir: Path, entities: Mapping[str, str]) -> RunRecord:
+    """Return a run's record; where there is no file, one that knows nothing but the run.
+
+    Raises
+    ------
+    ReportError
+        Where the file is not valid JSON.
+    """
+    told = _read_json(out_dir / record_path(entities))
+    return RunRecord(
+        dict(entities),
+        {step: tuple(outcome) for step, outcome in told.get("steps", {}).items()},
+        tuple(told.get("warnings", ())),
+        RunError(**told["error"]) if told.get("error") else None,
+    )
 
 
 def entities_of(filename: str) -> dict[str, str]:
@@ -155,6 +183,8 @@ def generated_records(out_dir: Path, entities: Mapping[str, str]) -> dict[str, d
     folder = (out_dir / names.output_path(entities, "metrics")).parent
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob(f"{names.stem(entities)}_*.json")):
+        if names.stem(entities_of(path.name)) != names.stem(entities):
+            continue  # a run whose name begins like this one's
         sidecar = _read_json(path)
         if not sidecar.get("Synthetic") or "GenerativeModel" not in sidecar:
             continue
@@ -189,12 +219,10 @@ def _write_fragments(out_dir: Path, run: RunRecord, made: Mapping[str, dict], ti
         _write(out_dir / names.figure_path(run.entities, key, "html"), text)
 
 
-def _write_subject_fragments(out_dir, subject, session, runs, versions) -> None:
+def _write_subject_fragments(out_dir, subject, session, runs, methods, versions) -> None:
     entities = {"subject": subject, "session": session or ""}
-    citation = out_dir / "logs" / "CITATION.md"
-    text = markdown_html(citation.read_text(encoding="utf-8")) if citation.is_file() else ""
     fragments = {
-        "methods": text or "<p>No methods text was found in logs/CITATION.md.</p>",
+        "methods": markdown_html(methods) or "<p>Nothing is known of how the results were made.</p>",
         "errors": errors_html(runs),
         "software": software_html(versions, _read_json(out_dir / "dataset_description.json")),
     }

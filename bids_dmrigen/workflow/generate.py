@@ -49,6 +49,7 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
             minutes=None if settings.deterministic else minutes,
             options=options,
             b0_threshold=settings.b0_threshold,
+            deterministic=settings.deterministic,
             use_gpu=gpu,
             num_threads=threads,
         ),

@@ -69,9 +69,12 @@ SENTENCES = {
     "gibbs": "Gibbs ringing was removed by local sub-voxel shifts [gibbs].",
     "susceptibility": "Susceptibility distortion was estimated from a pair of b0 images with opposite phase encoding "
     "as a displacement along the phase-encoding axis [reversed], with intensity modulation.",
-    "motion": "Head motion and eddy currents were corrected by registering every volume, rigidly and then with an "
-    "affine transform, to a reference of its own shell that was re-estimated once [ants]; the b-vectors were "
+    "motion": "Head motion was corrected by registering every volume rigidly within its own shell, first to a single "
+    "volume and then to the shell's mean, and each shell's mean to that of the b0 images [ants]; the b-vectors were "
     "turned accordingly, and framewise displacement was computed [fd].",
+    "eddy": "Eddy currents were corrected along the phase-encoding axis{where}, by the shears and the scale that "
+    "registration found and the diffusion gradients predict.",
+    "no_eddy": "Eddy currents were not corrected: the phase-encoding axis is unknown.",
     "bias": "The bias field was estimated on the mean b0 with N4 [n4] and divided out of every volume.",
 }
 INTERPOLATED_ONCE = "All transforms were composed and applied in one interpolation."
@@ -96,10 +99,13 @@ def paragraphs(settings: Settings, plans: Sequence[RunPlan]) -> list[str]:
         f"Results were made with bids_dmrigen {__version__}, a BIDS App built on Nipype [nipype], PyBIDS [pybids], "
         "DIPY [dipy] and ANTs [ants]."
     ]
+    if not sound:
+        return [*text, "No run could be processed."]
     steps = []
     if some("denoise"):
         steps.append(SENTENCES["denoise"][settings.denoiser])
     steps += [SENTENCES[step] for step in ("gibbs", "susceptibility", "motion") if some(step)]
+    steps += _eddy_sentences([plan for plan in sound if plan.does("motion")])
     if some("susceptibility") or some("motion"):
         steps.append(INTERPOLATED_ONCE)
     steps += [SENTENCES["bias"]] if some("bias") else []
@@ -112,6 +118,16 @@ def paragraphs(settings: Settings, plans: Sequence[RunPlan]) -> list[str]:
     if some("maps"):
         text.append("Tensor maps were fitted by weighted linear least squares [tensor; wls].")
     return text + _method_paragraphs(settings)
+
+
+def _eddy_sentences(plans: Sequence[RunPlan]) -> list[str]:
+    """Return what was done about eddy currents: without the phase-encoding axis, registration is rigid."""
+    known = [plan.run.phase_encoding_axis is not None for plan in plans]
+    if not known:
+        return []
+    if not any(known):
+        return [SENTENCES["no_eddy"]]
+    return [SENTENCES["eddy"].format(where="" if all(known) else " of the runs of which it is known")]
 
 
 def _method_paragraphs(settings: Settings) -> list[str]:

@@ -10,6 +10,7 @@ from .plan import RunPlan
 def normalize_node(plan: RunPlan, *, threads: int) -> pe.Node:
     """Return the node that registers a run to its T1w, where it has one, and to the template."""
     from ..interfaces.normalize import Normalize
+    from ..interfaces.templates import find_template
 
     settings = plan.settings
     node = pe.Node(
@@ -21,5 +22,10 @@ def normalize_node(plan: RunPlan, *, threads: int) -> pe.Node:
     if plan.run.t1w:
         node.inputs.in_t1w = str(plan.run.t1w)
     if settings.template_dir:
-        node.inputs.template_dir = str(settings.template_dir)
+        # Files, not their folder: Nipype sees when a file changes.
+        found = find_template(settings.template_dir)
+        node.inputs.template_name = found.name
+        node.inputs.template_t1w, node.inputs.template_mask = str(found.t1w), str(found.mask)
+        if found.fa:
+            node.inputs.template_fa = str(found.fa)
     return node

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import shutil
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..bids.sidecars import bids_uri, image_sidecar
+from ..bids.names import figure_path
+from ..bids.sidecars import bids_uri, image_sidecar, versions
+from ..methods import REGISTRY
 from ..qc.report import RunError
 from .plan import Output, RunPlan
 from .settings import Settings, SettingsError
@@ -72,8 +76,10 @@ def execute(
     })  # fmt: skip
     logging.update_logging(config)
 
-    wf = pe.Workflow(name="participant", base_dir=str(settings.work))
+    base = cache_folder(settings)
+    wf = pe.Workflow(name="participant", base_dir=str(base))
     sound = [plan for plan in plans if not plan.fault]
+    _forget_lost(sound, base)
     for plan in sound:
         wf.add_nodes([init_run_wf(plan, template=template, links=links, threads=resources.threads)])
     if sound:
@@ -85,6 +91,29 @@ def execute(
             if not logs.is_dir():
                 raise RuntimeError(f"the workflow could not start: {error}") from error
     return {**unfinished(plans, settings.out_dir), **_crashes(logs, plans)}
+
+
+def cache_folder(settings: Settings) -> Path:
+    """Return the folder of intermediate results: apart for other software and for `--deterministic`.
+
+    Nipype compares inputs, not code: after an update it would hand out what the old code made.
+    """
+    told = json.dumps([versions(), settings.deterministic], sort_keys=True)
+    return settings.work / hashlib.sha256(told.encode()).hexdigest()[:12]
+
+
+def _forget_lost(plans: Sequence[RunPlan], base: Path) -> None:
+    """Let results be stored again that are gone from the output folder: for Nipype their sinks are done."""
+    for plan in plans:
+        out_dir = plan.settings.out_dir
+        folder = base / "participant" / plan.node_name
+        figures = out_dir / figure_path(plan.run.entities, "*")
+        if any(not (out_dir / output.path).is_file() for output in plan.outputs):
+            lost = [*folder.glob("sink_*")]
+        else:
+            lost = [] if any(figures.parent.glob(figures.name)) else [folder / "sink_figures"]
+        for sink in lost:
+            shutil.rmtree(sink, ignore_errors=True)
 
 
 def unfinished(plans: Sequence[RunPlan], out_dir: Path) -> dict[str, RunError]:
@@ -132,6 +161,8 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
     }
     series = {"preproc": [pre[f"out_{part}"] for part in ("file", "bval", "bvec")]}
     records = {"series": pre["notes"]}
+    if plan.does("denoise") and plan.settings.denoiser in REGISTRY:  # what a method denoised was not measured so
+        records["preproc"] = pre["denoise_record"]
     for method in plan.settings.methods:
         series[method], spread, records[method] = _add_method(wf, plan, method, pre, threads)
         for keys, found in (("generated", series[method]), ("spread", spread)):
@@ -152,7 +183,7 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
             wf.connect(*ports[("map", "preproc", "fa")], node, "in_fa")
         for key in ("to_t1w", "from_t1w", "to_template", "from_template"):
             ports[(key,)] = (node, f"out_{key}")
-        normalize = node
+        normalize, records["normalize"] = node, (node, "out_report")
     ports[("metrics",)] = add_report_nodes(wf, plan, pre, ports, records, normalize, template)
     for group, outputs in _groups(plan.outputs).items():
         _add_sink(wf, plan, group, outputs, ports, records.get(group), links)
@@ -239,6 +270,7 @@ def _add_sink(wf, plan: RunPlan, group: str, outputs, ports, record, links) -> N
     from nipype.pipeline import engine as pe
 
     from ..interfaces.sink import Sink
+    from ..methods import load
 
     raw = [bids_uri(plan.run.image, links)]
     own = {o.fields.get("method", "preproc"): f"bids::{o.path.as_posix()}" for o in plan.outputs
@@ -250,7 +282,8 @@ def _add_sink(wf, plan: RunPlan, group: str, outputs, ports, record, links) -> N
     for number, output in enumerate(outputs, 1):
         wf.connect(*ports[_port_key(output)], files, f"in{number}")
         source = own.get(output.fields.get("source", ""))
-        sources = [source] if source else raw if output.key == "preproc" else [own["preproc"]]
+        from_raw = output.key == "preproc" or (group in plan.settings.methods and load(group).spec.on_acquired)
+        sources = [source] if source else raw if from_raw else [own["preproc"]]
         is_data = output.key != "metrics"
         sidecars.append(image_sidecar(output.key, sources, **output.fields) if is_data else {})
     sink.inputs.targets = [output.path.as_posix() for output in outputs]

@@ -84,7 +84,7 @@ def plan_run(run: Run, settings: Settings, template: str) -> RunPlan:
         return RunPlan(run, settings, fault=run.fault)
     try:
         shape, gradients = _inspect(run, settings.b0_threshold)
-        warnings = [w for name in settings.methods for w in _method_warnings(name, shape, gradients)]
+        warnings = [w for name in settings.methods for w in _method_warnings(name, run, shape, gradients)]
     except (ScanError, GradientError) as error:
         return RunPlan(run, settings, fault=str(error))
     steps = _steps(run, settings, shape, gradients)
@@ -118,13 +118,20 @@ def _inspect(run: Run, b0_threshold: float) -> tuple[tuple[int, ...], GradientTa
     return image.shape, gradients
 
 
-def _method_warnings(name: str, shape: tuple[int, ...], gradients: GradientTable) -> list[str]:
+def _method_warnings(name: str, run: Run, shape: tuple[int, ...], gradients: GradientTable) -> list[str]:
     """Ask the method itself; a scan without voxel values is enough for it."""
     from ..dwi.series import Scan
     from ..methods import load
 
     empty = np.zeros((1, 1, 1, shape[3]), np.float32)
-    return load(name).spec.check(Scan(empty, np.eye(4), gradients, np.ones((1, 1, 1), bool)))
+    spec = load(name).spec
+    warnings = spec.check(Scan(empty, np.eye(4), gradients, np.ones((1, 1, 1), bool)))
+    if run.preprocessed and spec.on_acquired:
+        warnings.append(
+            f"{spec.title} is meant for series as acquired; this one was interpolated before, which makes the noise "
+            "of neighbouring voxels alike: detail can be taken for noise"
+        )
+    return warnings
 
 
 def _steps(run: Run, settings: Settings, shape: tuple[int, ...], gradients: GradientTable) -> dict[str, Step]:
@@ -150,7 +157,7 @@ def _steps(run: Run, settings: Settings, shape: tuple[int, ...], gradients: Grad
         "susceptibility": step(settings.sdc, "--no-sdc", partner,
                                (None if run.partner else sdc_note.removeprefix("susceptibility: "))
                                or (too_flat if flat else None)),
-        "motion": step(settings.motion, "--no-motion", "rigid, then affine, per volume",
+        "motion": step(settings.motion, "--no-motion", _motion(run),
                        too_flat if flat else None),
         "bias": step(settings.bias, "--no-bias", "N4", too_flat if flat else None),
     }  # fmt: skip
@@ -162,6 +169,12 @@ def _steps(run: Run, settings: Settings, shape: tuple[int, ...], gradients: Grad
     for method in settings.methods:
         steps[method] = Step(True, f"{settings.size}, {settings.sampler} sampler")
     return steps
+
+
+def _motion(run: Run) -> str:
+    if run.phase_encoding_axis:
+        return "rigid, then eddy currents along the phase-encoding axis"
+    return "rigid; the phase-encoding axis is unknown, eddy currents stay"
 
 
 def _normalization(run: Run) -> str:

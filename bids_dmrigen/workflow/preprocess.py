@@ -5,6 +5,7 @@ from __future__ import annotations
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
+from ..methods import REGISTRY
 from .plan import RunPlan
 
 SERIES = ("file", "bval", "bvec")
@@ -28,15 +29,14 @@ def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
         The acquired series, conformed.
     reference, mask, sigma, notes
         Mean b0, brain mask, noise standard deviation in scanner units, what the steps had to say.
-    raw_mask
-        Brain mask of the acquired series.
+    raw_mask, denoise_record
+        Brain mask of the acquired series, how a method denoised it: where a method needs the one, or made the other.
     confounds, transforms, field, bias_field
         What the steps found, where they are done.
     raw_b0, raw_opposite, corrected_b0, corrected_opposite
         Of susceptibility correction, where it is done.
     """
-    from ..interfaces.conform import Conform, MeanB0, Notes
-    from ..interfaces.denoise import Denoise
+    from ..interfaces.conform import Conform, MeanB0
     from ..methods import load
 
     run, settings = plan.run, plan.settings
@@ -57,36 +57,11 @@ def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
     series = _series(conform)
     wf.connect([(conform, output, [("out_file", "raw_file"), ("out_bval", "raw_bval"), ("out_bvec", "raw_bvec")])])
 
-    denoised_by_method = plan.does("denoise") and settings.denoiser == "difusion"
-    if denoised_by_method or any(load(method).spec.on_acquired for method in settings.methods):
+    raw_mask = None
+    if settings.denoiser in REGISTRY or any(load(method).spec.on_acquired for method in settings.methods):
         raw_mask = _add_mask(wf, plan, series, threads, "raw_mask")
         wf.connect(*raw_mask, output, "raw_mask")
-    if denoised_by_method:
-        from .generate import generate_node
-
-        denoise = generate_node(plan, "difusion", threads=threads, name="denoise")
-        _feed(wf, series, denoise)
-        wf.connect(*raw_mask, denoise, "in_mask")
-        series = _series(denoise)
-    # Measured even where nothing is denoised: reports and methods need the noise level.
-    level = settings.denoiser if plan.does("denoise") and not denoised_by_method else "none"
-    noise = pe.Node(
-        Denoise(method=level, b0_threshold=settings.b0_threshold, num_threads=threads),
-        name="noise",
-        mem_gb=memory + 4 * plan.volume_gb,
-        n_procs=threads,
-    )
-    _feed(wf, _series(conform) if level == "none" else series, noise)
-    notes = pe.Node(Notes(), name="notes", run_without_submitting=True)
-    wf.connect([
-        (conform, notes, [("warnings", "repaired")]),
-        (noise, notes, [("out_message", "noise")]),
-        (notes, output, [("out_record", "notes")]),
-        (noise, output, [("out_sigma", "sigma")]),
-    ])  # fmt: skip
-    if level != "none":
-        series = {**series, "file": (noise, "out_file")}
-
+    series = _add_denoising(wf, plan, series, raw_mask, output, threads)
     if plan.does("gibbs"):
         series = _add_gibbs(wf, plan, series, threads)
     series = _add_alignment(wf, plan, series, output, threads, memory)
@@ -106,10 +81,56 @@ def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
     return wf
 
 
+def _add_denoising(wf: pe.Workflow, plan: RunPlan, series: dict, raw_mask, output: pe.Node, threads: int) -> dict:
+    """Denoise, and in any case measure the noise: reports need its level."""
+    from ..interfaces.conform import Notes
+    from ..interfaces.denoise import Denoise
+    from .generate import generate_node
+
+    denoiser = plan.settings.denoiser if plan.does("denoise") else "none"
+    by_method = denoiser in REGISTRY
+    noise = pe.Node(
+        Denoise(method="none" if by_method else denoiser, b0_threshold=plan.settings.b0_threshold, num_threads=threads),
+        name="noise",
+        mem_gb=0.5 + 8 * plan.volume_gb,
+        n_procs=threads,
+    )
+    notes = pe.Node(Notes(), name="notes", run_without_submitting=True)
+    conform = series["file"][0]
+    _feed(wf, series, noise)
+    wf.connect([
+        (conform, notes, [("warnings", "repaired")]),
+        (noise, output, [("out_sigma", "sigma")]),
+        (notes, output, [("out_record", "notes")]),
+    ])  # fmt: skip
+    if by_method:
+        node = generate_node(plan, denoiser, threads=threads, name="denoise")
+        _feed(wf, series, node)
+        wf.connect(*raw_mask, node, "in_mask")
+        wf.connect([
+            (node, notes, [("out_sidecar", "in_record")]),
+            (node, output, [("out_sidecar", "denoise_record")]),
+        ])  # fmt: skip
+        return _series(node)
+    wf.connect(noise, "out_message", notes, "noise")
+    return series if denoiser == "none" else {**series, "file": (noise, "out_file")}
+
+
 OUTPUTS = [
     *(f"out_{part}" for part in SERIES),
     *(f"raw_{part}" for part in SERIES),
-    *("reference", "mask", "raw_mask", "sigma", "notes", "confounds", "transforms", "field", "bias_field"),
+    *(
+        "reference",
+        "mask",
+        "raw_mask",
+        "sigma",
+        "notes",
+        "denoise_record",
+        "confounds",
+        "transforms",
+        "field",
+        "bias_field",
+    ),
     *("raw_b0", "raw_opposite", "corrected_b0", "corrected_opposite"),
 ]
 
@@ -170,6 +191,9 @@ def _add_alignment(wf: pe.Workflow, plan: RunPlan, series: dict, output: pe.Node
             mem_gb=memory + 0.5,
             n_procs=threads,
         )
+        if "TotalReadoutTime" in run.metadata:
+            field.inputs.readout_time = float(run.metadata["TotalReadoutTime"])
+        wf.connect(field, "out_report", wf.get_node("notes"), "susceptibility")
         if partner.bval:
             field.inputs.opposite_bval, field.inputs.opposite_bvec = str(partner.bval), str(partner.bvec)
         _feed(wf, series, field)
@@ -278,7 +302,7 @@ def init_replay_wf(plan: RunPlan, *, name: str, threads: int, gibbs: bool = True
 def _resample_options(plan: RunPlan, threads: int) -> dict:
     options = {"num_threads": threads, "b0_threshold": plan.settings.b0_threshold}
     # The axis alone is enough for eddy currents; only a distortion has a sign.
-    direction = plan.run.phase_encoding or plan.run.metadata.get("PhaseEncodingAxis")
+    direction = plan.run.phase_encoding or plan.run.phase_encoding_axis
     if direction:
         options["phase_encoding_direction"] = direction
     return options

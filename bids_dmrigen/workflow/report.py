@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..bids import names, sidecars
-from ..qc.report import ReportError, RunError, RunRecord
+from ..qc.report import ReportError, RunError, RunRecord, read_record, record_path
 from .plan import RunPlan
 from .settings import Settings
 
@@ -147,22 +147,45 @@ def write_reports(settings: Settings, plans: Sequence[RunPlan], errors: Mapping[
     from ..methods import load
     from ..qc.report import subject_report
 
-    groups: dict[tuple[str, str | None], list[RunRecord]] = {}
+    groups: dict[tuple[str, str | None], list[RunPlan]] = {}
     for plan in plans:
-        key = (plan.run.entities["subject"], plan.run.entities.get("session"))
-        groups.setdefault(key, []).append(_record(plan, errors.get(plan.run.name)))
+        groups.setdefault((plan.run.entities["subject"], plan.run.entities.get("session")), []).append(plan)
     titles = {name: load(name).spec.title for name in settings.methods}
     pages = []
-    for (subject, session), records in groups.items():
+    for (subject, session), own in groups.items():
         name = names.stem({"subject": subject, "session": session or ""})
         print(f"writing the report of {name}", flush=True)
         try:
-            page = subject_report(settings.out_dir, subject, session, records, titles, sidecars.versions())
+            for plan in own:
+                _write_record(plan, errors.get(plan.run.name))
+            methods = _methods(settings, own)
+            page = subject_report(settings.out_dir, subject, session, methods, titles, sidecars.versions())
         except (ReportError, OSError) as error:
             print(f"the report of {name} could not be written: {error}", file=sys.stderr)
         else:
             pages.append(page)
     return pages
+
+
+def _methods(settings: Settings, plans: Sequence[RunPlan]) -> str:
+    """Return the methods text of some runs as Markdown; the report may hold more runs, of earlier calls."""
+    from . import methods_text
+
+    runs = ", ".join(plan.run.name for plan in plans)
+    return f"Of {runs}, by the latest call:\n\n{methods_text.as_markdown(settings, plans)}"
+
+
+def _write_record(plan: RunPlan, error: RunError | None) -> None:
+    """Keep what this call knows of a run for the reports of later calls, which may not be about this run."""
+    from ..interfaces.io import write_atomically
+
+    out_dir = plan.settings.out_dir
+    if plan.settings.reports_only and error and error.step == "outputs":
+        # Nothing was run, so that all that is known now is which files are missing; why is in the record.
+        error = read_record(out_dir, plan.run.entities).error or error
+    text = json.dumps(asdict(_record(plan, error)), indent=2, ensure_ascii=False) + "\n"
+    path = out_dir / record_path(plan.run.entities)
+    write_atomically(path, lambda part: Path(part).write_text(text, encoding="utf-8"))
 
 
 def _record(plan: RunPlan, error: RunError | None) -> RunRecord:

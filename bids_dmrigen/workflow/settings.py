@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,8 @@ class Settings:
     verbose: int = option("running", "say more; twice for everything", 0, short="-v", action="count")
 
     def __post_init__(self):
+        for spec in fields(self):
+            _check(spec, getattr(self, spec.name))
         for name, least in (
             ("n_samples", 1),
             ("steps", 1),
@@ -195,8 +197,15 @@ class Settings:
             labels = tuple(label.removeprefix(prefix) for label in getattr(self, name))
             object.__setattr__(self, name, labels)
         for item in self.derivatives:
-            if "=" not in item:
+            name, _, path = item.partition("=")
+            if not name or not path:
                 raise SettingsError(f"--derivatives: expected NAME=PATH, found {item}")
+            if Path(path).resolve() == self.out_dir.resolve():
+                raise SettingsError(f"--derivatives: {path} is the output folder too; give another output folder")
+        if self.template_dir is not None:  # steps run in folders of their own
+            object.__setattr__(self, "template_dir", self.template_dir.resolve())
+        if set(",[]") & set(str(self.work)):
+            raise SettingsError(f"the work folder {self.work} has one of , [ ] in its path, which ANTs cannot read")
         if self.out_dir.resolve() == self.bids_dir.resolve():
             raise SettingsError(
                 f"the output folder is the input folder ({self.out_dir}); "
@@ -226,11 +235,6 @@ class Settings:
                     lines.append(f"{spec.name} = {_toml(value)}")
             lines.append("")
         return "\n".join(lines)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the settings as plain values for a JSON file."""
-        plain = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items() if v is not None}
 
 
 def settings_of(group: str) -> list[Field]:
@@ -264,6 +268,23 @@ def read_toml(path: Path) -> dict[str, Any]:
             is_path = "Path" in str(known[name].type)
             values[name] = Path(value) if is_path else tuple(value) if isinstance(value, list) else value
     return values
+
+
+def _check(spec: Field, value: Any) -> None:
+    """Refuse a value of the wrong kind: a settings file has no parser that would."""
+    if "group" not in spec.metadata or value is None:
+        return
+    listed = isinstance(spec.default, tuple)
+    values = value if listed and isinstance(value, tuple) else (value,)
+    kinds = {"bool": bool, "int": int, "float": (int, float), "str": str, "Path": Path, "tuple[str, ...]": str}
+    kind = kinds[str(spec.type).removesuffix(" | None")]
+    flag = f"--{spec.metadata['flag'] or spec.name.replace('_', '-')}"
+    if (listed and not isinstance(value, tuple)) or not all(isinstance(v, kind) for v in values):
+        raise SettingsError(f"{flag}: expected {'a list of ' if listed else ''}{spec.type}, found {value!r}")
+    choices = spec.metadata["argparse"].get("choices")
+    wrong = [v for v in values if choices and v not in choices]
+    if wrong:
+        raise SettingsError(f"{flag}: expected {', '.join(choices)}, found {wrong[0]!r}")
 
 
 def _toml(value: Any) -> str:

@@ -61,6 +61,31 @@ def test_settings_file_with_a_fault(tmp_path, text, message):
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[methods]\nmethods = "difusion"\n', "--methods: expected a list"),
+        ('[methods]\nsize = "huge"\n', "--size: expected small, paper, found 'huge'"),
+        ('[preprocessing]\ndenoise = "mpcca"\n', "--denoise: expected mppca"),
+        ("[selection]\nrun_label = [1]\n", "--run-label: expected a list"),
+        ('[methods]\nseed = "3"\n', "--seed: expected"),
+    ],
+)
+def test_settings_file_with_values_that_make_no_sense(tmp_path, text, message):
+    path = tmp_path / "settings.toml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        parse("--config-file", str(path))
+
+
+def test_folders_that_cannot_serve():
+    with pytest.raises(SettingsError, match="is the output folder too"):
+        parse("--derivatives", "before=/out")
+    with pytest.raises(SettingsError, match="ANTs cannot read"):
+        parse("--work-dir", "/tmp/a,b")
+    assert parse("--template-dir", "tpl").template_dir.is_absolute()
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--n-samples", "0"), "--n-samples: expected at least 1"),

@@ -66,7 +66,6 @@ def inputs(tmp_path_factory) -> dict:
         "fa": [image("fa", fa), image("fa2", fa * 0.5)],
         "md": [image("md", np.full(mask.shape, 0.8e-3)), image("md2", np.full(mask.shape, 0.9e-3))],
         "dec": [image("dec", np.stack([fa] * 3, 3)), image("dec2", np.stack([fa] * 3, 3))],
-        "fa_std_sources": ["clean"], "fa_std": [image("fa_std", fa * 0.1)],
     }  # fmt: skip
 
 
@@ -78,9 +77,15 @@ def test_all_figures_of_a_complete_run(inputs, tmp_path, monkeypatch):
     assert keys == [
         "acquisition", "outliers", "motion", "carpet", "sdc", "mask", "registrationT1w",
         "registrationtemplate", "inputoutputclean", "residualclean", "histogramclean", "spreadclean",
-        "spreadfaclean", "fa", "fahistogram",
+        "fa", "fahistogram",
     ]  # fmt: skip
     assert all(key.isalnum() for key in keys)  # they become BIDS labels
+
+
+def test_not_available_is_no_number(inputs):
+    table = RunData(RunFigures(**inputs).inputs).confounds
+    assert table.shape == (14, 7)
+    assert np.argwhere(np.isnan(table)).tolist() == [[0, 6]]
 
 
 def test_what_is_missing_is_skipped_with_its_reason(inputs, tmp_path, monkeypatch):

@@ -1,11 +1,14 @@
 """Head motion: known motion applied to a simulated scan is found again; parameters against closed forms."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.interfaces.motion import (
+    CONFOUNDS,
     HeadMotion,
     _keep_predicted,
     estimate_motion,
@@ -116,6 +119,10 @@ def test_interface_writes_transforms_and_confounds(moved, tmp_path):
     transforms = np.load(result.outputs.out_transforms)
     left = motion_parameters(np.linalg.inv(truth[few]) @ transforms, CENTER)
     assert np.abs(left[:, :3]).max() < 1
+    lines = Path(result.outputs.out_confounds).read_text().splitlines()
+    assert lines[0].split("\t") == [*CONFOUNDS, "framewise_displacement"]
+    assert lines[1].split("\t")[6] == "n/a"  # as BIDS has it: the first volume has none before it
     table = pd.read_csv(result.outputs.out_confounds, sep="\t")
     assert len(table) == 3
+    assert table.isna().to_numpy().sum() == 1
     assert table["framewise_displacement"][1] > 1

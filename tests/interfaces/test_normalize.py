@@ -12,7 +12,6 @@ from bids_dmrigen.interfaces import normalize
 from bids_dmrigen.interfaces.ants_tools import read_matrix, write_matrix
 from bids_dmrigen.interfaces.io import read_image
 from bids_dmrigen.interfaces.normalize import (
-    ApplyToScan,
     Normalize,
     apply_to_scan,
     load_template,
@@ -122,17 +121,8 @@ def test_apply_to_scan_keeps_labels_and_volumes(tmp_path):
     nib.save(nib.Nifti1Image(np.zeros((20, 20, 20), np.float32), affine), tmp_path / "ref.nii")
     shift = np.eye(4)
     shift[:3, 3] = [4, 0, -2]  # reference point to atlas point, RAS
-    outputs = (
-        ApplyToScan(
-            in_file=tmp_path / "atlas.nii",
-            in_transform=write_matrix(tmp_path / "shift.mat", shift),
-            in_reference=tmp_path / "ref.nii",
-            labels=True,
-        )
-        .run(cwd=tmp_path)
-        .outputs
-    )
-    found, _ = read_image(outputs.out_file)
+    transform = write_matrix(tmp_path / "shift.mat", shift)
+    found = apply_to_scan(tmp_path / "atlas.nii", transform, tmp_path / "ref.nii", labels=True)
     np.testing.assert_array_equal(found, np.roll(atlas, (-2, 1), axis=(0, 2)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,7 @@ def _put(path: Path, text: str) -> None:
 def derivatives(tmp_path) -> Path:
     """Three runs with figures and metrics; the first has generated data."""
     _put(tmp_path / "dataset_description.json", json.dumps({"GeneratedBy": [{"Name": "bids_dmrigen"}]}))
-    _put(
-        tmp_path / "logs/CITATION.md",
-        "# Methods\n\nData were **processed** with `ants`.\n\n- Wu 2025\n- Basser 1994\n",
-    )
+    _put(tmp_path / "logs/CITATION.md", "What another call did to another subject.")
     for run in RUNS:
         for key in ("acquisition", "mask", "sdc", "fa"):
             _put(tmp_path / names.figure_path(run, key), SVG)
@@ -49,12 +47,17 @@ def derivatives(tmp_path) -> Path:
     return tmp_path
 
 
+def _keep(out_dir: Path, record: report.RunRecord) -> None:
+    _put(out_dir / report.record_path(record.entities), json.dumps(asdict(record)))
+
+
 def _section(page: str, name: str) -> str:
     return re.search(rf'<section id="{name}">(.*?)</section>', page, re.DOTALL).group(1)
 
 
 def test_report_from_files_alone(derivatives):
-    path = report.subject_report(derivatives, "01")
+    methods = "# Methods\n\nData were **processed** with `ants`.\n\n- Wu 2025\n- Basser 1994\n"
+    path = report.subject_report(derivatives, "01", methods=methods)
     page = path.read_text(encoding="utf-8")
     assert path == derivatives / "sub-01.html"
     headings = re.findall(r"<h2>(.*?)</h2>", page)
@@ -69,6 +72,7 @@ def test_report_from_files_alone(derivatives):
     assert "higher is better" in _section(page, "Quality")
     assert "<b>processed</b>" in page
     assert "<li>Basser 1994</li>" in page
+    assert "another subject" not in page
 
 
 def test_every_figure_that_is_shown_exists(derivatives):
@@ -101,11 +105,12 @@ def test_generated_data_are_called_synthetic_and_only_in_their_run(derivatives):
 
 def test_failed_run_is_named_with_place_and_advice(derivatives):
     failed = report.RunError("Conform", "dwi.bval: 12 entries, 13 volumes; they must agree", "Traceback <x>")
-    records = [
-        report.RunRecord(RUNS[1], {"denoise": (True, "mppca"), "motion": (False, "--no-motion")}, ("odd b-table",)),
-        report.RunRecord({"subject": "01", "direction": "LR"}, error=failed),
-    ]
-    page = report.subject_report(derivatives, "01", runs=records, versions={"torch": "2.13"}).read_text()
+    steps = {"denoise": (True, "mppca"), "motion": (False, "--no-motion")}
+    _keep(derivatives, report.RunRecord(RUNS[1], steps, ("odd b-table",)))
+    _keep(derivatives, report.RunRecord({"subject": "01", "direction": "LR"}, error=failed))
+    page = report.subject_report(derivatives, "01", versions={"torch": "2.13"}).read_text()
+    runs = re.findall(r'<h3 class="run">(.*?)</h3>', _section(page, "Summary"))
+    assert len(runs) == 3  # two with quality metrics, and the one that did not get that far
     errors = _section(page, "Errors")
     assert "sub-01_dir-LR" in errors
     assert "12 entries, 13 volumes; they must agree" in errors
@@ -133,10 +138,34 @@ def test_report_of_a_session(derivatives):
 
 
 def test_subject_of_whom_every_run_failed(tmp_path):
-    record = report.RunRecord({"subject": "09"}, error=report.RunError("checks", "no b0 volume"))
-    page = report.subject_report(tmp_path, "09", runs=[record]).read_text(encoding="utf-8")
+    _keep(tmp_path, report.RunRecord({"subject": "09"}, error=report.RunError("checks", "no b0 volume")))
+    page = report.subject_report(tmp_path, "09").read_text(encoding="utf-8")
     assert "no b0 volume" in _section(page, "Errors")
     assert "the run did not get that far" in page
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        report.RunRecord({"subject": "1"}),
+        report.RunRecord(
+            {"subject": "1"}, {"gibbs": (False, "--no-gibbs")}, ("a", "b"), report.RunError("x", "y", "z")
+        ),
+    ],
+)
+def test_record_survives_its_file(tmp_path, record):
+    _keep(tmp_path, record)
+    assert report.read_record(tmp_path, record.entities) == record
+    assert report.find_records(tmp_path, "1") == [record]
+    assert report.find_records(tmp_path, "1", "pre") == []
+
+
+def test_a_run_is_not_credited_with_what_was_generated_for_one_whose_name_is_longer(tmp_path):
+    short, long = {"subject": "01"}, {"subject": "01", "run": "2"}
+    sidecar = names.sidecar_path(names.output_path(long, "generated", method="difusion"))
+    _put(tmp_path / sidecar, json.dumps({"Synthetic": True, "GenerativeModel": MODEL}))
+    assert list(report.generated_records(tmp_path, long)) == ["difusion"]
+    assert report.generated_records(tmp_path, short) == {}
 
 
 def test_unreadable_metrics_are_named(derivatives):

@@ -111,3 +111,33 @@ def test_generation_occupies_a_gpu_where_there_is_one(monkeypatch, tmp_path, n_g
     node = generate_node(plan, "difusion", threads=4)
     assert bool(node.is_gpu_node()) is needs
     assert node.n_procs == (1 if needs else 4)
+
+
+def test_the_emptiest_gpu_is_taken(monkeypatch):
+    import torch
+
+    from bids_dmrigen.interfaces.generate import choose_device
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda k: ([4, 9, 7][k], 10))
+    assert choose_device("auto").index == 1
+    assert choose_device("cuda:2").index == 2
+    with pytest.raises(ValueError, match="3 GPUs are visible"):
+        choose_device("cuda:3")
+
+
+def test_a_training_that_was_cut_off_finds_its_checkpoint(tmp_path):
+    """Nipype empties a node's folder before it runs it again, unless the interface says that it can resume."""
+    from bids_dmrigen.interfaces.generate import Generate
+
+    assert Generate(method="difusion").can_resume
+
+
+def test_deterministic_results_have_a_cache_of_their_own(tmp_path):
+    from bids_dmrigen.workflow.participant import cache_folder
+
+    from .test_plan import settings
+
+    assert cache_folder(settings()) != cache_folder(settings(deterministic=True))
+    assert cache_folder(settings()) == cache_folder(settings(seed=3))

@@ -1,0 +1,84 @@
+"""Reports of several calls into one folder, and the methods text of what was done."""
+
+import pytest
+
+from bids_dmrigen.bids.query import Run
+from bids_dmrigen.qc.report import RunError, read_record
+from bids_dmrigen.workflow import methods_text
+from bids_dmrigen.workflow.plan import plan_run
+from bids_dmrigen.workflow.report import write_dataset_files, write_reports
+from bids_dmrigen.workflow.settings import Settings
+
+from .test_plan import make_run, settings
+
+
+def faulty(tmp_path, subject: str, run: str):
+    return Run({"subject": subject, "run": run}, tmp_path / "in.nii", None, None, fault="no b-values; give them")
+
+
+def call(out_dir, runs, errors=None, **changes) -> str:
+    """Do as one call of the app does at its end; return the page that it wrote last."""
+    one = Settings(bids_dir=out_dir / "in", out_dir=out_dir, analysis_level="participant", **changes)
+    plans = [plan_run(run, one, "TPL") for run in runs]
+    write_dataset_files(one, plans, {})
+    return write_reports(one, plans, errors or {})[-1].read_text(encoding="utf-8")
+
+
+def test_a_later_call_does_not_forget_the_runs_of_an_earlier_one(tmp_path):
+    runs = [faulty(tmp_path, "1", label) for label in "12"]
+    page = call(tmp_path, runs[:1], {"sub-1_run-1": RunError("checks", "no b-values; give them")})
+    assert "no b-values" in page
+    page = call(tmp_path, runs[1:])
+    assert "No errors." not in page
+    assert "no b-values; give them" in page
+    assert "sub-1_run-2" in page
+    page = call(tmp_path, runs[:1])  # and now it went well
+    assert "No errors." in page
+    assert "no b-values" not in page
+
+
+def test_reports_only_keeps_why_a_run_failed(tmp_path):
+    run, missing = faulty(tmp_path, "1", "1"), {"sub-1_run-1": RunError("outputs", "3 promised files are missing")}
+    call(tmp_path, [run], {"sub-1_run-1": RunError("motion", "too dark", "crash.txt")})
+    assert "too dark" in call(tmp_path, [run], missing, reports_only=True)
+    assert read_record(tmp_path, run.entities).error == RunError("motion", "too dark", "crash.txt")
+    assert "too dark" not in call(tmp_path, [run], missing)
+    assert "3 promised files" in call(tmp_path, [run], missing, reports_only=True)
+
+
+def test_each_report_has_the_methods_of_its_own_subject(tmp_path):
+    """Two calls into one folder: the dataset's own text is the latter's, the subject's report is its own."""
+    run = make_run(tmp_path, metadata={"PhaseEncodingDirection": "j"})
+    page = call(tmp_path, [run])
+    assert "Marchenko-Pastur" in page
+    assert "Of sub-1, by the latest call" in page
+    other = call(tmp_path, [faulty(tmp_path, "2", "1")])
+    assert "Marchenko-Pastur" not in other
+    assert "No run could be processed." in other
+    assert "No run could be processed." in (tmp_path / "logs/CITATION.md").read_text()
+    both = [faulty(tmp_path, "2", "1"), run]
+    assert "Marchenko-Pastur" in call(tmp_path, both)
+    assert "Marchenko-Pastur" not in (tmp_path / "sub-2.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("known", "said", "unsaid"),
+    [
+        ([{"PhaseEncodingDirection": "j-"}], "along the phase-encoding axis, by", "were not corrected"),
+        ([{"PhaseEncodingAxis": "j"}], "along the phase-encoding axis, by", "were not corrected"),
+        ([{}], "Eddy currents were not corrected", "the scale"),
+        ([{}, {"PhaseEncodingAxis": "i"}], "axis of the runs of which it is known, by", "were not corrected"),
+    ],
+)
+def test_eddy_currents_are_told_as_they_were_treated(tmp_path, known, said, unsaid):
+    plans = [plan_run(make_run(tmp_path, metadata=metadata), settings(), "TPL") for metadata in known]
+    text = " ".join(methods_text.paragraphs(settings(), plans))
+    assert said in text
+    assert unsaid not in text
+    assert "affine" not in text
+
+
+def test_without_motion_correction_nothing_is_said_of_eddy_currents(tmp_path):
+    one = settings(motion=False)
+    text = " ".join(methods_text.paragraphs(one, [plan_run(make_run(tmp_path), one, "TPL")]))
+    assert "ddy currents" not in text
