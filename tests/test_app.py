@@ -154,9 +154,7 @@ def test_sources_say_what_a_result_was_made_from(broken):
     }
     assert sources["desc-difusion_dwi"] == ["bids:raw:sub-01/dwi/sub-01_dwi.nii.gz"]
     assert sources["desc-brain_mask"] == ["bids::sub-01/dwi/sub-01_desc-preproc_dwi.nii.gz"]
-    assert sources["model-tensor_param-fa_desc-difusion_dwimap"] == [
-        "bids::sub-01/dwi/sub-01_desc-difusion_dwi.nii.gz"
-    ]
+    assert sources["model-tensor_param-fa_desc-difusion_dwimap"] == ["bids::sub-01/dwi/sub-01_desc-difusion_dwi.nii.gz"]
 
 
 def test_a_series_denoised_by_a_method_is_synthetic(tmp_path):

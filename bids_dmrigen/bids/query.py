@@ -41,6 +41,47 @@ class _SidecarError(ValueError):
     """A sidecar that cannot be read; the fault of the runs it belongs to."""
 
 
+class _Texts:
+    """The text files that images of a dataset inherit; every folder is listed once."""
+
+    def __init__(self, layout):
+        self.root = Path(layout.root)
+        self.folders: dict[Path, list[Path]] = {}
+
+    def of(self, image: Path, extension: str) -> list[Path]:
+        """Return the text files that apply to an image by the inheritance principle, the most specific one last.
+
+        They lie in the image's folder or above, have its suffix, and every entity of their name is one of the image's.
+        """
+        pairs, suffix = _name_parts(image)
+        found = []
+        for folder in image.parents:
+            here = [(_name_parts(path), path) for path in self._listed(folder) if path.suffix == extension]
+            here = [(len(own), path) for (own, kind), path in here if kind == suffix and own <= pairs]
+            found = [path for _, path in sorted(here)] + found
+            if folder == self.root:
+                break
+        return found
+
+    def metadata(self, image: Path) -> dict[str, Any]:
+        """Return the content of every sidecar that applies to an image, the deeper ones over the shallower ones."""
+        metadata = {}
+        for path in self.of(image, ".json"):
+            try:
+                content = json.loads(path.read_text(encoding="utf-8-sig"))
+            except (OSError, ValueError) as error:
+                raise _SidecarError(f"{path}: cannot be read as JSON ({error}); correct or remove it") from None
+            if not isinstance(content, dict):
+                raise _SidecarError(f"{path}: expected a JSON object, found {type(content).__name__}; correct it")
+            metadata |= content
+        return metadata
+
+    def _listed(self, folder: Path) -> list[Path]:
+        if folder not in self.folders:
+            self.folders[folder] = [p for p in folder.iterdir() if p.suffix in (".json", ".bval", ".bvec")]
+        return self.folders[folder]
+
+
 @dataclass(frozen=True)
 class Partner:
     """An acquisition with the opposite phase-encoding direction."""
@@ -161,7 +202,8 @@ def find_runs(
     images = _select(layout, query, participants, sessions, run_labels, filters)
     if not images:
         raise DatasetError(f"{layout.root}: no diffusion run (sub-*/[ses-*/]dwi/*_dwi.nii[.gz]) was found")
-    runs = fault_duplicates([_new_run(layout, image) for image in images])
+    texts = _Texts(layout)
+    runs = fault_duplicates([_new_run(texts, image) for image in images])
     runs = [replace(run, t1w=_find_t1w(layout, run, filters.get("t1w", {}))) for run in runs]
     # A partner need not be selected itself: labels and filters say what is processed, not what may help.
     related = {}
@@ -169,9 +211,9 @@ def find_runs(
         folder = names.folder(run.entities)
         if folder not in related:
             everything = layout.get(subject=run.entities["subject"], **query)
-            same = [i for i in _in_order(everything) if i.entities.get("session") == run.entities.get("session")]
-            related[folder] = fault_duplicates([_new_run(layout, image) for image in same])
-    return [_with_partner(layout, run, related[names.folder(run.entities)]) for run in runs]
+            same = [i for i in _magnitudes(everything) if i.entities.get("session") == run.entities.get("session")]
+            related[folder] = fault_duplicates([_new_run(texts, image) for image in same])
+    return [_with_partner(layout, texts, run, related[names.folder(run.entities)]) for run in runs]
 
 
 def find_preprocessed(
@@ -198,9 +240,9 @@ def find_preprocessed(
     images = _select(layout, query, participants, sessions, run_labels, filters or {})
     if not images:
         raise DatasetError(f"{layout.root}: no preprocessed run (*_desc-preproc_dwi.nii[.gz]) was found")
-    runs = []
+    texts, runs = _Texts(layout), []
     for image in images:
-        run = _new_run(layout, image)
+        run = _new_run(texts, image)
         stem = run.image.name.split("_desc-preproc")[0]
         masks = [run.image.with_name(f"{stem}_desc-brain_mask{e}") for e in (".nii.gz", ".nii")]
         mask = next((m for m in masks if m.exists()), None)
@@ -226,15 +268,7 @@ def _duplicate(runs: Sequence[Run]) -> str | None:
 
 def _select(layout, query: dict, participants, sessions, run_labels, filters: dict[str, dict]) -> list:
     """Return the images that the labels and filters select, in order; none only where nothing was asked for."""
-    unknown = set(filters) - {"dwi", "t1w"}
-    if unknown:
-        raise SelectionError(f"filter file: unknown keys {sorted(unknown)}; expected dwi and t1w")
-    known = layout.get_entities(metadata=None)
-    unknown = {entity for wanted in filters.values() for entity in wanted} - set(known)
-    if unknown:
-        raise SelectionError(
-            f"filter file: {sorted(unknown)} are no entities of file names; expected some of {sorted(known)}"
-        )
+    _check_filters(layout, filters)
     _check_labels(layout, "subject", participants)
     _check_labels(layout, "session", sessions)
     query = {**query, **filters.get("dwi", {})}
@@ -242,7 +276,7 @@ def _select(layout, query: dict, participants, sessions, run_labels, filters: di
         query["subject"] = list(participants)
     if sessions:
         query["session"] = list(sessions)
-    images = _in_order(layout.get(invalid_filters="allow", **query), derivative="desc" in query)
+    images = _magnitudes(layout.get(invalid_filters="allow", **query), derivative="desc" in query)
     if run_labels:
         wanted = {str(label).lstrip("0") or "0" for label in run_labels}
         images = [i for i in images if str(i.entities.get("run", "")).lstrip("0") in wanted]
@@ -254,7 +288,7 @@ def _select(layout, query: dict, participants, sessions, run_labels, filters: di
     return images
 
 
-def _in_order(images, derivative: bool = False) -> list:
+def _magnitudes(images, derivative: bool = False) -> list:
     """Return the images that are series of magnitudes; of a raw dataset only those that are raw."""
     foreign = () if derivative else ("desc-", "space-")  # somebody's derivative among the raw files
     return sorted(
@@ -268,11 +302,11 @@ def _in_order(images, derivative: bool = False) -> list:
     )
 
 
-def _new_run(layout, image) -> Run:
-    path, root = Path(image.path), Path(layout.root)
+def _new_run(texts: _Texts, image) -> Run:
+    path = Path(image.path)
     entities = {name: str(image.entities[name]) for name in names.ENTITIES if name in image.entities}
     # The deepest and most specific file holds; no merging as with JSON.
-    bval, bvec = (next(reversed(_inherited(root, path, extension)), None) for extension in (".bval", ".bvec"))
+    bval, bvec = (next(reversed(texts.of(path, extension)), None) for extension in (".bval", ".bvec"))
     missing = [e for e, found in ((".bval", bval), (".bvec", bvec)) if found is None]
     faults = []
     if missing:
@@ -281,40 +315,10 @@ def _new_run(layout, image) -> Run:
         )
     metadata = {}
     try:
-        metadata = _read_metadata(root, path)
+        metadata = texts.metadata(path)
     except _SidecarError as error:
         faults.append(str(error))
     return Run(entities, path, bval, bvec, metadata, fault="; ".join(faults) or None)
-
-
-def _read_metadata(root: Path, image: Path) -> dict[str, Any]:
-    """Return an image's metadata: every sidecar that applies to it, the deeper ones over the shallower ones."""
-    metadata = {}
-    for path in _inherited(root, image, ".json"):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError) as error:
-            raise _SidecarError(f"{path}: cannot be read as JSON ({error}); correct or remove it") from None
-        if not isinstance(content, dict):
-            raise _SidecarError(f"{path}: expected a JSON object, found {type(content).__name__}; correct it")
-        metadata |= content
-    return metadata
-
-
-def _inherited(root: Path, image: Path, extension: str) -> list[Path]:
-    """Return the text files that apply to an image by the inheritance principle, the most specific one last.
-
-    They lie in the image's folder or above, have its suffix, and every entity in their name is one of the image's.
-    """
-    pairs, suffix = _name_parts(image)
-    found = []
-    for folder in image.parents:
-        here = [path for path in folder.glob(f"*{suffix}{extension}") if _name_parts(path)[1] == suffix]
-        here = [path for path in here if _name_parts(path)[0] <= pairs]
-        found = sorted(here, key=lambda path: (len(_name_parts(path)[0]), path.name)) + found
-        if folder == root:
-            break
-    return found
 
 
 def _name_parts(path: Path) -> tuple[set[str], str]:
@@ -332,14 +336,14 @@ def _find_t1w(layout, run: Run, extra: dict) -> Path | None:
     return Path(candidates[0].path) if candidates else None
 
 
-def _with_partner(layout, run: Run, related: Sequence[Run]) -> Run:
+def _with_partner(layout, texts: _Texts, run: Run, related: Sequence[Run]) -> Run:
     """Attach the reverse-phase partner, or the reason why there is none."""
     if run.fault:
         return run
     own = run.phase_encoding
     if own is None:
         return _noted(run, _unknown_direction(run.metadata))
-    candidates, refused = _fieldmap_partners(layout, run)
+    candidates, refused = _fieldmap_partners(layout, texts, run)
     candidates += [
         (Partner(other.image, other.phase_encoding, other.bval, other.bvec), other.metadata)
         for other in related
@@ -396,17 +400,17 @@ def _is_sibling(run: Run, other: Run) -> bool:
     return all(other.entities.get(e) == run.entities.get(e) for e in ("acquisition", "run", "chunk"))
 
 
-def _fieldmap_partners(layout, run: Run) -> tuple[list[tuple[Partner, dict]], list[str]]:
+def _fieldmap_partners(layout, texts: _Texts, run: Run) -> tuple[list[tuple[Partner, dict]], list[str]]:
     """Return the EPI in fmap/ that say they are meant for this run, with their metadata, and what was unusable."""
     found, refused = [], []
     query = {"subject": run.entities["subject"], "datatype": "fmap", "suffix": "epi", "extension": IMAGE}
     if run.entities.get("session"):
         query["session"] = run.entities["session"]
     sources = _as_list(run.metadata.get("B0FieldSource"))
-    for image in _in_order(layout.get(**query)):
+    for image in _magnitudes(layout.get(**query)):
         path = Path(image.path)
         try:
-            metadata = _read_metadata(Path(layout.root), path)
+            metadata = texts.metadata(path)
         except _SidecarError as error:
             refused.append(f"{error}; {path.name} is not used")
             continue
@@ -431,6 +435,21 @@ def _same_geometry(one: Path, other: Path) -> bool:
     except Exception:  # unreadable images are reported by the checks, not here
         return False
     return a.shape[:3] == b.shape[:3] and np.allclose(a.affine, b.affine, atol=GEOMETRY_TOLERANCE_MM)
+
+
+def _check_filters(layout, filters: dict[str, dict]) -> None:
+    unknown = set(filters) - {"dwi", "t1w"}
+    if unknown:
+        raise SelectionError(f"filter file: unknown keys {sorted(unknown)}; expected dwi and t1w")
+    known = set(layout.get_entities())
+    for key, wanted in filters.items():
+        if not isinstance(wanted, dict):
+            raise SelectionError(f"filter file: {key} is {wanted!r}; expected an object of entities and their values")
+        if set(wanted) - known:
+            raise SelectionError(
+                f"filter file: {key}: {sorted(set(wanted) - known)} are no entities of file names; "
+                f"expected some of {sorted(known)}"
+            )
 
 
 def _check_labels(layout, entity: str, labels: Sequence[str]) -> None:
@@ -464,7 +483,7 @@ def _inside(root: Path, folders: Sequence[Path]) -> set[str]:
     for folder in folders:
         for resolve in (os.path.abspath, os.path.realpath):
             relative = os.path.relpath(resolve(folder), resolve(root))
-            if relative != "." and not relative.startswith(".."):
+            if Path(relative).parts[:1] not in ((), ("..",)):
                 inside.add(Path(relative).as_posix())
     return inside
 

@@ -95,7 +95,7 @@ def _participants(settings: Settings) -> int:
 
 
 def _discover(settings: Settings):
-    from ..bids.query import SelectionError, find_preprocessed, find_runs, open_layout
+    from ..bids.query import SelectionError, fault_duplicates, find_preprocessed, find_runs, open_layout
 
     filters = None
     if settings.bids_filter_file:
@@ -103,19 +103,20 @@ def _discover(settings: Settings):
             filters = json.loads(settings.bids_filter_file.read_text())
         except (OSError, json.JSONDecodeError) as error:
             raise SelectionError(f"--bids-filter-file {settings.bids_filter_file}: {error}") from None
-    layout = open_layout(settings.bids_dir, settings.bids_database_dir)
+    ours = (settings.out_dir, settings.work)
+    layout = open_layout(settings.bids_dir, settings.bids_database_dir, exclude=ours)
     if not settings.skip_bids_validation:
         _validate(settings.bids_dir)
-    runs = find_runs(layout, settings.participant_label, settings.session_label, settings.run_label, filters)
+    labels = (settings.participant_label, settings.session_label, settings.run_label)
     if not settings.derivatives:
-        return runs
-    return [
-        run
-        for item in settings.derivatives
-        for run in find_preprocessed(
-            open_layout(Path(item.split("=", 1)[1]), derivative=True), runs, settings.participant_label
-        )
-    ]
+        return find_runs(layout, *labels, filters)
+    # The raw dataset only gives the T1w images here; the selection is of the derivative's runs.
+    raw = find_runs(layout, filters={"t1w": filters["t1w"]} if filters and "t1w" in filters else None)
+    runs = []
+    for item in settings.derivatives:
+        derivative = open_layout(Path(item.split("=", 1)[1]), derivative=True, exclude=ours)
+        runs += find_preprocessed(derivative, raw, *labels, filters)
+    return fault_duplicates(runs)
 
 
 def _validate(bids_dir: Path) -> None:

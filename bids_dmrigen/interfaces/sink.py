@@ -98,9 +98,10 @@ class FigureSink(SimpleInterface):
 
         i, written = self.inputs, []
         # Figures of an earlier call with other settings would tell of what is no longer so.
-        drawn = Path(i.out_dir) / figure_path(i.entities, "*")
-        for stale in drawn.parent.glob(drawn.name):
-            stale.unlink(missing_ok=True)
+        for key, extension in (("*", "svg"), ("skipped", "html")):
+            drawn = Path(i.out_dir) / figure_path(i.entities, key, extension)
+            for stale in drawn.parent.glob(drawn.name):
+                stale.unlink(missing_ok=True)
         for key, source in i.figures:
             extension = Path(source).suffix.lstrip(".")
             target = Path(i.out_dir) / figure_path(i.entities, key, extension)

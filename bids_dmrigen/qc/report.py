@@ -239,7 +239,7 @@ def summary_html(
         parts.append(
             f'<div class="box bad"><b>This run failed</b> at {_e(run.error.step)}: {_e(run.error.message)}</div>'
         )
-    rows = []
+    rows = [("Run", _e(run.name))]  # nireports' headings leave out entities that it does not know, as chunk
     if metrics:
         rows.append(("Acquired", _acquired(metrics)))
     for step, (done, reason) in run.steps.items():

@@ -1,7 +1,9 @@
-"""Discovery: sessions, partners, symlinks, filters, and faults that stay with their run."""
+"""Discovery: sessions, partners, inheritance, symlinks, filters, and faults that stay with their run."""
 
 import json
+import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from bids_dmrigen.bids.query import (
     DatasetError,
     SelectionError,
+    fault_duplicates,
     find_preprocessed,
     find_runs,
     open_layout,
@@ -25,6 +28,15 @@ def add(root, stem, sidecar=None, affine=None, session=None):
     gradients = tiny_gradients(6, 1)
     folder = root / stem.split("_")[0] / (f"ses-{session}" if session else "") / "dwi"
     return write_run(folder, stem, tiny_series(gradients, (8, 8, 8)), gradients, affine, sidecar)
+
+
+def add_epi(root, dwi, sidecar):
+    """Put a copy of a series into fmap/ as an EPI that is meant for it."""
+    fmap = root / "sub-03" / "fmap"
+    fmap.mkdir()
+    shutil.copy(dwi, fmap / "sub-03_dir-PA_epi.nii.gz")
+    content = sidecar if isinstance(sidecar, str) else json.dumps({"IntendedFor": f"dwi/{dwi.name}", **sidecar})
+    (fmap / "sub-03_dir-PA_epi.json").write_text(content)
 
 
 def test_sessions_acquisitions_and_runs(dataset):
@@ -54,6 +66,34 @@ def test_partner_with_another_grid_is_not_used(dataset):
     assert "another grid" in ap.notes[0]
 
 
+@pytest.mark.parametrize(("readout", "refused"), [(0.0505, False), (0.052, True), (None, False), ("0.06", False)])
+def test_partner_with_another_readout_time_is_not_used(dataset, readout, refused):
+    """Distortion in mm is proportional to the readout time: within 2 % the two images are opposite."""
+    add(dataset, "sub-03_dir-AP", {"PhaseEncodingDirection": "j-", "TotalReadoutTime": 0.05})
+    reverse = {"PhaseEncodingDirection": "j"} | ({} if readout is None else {"TotalReadoutTime": readout})
+    add(dataset, "sub-03_dir-PA", reverse)
+    ap, _ = runs_of(dataset, participants=["03"])
+    assert (ap.partner is None) == refused
+    assert [n.startswith("susceptibility: ") and "0.052 s, this run 0.05 s" in n for n in ap.notes] == [True] * refused
+
+
+def test_readout_time_of_a_fieldmap_epi(dataset):
+    dwi = add(dataset, "sub-03_dir-AP", {"PhaseEncodingDirection": "j-", "TotalReadoutTime": 0.05})
+    add_epi(dataset, dwi, {"PhaseEncodingDirection": "j", "TotalReadoutTime": 0.03})
+    (run,) = runs_of(dataset, participants=["03"])
+    assert run.partner is None
+    assert "another TotalReadoutTime (0.03 s, this run 0.05 s)" in run.notes[0]
+
+
+def test_partner_need_not_be_selected(dataset):
+    add(dataset, "sub-03_ses-a_dir-AP", {"PhaseEncodingDirection": "j-"}, session="a")
+    add(dataset, "sub-03_ses-a_dir-PA", {"PhaseEncodingDirection": "j"}, session="a")
+    add(dataset, "sub-03_ses-b_dir-AP", {"PhaseEncodingDirection": "j-"}, session="b")
+    first, second = runs_of(dataset, participants=["03"], filters={"dwi": {"direction": "AP"}})
+    assert first.partner.image.name == "sub-03_ses-a_dir-PA_dwi.nii.gz"
+    assert second.partner is None  # the other session's is another scan
+
+
 @pytest.mark.parametrize("link", ["IntendedFor", "IntendedFor old", "B0FieldIdentifier"])
 def test_fieldmap_epi_is_a_partner(dataset, link):
     sidecar = {"PhaseEncodingDirection": "j-"}
@@ -81,6 +121,82 @@ def test_axis_without_sign_is_said(dataset):
     assert "only the axis (j) is known" in run.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("sidecar", "direction", "axis", "note"),
+    [
+        ({"PhaseEncodingDirection": "AP"}, None, None, "'AP' of the sidecar is none of i, i-, j, j-, k, k-"),
+        ({"PhaseEncodingDirection": ["j"]}, None, None, "['j'] of the sidecar is none of"),
+        ({"PhaseEncodingDirection": "AP", "PhaseEncodingAxis": "j"}, None, "j", "'AP' .* only the axis \\(j\\)"),
+        ({"PhaseEncodingAxis": "COL"}, None, None, "PhaseEncodingAxis 'COL' is none of i, j, k"),
+        ({"PhaseEncodingDirection": "i-", "PhaseEncodingAxis": "j"}, "i-", "i", "no image with phase encoding i "),
+    ],
+)
+def test_phase_encoding_that_bids_does_not_know(dataset, sidecar, direction, axis, note):
+    add(dataset, "sub-03", sidecar)
+    (run,) = runs_of(dataset, participants=["03"])
+    assert (run.phase_encoding, run.phase_encoding_axis) == (direction, axis)
+    assert run.fault is None
+    assert run.notes[0].startswith("susceptibility: ")
+    assert re.search(note.replace("[", "\\["), run.notes[0])
+
+
+def test_fieldmap_epi_with_unknown_direction_is_named(dataset):
+    dwi = add(dataset, "sub-03_dir-AP", {"PhaseEncodingDirection": "j-"})
+    add_epi(dataset, dwi, {"PhaseEncodingDirection": "PA"})
+    (run,) = runs_of(dataset, participants=["03"])
+    assert run.partner is None
+    assert "sub-03_dir-PA_epi.nii.gz: PhaseEncodingDirection 'PA'" in run.notes[0]
+
+
+def test_phase_and_complex_parts_are_no_series(dataset):
+    for part in ("mag", "phase", "real", "imag"):
+        add(dataset, f"sub-03_part-{part}", {"PhaseEncodingDirection": "j"})
+    (run,) = runs_of(dataset, participants=["03"])
+    assert run.name == "sub-03_part-mag"
+
+
+def test_chunks_have_names_of_their_own(dataset):
+    for chunk in "12":
+        add(dataset, f"sub-03_chunk-{chunk}", {"PhaseEncodingDirection": "j" + "-" * (chunk == "2")})
+    runs = runs_of(dataset, participants=["03"])
+    assert [run.name for run in runs] == ["sub-03_chunk-1", "sub-03_chunk-2"]
+    assert [(run.fault, run.partner) for run in runs] == [(None, None)] * 2
+
+
+def test_derivatives_among_the_raw_files_are_left_out(dataset):
+    add(dataset, "sub-01_desc-preproc")
+    add(dataset, "sub-01_space-T1w")
+    assert [(run.name, run.fault) for run in runs_of(dataset)] == [("sub-01", None), ("sub-02", None)]
+
+
+def test_runs_of_one_name_are_both_at_fault(dataset):
+    add(dataset, "sub-01_echo-1")
+    first, second, sound = runs_of(dataset)
+    assert (first.name, second.name) == ("sub-01", "sub-01")
+    for run in (first, second):
+        assert "sub-01_dwi.nii.gz and " in run.fault
+        assert "sub-01_echo-1_dwi.nii.gz" in run.fault
+        assert "filter file" in run.fault
+    assert sound.fault is None
+    (chosen,) = runs_of(dataset, participants=["01"], filters={"dwi": {"echo": "1"}})
+    assert chosen.fault is None
+
+
+def test_duplicates_of_two_datasets(dataset):
+    one, two = runs_of(dataset)
+    again = fault_duplicates([one, two, replace(one, image=one.image.with_name("other.nii.gz"))])
+    assert [bool(run.fault) for run in again] == [True, False, True]
+    assert fault_duplicates(again) == again
+
+
+def test_excluded_folders_are_not_indexed(dataset):
+    shutil.copytree(dataset / "sub-01", dataset / "out" / "sub-01")
+    shutil.copytree(dataset / "sub-01", dataset / "outer" / "sub-01")
+    exclude = [dataset / "out", dataset, dataset.parent / "elsewhere"]
+    found = [run.image.relative_to(dataset).parts[0] for run in find_runs(open_layout(dataset, exclude=exclude))]
+    assert found == ["outer", "sub-01", "sub-02"]
+
+
 def test_t1w_of_the_same_session_first(dataset):
     for session in "ab":
         add(dataset, f"sub-03_ses-{session}", session=session)
@@ -105,6 +221,52 @@ def test_text_files_of_another_run_are_not_taken(dataset):
     first, second = runs_of(dataset, participants=["03"])
     assert first.fault is None
     assert ".bval file is missing" in second.fault
+
+
+def test_inherited_text_files_the_most_specific_one(dataset):
+    """A file further down, or with more of the image's entities, stands for the image; another's never does."""
+    for acquisition in "ab":
+        add(dataset, f"sub-03_acq-{acquisition}")
+    folder = dataset / "sub-03/dwi"
+    for extension in ("bval", "bvec"):
+        (folder / f"sub-03_acq-a_dwi.{extension}").rename(folder / f"sub-03_dwi.{extension}")
+        shutil.copy(folder / f"sub-03_dwi.{extension}", dataset / f"dwi.{extension}")
+    first, second = runs_of(dataset, participants=["03"])
+    assert first.fault is None
+    assert (first.bval.name, first.bvec.name) == ("sub-03_dwi.bval", "sub-03_dwi.bvec")
+    assert second.bval.name == "sub-03_acq-b_dwi.bval"
+    (folder / "sub-03_dwi.bval").unlink()
+    assert runs_of(dataset, participants=["03"])[0].bval == dataset / "dwi.bval"
+
+
+def test_inherited_metadata_deeper_over_shallower(dataset):
+    add(dataset, "sub-03_acq-a_dir-AP", {"TotalReadoutTime": 0.05})
+    (dataset / "dwi.json").write_text(json.dumps({"PhaseEncodingDirection": "i", "TotalReadoutTime": 0.01, "Site": 1}))
+    (dataset / "sub-03/sub-03_dir-AP_dwi.json").write_text('\ufeff{"PhaseEncodingDirection": "j-"}', encoding="utf-8")
+    (dataset / "sub-03/sub-03_dir-PA_dwi.json").write_text(json.dumps({"PhaseEncodingDirection": "j"}))
+    (run,) = runs_of(dataset, participants=["03"])
+    assert run.metadata == {"PhaseEncodingDirection": "j-", "TotalReadoutTime": 0.05, "Site": 1}
+
+
+@pytest.mark.parametrize("content", ["{not json", "[1, 2]", b"\xff\xfe\x00"])
+def test_broken_sidecar_is_the_fault_of_its_run_alone(dataset, content):
+    sidecar = dataset / "sub-01/dwi/sub-01_dwi.json"
+    sidecar.write_bytes(content if isinstance(content, bytes) else content.encode())
+    (dataset / "sub-02/anat").mkdir()
+    (dataset / "sub-02/anat/sub-02_T1w.json").write_text("{not json")
+    broken, sound = runs_of(dataset)
+    assert str(sidecar) in broken.fault
+    assert "correct" in broken.fault
+    assert sound.fault is None
+
+
+def test_broken_sidecar_of_a_fieldmap_is_noted(dataset):
+    dwi = add(dataset, "sub-03_dir-AP", {"PhaseEncodingDirection": "j-"})
+    add_epi(dataset, dwi, "{not json")
+    (run,) = runs_of(dataset, participants=["03"])
+    assert (run.fault, run.partner) == (None, None)
+    assert run.notes[0].startswith("susceptibility: ")
+    assert "sub-03_dir-PA_epi.json: cannot be read as JSON" in run.notes[0]
 
 
 def test_symlinked_subject_keeps_its_name(dataset, tmp_path):
@@ -135,6 +297,15 @@ def test_unknown_filter_key(dataset):
         runs_of(dataset, filters={"bold": {}})
 
 
+@pytest.mark.parametrize(
+    ("dwi", "message"),
+    [({"EchoTime": 0.08}, r"\['EchoTime'\] are no entities"), (["AP"], "expected an object of entities")],
+)
+def test_filter_that_is_none(dataset, dwi, message):
+    with pytest.raises(SelectionError, match=message):
+        runs_of(dataset, filters={"dwi": dwi})
+
+
 def test_unknown_label_names_what_there_is(dataset):
     with pytest.raises(SelectionError, match=r"no subject 99 .*there are: 01, 02"):
         runs_of(dataset, participants=["99"])
@@ -154,15 +325,49 @@ def test_broken_description(tmp_path, content):
         open_layout(tmp_path)
 
 
-def test_qsiprep_derivative(dataset, tmp_path):
+@pytest.fixture
+def qsiprep(tmp_path):
+    """An empty derivative dataset."""
     root = tmp_path / "qsiprep"
-    gradients = tiny_gradients(6, 1)
-    stem = "sub-01_space-ACPC_desc-preproc"
-    write_run(root / "sub-01/dwi", stem, tiny_series(gradients, (8, 8, 8)), gradients)
-    shutil.copy(root / f"sub-01/dwi/{stem}_dwi.nii.gz", root / "sub-01/dwi/sub-01_space-ACPC_desc-brain_mask.nii.gz")
+    root.mkdir()
     description = {"Name": "QSIPrep", "BIDSVersion": "1.9.0", "DatasetType": "derivative"}
     (root / "dataset_description.json").write_text(json.dumps({**description, "GeneratedBy": [{"Name": "qsiprep"}]}))
-    (run,) = find_preprocessed(open_layout(root, derivative=True), runs_of(dataset))
+    return root
+
+
+def test_qsiprep_derivative(dataset, qsiprep):
+    image = add(qsiprep, "sub-01_space-ACPC_desc-preproc")
+    shutil.copy(image, image.with_name("sub-01_space-ACPC_desc-brain_mask.nii.gz"))
+    (run,) = find_preprocessed(open_layout(qsiprep, derivative=True), runs_of(dataset))
     assert run.preprocessed
     assert run.fault is None
     assert run.mask.name == "sub-01_space-ACPC_desc-brain_mask.nii.gz"
+
+
+def test_preprocessed_runs_are_selected_like_raw_ones(qsiprep):
+    for session in "ab":
+        for number in "12":
+            add(qsiprep, f"sub-03_ses-{session}_run-{number}_space-ACPC_desc-preproc", session=session)
+    layout = open_layout(qsiprep, derivative=True)
+
+    def found(**selection):
+        return [run.name for run in find_preprocessed(layout, [], **selection)]
+
+    assert found(sessions=["b"], run_labels=["2"]) == ["sub-03_ses-b_run-2"]
+    assert found(filters={"dwi": {"session": "a", "run": 1}}) == ["sub-03_ses-a_run-1"]
+    with pytest.raises(SelectionError, match="no session c"):
+        found(sessions=["c"])
+    with pytest.raises(SelectionError, match="no diffusion run matches runs"):
+        found(run_labels=["3"])
+
+
+def test_preprocessed_runs_of_two_spaces(qsiprep):
+    """Output names carry no space: both are faults, unless one is chosen."""
+    for space in ("ACPC", "T1w"):
+        add(qsiprep, f"sub-01_space-{space}_desc-preproc")
+    layout = open_layout(qsiprep, derivative=True)
+    for run in find_preprocessed(layout, []):
+        assert "space-ACPC" in run.fault
+        assert "space-T1w" in run.fault
+    (chosen,) = find_preprocessed(layout, [], filters={"dwi": {"space": "T1w"}})
+    assert chosen.fault is None

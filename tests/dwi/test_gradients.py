@@ -119,6 +119,30 @@ def test_shells_of_real_tables():
     assert GradientTable([0, 5], np.zeros((2, 3))).shells() == []
 
 
+def shells_of(bvals):
+    table = GradientTable(bvals, np.tile([1.0, 0, 0], (len(bvals), 1)))
+    return [table.bvals[members].tolist() for _, members in table.shells()]
+
+
+@pytest.mark.parametrize("spacing", [100, 70, 30])
+def test_evenly_spaced_bvalues_do_not_chain(spacing):
+    """IVIM and DSI: every shell is narrower than the gap, however close the b-values follow each other."""
+    bvals = np.arange(100.0, 1001, spacing)
+    found = shells_of(np.random.default_rng(0).permutation(bvals))
+    assert sum(len(shell) for shell in found) == len(bvals)
+    assert max(max(shell) - min(shell) for shell in found) < module.SHELL_GAP_S_PER_MM2
+    if spacing == 100:
+        assert found == [[b] for b in bvals]
+
+
+@pytest.mark.parametrize(("low", "high"), [(985, 1015), (2950, 3050), (9900, 10100)])
+def test_jitter_of_scanners_stays_one_shell(low, high):
+    bvals = np.linspace(low, high, 61)
+    assert len(shells_of(np.r_[0, 705, bvals])) == 2
+    table = GradientTable(bvals, np.tile([1.0, 0, 0], (61, 1)))
+    assert table.shells()[0][0] == pytest.approx((low + high) / 2)
+
+
 def test_b0_threshold():
     table = GradientTable([0, 60], [[0, 0, 0], [1, 0, 0]], b0_threshold=100)
     assert table.is_b0.all()

@@ -168,6 +168,13 @@ def test_a_run_is_not_credited_with_what_was_generated_for_one_whose_name_is_lon
     assert report.generated_records(tmp_path, short) == {}
 
 
+def test_chunks_of_a_run_are_told_apart(tmp_path):
+    for chunk in "12":
+        _keep(tmp_path, report.RunRecord({"subject": "01", "run": "1", "chunk": chunk}))
+    summary = _section(report.subject_report(tmp_path, "01").read_text(encoding="utf-8"), "Summary")
+    assert [summary.count(f"sub-01_run-1_chunk-{chunk}</td>") for chunk in "12"] == [1, 1]
+
+
 def test_unreadable_metrics_are_named(derivatives):
     broken = derivatives / names.output_path(RUNS[1], "metrics")
     broken.write_text('{"n_volumes": ')
