@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--voxels", type=int, default=200_000)
     parser.add_argument("--directions", type=int, default=30)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=10)
     args = parser.parse_args()
     data = simulate(args.voxels, 3, args.directions, 25, np.random.default_rng(0))
     print(f"{args.voxels} voxels x {data[0].shape[1]} volumes, torch threads: {torch.get_num_threads()}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +16,7 @@ from .series import Scan
 MIN_SIGNAL = 1e-4  # signals are raised to this before the logarithm, as DIPY does
 MIN_DIFFUSIVITY_TOLERANCE = 1e-6  # eigenvalues are raised to this over the largest b-matrix entry, as in DIPY
 CHUNK_VOXELS = {"cpu": 2**14, "cuda": 2**18}  # CPU: what stays in cache; GPU: what stays below 500 MB
+SMALL_VOXELS = 2**12  # fewer are done before a second thread has started
 
 METHODS = ("ols", "wls")
 MAP_NAMES = ("fa", "md", "ad", "rd", "dec", "tensor")
@@ -107,12 +110,15 @@ def fit_tensor(
     unit_design = torch.as_tensor(design / scale, device=signal.device)
     solver = torch.linalg.pinv(unit_design).to(torch.float32)  # (7, N)
     beta = torch.empty(7, len(signal), dtype=torch.float32, device=signal.device)
-    for chunk in _chunks(signal):
+
+    def fit(chunk: slice) -> None:
         log_signal = signal[chunk].to(torch.float32).clamp(min=min_signal).log_().T  # (N, v)
         coefficients = solver @ log_signal
         if method == "wls":
             coefficients = _reweighted(coefficients, log_signal, unit_design)
         beta[:, chunk] = coefficients
+
+    _each_chunk(fit, signal)
     beta[:6] /= torch.as_tensor(scale[:6, None], dtype=torch.float32, device=signal.device)
     smallest = MIN_DIFFUSIVITY_TOLERANCE / max(1.0, float(-design.min()))
     return TensorFit(beta[:6].T, beta[6].exp(), smallest)
@@ -131,7 +137,8 @@ def tensor_maps(fit: TensorFit) -> dict[str, torch.Tensor]:
     count, options = len(fit.tensor), {"dtype": fit.tensor.dtype, "device": fit.tensor.device}
     scalars = torch.empty(4, count, **options)
     colour, values, vectors = (torch.empty(*n, count, **options) for n in ((3,), (3,), (3, 3)))
-    for chunk in _chunks(fit.tensor, 4):
+
+    def decompose(chunk: slice) -> None:
         value, vector = eigen_symmetric(fit.tensor[chunk])
         value = value.clamp_(min=fit.min_diffusivity)  # (3, v)
         ad, rd = value[0], (value[1] + value[2]).div_(2)
@@ -143,6 +150,8 @@ def tensor_maps(fit: TensorFit) -> dict[str, torch.Tensor]:
             row[chunk] = scalar
         torch.mul(vector[:, 0].abs(), fa, out=colour[:, chunk])
         values[:, chunk], vectors[:, :, chunk] = value, vector
+
+    _each_chunk(decompose, fit.tensor, 4)
     maps = dict(zip(("fa", "md", "ad", "rd"), scalars, strict=True))
     return maps | {"dec": colour.T, "eigenvalues": values.T, "eigenvectors": vectors.permute(2, 0, 1)}
 
@@ -236,10 +245,27 @@ def fit_maps(
     return volumes
 
 
-def _chunks(voxels: torch.Tensor, larger: int = 1) -> Iterator[slice]:
-    """Return slices of `CHUNK_VOXELS`, or `larger` times as many where a voxel needs less memory."""
-    step = larger * CHUNK_VOXELS.get(voxels.device.type, CHUNK_VOXELS["cuda"])
-    return (slice(start, start + step) for start in range(0, len(voxels), step))
+def _each_chunk(work: Callable[[slice], None], voxels: torch.Tensor, larger: int = 1) -> None:
+    """Call work on slices of `CHUNK_VOXELS`, or `larger` times as many where a voxel needs less memory.
+
+    On a CPU every thread takes chunks of its own: operations on one are so short that waking the other threads
+    for each costs more than they save.
+    """
+    largest = larger * CHUNK_VOXELS.get(voxels.device.type, CHUNK_VOXELS["cuda"])
+    threads = torch.get_num_threads() if voxels.device.type == "cpu" else 1
+    count = math.ceil(len(voxels) / (largest * threads)) * threads
+    step = math.ceil(len(voxels) / max(count, 1))
+    chunks = [slice(start, start + step) for start in range(0, len(voxels), max(step, 1))]
+    if threads == 1 or len(voxels) < SMALL_VOXELS:
+        for chunk in chunks:
+            work(chunk)
+        return
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(work, chunks))
+    finally:  # the setting also holds for threads that start later
+        torch.set_num_threads(before)
 
 
 def _reweighted(ols: torch.Tensor, log_signal: torch.Tensor, design: torch.Tensor) -> torch.Tensor:
