@@ -19,9 +19,10 @@ from .base import SeriesInputSpec
 NO_BRAIN = "no brain found: after thresholding and opening nothing is left; check that the b0 volumes hold signal"
 SMOOTHING_MM = 1.0
 CORE_MM = 6.0  # this far inside the edge is brain for certain
-COIL_MM = 40.0  # what varies more slowly than this is the coil's gain
+COIL_MM = 30.0  # what varies more slowly than this is the coil's gain
 BRAIN_FRACTION = 0.42  # of the brain's own local signal; muscle and skin stay below
-OPENING_MM, CLOSING_MM = 6.0, 6.0
+DIM_FRACTION = 0.28  # enough for what lies between bright parts: the pons, iron-rich and far from every coil
+OPENING_MM, CLOSING_MM, HOLLOW_MM = 6.0, 6.0, 15.0
 BIAS_MM = 8.0  # grid that N4 works on; the coil varies far more slowly
 
 
@@ -30,7 +31,7 @@ def brain_mask(b0: np.ndarray, zooms_mm: np.ndarray, mean_dwi: np.ndarray | None
 
     Echo-planar scans suppress fat, so the brain is the largest bright body. Its core sets the local signal
     level, which levels out the coil; what is bright enough is freed of thin bridges to eyes and neck by an
-    opening, closed, and its holes filled.
+    opening, closed, its hollows filled where there is some signal, and its holes in any case.
 
     Parameters
     ----------
@@ -50,7 +51,8 @@ def brain_mask(b0: np.ndarray, zooms_mm: np.ndarray, mean_dwi: np.ndarray | None
 
     zooms = np.asarray(zooms_mm, dtype=np.float64)
     levels = [_relative_signal(image, zooms) for image in (b0, mean_dwi) if image is not None]
-    inside = np.mean(levels, axis=0) > BRAIN_FRACTION
+    level = np.mean(levels, axis=0)
+    inside = level > BRAIN_FRACTION
     for radius_mm in (OPENING_MM, OPENING_MM / 2, 0.0):  # a brain in few slices is thinner than the bridges are
         opened = largest(erode(inside, radius_mm, zooms))
         if opened.any():
@@ -58,7 +60,9 @@ def brain_mask(b0: np.ndarray, zooms_mm: np.ndarray, mean_dwi: np.ndarray | None
     else:
         raise ScanError(NO_BRAIN)
     brain = inside & dilate(opened, 1.25 * radius_mm, zooms)
-    brain |= erode(dilate(brain, CLOSING_MM, zooms), CLOSING_MM, zooms)
+    brain |= _closed(brain, CLOSING_MM, zooms)
+    hollow = brain | (_closed(brain, HOLLOW_MM, zooms) & (level > DIM_FRACTION))
+    brain |= hollow & dilate(erode(hollow, OPENING_MM / 2, zooms), 1.25 * OPENING_MM / 2, zooms)
     for axis in range(3):
         for plane in np.moveaxis(brain, axis, 0):  # views: sulci and ventricles may open to one side only
             plane[:] = ndimage.binary_fill_holes(plane)
@@ -115,6 +119,10 @@ def erode(mask: np.ndarray, radius_mm: float, zooms_mm: np.ndarray) -> np.ndarra
     pad = int(np.ceil(radius_mm / np.min(zooms_mm))) + 1
     depth = ndimage.distance_transform_edt(np.pad(mask, pad, mode="edge"), sampling=zooms_mm)
     return depth[pad:-pad, pad:-pad, pad:-pad] > radius_mm
+
+
+def _closed(mask: np.ndarray, radius_mm: float, zooms: np.ndarray) -> np.ndarray:
+    return erode(dilate(mask, radius_mm, zooms), radius_mm, zooms)
 
 
 def largest(mask: np.ndarray) -> np.ndarray:

@@ -69,12 +69,13 @@ def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
     reference = pe.Node(MeanB0(b0_threshold=settings.b0_threshold), name="reference", mem_gb=memory)
     _feed(wf, series, reference)
     mask = _add_mask(wf, plan, series, threads, "mask")
-    wf.connect(*mask, output, "mask")
     if plan.does("bias"):
         series = _add_bias(wf, plan, series, mask, output, threads)
+        mask = _add_mask(wf, plan, series, threads, "mask_unbiased")
         final = pe.Node(MeanB0(b0_threshold=settings.b0_threshold), name="reference_unbiased", mem_gb=memory)
         _feed(wf, series, final)
         reference = final
+    wf.connect(*mask, output, "mask")
     wf.connect(reference, "out_file", output, "reference")
     for part in SERIES:
         wf.connect(*series[part], output, f"out_{part}")
