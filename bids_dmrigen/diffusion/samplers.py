@@ -141,7 +141,8 @@ def karras_times(process: Process, start: int, n: int, rho: float = 7.0) -> list
 
 def ancestral(denoise: Denoise, process: Process, x_start: Tensor, times: Sequence[int], noise: Noise) -> Sampled:
     """Draw each x_s from the exact posterior q(x_s | x_t, x_0 = denoise(x_t, t)) (Ho et al. 2020, Algorithm 2)."""
-    _check(process, times, noise, "ancestral sampling")
+    _check_times(process, times)
+    _check_noise(noise, "ancestral sampling")
     x = x_start
     for draw, (t, s) in enumerate(pairwise(times), 1):
         mean, std = process.posterior(denoise(x, t), x, t, s)
@@ -162,7 +163,9 @@ def ddim(
     x_s = alpha_s x_0 + sqrt(sigma_s² - std²) (x_t - alpha_t x_0) / sigma_t + std z, std = eta times that of the
     posterior: eta = 0 solves the probability-flow equation to first order, eta = 1 is `ancestral`.
     """
-    _check(process, times, noise or eta == 0, "DDIM with eta > 0")
+    _check_times(process, times)
+    if eta > 0:
+        _check_noise(noise, "DDIM with eta > 0")
     x = x_start
     for draw, (t, s) in enumerate(pairwise(times), 1):
         (alpha, sigma), (alpha_s, sigma_s) = process.marginal(t), process.marginal(s)
@@ -183,7 +186,7 @@ def dpm_solver_pp_2m(
     With lambda = ln(alpha / sigma) and h = lambda_s - lambda_t: x_s = sigma_s / sigma_t x_t - alpha_s (e^-h - 1) D,
     D = x_0 + h / (2 h_before) (x_0 - x_0 before), and D = x_0 in the first step. Deterministic: `noise` is not used.
     """
-    _check(process, times)
+    _check_times(process, times)
     x, before, h_before = x_start, None, None
     for t, s in pairwise(times):
         sigma, (alpha_s, sigma_s) = process.marginal(t)[1], process.marginal(s)
@@ -203,7 +206,7 @@ def heun(
     In y = x / alpha and r = sigma / alpha, dy/dr is the noise (x_t - alpha_t x_0) / sigma_t. Two evaluations per step,
     one in the last. Deterministic: `noise` is not used.
     """
-    _check(process, times)
+    _check_times(process, times)
     x = x_start
     for t, s in pairwise(times):
         (alpha, sigma), (alpha_s, sigma_s) = process.marginal(t), process.marginal(s)
@@ -230,7 +233,8 @@ def predictor_corrector(
     sigma is the same for all voxels this is the paper's; the factor sigma² lets it vary.
     Predictor: x_s = (x_t + b² score + b z) / a, a = alpha_t / alpha_s and b² = sigma_t² - a² sigma_s².
     """
-    _check(process, times, noise, "predictor-corrector sampling")
+    _check_times(process, times)
+    _check_noise(noise, "predictor-corrector sampling")
     x, draw = x_start, 0
     for index, t in enumerate(times):
         alpha, sigma = process.marginal(t)
@@ -251,10 +255,13 @@ def predictor_corrector(
     return _sampled(x0, len(times) * (corrections + 1))
 
 
-def _check(process: Process, times: Sequence[int], noise: object = True, sampler: str = "") -> None:
+def _check_times(process: Process, times: Sequence[int]) -> None:
     if not times or times[0] > process.steps or times[-1] < 1 or any(s >= t for t, s in pairwise(times)):
         raise ValueError(NOT_FALLING.format(steps=process.steps, times=list(times)))
-    if not noise:
+
+
+def _check_noise(noise: Noise | None, sampler: str) -> None:
+    if noise is None:
         raise ValueError(NO_NOISE.format(sampler=sampler))
 
 

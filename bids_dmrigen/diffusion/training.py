@@ -116,8 +116,8 @@ def train(
         a resumed training equal an uninterrupted one to the bit. Step k of N processes takes the batches
         N k ... N k + N - 1, one each.
     loss
-        (network, batch) -> scalar. It must call the network it is given, which is `net` in a wrapper where processes
-        train together.
+        (network, batch) -> scalar. Where processes train together, the network is `net` in a wrapper, which can
+        be called but has not its attributes, and every parameter has to take part in every loss.
     held_out
         network -> loss on a fixed set of examples; lower is better.
     plan
@@ -141,7 +141,7 @@ def train(
         Where the loss is no longer finite.
     """
     run, wrapped = _begin(net, held_out, plan, checkpoint)
-    device, first = next(net.parameters()).device, rank() == 0
+    device = next(net.parameters()).device
     begun = time.monotonic() - run.state.seconds
     while not run.state.stopped:
         state = run.state
@@ -150,14 +150,12 @@ def train(
         if plan.minutes is not None:
             state.seconds = of_first(state.seconds, device)
         state.stopped = _budget_spent(state, plan)
-        if state.stopped or state.step % plan.evaluate_every == 0:
+        if scored := bool(state.stopped) or state.step % plan.evaluate_every == 0:
             _evaluate(run, plan, held_out)
-            if first and log is not None:
-                _write_log(log, state.history)
-        if first and checkpoint is not None and (state.stopped or state.step % plan.save_every == 0):
-            run.save(checkpoint, _fingerprint(plan))
-        if first and progress is not None:
-            progress(state.step, plan.steps, _seconds_left(state, plan))
+        if rank() == 0:
+            _keep(run, plan, checkpoint, log if scored else None)
+            if progress is not None:
+                progress(state.step, plan.steps, _seconds_left(state, plan))
     state = run.state
     net.load_state_dict(run.best.state_dict())
     return Trained(state.step, state.seconds / 60, state.stopped, state.best_loss, state.start_loss, state.history)
@@ -218,6 +216,14 @@ def _evaluate(run: Training, plan: Plan, held_out) -> None:
         run.best.load_state_dict(run.averaged.state_dict())
     if state.stale >= plan.patience:
         state.stopped = "no improvement"
+
+
+def _keep(run: Training, plan: Plan, checkpoint: Path | None, log: Path | None) -> None:
+    """Write the log, and where one is due a checkpoint."""
+    if log is not None:
+        _write_log(log, run.state.history)
+    if checkpoint is not None and (run.state.stopped or run.state.step % plan.save_every == 0):
+        run.save(checkpoint, _fingerprint(plan))
 
 
 def _score(net: nn.Module, held_out) -> float:
