@@ -222,3 +222,17 @@ def test_precision_is_what_was_asked_for():
     assert resolve_precision("auto", cpu) in ("fp32", "bf16")
     with pytest.raises(ValueError, match="'fp16'; expected"):
         resolve_precision("fp16", cpu)
+
+
+def test_bf16_learns_and_keeps_its_weights_in_single_precision():
+    seen = set()
+
+    def watching(net, examples):
+        seen.add(net(examples[0]).dtype)
+        return loss(net, examples)
+
+    net = network()
+    result = train(net, batch, watching, held_out, replace(PLAN, steps=300, precision="bf16"))
+    assert seen == {torch.bfloat16}
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+    assert result.held_out_loss < 0.1 * result.start_loss
