@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 def generator(
@@ -16,16 +20,18 @@ def generator(
     volume: int = 0,
     slice: int = 0,
     sample: int = 0,
+    draw: int = 0,
 ) -> np.random.Generator:
     """Return a random generator that belongs to this address.
 
     The address is hashed to the key of a counter-based generator (Philox): equal addresses give equal numbers
     whatever was drawn before, on any device, in any process; different ones give independent numbers.
-    Everything is drawn on the CPU.
+    Everything is drawn on the CPU. `draw` counts the draws of one address (the steps of a sampler): it starts the
+    counter where no shorter draw can reach.
     """
     address = json.dumps([seed, subject, run, method, volume, slice, sample]).encode()
     key = np.frombuffer(hashlib.blake2b(address, digest_size=16).digest(), dtype="<u8")
-    return np.random.Generator(np.random.Philox(key=key))
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, draw]))
 
 
 def noise(
@@ -40,3 +46,36 @@ def noise(
 ) -> np.ndarray:
     """Return standard normal float32 noise of this shape for this address."""
     return generator(seed, subject, run, method, volume, slice, sample).standard_normal(shape, np.float32)
+
+
+@dataclass(frozen=True)
+class NoiseSource:
+    """Noise for a batch of images, each from its own address; what a sampler takes.
+
+    Parameters
+    ----------
+    seed, subject, run, method
+        Shared part of the addresses.
+    addresses
+        B triples (volume, slice, sample).
+    shape
+        Of one image.
+    device
+        Where the noise is wanted; the numbers are drawn on the CPU and are the same on all.
+    """
+
+    seed: int
+    subject: str
+    run: str
+    method: str
+    addresses: Sequence[tuple[int, int, int]]
+    shape: tuple[int, ...]
+    device: torch.device | str = "cpu"
+
+    def __call__(self, draw: int) -> Tensor:
+        """Return (B, *shape) standard normal float32 noise; each draw is independent of the others."""
+        out = np.empty((len(self.addresses), *self.shape), dtype=np.float32)
+        for image, (volume, slice, sample) in zip(out, self.addresses, strict=True):
+            address = generator(self.seed, self.subject, self.run, self.method, volume, slice, sample, draw)
+            address.standard_normal(dtype=np.float32, out=image)
+        return torch.from_numpy(out).to(self.device)

@@ -107,3 +107,31 @@ def rev_warmup70(steps: int = 1000, low: float = 5e-5, high: float = 1e-2) -> Va
     flat = round(0.3 * steps)
     ramp = torch.linspace(low, high, steps - flat, dtype=torch.float64)
     return VariancePreserving(torch.cat([torch.full((flat,), low, dtype=torch.float64), ramp]))
+
+
+def linear(steps: int = 1000, low: float = 1e-4, high: float = 0.02) -> VariancePreserving:
+    """Return DDPM's process (Ho et al. 2020): per-step variances that rise linearly from `low` to `high`."""
+    return VariancePreserving(torch.linspace(low, high, steps, dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class VarianceExploding(Process):
+    """A process that only adds noise: alpha = 1, sigma_t from `low` to `high` (Song et al. 2021).
+
+    Parameters
+    ----------
+    low, high
+        sigma_t = low (high / low)^((t - 1) / (T - 1)) for t = 1 ... T, in the images' units; sigma_0 = 0.
+    steps
+        T.
+    """
+
+    low: float = 0.01
+    high: float = 348.0
+    steps: int = 1000
+
+    def marginal(self, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Return (1, sigma_t), float64."""
+        t = torch.as_tensor(t, dtype=torch.float64)
+        sigma = self.low * (self.high / self.low) ** ((t - 1) / (self.steps - 1))
+        return torch.ones_like(t), torch.where(t > 0, sigma, 0.0)

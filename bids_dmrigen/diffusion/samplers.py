@@ -1,4 +1,23 @@
-"""Samplers: pure functions from a noisy start to a clean image, with the noise handed in."""
+"""Samplers: pure functions from a noisy start to a clean image, with the noise handed in.
+
+All but `run_walk` read alike, `sampler(denoise, process, x_start, times, noise)`:
+
+denoise
+    (x_t, t) -> estimate of x_0, same shape; `Process.to_x0` makes one from any other prediction.
+process
+    The forward process; its alpha and sigma may differ from voxel to voxel.
+x_start
+    (B, ...) images at time times[0].
+times
+    Falling evaluation times, T >= t >= 1. The estimate of x_0 at the last one is the result: the step from there to
+    time 0, where nothing is left but x_0.
+noise
+    number of the draw, from 1 -> standard normal noise shaped as x_start. Draw 0 is left for x_start itself, so that
+    one source serves both (`noise.NoiseSource`).
+
+They return `Sampled`, and raise `ValueError` where the times do not fall or noise is needed and there is none.
+Coefficients are computed in double precision from `Process.marginal` and then take the images' type.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +29,12 @@ import torch
 from torch import Tensor
 
 from .processes import Process
+
+Denoise = Callable[[Tensor, int], Tensor]
+Noise = Callable[[int], Tensor]
+
+NOT_FALLING = "sampling times must fall from at most {steps} to at least 1, found {times}"
+NO_NOISE = "{sampler} needs a source of noise"
 
 
 @dataclass(frozen=True)
@@ -94,3 +119,170 @@ def run_walk(
         if eta > 0:
             x = x + eta * std * noise(step)
     return Sampled(result, evaluations)
+
+
+def even_times(start: int, n: int) -> list[int]:
+    """Return n evaluation times, evenly from `start` down to 1; fewer where rounding makes two of them equal."""
+    return _distinct(torch.linspace(start, 1, n, dtype=torch.float64))
+
+
+def karras_times(process: Process, start: int, n: int, rho: float = 7.0) -> list[int]:
+    """Return n evaluation times from `start` down to 1, dense where there is little noise.
+
+    The noise-to-signal ratio to the power 1/rho falls in equal steps (Karras et al. 2022, Eq. 5); the nearest
+    integer times are taken, and fewer where two of them are equal. Where alpha and sigma vary by voxel, by
+    the mean logarithm of their ratio.
+    """
+    log_ratio = torch.stack([_log_ratio(process, t).mean() for t in range(1, start + 1)])
+    scaled = (log_ratio / rho).exp()
+    wanted = torch.linspace(float(scaled[-1]), float(scaled[0]), n, dtype=scaled.dtype)
+    return _distinct((scaled[None] - wanted[:, None]).abs().argmin(dim=1) + 1)
+
+
+def ancestral(denoise: Denoise, process: Process, x_start: Tensor, times: Sequence[int], noise: Noise) -> Sampled:
+    """Draw each x_s from the exact posterior q(x_s | x_t, x_0 = denoise(x_t, t)) (Ho et al. 2020, Algorithm 2)."""
+    _check_times(process, times)
+    _check_noise(noise, "ancestral sampling")
+    x = x_start
+    for draw, (t, s) in enumerate(pairwise(times), 1):
+        mean, std = process.posterior(denoise(x, t), x, t, s)
+        x = mean + std * noise(draw)
+    return _sampled(denoise(x, times[-1]), len(times))
+
+
+def ddim(
+    denoise: Denoise,
+    process: Process,
+    x_start: Tensor,
+    times: Sequence[int],
+    noise: Noise | None = None,
+    eta: float = 0.0,
+) -> Sampled:
+    """Keep a share of the noise that is there (Song et al. 2021, Eq. 12).
+
+    x_s = alpha_s x_0 + sqrt(sigma_s² - std²) (x_t - alpha_t x_0) / sigma_t + std z, std = eta times that of the
+    posterior: eta = 0 solves the probability-flow equation to first order, eta = 1 is `ancestral`.
+    """
+    _check_times(process, times)
+    if eta > 0:
+        _check_noise(noise, "DDIM with eta > 0")
+    x = x_start
+    for draw, (t, s) in enumerate(pairwise(times), 1):
+        (alpha, sigma), (alpha_s, sigma_s) = process.marginal(t), process.marginal(s)
+        std = eta * sigma_s * (1 - (alpha / alpha_s * sigma_s / sigma) ** 2).sqrt()
+        keep = (sigma_s**2 - std**2).sqrt() / sigma
+        x0 = denoise(x, t)
+        x = _as(keep, x) * x + _as(alpha_s - keep * alpha, x) * x0
+        if eta > 0:
+            x = x + _as(std, x) * noise(draw)
+    return _sampled(denoise(x, times[-1]), len(times))
+
+
+def dpm_solver_pp_2m(
+    denoise: Denoise, process: Process, x_start: Tensor, times: Sequence[int], noise: Noise | None = None
+) -> Sampled:
+    """Solve the probability-flow equation with the last two estimates (Lu et al. 2022, DPM-Solver++(2M)).
+
+    With lambda = ln(alpha / sigma) and h = lambda_s - lambda_t: x_s = sigma_s / sigma_t x_t - alpha_s (e^-h - 1) D,
+    D = x_0 + h / (2 h_before) (x_0 - x_0 before), and D = x_0 in the first step. Deterministic: `noise` is not used.
+    """
+    _check_times(process, times)
+    x, before, h_before = x_start, None, None
+    for t, s in pairwise(times):
+        sigma, (alpha_s, sigma_s) = process.marginal(t)[1], process.marginal(s)
+        h = _log_ratio(process, t) - _log_ratio(process, s)
+        x0 = denoise(x, t)
+        estimate = x0 if before is None else x0 + _as(h / (2 * h_before), x) * (x0 - before)
+        x = _as(sigma_s / sigma, x) * x - _as(alpha_s * torch.expm1(-h), x) * estimate
+        before, h_before = x0, h
+    return _sampled(denoise(x, times[-1]), len(times))
+
+
+def heun(
+    denoise: Denoise, process: Process, x_start: Tensor, times: Sequence[int], noise: Noise | None = None
+) -> Sampled:
+    """Solve the probability-flow equation by the trapezoidal rule (Karras et al. 2022, Algorithm 1).
+
+    In y = x / alpha and r = sigma / alpha, dy/dr is the noise (x_t - alpha_t x_0) / sigma_t. Two evaluations per step,
+    one in the last. Deterministic: `noise` is not used.
+    """
+    _check_times(process, times)
+    x = x_start
+    for t, s in pairwise(times):
+        (alpha, sigma), (alpha_s, sigma_s) = process.marginal(t), process.marginal(s)
+        along, step = _as(alpha_s / alpha, x) * x, _as(sigma_s - alpha_s * sigma / alpha, x)
+        here = (x - _as(alpha, x) * denoise(x, t)) / _as(sigma, x)
+        there = along + step * here
+        there = (there - _as(alpha_s, x) * denoise(there, s)) / _as(sigma_s, x)
+        x = along + step * (here + there) / 2
+    return _sampled(denoise(x, times[-1]), 2 * len(times) - 1)
+
+
+def predictor_corrector(
+    denoise: Denoise,
+    process: Process,
+    x_start: Tensor,
+    times: Sequence[int],
+    noise: Noise,
+    corrections: int = 1,
+    snr: float = 0.16,
+) -> Sampled:
+    """Correct by Langevin steps, then predict by reverse diffusion (Song et al. 2021, Algorithms 2, 4 and 5).
+
+    Corrector: x + e sigma² score + sqrt(2 e) sigma z, e = 2 (snr |z| / |sigma score|)² for each image by itself. Where
+    sigma is the same for all voxels this is the paper's; the factor sigma² lets it vary.
+    Predictor: x_s = (x_t + b² score + b z) / a, a = alpha_t / alpha_s and b² = sigma_t² - a² sigma_s².
+    """
+    _check_times(process, times)
+    _check_noise(noise, "predictor-corrector sampling")
+    x, draw = x_start, 0
+    for index, t in enumerate(times):
+        alpha, sigma = process.marginal(t)
+        for _ in range(corrections):
+            draw += 1
+            z, pull = noise(draw), (_as(alpha, x) * denoise(x, t) - x) / _as(sigma, x)  # pull = sigma score
+            size = 2 * (snr * _norm(z) / _norm(pull)) ** 2
+            x = x + _as(sigma, x) * (size * pull + (2 * size).sqrt() * z)
+        x0 = denoise(x, t)
+        if index == len(times) - 1:
+            break
+        draw += 1
+        alpha_s, sigma_s = process.marginal(times[index + 1])
+        a = alpha / alpha_s
+        added = (sigma**2 - (a * sigma_s) ** 2).sqrt()
+        score = (_as(alpha, x) * x0 - x) / _as(sigma**2, x)
+        x = (x + _as(added**2, x) * score + _as(added, x) * noise(draw)) / _as(a, x)
+    return _sampled(x0, len(times) * (corrections + 1))
+
+
+def _check_times(process: Process, times: Sequence[int]) -> None:
+    if not times or times[0] > process.steps or times[-1] < 1 or any(s >= t for t, s in pairwise(times)):
+        raise ValueError(NOT_FALLING.format(steps=process.steps, times=list(times)))
+
+
+def _check_noise(noise: Noise | None, sampler: str) -> None:
+    if noise is None:
+        raise ValueError(NO_NOISE.format(sampler=sampler))
+
+
+def _sampled(x0: Tensor, evaluations: int) -> Sampled:
+    return Sampled(x0, torch.full((len(x0),), evaluations, device=x0.device))
+
+
+def _as(coefficient: Tensor, image: Tensor) -> Tensor:
+    return coefficient.to(image.device, image.dtype)
+
+
+def _log_ratio(process: Process, t: int) -> Tensor:
+    """Return ln(sigma_t / alpha_t)."""
+    alpha, sigma = process.marginal(t)
+    return sigma.log() - alpha.log()
+
+
+def _norm(image: Tensor) -> Tensor:
+    """Return the Euclidean norm of each image of a batch, (B, 1, ...)."""
+    return image.flatten(1).norm(dim=1).reshape(-1, *[1] * (image.dim() - 1))
+
+
+def _distinct(times: Tensor) -> list[int]:
+    return sorted({round(t) for t in times.tolist()}, reverse=True)

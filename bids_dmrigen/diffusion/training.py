@@ -1,11 +1,11 @@
-"""The one training loop: averaged weights, budgets, early stopping, exact resume."""
+"""The one training loop: averaged weights, budgets, early stopping, exact resume, one device or several."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-BAD_CHECKPOINT = "{path}: not a checkpoint of this training ({reason}); delete it to start anew"
+from .checkpoints import Progress, Training
+from .parallel import of_first, rank, world_size
+from .storage import write_text
+
+COLUMNS = ["step", "seconds", "learning_rate", "loss", "held_out"]
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,9 @@ class Plan:
         Optimiser steps at most.
     minutes
         Wall-clock budget; None lets no clock enter the result.
-    learning_rate, weight_decay
+    learning_rate, betas, weight_decay
         Of AdamW. The rate rises over `warmup` steps and falls along a cosine to a twentieth over the
-        budget.
+        budget, steps or minutes, whichever is nearer its end.
     ema
         Decay of the averaged weights, which are what is evaluated and returned; it grows from 0, so that
         the starting weights are forgotten.
@@ -51,6 +54,7 @@ class Plan:
     steps: int
     minutes: float | None = None
     learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     warmup: int = 20
     ema: float = 0.99
@@ -74,17 +78,6 @@ class Trained:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-@dataclass
-class _State:
-    step: int = 0
-    seconds: float = 0.0
-    best_loss: float = math.inf
-    start_loss: float = math.inf
-    stale: int = 0
-    stopped: str = ""
-    history: list[dict[str, float]] = field(default_factory=list)
-
-
 def resolve_precision(wanted: str, device: torch.device) -> str:
     """Return "fp32" or "bf16": what was wanted, or for "auto" the faster one this device has in hardware."""
     if wanted not in ("auto", "fp32", "bf16"):
@@ -100,7 +93,7 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
 
 def train(
     net: nn.Module,
-    batch: Callable[[int], Any],
+    examples: Callable[[int], Any],
     loss: Callable[[nn.Module, Any], Tensor],
     held_out: Callable[[nn.Module], float],
     plan: Plan,
@@ -110,15 +103,21 @@ def train(
 ) -> Trained:
     """Train a network in place and leave the best averaged weights in it.
 
+    Inside `parallel.process_group` the processes that torchrun started train together: their gradients are averaged,
+    so that N processes with batches of B take the steps of one with batches of N B. The first one scores, writes
+    and reports.
+
     Parameters
     ----------
     net
         The network, on its device.
-    batch
-        step -> batch. It must depend on the step alone: that is what makes a resumed training equal an
-        uninterrupted one to the bit.
+    examples
+        index -> batch, endless, on the network's device. It must depend on the index alone: that is what makes
+        a resumed training equal an uninterrupted one to the bit. Step k of N processes takes the batches
+        N k ... N k + N - 1, one each.
     loss
-        (network, batch) -> scalar.
+        (network, batch) -> scalar. Where processes train together, the network is `net` in a wrapper, which can
+        be called but has not its attributes, and every parameter has to take part in every loss.
     held_out
         network -> loss on a fixed set of examples; lower is better.
     plan
@@ -126,7 +125,7 @@ def train(
     checkpoint
         Read where it exists, written every `plan.save_every` steps and at the end; safetensors.
     log
-        CSV file: step, seconds, training loss, held-out loss.
+        CSV file, written anew at each score: step, seconds, learning rate, training loss, held-out loss.
     progress
         Called with (steps done, steps planned, estimated seconds left).
 
@@ -141,151 +140,129 @@ def train(
     FloatingPointError
         Where the loss is no longer finite.
     """
-    averaged, best = deepcopy(net).eval(), deepcopy(net).eval()
-    optimiser = torch.optim.AdamW(net.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
-    state = _State()
-    if checkpoint is not None and Path(checkpoint).exists():
-        state = _load(checkpoint, plan, net, averaged, best, optimiser)
-    else:
-        state.start_loss = state.best_loss = held_out(averaged)
-        state.history.append({"step": 0, "seconds": 0.0, "loss": math.nan, "held_out": state.start_loss})
-    begun, running = time.monotonic() - state.seconds, math.nan
-    while not state.stopped:
+    run, wrapped = _begin(net, held_out, plan, checkpoint)
+    device = next(net.parameters()).device
+    begun = time.monotonic() - run.state.seconds
+    while not run.state.stopped:
+        state = run.state
+        _step(run, wrapped, examples(state.step * world_size() + rank()), loss, plan)
         state.seconds = time.monotonic() - begun
+        if plan.minutes is not None:
+            state.seconds = of_first(state.seconds, device)
         state.stopped = _budget_spent(state, plan)
-        if state.stopped:
-            break
-        _set_rate(optimiser, state, plan)
-        value = _step(net, averaged, batch(state.step), loss, optimiser, plan, state.step)
-        state.step += 1
-        running = value if math.isnan(running) else 0.95 * running + 0.05 * value
-        if state.step % plan.evaluate_every == 0 or state.step == plan.steps:
-            _evaluate(state, plan, averaged, best, held_out, running, time.monotonic() - begun)
-        if checkpoint is not None and (state.step % plan.save_every == 0 or state.stopped):
-            state.seconds = time.monotonic() - begun
-            _save(checkpoint, state, plan, net, averaged, best, optimiser)
-        if progress is not None:
-            progress(state.step, plan.steps, _seconds_left(state, plan, time.monotonic() - begun))
-    if checkpoint is not None:
-        _save(checkpoint, state, plan, net, averaged, best, optimiser)
-    if log is not None:
-        _write_log(log, state.history)
-    net.load_state_dict(best.state_dict())
+        if scored := bool(state.stopped) or state.step % plan.evaluate_every == 0:
+            _evaluate(run, plan, held_out)
+        if rank() == 0:
+            _keep(run, plan, checkpoint, log if scored else None)
+            if progress is not None:
+                progress(state.step, plan.steps, _seconds_left(state, plan))
+    state = run.state
+    net.load_state_dict(run.best.state_dict())
     return Trained(state.step, state.seconds / 60, state.stopped, state.best_loss, state.start_loss, state.history)
 
 
-def _step(net, averaged, examples, loss, optimiser, plan: Plan, step: int) -> float:
-    """Take one optimiser step, update the averaged weights, return the loss."""
-    net.train()
-    device = next(net.parameters()).device
+def _begin(net: nn.Module, held_out, plan: Plan, checkpoint: Path | None) -> tuple[Training, nn.Module]:
+    """Return the training at its start or where its checkpoint left it, and the network that takes the steps."""
+    # Wrapping gives all processes the weights of the first, so it comes before they are copied.
+    wrapped = DistributedDataParallel(net) if world_size() > 1 else net
+    optimiser = torch.optim.AdamW(
+        net.parameters(), lr=plan.learning_rate, betas=plan.betas, weight_decay=plan.weight_decay
+    )
+    run = Training(net, deepcopy(net).eval(), deepcopy(net).eval(), optimiser, Progress())
+    if checkpoint is not None and Path(checkpoint).exists():
+        run.load(checkpoint, _fingerprint(plan))
+    else:
+        score = run.state.start_loss = run.state.best_loss = _score(run.averaged, held_out)
+        run.state.history.append(dict(zip(COLUMNS, (0, 0.0, 0.0, math.nan, score), strict=True)))
+    if run.state.stopped != "no improvement":  # the budget may have grown since
+        run.state.stopped = _budget_spent(run.state, plan)
+    return run, wrapped
+
+
+def _step(run: Training, wrapped: nn.Module, batch, loss, plan: Plan) -> None:
+    """Take one optimiser step and update the averaged weights and the running loss."""
+    state, optimiser = run.state, run.optimiser
+    for group in optimiser.param_groups:
+        group["lr"] = _rate(state, plan)
+    wrapped.train()
+    device = next(run.net.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
-        value = loss(net, examples)
+        value = loss(wrapped, batch)
     if not torch.isfinite(value):
-        raise FloatingPointError(f"the training loss is {value.item()} at step {step}; try --precision fp32")
+        raise FloatingPointError(f"the training loss is {value.item()} at step {state.step}; try --precision fp32")
     optimiser.zero_grad(set_to_none=True)
     value.backward()
-    torch.nn.utils.clip_grad_norm_(net.parameters(), plan.clip)
+    torch.nn.utils.clip_grad_norm_(run.net.parameters(), plan.clip)
     optimiser.step()
-    decay = min(plan.ema, (1 + step) / (10 + step))
+    decay = min(plan.ema, (1 + state.step) / (10 + state.step))
     with torch.no_grad():
-        for mean, new in zip(averaged.parameters(), net.parameters(), strict=True):
+        for mean, new in zip(run.averaged.parameters(), run.net.parameters(), strict=True):
             mean.lerp_(new, 1 - decay)
-        for mean, new in zip(averaged.buffers(), net.buffers(), strict=True):
+        for mean, new in zip(run.averaged.buffers(), run.net.buffers(), strict=True):
             mean.copy_(new)
-    return value.item()
+    state.step += 1
+    state.running = value.item() if math.isnan(state.running) else 0.95 * state.running + 0.05 * value.item()
 
 
-def _evaluate(state: _State, plan: Plan, averaged, best, held_out, running: float, seconds: float) -> None:
+def _evaluate(run: Training, plan: Plan, held_out) -> None:
     """Score the averaged weights, keep them where they are the best yet, note when to stop."""
-    score = held_out(averaged)
-    state.history.append({"step": state.step, "seconds": seconds, "loss": running, "held_out": score})
+    state = run.state
+    score = _score(run.averaged, held_out)
+    row = (state.step, state.seconds, run.optimiser.param_groups[0]["lr"], state.running, score)
+    state.history.append(dict(zip(COLUMNS, row, strict=True)))
     state.stale = 0 if score < state.best_loss * (1 - plan.tolerance) else state.stale + 1
     if score < state.best_loss:
         state.best_loss = score
-        best.load_state_dict(averaged.state_dict())
+        run.best.load_state_dict(run.averaged.state_dict())
     if state.stale >= plan.patience:
         state.stopped = "no improvement"
 
 
-def _fraction(state: _State, plan: Plan) -> float:
+def _keep(run: Training, plan: Plan, checkpoint: Path | None, log: Path | None) -> None:
+    """Write the log, and where one is due a checkpoint."""
+    if log is not None:
+        _write_log(log, run.state.history)
+    if checkpoint is not None and (run.state.stopped or run.state.step % plan.save_every == 0):
+        run.save(checkpoint, _fingerprint(plan))
+
+
+def _score(net: nn.Module, held_out) -> float:
+    """Return the first process's score: the weights are the same on all, and so must be what follows from it."""
+    return of_first(held_out(net) if rank() == 0 else math.nan, next(net.parameters()).device)
+
+
+def _fraction(state: Progress, plan: Plan) -> float:
     """Share of the budget that is spent, by whichever runs out first."""
     fraction = state.step / plan.steps
     return fraction if plan.minutes is None else max(fraction, state.seconds / (60 * plan.minutes))
 
 
-def _budget_spent(state: _State, plan: Plan) -> str:
+def _budget_spent(state: Progress, plan: Plan) -> str:
     if state.step >= plan.steps:
         return "steps"
     return "minutes" if _fraction(state, plan) >= 1 else ""
 
 
-def _set_rate(optimiser, state: _State, plan: Plan) -> None:
+def _rate(state: Progress, plan: Plan) -> float:
     warm = min(1.0, (state.step + 1) / max(plan.warmup, 1))
     cosine = 0.05 + 0.95 * (1 + math.cos(math.pi * min(1.0, _fraction(state, plan)))) / 2
-    for group in optimiser.param_groups:
-        group["lr"] = plan.learning_rate * warm * cosine
+    return plan.learning_rate * warm * cosine
 
 
-def _seconds_left(state: _State, plan: Plan, seconds: float) -> float:
-    left = seconds / max(state.step, 1) * (plan.steps - state.step)
-    return left if plan.minutes is None else max(0.0, min(left, 60 * plan.minutes - seconds))
+def _seconds_left(state: Progress, plan: Plan) -> float:
+    left = state.seconds / state.step * (plan.steps - state.step)
+    return left if plan.minutes is None else max(0.0, min(left, 60 * plan.minutes - state.seconds))
 
 
 def _fingerprint(plan: Plan) -> str:
     """What of a plan must agree for a checkpoint to continue it."""
-    return json.dumps({k: v for k, v in asdict(plan).items() if k not in ("minutes", "save_every")})
-
-
-def _tensors(net, averaged, best, optimiser) -> dict[str, Tensor]:
-    """Every tensor of the training under one name each."""
-    found = {}
-    for prefix, module in (("net", net), ("averaged", averaged), ("best", best)):
-        found |= {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
-    names = [name for name, _ in net.named_parameters()]
-    for index, moments in optimiser.state_dict()["state"].items():
-        found |= {f"optimiser.{names[index]}.{key}": value for key, value in moments.items()}
-    return {name: value.detach().contiguous().cpu() for name, value in found.items()}
-
-
-def _save(path: Path, state: _State, plan: Plan, net, averaged, best, optimiser) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    record = {"state": json.dumps(asdict(state)), "plan": _fingerprint(plan)}
-    save_file(_tensors(net, averaged, best, optimiser), part, metadata=record)
-    os.replace(part, path)
-
-
-def _load(path: Path, plan: Plan, net, averaged, best, optimiser) -> _State:
-    try:
-        with safe_open(path, "pt") as stored:
-            record = stored.metadata() or {}
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(BAD_CHECKPOINT.format(path=path, reason=error)) from None
-    if record.get("plan") != _fingerprint(plan):
-        reason = f"its plan was {record.get('plan')}, this one is {_fingerprint(plan)}"
-        raise ValueError(BAD_CHECKPOINT.format(path=path, reason=reason))
-    try:
-        for prefix, module in (("net", net), ("averaged", averaged), ("best", best)):
-            start = len(prefix) + 1
-            module.load_state_dict({k[start:]: v for k, v in tensors.items() if k.startswith(prefix + ".")})
-    except RuntimeError as error:
-        raise ValueError(BAD_CHECKPOINT.format(path=path, reason=error)) from None
-    saved = optimiser.state_dict()
-    for index, (name, _) in enumerate(net.named_parameters()):
-        start = f"optimiser.{name}."
-        moments = {k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)}
-        if moments:
-            saved["state"][index] = moments
-    optimiser.load_state_dict(saved)
-    return _State(**json.loads(record["state"]))
+    settings = {name: value for name, value in asdict(plan).items() if name not in ("minutes", "save_every")}
+    return json.dumps(settings | {"processes": world_size()})
 
 
 def _write_log(path: Path, history: list[dict[str, float]]) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, ["step", "seconds", "loss", "held_out"])
-        writer.writeheader()
-        writer.writerows(history)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(history)
+    write_text(Path(path), text.getvalue())

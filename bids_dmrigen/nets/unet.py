@@ -32,6 +32,10 @@ class UNetSpec:
         normalisation takes away.
     bottom
         Two more blocks at the lowest level, the first with attention.
+    heads
+        Heads of the attention; every width it works at divides by them.
+    context
+        Width of the tokens that attention also looks at (`DirectionUNet`), or 0 where there are none.
     zero_output
         Start the last convolution at zero, so that an untrained network predicts nothing.
     """
@@ -44,6 +48,8 @@ class UNetSpec:
     attention: tuple[int, ...] = (3,)
     groups: int = 32
     bottom: bool = True
+    heads: int = 1
+    context: int = 0
     zero_output: bool = False
 
     @property
@@ -74,7 +80,7 @@ class UNet(nn.Module):
         self.stem = nn.Conv2d(spec.in_channels, spec.base, 3, padding=1)
 
         def stage(width_in, width, level):
-            return Stage(width_in, width, spec.base, spec.groups, attention=level in spec.attention)
+            return Stage(spec, width_in, width, attention=level in spec.attention)
 
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         width, kept = spec.base, [spec.base]
@@ -88,8 +94,8 @@ class UNet(nn.Module):
                 kept.append(width)
         self.bottom = nn.ModuleList()
         if spec.bottom:
-            self.bottom.append(Stage(width, width, spec.base, spec.groups, attention=True))
-            self.bottom.append(Stage(width, width, spec.base, spec.groups))
+            self.bottom.append(Stage(spec, width, width, attention=True))
+            self.bottom.append(Stage(spec, width, width))
         for level, wanted in reversed(list(enumerate(widths))):
             for _ in range(spec.blocks + 1):
                 self.up.append(stage(width + kept.pop(), wanted, level))
@@ -127,16 +133,19 @@ class UNet(nn.Module):
             raise ValueError(
                 NOT_DIVISIBLE.format(halvings=len(self.spec.multipliers) - 1, divisor=divisor, shape=tuple(x.shape))
             )
-        told = self.embed(level)  # (B, base)
+        return self._through(x, self.embed(level))
+
+    def _through(self, x: Tensor, told: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Go down and up again; `told` (B, base) reaches every block, `tokens` (B, N, context) the attention."""
         h = self.stem(x)
         kept = [h]
         for layer in self.down:
-            h = layer(h, told) if isinstance(layer, Stage) else layer(h)
+            h = layer(h, told, tokens) if isinstance(layer, Stage) else layer(h)
             kept.append(h)
         for layer in self.bottom:
-            h = layer(h, told)
+            h = layer(h, told, tokens)
         for layer in self.up:
-            h = layer(torch.cat([h, kept.pop()], dim=1), told) if isinstance(layer, Stage) else layer(h)
+            h = layer(torch.cat([h, kept.pop()], dim=1), told, tokens) if isinstance(layer, Stage) else layer(h)
         return self.head(h)
 
 
@@ -154,26 +163,30 @@ class LevelFeatures(nn.Module):
 
 
 class Stage(nn.Module):
-    """A residual block, with self-attention after it where asked."""
+    """A residual block; where asked with self-attention after it, and attention to the tokens where there are any."""
 
-    def __init__(self, width_in: int, width: int, told: int, groups: int, attention: bool = False):
+    def __init__(self, spec: UNetSpec, width_in: int, width: int, attention: bool = False):
         super().__init__()
+        groups = spec.groups
         self.first = nn.Sequential(_norm(groups, width_in), nn.SiLU(), nn.Conv2d(width_in, width, 3, padding=1))
-        self.told = nn.Linear(told, width)
+        self.told = nn.Linear(spec.base, width)
         self.second = nn.Sequential(_norm(groups, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
         self.skip = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()
-        self.attention = SelfAttention(width, groups) if attention else nn.Identity()
+        self.attention = SelfAttention(width, groups, spec.heads) if attention else nn.Identity()
+        self.cross = CrossAttention(width, spec.context, groups, spec.heads) if attention and spec.context else None
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+    def forward(self, x: Tensor, told: Tensor, tokens: Tensor | None = None) -> Tensor:
         h = self.first(x) + self.told(told)[:, :, None, None]
-        return self.attention(self.second(h) + self.skip(x))
+        h = self.attention(self.second(h) + self.skip(x))
+        return h if self.cross is None else self.cross(h, tokens)
 
 
 class SelfAttention(nn.Module):
-    """One-head self-attention over the pixels of a feature map, added to its input."""
+    """Self-attention over the pixels of a feature map, added to its input."""
 
-    def __init__(self, width: int, groups: int):
+    def __init__(self, width: int, groups: int, heads: int = 1):
         super().__init__()
+        self.heads = heads
         self.norm = _norm(groups, width)
         self.qkv = nn.Conv2d(width, 3 * width, 1, bias=False)
         self.out = nn.Conv2d(width, width, 1)
@@ -181,8 +194,34 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         q, k, v = self.qkv(self.norm(x)).reshape(b, 3, c, h * w).transpose(2, 3).unbind(1)  # each (B, HW, C)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = attend(q, k, v, self.heads)
         return x + self.out(mixed.transpose(1, 2).reshape(b, c, h, w))
+
+
+class CrossAttention(nn.Module):
+    """Attention of the pixels of a feature map to tokens, added to its input."""
+
+    def __init__(self, width: int, context: int, groups: int, heads: int = 1):
+        super().__init__()
+        self.heads = heads
+        self.norm = _norm(groups, width)
+        self.query = nn.Conv2d(width, width, 1, bias=False)
+        self.keys_values = nn.Linear(context, 2 * width, bias=False)
+        self.out = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        q = self.query(self.norm(x)).flatten(2).transpose(1, 2)  # (B, HW, C)
+        k, v = self.keys_values(tokens).chunk(2, dim=-1)  # each (B, N, C)
+        mixed = attend(q, k, v, self.heads)
+        return x + self.out(mixed.transpose(1, 2).reshape(x.shape))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Return scaled dot-product attention of queries (B, N, C) to keys and values (B, M, C): (B, N, C)."""
+    if heads == 1:
+        return F.scaled_dot_product_attention(q, k, v)
+    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # each (B, heads, N or M, C / heads)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class Enlarge(nn.Module):

@@ -1,6 +1,7 @@
 """The training loop: exact resume, budgets, early stopping, averaged weights."""
 
 import csv
+import math
 from dataclasses import replace
 
 import pytest
@@ -59,7 +60,8 @@ def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(tmp_path):
     for a, b in zip(whole.parameters(), fresh.parameters(), strict=True):
         assert torch.equal(a, b)
     assert resumed.held_out_loss == expected.held_out_loss
-    assert [h["held_out"] for h in resumed.history] == [h["held_out"] for h in expected.history]
+    for column in ("step", "learning_rate", "loss", "held_out"):
+        assert [h[column] for h in resumed.history[1:]] == [h[column] for h in expected.history[1:]]
     assert resumed.steps == expected.steps == 30
 
 
@@ -119,7 +121,31 @@ def test_minutes_stop_it(monkeypatch):
     monkeypatch.setattr("bids_dmrigen.diffusion.training.time.monotonic", lambda: float(next(clock)))
     result = train(network(), batch, loss, held_out, replace(PLAN, steps=1000, minutes=0.5))
     assert result.stopped_because == "minutes"
-    assert 2 < result.steps < 30
+    assert result.steps == 30  # this clock shows a second more whenever it is read, once per step
+    assert result.minutes == 0.5
+
+
+def test_more_minutes_continue_what_fewer_ended(monkeypatch, tmp_path):
+    clock = iter(range(10_000))
+    monkeypatch.setattr("bids_dmrigen.diffusion.training.time.monotonic", lambda: float(next(clock)))
+    plan, path = replace(PLAN, steps=1000, minutes=0.5), tmp_path / "state.safetensors"
+    train(network(), batch, loss, held_out, plan, checkpoint=path)
+    again = train(network(), lambda step: pytest.fail("went on"), loss, held_out, plan, checkpoint=path)
+    assert (again.steps, again.stopped_because) == (30, "minutes")
+    longer = train(network(), batch, loss, held_out, replace(plan, minutes=0.75), checkpoint=path)
+    assert (longer.steps, longer.stopped_because) == (45, "minutes")
+
+
+@pytest.mark.parametrize("minutes", [None, 0.5])
+def test_rate_rises_then_falls_along_a_cosine_of_the_budget(monkeypatch, minutes):
+    clock = iter(range(10_000))
+    monkeypatch.setattr("bids_dmrigen.diffusion.training.time.monotonic", lambda: float(next(clock)))
+    plan = replace(PLAN, steps=30 if minutes is None else 1000, minutes=minutes, warmup=10, evaluate_every=1)
+    rates = [h["learning_rate"] for h in train(network(), batch, loss, held_out, plan).history[1:]]
+    assert len(rates) == 30
+    for step, rate in enumerate(rates):
+        cosine = 0.05 + 0.95 * (1 + math.cos(math.pi * step / 30)) / 2
+        assert rate == pytest.approx(0.05 * min(1, (step + 1) / 10) * cosine)
 
 
 def test_without_minutes_the_clock_does_not_matter(monkeypatch):
@@ -170,7 +196,23 @@ def test_log_has_a_row_per_score(tmp_path):
     with open(log) as file:
         rows = list(csv.DictReader(file))
     assert [int(r["step"]) for r in rows] == [0, 5, 10, 15, 20, 25, 30]
+    assert list(rows[0]) == ["step", "seconds", "learning_rate", "loss", "held_out"]
     assert float(rows[-1]["held_out"]) < float(rows[0]["held_out"])
+
+
+def test_log_is_there_while_the_training_runs(tmp_path):
+    log = tmp_path / "training.csv"
+    with pytest.raises(Interrupted):
+        train(network(), batch, loss, held_out, PLAN, log=log, progress=interrupt_at(12))
+    assert len(log.read_text().splitlines()) == 4
+
+
+def test_progress_tells_the_time_left(monkeypatch):
+    clock = iter(range(10_000))
+    monkeypatch.setattr("bids_dmrigen.diffusion.training.time.monotonic", lambda: float(next(clock)))
+    seen = []
+    train(network(), batch, loss, held_out, PLAN, progress=lambda *told: seen.append(told))
+    assert seen == [(k, 30, pytest.approx(30 - k)) for k in range(1, 31)]
 
 
 def test_precision_is_what_was_asked_for():
@@ -180,3 +222,17 @@ def test_precision_is_what_was_asked_for():
     assert resolve_precision("auto", cpu) in ("fp32", "bf16")
     with pytest.raises(ValueError, match="'fp16'; expected"):
         resolve_precision("fp16", cpu)
+
+
+def test_bf16_learns_and_keeps_its_weights_in_single_precision():
+    seen = set()
+
+    def watching(net, examples):
+        seen.add(net(examples[0]).dtype)
+        return loss(net, examples)
+
+    net = network()
+    result = train(net, batch, watching, held_out, replace(PLAN, steps=300, precision="bf16"))
+    assert seen == {torch.bfloat16}
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+    assert result.held_out_loss < 0.1 * result.start_loss

@@ -1,0 +1,242 @@
+"""Trained weights: NAME.safetensors with NAME.json, its card; found by name, verified, then loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor, nn
+
+from .. import __version__
+from .storage import write_tensors, write_text
+
+PACKAGED = Path(__file__).parents[1] / "methods" / "weights"
+FORMAT_VERSION = 1
+SUFFIX = ".safetensors"
+
+BAD_NAME = "weights cannot be named {name!r}: use letters, digits, '-', '_' and '.', starting with a letter or digit"
+NOT_FOUND = "no weights {name!r} in {folders}; there are: {there}"
+NO_CARD = "{path}: its card {card} is missing"
+BAD_CARD = "{card}: not a card of weights ({reason})"
+OTHER_FORMAT = "{card}: format version {found}, this program reads version {expected}; its code version is {code}"
+TRUNCATED = "{path}: {found} bytes, its card says {expected}; the file is incomplete, copy it again"
+CORRUPTED = "{path}: SHA-256 {found}, its card says {expected}; the file is damaged or not the card's, copy both again"
+OTHER_USE = "{path}: weights of method {found_method!r}, size {found_size!r}; needed are {method!r}, {size!r}"
+OTHER_NETWORK = "{path}: weights made with {configuration} do not fit this {network}: {reason}"
+TOO_LARGE = "weight {name} does not fit into {dtype}: its largest value is {largest:g}"
+
+
+class WeightsError(ValueError):
+    """Weights that are missing, damaged or made for something else."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What there is to know about a file of weights.
+
+    Parameters
+    ----------
+    method, size
+        The method they belong to and its size, "small" or "paper".
+    configuration
+        Settings that the network was built from.
+    trained_on
+        The examples: simulator settings and version, data sets.
+    steps, minutes, seed, hardware
+        Of the training.
+    held_out
+        Scores on data that was not trained on, name to value.
+    licence
+        SPDX identifier.
+    name, precision, code_version, format_version, bytes, sha256
+        Of the file; `save_weights` fills them in. `precision` is that of the stored numbers, "float32",
+        "float16" or "bfloat16".
+    """
+
+    method: str
+    size: str
+    configuration: dict[str, Any]
+    trained_on: dict[str, Any]
+    steps: int
+    minutes: float
+    seed: int
+    hardware: str
+    held_out: dict[str, float]
+    licence: str
+    name: str = ""
+    precision: str = "float32"
+    code_version: str = __version__
+    format_version: int = FORMAT_VERSION
+    bytes: int = 0
+    sha256: str = ""
+
+
+def save_weights(folder: Path, name: str, net: nn.Module, card: Card, dtype: torch.dtype = torch.float32) -> Path:
+    """Write a network's weights and their card; return the path of the weights.
+
+    Parameters
+    ----------
+    folder, name
+        Where, and the name they will be found by.
+    net
+        The network; after `training.train` it holds the averaged weights.
+    card
+        What the caller knows of it.
+    dtype
+        Of the stored floating-point numbers. float16 or bfloat16 halve the file; they are read back into the
+        network's own precision.
+
+    Raises
+    ------
+    WeightsError
+        Where the name is unfit for a file, or a weight is not finite in this dtype.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII):
+        raise WeightsError(BAD_NAME.format(name=name))
+    path = Path(folder) / f"{name}{SUFFIX}"
+    write_tensors(path, {key: _stored(key, value, dtype) for key, value in net.state_dict().items()})
+    data = path.read_bytes()
+    filled = replace(
+        card, name=name, precision=str(dtype).removeprefix("torch."), bytes=len(data), sha256=_digest(data)
+    )
+    write_text(path.with_suffix(".json"), json.dumps(asdict(filled), indent=2, allow_nan=False) + "\n")
+    return path
+
+
+def find_weights(name: str | Path, weights_dir: Path | None = None) -> Path:
+    """Return the path of weights given by path, or by name in `weights_dir` and then in the package.
+
+    Raises
+    ------
+    WeightsError
+        Where there are none; it names the ones there are.
+    """
+    if str(name).endswith(SUFFIX):
+        if Path(name).is_file():
+            return Path(name)
+        raise WeightsError(f"{name}: no such file of weights")
+    for folder in _folders(weights_dir):
+        path = folder / f"{name}{SUFFIX}"
+        if path.is_file():
+            return path
+    there = ", ".join(card.name for card in list_weights(weights_dir)) or "none"
+    folders = " or ".join(str(folder) for folder in _folders(weights_dir))
+    raise WeightsError(NOT_FOUND.format(name=str(name), folders=folders, there=there))
+
+
+def list_weights(weights_dir: Path | None = None) -> list[Card]:
+    """Return the cards in `weights_dir` and in the package, by name; the former hide namesakes in the latter.
+
+    Files are not verified here, and cards of other programs are passed over.
+    """
+    found: dict[str, Card] = {}
+    for path in _weight_files(weights_dir):
+        try:
+            found.setdefault(path.stem, read_card(path))
+        except WeightsError:
+            continue
+    return [found[name] for name in sorted(found)]
+
+
+def read_card(path: Path) -> Card:
+    """Return the card beside a file of weights; `WeightsError` where it is missing or of another format."""
+    path = Path(path)
+    card = path.with_suffix(".json")
+    try:
+        content = json.loads(card.read_text(encoding="utf-8"))
+        version = content["format_version"]
+    except FileNotFoundError:
+        raise WeightsError(NO_CARD.format(path=path, card=card.name)) from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise WeightsError(BAD_CARD.format(card=card, reason=f"{type(error).__name__}: {error}")) from None
+    if version != FORMAT_VERSION:
+        code = content.get("code_version", "not stated")
+        raise WeightsError(OTHER_FORMAT.format(card=card, found=version, expected=FORMAT_VERSION, code=code))
+    expected = {field.name for field in fields(Card)}
+    if set(content) != expected:
+        reason = f"missing {sorted(expected - set(content))}, unknown {sorted(set(content) - expected)}"
+        raise WeightsError(BAD_CARD.format(card=card, reason=reason))
+    return Card(**content)
+
+
+def verify_weights(path: Path) -> Card:
+    """Return the card of weights that are whole and unchanged; `WeightsError` says what is wrong otherwise."""
+    return _verified(Path(path))[0]
+
+
+def load_weights(
+    net: nn.Module, name: str | Path, method: str, size: str, weights_dir: Path | None = None
+) -> tuple[Path, Card]:
+    """Verify weights and put them into a network; return their path and card.
+
+    Parameters
+    ----------
+    net
+        The network to fill, on any device and of any precision.
+    name
+        Name or path, see `find_weights`.
+    method, size
+        What they have to be weights of.
+    weights_dir
+        Folder that is searched before the package.
+
+    Raises
+    ------
+    WeightsError
+        Where they are missing, damaged, of another method, size or format, or do not fit the network.
+    """
+    path = find_weights(name, weights_dir)
+    card, tensors = _verified(path)
+    if (card.method, card.size) != (method, size):
+        names = {"found_method": card.method, "found_size": card.size, "method": method, "size": size}
+        raise WeightsError(OTHER_USE.format(path=path, **names))
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        about = {"configuration": card.configuration, "network": type(net).__name__}
+        raise WeightsError(OTHER_NETWORK.format(path=path, reason=error, **about)) from None
+    return path, card
+
+
+def _verified(path: Path) -> tuple[Card, dict[str, Tensor]]:
+    """Return card and tensors; the bytes that are checked are the bytes that are read."""
+    card, data = read_card(path), path.read_bytes()
+    if len(data) < card.bytes:
+        raise WeightsError(TRUNCATED.format(path=path, found=len(data), expected=card.bytes))
+    if _digest(data) != card.sha256:
+        raise WeightsError(CORRUPTED.format(path=path, found=_digest(data), expected=card.sha256))
+    try:
+        return card, load_tensors(data)
+    except SafetensorError as error:
+        raise WeightsError(f"{path}: not a safetensors file ({error})") from None
+
+
+def _stored(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor as it is stored: counts and indices as they are, numbers in this dtype."""
+    if not value.is_floating_point():
+        return value
+    stored = value.to(dtype)
+    if not torch.isfinite(stored).all():
+        raise WeightsError(TOO_LARGE.format(name=name, dtype=dtype, largest=float(value.abs().max())))
+    return stored
+
+
+def _folders(weights_dir: Path | None) -> list[Path]:
+    return [PACKAGED] if weights_dir is None else [Path(weights_dir), PACKAGED]
+
+
+def _weight_files(weights_dir: Path | None) -> Iterator[Path]:
+    for folder in _folders(weights_dir):
+        yield from sorted(folder.glob(f"*{SUFFIX}"))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
