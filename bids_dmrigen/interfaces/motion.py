@@ -19,6 +19,8 @@ from .base import SeriesInputSpec
 
 COARSE_MM, FINE_MM = 8.0, 5.0  # grids that the registration looks at
 RIM_MM = 6.0
+INNER_MM = 4.0  # deeper than most of the fluid around the brain
+RIDGE = 0.3  # on the five parameters of a shell's contrast between directions
 SAMPLES = 40_000  # grid points that the metric takes, about a third of them in the brain
 CONFOUNDS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
 
@@ -35,7 +37,8 @@ def estimate_motion(
     """Estimate where the content of each volume lies.
 
     Volumes are only compared with volumes of their own contrast: b0s with b0s, a shell's with its own, first
-    coarsely with their first one, then with their mean. The mean of each shell is tied rigidly to the mean b0.
+    coarsely with their first one, then with their mean, then each with what the others predict for its direction.
+    The mean of each shell is tied rigidly to the mean b0.
     Eddy currents displace a diffusion-weighted volume along the phase axis, linearly in space; of the shears and
     the scale found, only what the gradient table predicts is kept.
 
@@ -62,16 +65,12 @@ def estimate_motion(
     """
     frame, grid = _index_frame(affine)
     groups = [np.flatnonzero(gradients.is_b0), *(volumes for _, volumes in gradients.shells())]
-    center = field_of_view_center(grid, data.shape)
+    directions = gradients.world_directions(affine) @ frame[:3, :3]
     aligner = _Aligner(data, grid, mask, seed)
     transforms = np.tile(np.eye(4), (data.shape[3], 1, 1))
     done, reference_b0 = np.zeros(data.shape[3], bool), None
     for volumes in filter(len, groups):
-        weighted = not gradients.is_b0[volumes[0]]
-        own, mean = aligner.group(volumes, axis if weighted else None)
-        if weighted and axis is not None:
-            own = _keep_predicted(own, gradients[volumes], axis, center)
-            mean = aligner.mean(volumes, own)
+        own, mean = aligner.group(volumes, gradients[volumes], directions[volumes], axis)
         if reference_b0 is None:  # the b0s come first: they fix where the reference space is
             own = own @ np.linalg.inv(own[0])
             reference_b0 = aligner.mean(volumes, own)
@@ -132,49 +131,65 @@ class _Aligner:
 
     def __init__(self, data: np.ndarray, grid: np.ndarray, mask: np.ndarray | None, seed: int):
         from .ants_tools import to_ants
-        from .brain import dilate
+        from .brain import dilate, erode
 
         self.data, self.grid, self.seed = data, grid, seed
-        self.zooms = np.diag(grid)[:3]
-        self.brain = self.rim = None
+        self.zooms, self.center = np.diag(grid)[:3], field_of_view_center(grid, data.shape)
+        self.inner = self.rim = None
         if mask is not None:
-            self.brain = to_ants(mask, grid)
+            inner = erode(mask, INNER_MM, self.zooms)
+            self.inner = to_ants(inner if inner.sum() > mask.sum() / 3 else mask, grid)
             # The rim around the brain tells where it ends, and the mask may not fit a volume that moved.
             self.rim = to_ants(dilate(mask, RIM_MM, self.zooms), grid)
 
-    def group(self, volumes: np.ndarray, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """Return the matrices (n, 4, 4) to the group's mean, and that mean (X, Y, Z)."""
+    def group(self, volumes: np.ndarray, gradients: GradientTable, directions: np.ndarray, axis: int | None):
+        """Return the matrices (n, 4, 4) to the group's mean, and that mean (X, Y, Z).
+
+        `gradients` and directions (n, 3), which are in index mm, belong to the volumes.
+        """
         own = [np.eye(4)]
         reference = self.data[..., volumes[0]]
         for volume in volumes[1:]:
             # Heads move little from one volume to the next: each starts where the one before ended.
             own.append(self._to_reference(reference, volume, own[-1], self._rigid(False)))
         if len(volumes) > 1:
-            stages = self._rigid(True) + self._eddy(axis)
             mean = self.mean(volumes, own)
-            own = [self._to_reference(mean, *each, stages) for each in zip(volumes, own, strict=True)]
+            own = [self._to_reference(mean, *each, self._rigid(True)) for each in zip(volumes, own, strict=True)]
+        if len(volumes) > 1 and not gradients.is_b0[0]:
+            own = self._to_predicted(volumes, own, directions, self._rigid(True) + self._eddy(axis))
+            if axis is not None:
+                own = _keep_predicted(np.stack(own), gradients, axis, self.center)
+            own = self._to_predicted(volumes, own, directions, self._rigid(True))
         return np.stack(own), self.mean(volumes, own)
+
+    def _to_predicted(self, volumes: np.ndarray, own, directions: np.ndarray, stages) -> list[np.ndarray]:
+        """Register each volume to what the others predict for its direction."""
+        turned = np.einsum("nji,nj->ni", np.stack(own)[:, :3, :3], directions)
+        aligned = np.stack([self._moved(*each) for each in zip(volumes, own, strict=True)])
+        predicted = (np.tensordot(weights, aligned, 1) for weights in _predictors(turned))
+        return [self._to_reference(*each, stages) for each in zip(predicted, volumes, own, strict=True)]
 
     def mean(self, volumes: np.ndarray, own: np.ndarray) -> np.ndarray:
         """Return the mean (X, Y, Z) of the volumes brought to the reference by their matrices."""
-        from .resample import sample_volume
-
-        to_index = np.linalg.inv(self.grid)
         total = np.zeros(self.data.shape[:3], np.float32)
         for volume, matrix in zip(volumes, own, strict=True):
-            total += sample_volume(self.data[..., volume], to_index @ matrix @ self.grid)
+            total += self._moved(volume, matrix)
         return total / len(volumes)
+
+    def _moved(self, volume: int, matrix: np.ndarray) -> np.ndarray:
+        from .resample import sample_volume
+
+        return sample_volume(self.data[..., volume], np.linalg.inv(self.grid) @ matrix @ self.grid)
 
     def tie(self, reference_b0: np.ndarray, mean: np.ndarray, start: np.ndarray) -> np.ndarray:
         """Return the rigid matrix from the b0's space to that of a shell's mean."""
         from .ants_tools import Stage
 
         # Fluid is bright in one contrast and dark in the other: smoothed or reduced, the brain's edge shifts
-        # apart by up to a millimetre. Only the last level, at the scan's own resolution, is free of that.
+        # apart by up to a millimetre. So the scan's own resolution decides, inside the brain.
         start = self._register(mean, reference_b0, start, self._rigid(False), self.rim)
-        shrink = max(1, round(FINE_MM / self.zooms.max()))
-        fine = Stage("Rigid[0.1]", (50, 30, 30), (shrink, 1, 1), (FINE_MM / 2, 1, 0), sampling=0.5)
-        return self._register(mean, reference_b0, start, [fine], self.brain)
+        fine = Stage("Rigid[0.1]", (50,), (1,), (0,), sampling=1.0)
+        return self._register(mean, reference_b0, start, [fine], self.inner)
 
     def _to_reference(self, reference: np.ndarray, volume: int, start: np.ndarray, stages) -> np.ndarray:
         return self._register(self.data[..., volume], reference, start, stages, self.rim)
@@ -223,6 +238,22 @@ class _Aligner:
             sampling=min(1.0, SAMPLES / points),
             weights=weights,
         )
+
+
+def _predictors(directions: np.ndarray) -> np.ndarray:
+    """Return the weights (n, n) that predict each volume of a shell from the others.
+
+    The signal of a voxel is taken as S(g) = c + g^T A g with A traceless: six unknowns. A is shrunk, so that few
+    or noisy volumes predict little more than their mean.
+    """
+    x, y, z = directions.T
+    design = np.stack([np.ones_like(x), x * x - 1 / 3, y * y - 1 / 3, 2 * x * y, 2 * x * z, 2 * y * z], axis=1)
+    weights = np.zeros((len(design), len(design)), np.float32)
+    for volume, row in enumerate(design):
+        others = np.delete(np.arange(len(design)), volume)
+        known = design[others]
+        weights[volume, others] = row @ np.linalg.solve(known.T @ known + np.diag([0] + [RIDGE] * 5), known.T)
+    return weights
 
 
 def _keep_predicted(own: np.ndarray, gradients: GradientTable, axis: int, center: np.ndarray) -> np.ndarray:
