@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .anatomy import Variation, deform, rigid, subvoxels
+from .anatomy import Variation, deform
 from .atlas import Atlas
 from .signal import Tissue, anatomy_maps, mixture_signal
 

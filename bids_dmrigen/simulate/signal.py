@@ -16,7 +16,7 @@ CSF_DIFFUSIVITY = 3.0e-3  # mm²/s, free water at 37 °C
 ORDER = 10  # of the Legendre series in the angle between gradient and fibre
 QUADRATURE_POINTS = 24
 TEXTURE_RANGE, TEXTURE_NODES = 0.9, 9  # of the local logarithm of diffusivity, for its interpolation
-CHUNK_POINTS = 1 << 12  # on a CPU, points that are computed at a time: they stay in its cache
+CHUNK_POINTS = 1 << 13  # on a CPU, points that are computed at a time: they stay in its cache
 B_ROUNDING = 1.0  # s/mm²: volumes whose b-values agree to this share one response
 
 
