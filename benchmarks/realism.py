@@ -138,6 +138,40 @@ def table(real: dict[str, dict], simulated: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def draw(path: Path, pairs: dict[str, tuple[Scan, Scan]], real: dict[str, dict], simulated: dict[str, dict]) -> None:
+    """Write the figure: FA maps of three pairs, then every property, real in black and simulated in red."""
+    import matplotlib.pyplot as plt
+
+    spreads = ("FA", "MD", "b0 / median", "S/S0")
+    points = ("neighbouring directions", "FA at lags 1 2 3", "MD at lags 1 2 3", "FA edges")
+    figure = plt.figure(figsize=(11, 8.6), layout="constrained")
+    grid = figure.add_gridspec(3, 12)
+    for column, label in enumerate(("canon", "elition", "prisma")):
+        for k, scan in enumerate(pairs[label]):
+            axes = figure.add_subplot(grid[0, 4 * column + 2 * k : 4 * column + 2 * k + 2])
+            middle = scan.mask.shape[2] // 2
+            axes.imshow(np.rot90(fit_maps(scan, names=("fa",))["fa"][:, :, middle]), cmap="gray", vmin=0, vmax=0.9)
+            axes.set_title(f"FA {label}, {('real', 'simulated')[k]}", fontsize=8)
+            axes.axis("off")
+    for panel, name in enumerate((*spreads, *points)):
+        axes = figure.add_subplot(grid[1 + panel // 4, 3 * (panel % 4) : 3 * (panel % 4) + 3])
+        for side, colour, shift in ((real, "black", -0.15), (simulated, "tab:red", 0.15)):
+            for x, label in enumerate(side):
+                values = next(v for k, v in side[label].items() if k.split(" b=")[0] == name)
+                at = np.full(len(values), x + shift)
+                if name in spreads:
+                    axes.plot(at[:2], values[[0, 4]], color=colour, linewidth=0.7)
+                    axes.plot(at[:2], values[[1, 3]], color=colour, linewidth=3)
+                    axes.plot(at[0], values[2], "_", color=colour, markersize=8)
+                else:
+                    axes.plot(at, values, ".", color=colour, markersize=5)
+        axes.set_title(name + (" (10⁻³ mm²/s)" if name == "MD" else ""), fontsize=8)
+        axes.set_xticks(range(len(real)), list(real), rotation=60, fontsize=6)
+        axes.tick_params(axis="y", labelsize=6)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=85)
+
+
 def main() -> None:
     """Print the table and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -155,6 +189,8 @@ def main() -> None:
     }
     simulated = {label: describe(scan) for label, scan in partners.items()}
     print(table(real, simulated))
+    if args.figure:
+        draw(args.figure, {label: (scans[label], partners[label]) for label in scans}, real, simulated)
 
 
 if __name__ == "__main__":

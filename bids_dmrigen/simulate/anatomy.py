@@ -31,8 +31,11 @@ class Variation:
         Power to which tissue probabilities are raised: a population's blurred edges become a person's.
     sulci
         Added to the log-odds of CSF: narrow sulci are lost in a population's average.
-    tissue, tilt_degrees
-        Local change of the tissue log-odds and of the fibre directions.
+    tissue, tilt_degrees, shares
+        Local change of the tissue log-odds, of the fibre directions, and of the log-odds between the fibres of a
+        voxel and the part of it that follows none.
+    free_water
+        Mean fraction of tissue that is replaced by CSF everywhere; its logarithm varies locally with deviation 1.
     texture
         Local change of the logarithms of diffusivities, dispersion and b0 signal.
     detail_length_mm
@@ -44,12 +47,14 @@ class Variation:
     scale: float = 0.04
     warp_mm: tuple[float, ...] = (3.0, 1.2)
     warp_length_mm: tuple[float, ...] = (30.0, 10.0)
-    sharpness: float = 1.8
-    sulci: float = 0.8
-    tissue: float = 0.7
-    tilt_degrees: float = 8.0
-    texture: tuple[float, float, float] = (0.08, 0.6, 0.08)
-    detail_length_mm: tuple[float, ...] = (8.0, 3.0, 1.5)
+    sharpness: float = 2.0
+    sulci: float = 1.1
+    tissue: float = 1.1
+    free_water: float = 0.03
+    tilt_degrees: float = 15.0
+    shares: float = 1.0
+    texture: tuple[float, float, float] = (0.16, 1.1, 0.17)
+    detail_length_mm: tuple[float, ...] = (5.0, 1.6, 0.8)
 
 
 def stream(seed: int, *address: int) -> np.random.Generator:
@@ -57,19 +62,26 @@ def stream(seed: int, *address: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *address])))
 
 
-def random_field(rng: np.random.Generator, n: int, shape, length_voxels) -> torch.Tensor:
-    """Return (n, X, Y, Z) independent Gaussian fields of unit variance with Gaussian autocorrelation.
+def random_field(rng: np.random.Generator, n: int, shape, *lengths_voxels, device="cpu") -> torch.Tensor:
+    """Return (n, X, Y, Z) independent Gaussian fields of unit variance.
 
-    The spectrum of white noise is multiplied by that of a Gaussian whose width, in voxels per axis, is
-    `length_voxels`; the fields are periodic over the grid.
+    White noise is given the power spectrum of a Gaussian autocorrelation, or, for several lengths, of a sum of
+    as many fields of equal variance; the fields are periodic over the grid.
+
+    Parameters
+    ----------
+    lengths_voxels
+        One or more (3,) widths, per axis, of the Gaussians that white noise would be smoothed by.
     """
-    noise = torch.as_tensor(rng.standard_normal((n, *shape), dtype=np.float32))
-    spectrum = torch.fft.rfftn(noise, dim=(1, 2, 3))
-    frequencies = [torch.fft.fftfreq(s) for s in shape[:2]] + [torch.fft.rfftfreq(shape[2])]
-    for axis, (f, length) in enumerate(zip(frequencies, length_voxels, strict=True), start=1):
-        window = torch.exp(-2 * (np.pi * f * float(length)) ** 2)
-        spectrum *= window.reshape([-1 if a == axis else 1 for a in range(4)])
-    field = torch.fft.irfftn(spectrum, s=tuple(shape), dim=(1, 2, 3))
+    noise = torch.as_tensor(rng.standard_normal((n, *shape), dtype=np.float32)).to(device)
+    frequencies = [torch.fft.fftfreq(s, device=device) for s in shape[:2]]
+    frequencies.append(torch.fft.rfftfreq(shape[2], device=device))
+    power = 0.0
+    for lengths in lengths_voxels:
+        windows = [torch.exp(-4 * (np.pi * f * float(w)) ** 2) for f, w in zip(frequencies, lengths, strict=True)]
+        octave = windows[0][:, None, None] * windows[1][:, None] * windows[2]
+        power = power + octave / octave.mean()
+    field = torch.fft.irfftn(torch.fft.rfftn(noise, dim=(1, 2, 3)) * power.sqrt(), s=tuple(shape), dim=(1, 2, 3))
     field -= field.mean(dim=(1, 2, 3), keepdim=True)
     return field / field.std(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
 
@@ -273,22 +285,28 @@ def _from_channels(values: torch.Tensor, affine: np.ndarray, turn=lambda vectors
 
 def _individual(atlas: Atlas, rng: np.random.Generator, zooms: np.ndarray, variation: Variation) -> Atlas:
     """Return the atlas with a person's own tissue edges, microstructure and direction detail."""
-    lengths = variation.detail_length_mm
-    fields = sum(random_field(rng, 9, atlas.shape, length / zooms) for length in lengths) / len(lengths) ** 0.5
-    fields = fields.to(atlas.brain.device)
+    device = atlas.brain.device
+    octaves = [length / zooms for length in variation.detail_length_mm]
+    fields = random_field(rng, 13, atlas.shape, *octaves, device=device)
     odds = variation.sharpness * torch.log(atlas.fractions.clamp(min=1e-4)) + variation.tissue * fields[:3]
     odds[2] += variation.sulci
     fractions = torch.softmax(odds, dim=0) * (atlas.fractions > 1e-3)
     fractions = fractions / fractions.sum(dim=0).clamp(min=1e-6) * atlas.brain
+    water = (variation.free_water * torch.exp(fields[12] - 0.5)).clamp(max=0.5) * atlas.brain
+    fractions = (1 - water) * fractions
+    fractions[2] += water
     axis = np.deg2rad(variation.tilt_degrees) * fields[3:6]  # rotation vectors
     directions = atlas.directions + torch.linalg.cross(axis[None].expand(3, -1, -1, -1, -1), atlas.directions, dim=1)
     directions = unit(directions)
-    spread = torch.tensor(variation.texture, device=fractions.device)[:, None, None, None]
+    shares = torch.cat([atlas.weights, (1 - atlas.weights.sum(dim=0, keepdim=True)).clamp(min=0)])
+    shares = shares * torch.exp(variation.shares * torch.cat([fields[9:12], -fields[9:12].sum(dim=0, keepdim=True)]))
+    weights = shares[:3] / shares.sum(dim=0).clamp(min=1e-6)
+    spread = torch.tensor(variation.texture, device=device)[:, None, None, None]
     texture = atlas.texture + spread * fields[6:9] * atlas.brain
     # T1-weighted intensity follows the tissue: what the sharpening changed is added at its usual contrast.
-    contrast = torch.tensor([0.35, 0.0, -0.45], device=fractions.device)[:, None, None, None]
+    contrast = torch.tensor([0.35, 0.0, -0.45], device=device)[:, None, None, None]
     t1w = (atlas.t1w + (contrast * (fractions - atlas.fractions)).sum(dim=0)).clamp(0, 1) * atlas.brain
-    return replace(atlas, fractions=fractions, directions=directions, texture=texture, t1w=t1w)
+    return replace(atlas, fractions=fractions, directions=directions, weights=weights, texture=texture, t1w=t1w)
 
 
 def _random_pose(rng: np.random.Generator, atlas: Atlas, variation: Variation) -> np.ndarray:

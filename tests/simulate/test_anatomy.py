@@ -84,7 +84,7 @@ def test_large_deformations_stay_invertible(ball):
 
 
 def test_without_variation_only_the_sharpening_remains(ball):
-    still = Variation(0, 0, 0, (), (), 1.0, 0.0, 0.0, 0.0, (0, 0, 0), (4.0,))
+    still = Variation(0, 0, 0, (), (), 1.0, 0, 0, 0, 0, 0, (0, 0, 0), (4.0,))
     atlas = ball()
     same = deform(atlas, 0, still)
     core = atlas.fractions[0] == 1
