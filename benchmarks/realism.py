@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bids_dmrigen.dwi.gradients import GradientTable
 from bids_dmrigen.dwi.noise import estimate_sigma
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.dwi.tensor import fit_maps

@@ -50,7 +50,7 @@ class Compartments:
 class Tissue:
     """Microstructure and b0 contrast of the three tissues, typical of 3 T spin-echo EPI with TE 60-90 ms."""
 
-    white: Compartments = field(default_factory=lambda: Compartments(0.45, 1.80e-3, 0.46e-3, 0.06, 0.63e-3, 1.0))
+    white: Compartments = field(default_factory=lambda: Compartments(0.45, 1.80e-3, 0.46e-3, 0.07, 0.63e-3, 1.0))
     grey: Compartments = field(default_factory=lambda: Compartments(0.26, 1.42e-3, 0.63e-3, 0.18, 0.73e-3, 1.35))
     csf_b0: float = 3.0
 

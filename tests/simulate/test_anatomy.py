@@ -84,7 +84,10 @@ def test_large_deformations_stay_invertible(ball):
 
 
 def test_without_variation_only_the_sharpening_remains(ball):
-    still = Variation(0, 0, 0, (), (), 1.0, 0, 0, 0, 0, 0, (0, 0, 0), (4.0,))
+    still = Variation(
+        0, 0, 0, (), (), sharpness=1, sulci=0, tissue=0, tilt_degrees=0, free_water=0, shares=0, mixing=0,
+        texture=(0, 0, 0),
+    )  # fmt: skip
     atlas = ball()
     same = deform(atlas, 0, still)
     core = atlas.fractions[0] == 1
