@@ -1,7 +1,7 @@
 """Training slices per second: 96 x 96 voxels, 3 b0 and 30 directions, with and without the scanner's noise.
 
 On a CPU every worker is a process with one thread, as training uses them; the floor is the time of the arithmetic
-alone: per point of tissue and direction seven multiply-adds for each of three fibres, two normal numbers per signal.
+alone: per point and direction seven multiply-adds for each of three fibres, and two normal numbers per signal.
 """
 
 from __future__ import annotations

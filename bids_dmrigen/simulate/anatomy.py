@@ -1,97 +1,19 @@
-"""New people from one atlas: random deformation, sharp individual tissue, fine texture; other grids."""
+"""New people from one atlas: random pose and deformation; any atlas on other grids."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from .atlas import Atlas, dyadic, principal_directions, unit
+from .fields import random_field, sample, sample_mean, stream
+from .individual import Variation, individual
 
-CHUNK_POINTS = 1 << 15
 COARSE = 2  # the warp is integrated on a grid this many times coarser: it is smooth
 N_CHANNELS = 29  # 3 fractions, 3 weights, 3 textures, t1w, brain, 3 x 6 dyadic products
 SQUARINGS = 5  # the velocity is integrated in 2**5 steps
 FOLDS = "the deformation folds: lower its amplitude (largest local stretch found: {worst:.2f}, needed > 0)"
-
-
-@dataclass(frozen=True)
-class Variation:
-    """How much simulated people differ from the atlas and from each other; all are standard deviations.
-
-    Parameters
-    ----------
-    rotation_degrees, translation_mm, scale
-        Of the pose, per axis.
-    warp_mm, warp_length_mm
-        Amplitudes and correlation lengths of the octaves of the smooth deformation.
-    sharpness
-        Power to which tissue probabilities are raised: a population's blurred edges become a person's.
-    sulci
-        Added to the log-odds of CSF: narrow sulci are lost in a population's average.
-    tissue, tilt_degrees, edge_length_mm
-        Local change of the tissue log-odds, which folds the cortex anew, and of the fibre directions;
-        correlation lengths of their octaves.
-    free_water
-        Mean fraction of tissue that is replaced by CSF everywhere; its logarithm varies locally with deviation 1.
-    shares
-        Local change of the logarithms of the shares of the fibres in a voxel.
-    mixing
-        By how much the logarithm of the dispersion in white matter rises from one bundle alone to many.
-    texture
-        Local change of the logarithms of diffusivities, dispersion and b0 signal.
-    detail_length_mm, streak_mm
-        Correlation lengths of the octaves of the last four; in white matter they are averaged over this length
-        along the fibres, to either side.
-    """
-
-    rotation_degrees: float = 5.0
-    translation_mm: float = 3.0
-    scale: float = 0.04
-    warp_mm: tuple[float, ...] = (3.0, 1.2)
-    warp_length_mm: tuple[float, ...] = (30.0, 10.0)
-    sharpness: float = 3.0
-    sulci: float = 1.6
-    tissue: float = 2.5
-    tilt_degrees: float = 15.0
-    edge_length_mm: tuple[float, ...] = (4.5, 1.8)
-    free_water: float = 0.03
-    shares: float = 1.2
-    mixing: float = 1.2
-    texture: tuple[float, float, float] = (0.15, 0.9, 0.2)
-    detail_length_mm: tuple[float, ...] = (2.0, 1.0, 0.6)
-    streak_mm: float = 5.0
-
-
-def stream(seed: int, *address: int) -> np.random.Generator:
-    """Return the random numbers at an address: counter-based, so the same whatever was drawn before."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *address])))
-
-
-def random_field(rng: np.random.Generator, n: int, shape, *lengths_voxels, device="cpu") -> torch.Tensor:
-    """Return (n, X, Y, Z) independent Gaussian fields of unit variance.
-
-    White noise is given the power spectrum of a Gaussian autocorrelation, or, for several lengths, of a sum of
-    as many fields of equal variance; the fields are periodic over the grid.
-
-    Parameters
-    ----------
-    lengths_voxels
-        One or more (3,) widths, per axis, of the Gaussians that white noise would be smoothed by.
-    """
-    noise = torch.as_tensor(rng.standard_normal((n, *shape), dtype=np.float32)).to(device)
-    frequencies = [torch.fft.fftfreq(s, device=device) for s in shape[:2]]
-    frequencies.append(torch.fft.rfftfreq(shape[2], device=device))
-    power = 0.0
-    for lengths in lengths_voxels:
-        windows = [torch.exp(-4 * (np.pi * f * float(w)) ** 2) for f, w in zip(frequencies, lengths, strict=True)]
-        octave = windows[0][:, None, None] * windows[1][:, None] * windows[2]
-        power = power + octave / octave.mean()
-    field = torch.fft.irfftn(torch.fft.rfftn(noise, dim=(1, 2, 3)) * power.sqrt(), s=tuple(shape), dim=(1, 2, 3))
-    field -= field.mean(dim=(1, 2, 3), keepdim=True)
-    return field / field.std(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
 
 
 def deform(atlas: Atlas, seed: int, variation: Variation | None = None) -> Atlas:
@@ -111,11 +33,10 @@ def deform(atlas: Atlas, seed: int, variation: Variation | None = None) -> Atlas
         Amplitudes; None for the defaults.
     """
     variation = variation or Variation()
-    zooms = np.linalg.norm(atlas.affine[:3, :3], axis=0)
     pose = _random_pose(stream(seed, 0), atlas, variation)
     warp_mm = _random_warp(stream(seed, 1), atlas.affine, atlas.shape, variation)
     moved = warped(atlas, pose, warp_mm)
-    return _individual(moved, stream(seed, 2), zooms, variation)
+    return individual(moved, stream(seed, 2), variation)
 
 
 def warped(atlas: Atlas, pose: np.ndarray, warp_mm: torch.Tensor | None = None) -> Atlas:
@@ -202,52 +123,6 @@ def subvoxels(n: int) -> list[np.ndarray]:
     return list(np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3))
 
 
-def sample(maps: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Return (C, V) trilinear samples of a few (C, X, Y, Z) maps at voxels (3, V); zero outside."""
-    size = torch.tensor(maps.shape[1:], dtype=torch.float32, device=points.device)[:, None]
-    grid = (2 * points / (size - 1).clamp(min=1) - 1).flip(0).T[None, None, None]  # grid_sample wants z, y, x
-    values = F.grid_sample(maps[None], grid, mode="bilinear", padding_mode="zeros", align_corners=True)
-    return values[0, :, 0, 0]
-
-
-def sample_mean(table: torch.Tensor, shape, points: torch.Tensor) -> torch.Tensor:
-    """Return (V, C) averages over K points of trilinear samples of many maps; zero outside.
-
-    All maps of a voxel lie side by side, so that its neighbourhood is one weighted sum of rows: for tens of
-    maps ten times faster than `sample`.
-
-    Parameters
-    ----------
-    table
-        (X * Y * Z, C) maps, voxels in C order.
-    shape
-        (X, Y, Z) of their grid.
-    points
-        (K, 3, V) voxel coordinates.
-    """
-    limits = torch.tensor(shape, device=points.device)[:, None]
-    strides = torch.tensor([shape[1] * shape[2], shape[2], 1], device=points.device)[:, None]
-    out = torch.empty((points.shape[2], table.shape[1]), device=table.device)
-    for start in range(0, points.shape[2], CHUNK_POINTS):
-        piece = points[:, :, start : start + CHUNK_POINTS]
-        low = piece.floor()
-        along, rows, amounts = piece - low, [], []
-        for corner in range(8):
-            step = torch.tensor([corner >> 2 & 1, corner >> 1 & 1, corner & 1], device=points.device)[:, None]
-            index = low.long() + step
-            amount = torch.where(step == 1, along, 1 - along).prod(dim=1)
-            amounts.append(amount * ((index >= 0) & (index < limits)).all(dim=1))
-            rows.append((index.clamp(min=0).minimum(limits - 1) * strides).sum(dim=1))
-        total = F.embedding_bag(
-            torch.cat(rows).T.contiguous(),
-            table,
-            per_sample_weights=torch.cat(amounts).T.contiguous(),
-            mode="sum",
-        )
-        out[start : start + CHUNK_POINTS] = total / len(points)
-    return out
-
-
 def _table(atlas: Atlas) -> torch.Tensor:
     """Return all maps of an atlas as rows (X * Y * Z, N_CHANNELS) of numbers that may be averaged.
 
@@ -289,59 +164,6 @@ def _from_channels(values: torch.Tensor, affine: np.ndarray, turn=lambda vectors
         np.array(affine, dtype=np.float64),
         texture,
     )
-
-
-def _individual(atlas: Atlas, rng: np.random.Generator, zooms: np.ndarray, variation: Variation) -> Atlas:
-    """Return the atlas with a person's own tissue edges, microstructure and direction detail."""
-    device = atlas.brain.device
-    edges = random_field(rng, 6, atlas.shape, *(length / zooms for length in variation.edge_length_mm), device=device)
-    detail = random_field(
-        rng, 7, atlas.shape, *(length / zooms for length in variation.detail_length_mm), device=device
-    )
-    detail = _along_fibres(detail, atlas, zooms, variation.streak_mm)
-
-    odds = variation.sharpness * torch.log(atlas.fractions.clamp(min=1e-4)) + variation.tissue * edges[:3]
-    odds[2] += variation.sulci
-    fractions = torch.softmax(odds, dim=0) * (atlas.fractions > 1e-3)
-    fractions = fractions / fractions.sum(dim=0).clamp(min=1e-6) * atlas.brain
-    water = (variation.free_water * torch.exp(detail[6] - 0.5)).clamp(max=0.5) * atlas.brain
-    fractions = (1 - water) * fractions
-    fractions[2] += water
-
-    axis = np.deg2rad(variation.tilt_degrees) * edges[3:6]  # rotation vectors
-    directions = unit(atlas.directions + torch.linalg.cross(axis[None], atlas.directions, dim=1))
-    loose = (1 - atlas.weights.sum(dim=0, keepdim=True)).clamp(min=0)
-    shares = torch.cat([atlas.weights * torch.exp(variation.shares * detail[3:6]), loose])
-    weights = shares[:3] / shares.sum(dim=0).clamp(min=1e-6)
-    spread = torch.tensor(variation.texture, device=device)[:, None, None, None]
-    texture = atlas.texture + spread * detail[:3] * atlas.brain
-    # Where one bundle has the voxel to itself its fibres are parallel; where several meet they are not.
-    texture[1] += variation.mixing * (1 - weights.amax(dim=0)) * fractions[0]
-    # T1-weighted intensity follows the tissue: what the sharpening changed is added at its usual contrast.
-    contrast = torch.tensor([0.35, 0.0, -0.45], device=device)[:, None, None, None]
-    t1w = (atlas.t1w + (contrast * (fractions - atlas.fractions)).sum(dim=0)).clamp(0, 1) * atlas.brain
-    return replace(atlas, fractions=fractions, directions=directions, weights=weights, texture=texture, t1w=t1w)
-
-
-def _along_fibres(fields: torch.Tensor, atlas: Atlas, zooms: np.ndarray, length_mm: float) -> torch.Tensor:
-    """Return fields (C, X, Y, Z) averaged along the strongest fibre of each voxel of white matter, variance kept.
-
-    Bundles are alike along their course and differ from their neighbours: texture in white matter is streaks.
-    """
-    strongest = atlas.weights.argmax(dim=0)  # (X, Y, Z)
-    coherence = atlas.weights.amax(dim=0) * atlas.fractions[0]
-    direction = atlas.directions.gather(0, strongest[None, None].expand(1, 3, *atlas.shape))[0] * coherence
-    linear = torch.as_tensor(np.linalg.inv(atlas.affine[:3, :3]), dtype=torch.float32, device=fields.device)
-    brain = atlas.brain
-    step = (linear @ direction[:, brain]) * length_mm  # voxels
-    start = brain.nonzero().T.float()
-    n_steps = 2 * int(np.ceil(length_mm / zooms.min())) + 1
-    streaks = sum(sample(fields, start + s * step) for s in np.linspace(-1, 1, n_steps)) / n_steps
-    coherence = coherence[brain]
-    lost = streaks[:, coherence > coherence.median()].std() if n_steps > 1 else 1.0
-    result = torch.zeros_like(fields)
-    result[:, brain] = streaks * (1 + coherence * (1 / lost - 1))
-    return result
 
 
 def _random_pose(rng: np.random.Generator, atlas: Atlas, variation: Variation) -> np.ndarray:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .anatomy import Variation, deform
+from .anatomy import deform
 from .atlas import Atlas
+from .individual import Variation
 from .signal import Tissue, anatomy_maps, mixture_signal
 
 HELD_OUT = 1 << 20  # people with this seed or a higher one are never trained on

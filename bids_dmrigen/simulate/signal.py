@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from ..dwi.gradients import GradientTable
-from .anatomy import stream
 from .atlas import Atlas
+from .fields import stream
 
 CSF_DIFFUSIVITY = 3.0e-3  # mm²/s, free water at 37 °C
 ORDER = 10  # of the Legendre series in the angle between gradient and fibre
