@@ -1,6 +1,6 @@
 """Simulated scans beside real ones: tensor maps, signal, correlations and noise, for the same protocol.
 
-python benchmarks/realism.py DATA_DIR [--figure docs/figures/realism.png]
+python benchmarks/realism.py DATA_DIR [--atlas FOLDER] [--figure docs/figures/realism.png]
 
 Every real scan (one run per subject of DATA_DIR/bids, and the dense reference) gets a simulated partner with its grid,
 b-values, directions and noise level; each partner is another person with other tissue.
@@ -19,9 +19,9 @@ from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.dwi.tensor import fit_maps
 from bids_dmrigen.interfaces.brain import brain_mask, erode, mean_dwi
 from bids_dmrigen.interfaces.io import read_image, read_scan
-from bids_dmrigen.interfaces.templates import embedded_mni
+from bids_dmrigen.interfaces.templates import embedded_mni, read_fibre_atlas
 from bids_dmrigen.simulate.anatomy import deform
-from bids_dmrigen.simulate.atlas import procedural_atlas
+from bids_dmrigen.simulate.atlas import fibre_atlas, procedural_atlas
 from bids_dmrigen.simulate.examples import HELD_OUT, People, numbers_of_step
 from bids_dmrigen.simulate.imaging import Imaging, measure
 
@@ -176,11 +176,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--figure", type=Path)
+    parser.add_argument("--atlas", type=Path, help="folder of an atlas with measured fibre directions")
     args = parser.parse_args()
     scans = real_scans(args.data)
     real = {label: describe(scan) for label, scan in scans.items()}
-    arrays, affine = embedded_mni(2)
-    atlas = procedural_atlas(**arrays, affine=affine)
+    if args.atlas:
+        arrays, affine = read_fibre_atlas(args.atlas)
+        atlas = fibre_atlas(**arrays, affine=affine)
+    else:
+        arrays, affine = embedded_mni(2)
+        atlas = procedural_atlas(**arrays, affine=affine)
     people = People([deform(atlas, HELD_OUT + k) for k in range(len(scans))])
     partners = {
         label: partner(scan, people, k, 1 / float(real[label]["sigma / b0"][0]))
