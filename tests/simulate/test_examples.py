@@ -8,8 +8,11 @@ import torch
 
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.tensor import fit_tensor, tensor_maps
+from bids_dmrigen.interfaces.templates import embedded_mni
 from bids_dmrigen.simulate.anatomy import deform, rigid, warped
+from bids_dmrigen.simulate.atlas import procedural_atlas
 from bids_dmrigen.simulate.examples import HELD_OUT, NO_PEOPLE, People, numbers_of_step
+from bids_dmrigen.simulate.imaging import Imaging, measure
 from bids_dmrigen.simulate.signal import Compartments, Tissue, simulate_signal
 
 AXIAL, RADIAL = 1.6e-3, 0.4e-3
@@ -129,3 +132,15 @@ def test_people_held_out_are_others_than_those_trained_on(ball):
     assert training.counts != held_out.counts
     with pytest.raises(ValueError, match=NO_PEOPLE):
         People([])
+
+
+def test_people_of_the_embedded_atlas_have_the_anisotropy_and_diffusivity_of_real_scans():
+    arrays, affine = embedded_mni(3)
+    people = People.from_atlas(procedural_atlas(**arrays, affine=affine), 1, held_out=True)
+    batch = people.slices(numbers_of_step(0, 0), 8, (64, 64))
+    bvals, directions = scheme(8, bvals=(1000.0,))
+    noisy = measure(batch.signal(bvals, directions), batch.tissue[:, 5], numbers_of_step(0, 1), Imaging(snr=(40, 40)))
+    signal = noisy.signal.permute(0, 2, 3, 1)[batch.mask()]
+    maps = tensor_maps(fit_tensor(signal, bvals[0].numpy(), directions[0].numpy(), "wls"))
+    assert 0.19 < float(maps["fa"].mean()) < 0.34  # means over the brains of nine real scans
+    assert 0.65e-3 < float(maps["md"].median()) < 0.85e-3
