@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .io import read_image
+
 EMBEDDED_NAME = "MNI152NLin2009aSym"  # TemplateFlow's spelling of nilearn's bundled ICBM 2009a symmetric maps
 
 
@@ -55,6 +57,35 @@ def embedded_mni(resolution_mm: int = 2) -> tuple[dict[str, np.ndarray], np.ndar
     for name in ("t1w", "white", "grey"):
         arrays[name] = np.clip(arrays[name], 0, 1) * arrays["brain"]
     return arrays, np.array(images["t1w"].affine, dtype=np.float64)
+
+
+def read_fibre_atlas(folder: str | Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return the maps of an atlas with measured fibre directions, as `simulate.atlas.fibre_atlas` takes them.
+
+    Parameters
+    ----------
+    folder
+        Holds, on one grid, `T1w`, `brain_mask`, `tissue_wm_gm_csf_percent` (three maps), `peaks_world_ras` (nine:
+        three directions) and `qa` (three strengths), all .nii.gz.
+
+    Returns
+    -------
+    arrays
+        `t1w`, `white`, `grey`, `brain`, `directions` and `strengths`.
+    affine
+        (4, 4) voxel indices to world RAS+, mm.
+    """
+    from scipy import ndimage
+
+    names = ("T1w", "brain_mask", "tissue_wm_gm_csf_percent", "peaks_world_ras", "qa")
+    images = [read_image(Path(folder) / f"{name}.nii.gz") for name in names]
+    t1w, brain, tissue, peaks, strengths = (np.asarray(data, dtype=np.float32) for data, _ in images)
+    brain = ndimage.binary_fill_holes(brain > 0.5)  # brain masks may leave out the ventricles
+    arrays = {"t1w": np.clip(t1w / np.quantile(t1w[brain], 0.999), 0, 1) * brain, "brain": brain}
+    arrays |= dict(zip(("white", "grey"), np.moveaxis(tissue[..., :2], 3, 0) / 100, strict=True))
+    arrays["directions"] = np.moveaxis(peaks.reshape(*peaks.shape[:3], 3, 3), (3, 4), (0, 1))
+    arrays["strengths"] = np.moveaxis(strengths, 3, 0)
+    return arrays, images[0][1].affine
 
 
 def find_template(template_dir: str | Path) -> Template:

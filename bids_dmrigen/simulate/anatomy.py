@@ -1,77 +1,19 @@
-"""New people from one atlas: random deformation, sharp individual tissue, fine texture; other grids."""
+"""New people from one atlas: random pose and deformation; any atlas on other grids."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from .atlas import Atlas, dyadic, principal_directions, unit
+from .fields import random_field, sample, sample_mean, stream
+from .individual import Variation, individual
 
-CHUNK_POINTS = 1 << 15
 COARSE = 2  # the warp is integrated on a grid this many times coarser: it is smooth
 N_CHANNELS = 29  # 3 fractions, 3 weights, 3 textures, t1w, brain, 3 x 6 dyadic products
 SQUARINGS = 5  # the velocity is integrated in 2**5 steps
 FOLDS = "the deformation folds: lower its amplitude (largest local stretch found: {worst:.2f}, needed > 0)"
-
-
-@dataclass(frozen=True)
-class Variation:
-    """How much simulated people differ from the atlas and from each other; all are standard deviations.
-
-    Parameters
-    ----------
-    rotation_degrees, translation_mm, scale
-        Of the pose, per axis.
-    warp_mm, warp_length_mm
-        Amplitudes and correlation lengths of the octaves of the smooth deformation.
-    sharpness
-        Power to which tissue probabilities are raised: a population's blurred edges become a person's.
-    sulci
-        Added to the log-odds of CSF: narrow sulci are lost in a population's average.
-    tissue, tilt_degrees
-        Local change of the tissue log-odds and of the fibre directions.
-    texture
-        Local change of the logarithms of diffusivities, dispersion and b0 signal.
-    detail_length_mm
-        Correlation lengths of the octaves of these local changes.
-    """
-
-    rotation_degrees: float = 5.0
-    translation_mm: float = 3.0
-    scale: float = 0.04
-    warp_mm: tuple[float, ...] = (3.0, 1.2)
-    warp_length_mm: tuple[float, ...] = (30.0, 10.0)
-    sharpness: float = 1.8
-    sulci: float = 0.8
-    tissue: float = 0.7
-    tilt_degrees: float = 8.0
-    texture: tuple[float, float, float] = (0.08, 0.6, 0.08)
-    detail_length_mm: tuple[float, ...] = (8.0, 3.0, 1.5)
-
-
-def stream(seed: int, *address: int) -> np.random.Generator:
-    """Return the random numbers at an address: counter-based, so the same whatever was drawn before."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *address])))
-
-
-def random_field(rng: np.random.Generator, n: int, shape, length_voxels) -> torch.Tensor:
-    """Return (n, X, Y, Z) independent Gaussian fields of unit variance with Gaussian autocorrelation.
-
-    The spectrum of white noise is multiplied by that of a Gaussian whose width, in voxels per axis, is
-    `length_voxels`; the fields are periodic over the grid.
-    """
-    noise = torch.as_tensor(rng.standard_normal((n, *shape), dtype=np.float32))
-    spectrum = torch.fft.rfftn(noise, dim=(1, 2, 3))
-    frequencies = [torch.fft.fftfreq(s) for s in shape[:2]] + [torch.fft.rfftfreq(shape[2])]
-    for axis, (f, length) in enumerate(zip(frequencies, length_voxels, strict=True), start=1):
-        window = torch.exp(-2 * (np.pi * f * float(length)) ** 2)
-        spectrum *= window.reshape([-1 if a == axis else 1 for a in range(4)])
-    field = torch.fft.irfftn(spectrum, s=tuple(shape), dim=(1, 2, 3))
-    field -= field.mean(dim=(1, 2, 3), keepdim=True)
-    return field / field.std(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
 
 
 def deform(atlas: Atlas, seed: int, variation: Variation | None = None) -> Atlas:
@@ -91,11 +33,10 @@ def deform(atlas: Atlas, seed: int, variation: Variation | None = None) -> Atlas
         Amplitudes; None for the defaults.
     """
     variation = variation or Variation()
-    zooms = np.linalg.norm(atlas.affine[:3, :3], axis=0)
     pose = _random_pose(stream(seed, 0), atlas, variation)
     warp_mm = _random_warp(stream(seed, 1), atlas.affine, atlas.shape, variation)
     moved = warped(atlas, pose, warp_mm)
-    return _individual(moved, stream(seed, 2), zooms, variation)
+    return individual(moved, stream(seed, 2), variation)
 
 
 def warped(atlas: Atlas, pose: np.ndarray, warp_mm: torch.Tensor | None = None) -> Atlas:
@@ -182,52 +123,6 @@ def subvoxels(n: int) -> list[np.ndarray]:
     return list(np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3))
 
 
-def sample(maps: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Return (C, V) trilinear samples of a few (C, X, Y, Z) maps at voxels (3, V); zero outside."""
-    size = torch.tensor(maps.shape[1:], dtype=torch.float32, device=points.device)[:, None]
-    grid = (2 * points / (size - 1).clamp(min=1) - 1).flip(0).T[None, None, None]  # grid_sample wants z, y, x
-    values = F.grid_sample(maps[None], grid, mode="bilinear", padding_mode="zeros", align_corners=True)
-    return values[0, :, 0, 0]
-
-
-def sample_mean(table: torch.Tensor, shape, points: torch.Tensor) -> torch.Tensor:
-    """Return (V, C) averages over K points of trilinear samples of many maps; zero outside.
-
-    All maps of a voxel lie side by side, so that its neighbourhood is one weighted sum of rows: for tens of
-    maps ten times faster than `sample`.
-
-    Parameters
-    ----------
-    table
-        (X * Y * Z, C) maps, voxels in C order.
-    shape
-        (X, Y, Z) of their grid.
-    points
-        (K, 3, V) voxel coordinates.
-    """
-    limits = torch.tensor(shape, device=points.device)[:, None]
-    strides = torch.tensor([shape[1] * shape[2], shape[2], 1], device=points.device)[:, None]
-    out = torch.empty((points.shape[2], table.shape[1]), device=table.device)
-    for start in range(0, points.shape[2], CHUNK_POINTS):
-        piece = points[:, :, start : start + CHUNK_POINTS]
-        low = piece.floor()
-        along, rows, amounts = piece - low, [], []
-        for corner in range(8):
-            step = torch.tensor([corner >> 2 & 1, corner >> 1 & 1, corner & 1], device=points.device)[:, None]
-            index = low.long() + step
-            amount = torch.where(step == 1, along, 1 - along).prod(dim=1)
-            amounts.append(amount * ((index >= 0) & (index < limits)).all(dim=1))
-            rows.append((index.clamp(min=0).minimum(limits - 1) * strides).sum(dim=1))
-        total = F.embedding_bag(
-            torch.cat(rows).T.contiguous(),
-            table,
-            per_sample_weights=torch.cat(amounts).T.contiguous(),
-            mode="sum",
-        )
-        out[start : start + CHUNK_POINTS] = total / len(points)
-    return out
-
-
 def _table(atlas: Atlas) -> torch.Tensor:
     """Return all maps of an atlas as rows (X * Y * Z, N_CHANNELS) of numbers that may be averaged.
 
@@ -269,26 +164,6 @@ def _from_channels(values: torch.Tensor, affine: np.ndarray, turn=lambda vectors
         np.array(affine, dtype=np.float64),
         texture,
     )
-
-
-def _individual(atlas: Atlas, rng: np.random.Generator, zooms: np.ndarray, variation: Variation) -> Atlas:
-    """Return the atlas with a person's own tissue edges, microstructure and direction detail."""
-    lengths = variation.detail_length_mm
-    fields = sum(random_field(rng, 9, atlas.shape, length / zooms) for length in lengths) / len(lengths) ** 0.5
-    fields = fields.to(atlas.brain.device)
-    odds = variation.sharpness * torch.log(atlas.fractions.clamp(min=1e-4)) + variation.tissue * fields[:3]
-    odds[2] += variation.sulci
-    fractions = torch.softmax(odds, dim=0) * (atlas.fractions > 1e-3)
-    fractions = fractions / fractions.sum(dim=0).clamp(min=1e-6) * atlas.brain
-    axis = np.deg2rad(variation.tilt_degrees) * fields[3:6]  # rotation vectors
-    directions = atlas.directions + torch.linalg.cross(axis[None].expand(3, -1, -1, -1, -1), atlas.directions, dim=1)
-    directions = unit(directions)
-    spread = torch.tensor(variation.texture, device=fractions.device)[:, None, None, None]
-    texture = atlas.texture + spread * fields[6:9] * atlas.brain
-    # T1-weighted intensity follows the tissue: what the sharpening changed is added at its usual contrast.
-    contrast = torch.tensor([0.35, 0.0, -0.45], device=fractions.device)[:, None, None, None]
-    t1w = (atlas.t1w + (contrast * (fractions - atlas.fractions)).sum(dim=0)).clamp(0, 1) * atlas.brain
-    return replace(atlas, fractions=fractions, directions=directions, texture=texture, t1w=t1w)
 
 
 def _random_pose(rng: np.random.Generator, atlas: Atlas, variation: Variation) -> np.ndarray:

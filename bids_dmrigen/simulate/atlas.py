@@ -11,6 +11,7 @@ COMMISSURAL, PROJECTION, ASSOCIATION = range(3)
 SAMPLE_SPACING_MM = 3.0  # along an analytic bundle
 RADIAL_DENSITY = 0.12  # of the fibres that run straight to the cortex, against 1 in the core of a bundle
 SCATTERED_DENSITY = 0.05  # of white matter without a direction
+ISOTROPIC_STRENGTH = 0.10  # fibres of this strength, all together, take half of a voxel
 SHAPE_MISMATCH = "atlas {name}: expected shape {expected}, found {found}"
 
 # Centre lines of the great bundles, MNI mm, right hemisphere (the left one is its mirror image):
@@ -155,18 +156,13 @@ def procedural_atlas(t1w, white, grey, brain, affine) -> Atlas:
     Atlas
         On the given grid, on the CPU.
     """
-    brain = torch.as_tensor(np.asarray(brain) > 0)
-    white = torch.as_tensor(np.asarray(white, dtype=np.float32)).clamp(0, 1) * brain
-    grey = torch.as_tensor(np.asarray(grey, dtype=np.float32)).clamp(0, 1) * brain
-    total = (white + grey).clamp(min=1)  # probabilities may overshoot one by rounding
-    white, grey = white / total, grey / total
-    fractions = torch.stack([white, grey, (brain.float() - white - grey).clamp(0, 1)])
+    brain, fractions = _fractions(white, grey, brain)
 
     inside = brain.nonzero()  # (V, 3)
     matrix = torch.as_tensor(np.asarray(affine), dtype=torch.float32)
     world = inside.float() @ matrix[:3, :3].T + matrix[:3, 3]
     dyads, density = _bundle_dyads(world)
-    radial = _radial_dyads(white, matrix)[:, brain]  # (6, V)
+    radial = _radial_dyads(fractions[0], matrix)[:, brain]  # (6, V)
     dyads[PROJECTION] += RADIAL_DENSITY * radial.T
     density[PROJECTION] += RADIAL_DENSITY
     shares = density**1.5
@@ -178,6 +174,48 @@ def procedural_atlas(t1w, white, grey, brain, affine) -> Atlas:
     weights[:, brain] = shares
     t1w = torch.as_tensor(np.asarray(t1w, dtype=np.float32)).clamp(0, 1)
     return Atlas(fractions, directions, weights, t1w, brain, np.array(affine, dtype=np.float64))
+
+
+def _fractions(white, grey, brain) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mask (X, Y, Z) and fractions (3, X, Y, Z) of white matter, grey matter and what is left."""
+    brain = torch.as_tensor(np.asarray(brain) > 0)
+    white = torch.as_tensor(np.asarray(white, dtype=np.float32)).clamp(0, 1) * brain
+    grey = torch.as_tensor(np.asarray(grey, dtype=np.float32)).clamp(0, 1) * brain
+    total = (white + grey).clamp(min=1)  # probabilities may overshoot one by rounding
+    white, grey = white / total, grey / total
+    return brain, torch.stack([white, grey, (brain.float() - white - grey).clamp(0, 1)])
+
+
+def fibre_atlas(t1w, white, grey, brain, directions, strengths, affine) -> Atlas:
+    """Return an atlas whose fibre directions were measured.
+
+    Parameters
+    ----------
+    t1w, white, grey
+        (X, Y, Z) T1-weighted intensity in [0, 1] and tissue probabilities; what is neither in the brain is CSF.
+    brain
+        (X, Y, Z) mask.
+    directions
+        (3, 3, X, Y, Z) three fibre directions in world RAS+, unit or zero.
+    strengths
+        (3, X, Y, Z) how strong each is; quantitative anisotropy, about 0.3 in white matter.
+    affine
+        (4, 4) voxel indices to world RAS+, mm.
+
+    Returns
+    -------
+    Atlas
+        On the given grid, on the CPU. Strengths s_k give shares of S² / (S² + 0.1²) in all, S their sum.
+    """
+    t1w, directions, strengths = (
+        torch.as_tensor(np.asarray(a, dtype=np.float32)) for a in (t1w, directions, strengths)
+    )
+    brain, fractions = _fractions(white, grey, brain)
+    directions = unit(directions * brain)
+    strengths = strengths * (directions != 0).any(dim=1)
+    together = strengths.sum(dim=0)
+    weights = strengths * together / (together**2 + ISOTROPIC_STRENGTH**2)
+    return Atlas(fractions, directions, weights, t1w.clamp(0, 1), brain, np.array(affine, dtype=np.float64))
 
 
 def dyadic(vectors: torch.Tensor) -> torch.Tensor:

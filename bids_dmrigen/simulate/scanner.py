@@ -10,19 +10,18 @@ import torch
 
 from ..dwi.gradients import GradientTable, even_directions
 from ..dwi.series import Scan
-from .anatomy import (
-    random_field,
-    resample,
-    rigid,
-    sample,
-    sample_mean,
-    stream,
-    subvoxels,
-    touches,
-    voxel_coordinates,
-    world_grid,
+from .anatomy import resample, rigid, subvoxels, touches, voxel_coordinates, world_grid
+from .artefacts import (
+    Artefacts,
+    eddy_coefficients,
+    eddy_displacement,
+    ghosted,
+    k_space_window,
+    slice_gains,
+    truncated,
 )
 from .atlas import Atlas
+from .fields import random_field, sample, sample_mean, stream
 from .signal import Tissue, simulate_signal
 
 WHITE_SIGNAL = 1000.0  # scanner units, of white matter on b0
@@ -71,6 +70,7 @@ def acquire(
     coils: int = 1,
     tissue: Tissue | None = None,
     supersample: int = 2,
+    artefacts: Artefacts | None = None,
 ) -> SimulatedScan:
     """Return the scan of an anatomy.
 
@@ -105,16 +105,19 @@ def acquire(
         Microstructure; None for the default.
     supersample
         Points per axis over which a voxel's signal is averaged.
+    artefacts
+        None for none. `truth` then has `eddy` (N, 4), as `eddy_coefficients`, and `slice_gains` (Z, N).
     """
     affine = np.asarray(affine, dtype=np.float64)
-    shape = tuple(int(s) for s in shape)
+    shape, artefacts = tuple(int(s) for s in shape), artefacts or Artefacts()
     there = resample(atlas, affine, shape, supersample)
     bias_field = coil_bias(seed, affine, shape, bias)
-    shift = None if displacement is None else torch.as_tensor(np.array(displacement, dtype=np.float32))
+    eddy = eddy_coefficients(gradients, artefacts.eddy_mm)
+    shift = _displacements(displacement, eddy, shape, np.linalg.norm(affine[:3, :3], axis=0))
     still = np.eye(4)[None]
     poses = still if motion is None else np.asarray(motion, dtype=np.float64)
 
-    def measured(poses: np.ndarray, shift: torch.Tensor | None) -> np.ndarray:
+    def measured(poses: np.ndarray, shift: list[torch.Tensor] | None) -> np.ndarray:
         turns = np.broadcast_to(poses[:, :3, :3], (len(gradients), 3, 3))
         signal = simulate_signal(atlas, gradients, affine, tissue, turns, WHITE_SIGNAL)
         seen = _measure(signal, atlas, affine, shape, poses, shift, phase_axis, supersample)
@@ -123,30 +126,49 @@ def acquire(
     clean = measured(still, None)
     noise_free = clean if motion is None and shift is None else measured(poses, shift)
     sigma = _noise_level(clean, there, gradients, snr)
-    scan = Scan(add_noise(noise_free, sigma, seed, coils), affine, gradients, there.brain.cpu().numpy())
+    gains = slice_gains(seed, gradients, shape[2], artefacts.dropout)
+    received = ghosted(noise_free * gains, artefacts.ghost, phase_axis)
+    noisy = add_noise(received, sigma, seed, coils, artefacts.acquired)
     truth = {name: getattr(there, name).cpu().numpy() for name in ("fractions", "directions", "weights")}
-    truth |= {"sigma": sigma, "bias": bias_field.numpy(), "noise_free": noise_free}
+    truth |= {"sigma": sigma, "bias": bias_field.numpy(), "noise_free": noise_free, "eddy": eddy, "slice_gains": gains}
     truth["motion"] = np.broadcast_to(poses, (len(gradients), 4, 4))
-    truth["displacement_mm"] = np.zeros(shape, np.float32) if shift is None else shift.numpy()
-    return SimulatedScan(scan, clean, truth)
+    truth["displacement_mm"] = np.zeros(shape, np.float32) if displacement is None else np.array(displacement)
+    return SimulatedScan(Scan(noisy, affine, gradients, there.brain.cpu().numpy()), clean, truth)
 
 
-def add_noise(signal: np.ndarray, sigma: float, seed: int, coils: int = 1) -> np.ndarray:
+def _displacements(field: np.ndarray | None, eddy: np.ndarray, shape, zooms: np.ndarray) -> list[torch.Tensor] | None:
+    """Return displacements (X, Y, Z) in mm: one for all volumes, or one each where there are eddy currents."""
+    if not eddy.any():
+        return None if field is None else [torch.as_tensor(np.array(field, dtype=np.float32))]
+    fixed = 0 if field is None else np.asarray(field, dtype=np.float32)
+    return [torch.as_tensor(fixed + eddy_displacement(coefficients, shape, zooms)) for coefficients in eddy]
+
+
+def add_noise(signal: np.ndarray, sigma: float, seed: int, coils: int = 1, acquired: float = 1.0) -> np.ndarray:
     """Return the magnitude of (X, Y, Z, N) signals with complex Gaussian noise in each of the coils.
+
+    Of k-space only the share `acquired` along both in-plane axes is kept, of signal and noise; `sigma` is the
+    noise of the images that result.
 
     For one coil the result is Rician, for n the root of a non-central chi-square with 2 n degrees of freedom.
     Noise is addressed by seed, volume and coil: a volume's noise does not depend on how many there are.
     """
-    if sigma == 0:
+    window = k_space_window(signal.shape, acquired) if acquired < 1 else None
+    if sigma == 0 and window is None:
         return signal.copy()
     noisy = np.empty_like(signal)
-    sigma, amplitude = np.float32(sigma), signal / np.float32(np.sqrt(coils))
+    before = np.float32(sigma if window is None else sigma / np.sqrt(window.mean()))
+    amplitude = signal / np.float32(np.sqrt(coils))
     for volume in range(signal.shape[3]):
         power = np.zeros(signal.shape[:3], np.float32)
         for coil in range(coils):
             rng = stream(seed, 20, volume, coil)
-            real, imaginary = sigma * rng.standard_normal((2, *power.shape), dtype=np.float32)
-            power += (amplitude[..., volume] + real) ** 2 + imaginary**2
+            real, imaginary = before * rng.standard_normal((2, *power.shape), dtype=np.float32)
+            real += amplitude[..., volume]
+            if window is not None:
+                image = truncated(real + 1j * imaginary, window)
+                real, imaginary = image.real, image.imag
+            power += real**2 + imaginary**2
         noisy[..., volume] = np.sqrt(power)
     return noisy
 
@@ -236,30 +258,30 @@ def _measure(
     affine: np.ndarray,
     shape,
     motion: np.ndarray,
-    shift_mm: torch.Tensor | None,
+    shifts_mm: list[torch.Tensor] | None,
     phase_axis: int,
     supersample: int,
 ) -> torch.Tensor:
     """Return signals (X, Y, Z, N) on the scan's grid: each voxel is the mean of points inside it.
 
-    `signal` (X', Y', Z', N) is on the atlas's grid; `motion` has one pose or N.
+    `signal` (X', Y', Z', N) is on the atlas's grid; `motion` has one pose or N, `shifts_mm` one field or N.
     """
     device = signal.device
-    seen = torch.stack([world_grid(np.eye(4), shape, device, o).flatten(1) for o in subvoxels(supersample)])
-    density = torch.ones(seen.shape[::2], device=device)  # (K, V)
-    if shift_mm is not None:
-        zoom = float(np.linalg.norm(affine[:3, phase_axis]))
-        seen, density = _undistorted(seen, shift_mm.to(device) / zoom, phase_axis)
+    voxel = torch.stack([world_grid(np.eye(4), shape, device, o).flatten(1) for o in subvoxels(supersample)])
     matrix = torch.as_tensor(affine, dtype=torch.float32, device=device)
-    world = matrix[:3, :3] @ seen + matrix[:3, 3:]  # (K, 3, V)
-    out = torch.zeros((len(seen[0, 0]), signal.shape[3]), device=device)
-    if len(motion) == 1 and shift_mm is None:  # all volumes at once
-        points = voxel_coordinates(world, motion[0] @ atlas.affine)
+    out = torch.zeros((voxel.shape[2], signal.shape[3]), device=device)
+    if len(motion) == 1 and shifts_mm is None:  # all volumes at once
+        points = voxel_coordinates(matrix[:3, :3] @ voxel + matrix[:3, 3:], motion[0] @ atlas.affine)
         touched = touches(atlas.brain, points)
         table = signal.flatten(0, 2).contiguous()
         out[touched] = sample_mean(table, atlas.shape, points[:, :, touched])
         return out.reshape(*shape, -1)
+    seen, density = voxel, torch.ones(voxel.shape[::2], device=device)  # (K, V)
+    zoom = float(np.linalg.norm(affine[:3, phase_axis]))
     for volume in range(signal.shape[3]):
+        if shifts_mm is not None and volume < len(shifts_mm):
+            seen, density = _undistorted(voxel, shifts_mm[volume].to(device) / zoom, phase_axis)
+        world = matrix[:3, :3] @ seen + matrix[:3, 3:]  # (K, 3, V)
         points = voxel_coordinates(world, motion[volume % len(motion)] @ atlas.affine)
         maps = signal[..., volume][None].contiguous()
         for at, weight in zip(points, density, strict=True):

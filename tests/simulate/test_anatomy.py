@@ -1,4 +1,4 @@
-"""Deformation and resampling against known maps, and random fields against their closed form."""
+"""Deformation and resampling against known maps."""
 
 import dataclasses
 
@@ -6,19 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from bids_dmrigen.simulate.anatomy import (
-    Variation,
-    deform,
-    random_field,
-    resample,
-    rigid,
-    sample,
-    sample_mean,
-    stream,
-    warped,
-    world_grid,
-)
+from bids_dmrigen.simulate.anatomy import deform, resample, rigid, warped, world_grid
 from bids_dmrigen.simulate.atlas import Atlas
+from bids_dmrigen.simulate.individual import Variation
 
 SHAPE = (30, 32, 28)
 AFFINE = np.array([[2.0, 0, 0, -29], [0, 2.0, 0, -31], [0, 0, 2.0, -27], [0, 0, 0, 1]])
@@ -84,7 +74,10 @@ def test_large_deformations_stay_invertible(ball):
 
 
 def test_without_variation_only_the_sharpening_remains(ball):
-    still = Variation(0, 0, 0, (), (), 1.0, 0.0, 0.0, 0.0, (0, 0, 0), (4.0,))
+    still = Variation(
+        0, 0, 0, (), (), sharpness=1, sulci=0, tissue=0, tilt_degrees=0, free_water=0, shares=0, mixing=0,
+        texture=(0, 0, 0),
+    )  # fmt: skip
     atlas = ball()
     same = deform(atlas, 0, still)
     core = atlas.fractions[0] == 1
@@ -134,28 +127,3 @@ def test_a_voxel_across_an_edge_holds_both_tissues(ball):
     coarse[:3, 3] = [0, -20, -20]
     there = resample(atlas, coarse, (2, 10, 10), supersample=4)
     assert float(there.fractions[0][0].mean()) == pytest.approx(0.5, abs=0.02)
-
-
-def test_random_fields_have_the_autocorrelation_they_claim():
-    field = random_field(np.random.default_rng(0), 4, (48, 48, 48), (2.0, 2.0, 3.0))
-    torch.testing.assert_close(field.std(dim=(1, 2, 3)), torch.ones(4))
-    for axis, length in ((1, 2.0), (3, 3.0)):
-        shifted = torch.roll(field, 2, dims=axis)
-        expected = np.exp(-(2**2) / (4 * length**2))
-        assert float((field * shifted).mean()) == pytest.approx(expected, abs=0.04)
-
-
-def test_streams_do_not_depend_on_what_was_drawn_before():
-    first = stream(5, 1, 2)
-    stream(5, 1, 1).normal(size=100)
-    np.testing.assert_array_equal(first.normal(size=4), stream(5, 1, 2).normal(size=4))
-    assert not np.array_equal(stream(5, 1, 2).normal(size=4), stream(6, 1, 2).normal(size=4))
-
-
-def test_both_samplers_agree_in_and_beyond_the_grid():
-    rng = np.random.default_rng(1)
-    maps = torch.as_tensor(rng.normal(size=(5, 7, 8, 6)), dtype=torch.float32)
-    points = torch.as_tensor(rng.uniform(-2, 9, size=(3, 3, 400)), dtype=torch.float32)
-    expected = torch.stack([sample(maps, p) for p in points]).mean(dim=0)
-    found = sample_mean(maps.flatten(1).T.contiguous(), (7, 8, 6), points).T
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)

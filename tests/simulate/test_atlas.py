@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from bids_dmrigen.interfaces.templates import embedded_mni
-from bids_dmrigen.simulate.atlas import Atlas, dyadic, gaussian_smooth, principal_directions, procedural_atlas
+from bids_dmrigen.interfaces.templates import embedded_mni, read_fibre_atlas
+from bids_dmrigen.simulate.atlas import (
+    Atlas,
+    dyadic,
+    fibre_atlas,
+    gaussian_smooth,
+    principal_directions,
+    procedural_atlas,
+)
 
 X, Y, Z = np.eye(3)
 
@@ -62,6 +69,18 @@ def test_fractions_directions_and_weights_are_what_they_claim(atlas):
     assert torch.all((norms < 1e-6) | ((norms - 1).abs() < 1e-4))
     followed = atlas.weights * (atlas.fractions[0] > 0.5) > 0.05
     assert norms[followed].min() > 0.99
+
+
+def test_measured_directions_agree_with_the_anatomy_and_with_the_analytic_bundles(real_data):
+    arrays, affine = read_fibre_atlas(real_data / "atlas")
+    measured = fibre_atlas(**arrays, affine=affine)
+    assert abs(dominant_direction(measured, (0, -10, 26)) @ X) > 0.8  # corpus callosum
+    assert abs(dominant_direction(measured, (24, -18, 9)) @ Z) > 0.7  # internal capsule
+    assert abs(dominant_direction(measured, (9, 0, 37)) @ Y) > 0.8  # cingulum
+    torch.testing.assert_close(measured.fractions.sum(dim=0), measured.brain.float())
+    assert measured.weights.sum(dim=0).max() < 1
+    white = measured.fractions[0] > 0.8
+    assert 0.7 < float(measured.weights.sum(dim=0)[white].median()) < 1
 
 
 def test_principal_directions_agree_with_an_eigendecomposition():

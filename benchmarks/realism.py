@@ -1,0 +1,201 @@
+"""Simulated scans beside real ones: tensor maps, signal, correlations and noise, for the same protocol.
+
+python benchmarks/realism.py DATA_DIR [--atlas FOLDER] [--figure docs/figures/realism.png]
+
+Every real scan (one run per subject of DATA_DIR/bids, and the dense reference) gets a simulated partner with its grid,
+b-values, directions and noise level; each partner is another person with other tissue.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bids_dmrigen.dwi.noise import estimate_sigma
+from bids_dmrigen.dwi.series import Scan
+from bids_dmrigen.dwi.tensor import fit_maps
+from bids_dmrigen.interfaces.brain import brain_mask, erode, mean_dwi
+from bids_dmrigen.interfaces.io import read_image, read_scan
+from bids_dmrigen.interfaces.templates import embedded_mni, read_fibre_atlas
+from bids_dmrigen.simulate.anatomy import deform
+from bids_dmrigen.simulate.atlas import fibre_atlas, procedural_atlas
+from bids_dmrigen.simulate.examples import HELD_OUT, People, numbers_of_step
+from bids_dmrigen.simulate.imaging import Imaging, measure
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+LAGS = (1, 2, 3)
+BLOCK = 8  # slices simulated at a time
+
+
+def real_scans(root: Path) -> dict[str, Scan]:
+    """Return one run per subject, and the dense reference, with masks of the app."""
+    scans = {}
+    for folder in sorted((root / "bids").glob("sub-*")):
+        path = sorted(folder.glob("dwi/*_dwi.nii.gz"))[0]
+        scans[folder.name[4:]] = _with_mask(path)
+    path = root / "reference" / "sub-canon_desc-merged_dwi.nii.gz"
+    mask, _ = read_image(root / "reference" / "sub-canon_desc-merged_mask.nii.gz")
+    scans["merged"] = _with_mask(path, mask > 0)
+    return scans
+
+
+def _with_mask(path: Path, mask: np.ndarray | None = None) -> Scan:
+    stem = str(path).removesuffix(".nii.gz")
+    scan, _ = read_scan(path, stem + ".bval", stem + ".bvec")
+    if mask is None:
+        mask = brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan))
+    return Scan(np.asarray(scan.data, np.float32), scan.affine, scan.gradients, mask)
+
+
+def partner(scan: Scan, people: People, person: int, snr: float) -> Scan:
+    """Return a simulated scan of one person on the grid of a real one, brain over brain."""
+    generator = numbers_of_step(person, 0, people.device)
+    affine = np.array(scan.affine, dtype=np.float64)
+    middle = affine[:3, :3] @ np.argwhere(scan.mask).mean(axis=0)
+    affine[:3, 3] = people.centres[person].cpu().numpy() - middle
+    bvals = torch.as_tensor(scan.gradients.bvals, dtype=torch.float32)[None]
+    directions = torch.as_tensor(scan.gradients.world_directions(scan.affine), dtype=torch.float32)[None]
+    tissue = people.tissues[person % len(people.tissues)][None]
+    series, mask = [], []
+    for start in range(0, scan.mask.shape[2], BLOCK):
+        shape = (*scan.mask.shape[:2], min(BLOCK, scan.mask.shape[2] - start))
+        moved = torch.as_tensor(affine, dtype=torch.float32)[None].clone()
+        moved[:, :3, 3] += start * moved[:, :3, 2]
+        view = people.view(torch.tensor([person]), moved, shape, tissue, generator)
+        series.append(view.signal(bvals, directions))
+        mask.append(view.mask())
+    clean, mask = torch.cat(series, dim=-1), torch.cat(mask, dim=-1)[0].numpy()
+    b0 = clean[0, torch.as_tensor(scan.gradients.is_b0)].mean(dim=0)
+    level = b0[torch.as_tensor(mask)].median()[None]  # the estimate's SNR is that of the median b0
+    noisy = measure(clean, level, generator, Imaging(snr=(snr, snr))).signal[0]
+    return Scan(1000 * noisy.permute(1, 2, 3, 0).numpy(), affine, scan.gradients, mask)
+
+
+def describe(scan: Scan) -> dict[str, np.ndarray]:
+    """Return what is compared, all in the mask eroded by a voxel; in the finest two axes where space matters."""
+    plane = np.sort(np.argsort(scan.zooms_mm, kind="stable")[:2])
+    mask = erode(scan.mask, float(scan.zooms_mm[plane].max()), scan.zooms_mm) & (scan.data > 0).all(axis=3)
+    maps = fit_maps(scan, names=("fa", "md"))
+    fa, md = maps["fa"], 1e3 * maps["md"]
+    white, grey = mask & (fa > 0.3) & (md < 1.0), mask & (fa < 0.2) & (md < 1.2)
+    b0 = scan.mean_b0()
+    noise = estimate_sigma(scan)
+    result = {"mean FA": np.array([fa[mask].mean()]), "sigma / b0": np.array([1 / noise.b0_snr])}
+    result["white, grey share"] = np.array([white.sum(), grey.sum()]) / mask.sum()
+    for name, where in (("", mask), (" white", white), (" grey", grey)):
+        result[f"FA{name}"] = np.quantile(fa[where], QUANTILES)
+        result[f"MD{name}"] = np.quantile(md[where], QUANTILES)
+    result["b0 / median"] = np.quantile(b0[mask] / np.median(b0[mask]), QUANTILES)
+    for b, volumes in scan.gradients.shells():
+        ratio = scan.data[mask][:, volumes] / b0[mask][:, None]
+        result[f"S/S0 b={b:.0f}"] = np.quantile(ratio, QUANTILES)
+    result["neighbouring directions"] = np.array([neighbour_correlation(scan, mask)])
+    for name, image in (("FA", fa), ("MD", md), ("b0", b0)):
+        result[f"{name} at lags 1 2 3"] = np.array([autocorrelation(image, mask, plane, lag) for lag in LAGS])
+        result[f"{name} edges"] = np.quantile(slopes(image, mask, plane), (0.5, 0.95)) / image[mask].std()
+    return result
+
+
+def neighbour_correlation(scan: Scan, mask: np.ndarray) -> float:
+    """Return the mean correlation, over the brain, of every volume with that of the nearest direction."""
+    nearest = scan.gradients.neighbours(1)[:, 0]
+    pairs = [(i, j) for i, j in enumerate(nearest) if j >= 0 and not scan.gradients.is_b0[i]]
+    data = scan.data[mask]
+    return float(np.mean([np.corrcoef(data[:, i], data[:, j])[0, 1] for i, j in pairs]))
+
+
+def autocorrelation(image: np.ndarray, mask: np.ndarray, plane, lag: int) -> float:
+    """Return the correlation of a map with itself `lag` voxels along, mean over two axes, both ends in the mask."""
+    return float(np.mean([np.corrcoef(*_pairs(image, mask, axis, lag))[0, 1] for axis in plane]))
+
+
+def slopes(image: np.ndarray, mask: np.ndarray, plane) -> np.ndarray:
+    """Return absolute differences between neighbouring voxels."""
+    return np.concatenate([np.abs(np.subtract(*_pairs(image, mask, axis, 1))) for axis in plane])
+
+
+def _pairs(image: np.ndarray, mask: np.ndarray, axis: int, lag: int) -> tuple[np.ndarray, np.ndarray]:
+    here, there = (np.moveaxis(a, axis, 0) for a in (image, mask))
+    both = there[lag:] & there[:-lag]
+    return here[lag:][both], here[:-lag][both]
+
+
+def table(real: dict[str, dict], simulated: dict[str, dict]) -> str:
+    """Return one line per scan and property, real beside simulated, and the spread over the real scans."""
+    lines = []
+    for name in next(iter(real.values())):
+        key = name.split(" b=")[0]
+        lines.append(f"\n{name}")
+        for label in real:
+            found = [[v for k, v in side[label].items() if k.split(" b=")[0] == key] for side in (real, simulated)]
+            for r, s in zip(*found, strict=True):
+                numbers = ["  ".join(f"{x:5.2f}" for x in values) for values in (r, s)]
+                lines.append(f"  {label:9s} real {numbers[0]}   simulated {numbers[1]}")
+    return "\n".join(lines)
+
+
+def draw(path: Path, pairs: dict[str, tuple[Scan, Scan]], real: dict[str, dict], simulated: dict[str, dict]) -> None:
+    """Write the figure: FA maps of three pairs, then every property, real in black and simulated in red."""
+    import matplotlib.pyplot as plt
+
+    spreads = ("FA", "MD", "b0 / median", "S/S0")
+    points = ("neighbouring directions", "FA at lags 1 2 3", "MD at lags 1 2 3", "FA edges")
+    figure = plt.figure(figsize=(11, 8.6), layout="constrained")
+    grid = figure.add_gridspec(3, 12)
+    for column, label in enumerate(("canon", "elition", "prisma")):
+        for k, scan in enumerate(pairs[label]):
+            axes = figure.add_subplot(grid[0, 4 * column + 2 * k : 4 * column + 2 * k + 2])
+            middle = scan.mask.shape[2] // 2
+            axes.imshow(np.rot90(fit_maps(scan, names=("fa",))["fa"][:, :, middle]), cmap="gray", vmin=0, vmax=0.9)
+            axes.set_title(f"FA {label}, {('real', 'simulated')[k]}", fontsize=8)
+            axes.axis("off")
+    for panel, name in enumerate((*spreads, *points)):
+        axes = figure.add_subplot(grid[1 + panel // 4, 3 * (panel % 4) : 3 * (panel % 4) + 3])
+        for side, colour, shift in ((real, "black", -0.15), (simulated, "tab:red", 0.15)):
+            for x, label in enumerate(side):
+                values = next(v for k, v in side[label].items() if k.split(" b=")[0] == name)
+                at = np.full(len(values), x + shift)
+                if name in spreads:
+                    axes.plot(at[:2], values[[0, 4]], color=colour, linewidth=0.7)
+                    axes.plot(at[:2], values[[1, 3]], color=colour, linewidth=3)
+                    axes.plot(at[0], values[2], "_", color=colour, markersize=8)
+                else:
+                    axes.plot(at, values, ".", color=colour, markersize=5)
+        axes.set_title(name + (" (10⁻³ mm²/s)" if name == "MD" else ""), fontsize=8)
+        axes.set_xticks(range(len(real)), list(real), rotation=60, fontsize=6)
+        axes.tick_params(axis="y", labelsize=6)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=85)
+
+
+def main() -> None:
+    """Print the table and draw the figure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--atlas", type=Path, help="folder of an atlas with measured fibre directions")
+    args = parser.parse_args()
+    scans = real_scans(args.data)
+    real = {label: describe(scan) for label, scan in scans.items()}
+    if args.atlas:
+        arrays, affine = read_fibre_atlas(args.atlas)
+        atlas = fibre_atlas(**arrays, affine=affine)
+    else:
+        arrays, affine = embedded_mni(2)
+        atlas = procedural_atlas(**arrays, affine=affine)
+    people = People([deform(atlas, HELD_OUT + k) for k in range(len(scans))])
+    partners = {
+        label: partner(scan, people, k, 1 / float(real[label]["sigma / b0"][0]))
+        for k, (label, scan) in enumerate(scans.items())
+    }
+    simulated = {label: describe(scan) for label, scan in partners.items()}
+    print(table(real, simulated))
+    if args.figure:
+        draw(args.figure, {label: (scans[label], partners[label]) for label in scans}, real, simulated)
+
+
+if __name__ == "__main__":
+    main()

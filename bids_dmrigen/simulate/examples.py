@@ -1,0 +1,229 @@
+"""Endless training examples: random slices of many simulated people, made on the device that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .anatomy import deform
+from .atlas import Atlas
+from .individual import Variation
+from .signal import Tissue, anatomy_maps, mixture_signal
+
+HELD_OUT = 1 << 20  # people with this seed or a higher one are never trained on
+N_TISSUES = 512  # random tissues that examples choose from
+SUPERSAMPLE = (2, 2, 2)  # points per voxel along the slice's axes and through it
+VOXEL_MM, THICKNESS_MM = (1.5, 4.0), (2.0, 5.0)
+TILT_DEGREES, OFF_CENTRE_MM = 10.0, 8.0
+OTHER_PLANE = 0.1  # share of examples that are sagittal or coronal
+NO_PEOPLE = "people: expected at least one seed, found none"
+
+
+@dataclass(frozen=True, eq=False)
+class Slices:
+    """A batch of views of simulated people, ready to be measured with any gradient table.
+
+    Parameters
+    ----------
+    points
+        (B, 18, P) tissue at the anatomy's own voxels that the views touch, as `mixture_signal` takes it.
+    inside
+        (B, V, K) indices of the K points in each of the V voxels.
+    shape
+        (H, W) or (H, W, D) of the views, V = H W D.
+    tissue
+        (B, 13) microstructure of every example.
+    affine
+        (B, 4, 4) voxel indices (H, W, D) to world, mm; for a slice D has one index, 0.
+    """
+
+    points: torch.Tensor
+    inside: torch.Tensor
+    shape: tuple[int, ...]
+    tissue: torch.Tensor
+    affine: torch.Tensor
+
+    def signal(self, bvals: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+        """Return the noise-free signals (B, N, *shape): the mean over the points in each voxel.
+
+        White matter without diffusion weighting has a signal of about one, air zero.
+
+        Parameters
+        ----------
+        bvals
+            (B, N) in s/mm²: every example may have its own.
+        directions
+            (B, N, 3) unit vectors in world axes, or zero.
+        """
+        return self._averaged(mixture_signal(self.points, self.tissue, bvals, directions))
+
+    def fractions(self) -> torch.Tensor:
+        """Return (B, 3, *shape) fractions of white matter, grey matter and CSF; their sum is 0 in air."""
+        return self._averaged(self.points[:, :3])
+
+    def mask(self) -> torch.Tensor:
+        """Return (B, *shape) bool: more brain than air."""
+        return self.fractions().sum(dim=1) > 0.5
+
+    def axes(self) -> torch.Tensor:
+        """Return (B, 3, 3): columns are the world directions of the view's axes."""
+        return F.normalize(self.affine[:, :3, :3], dim=1)
+
+    def _averaged(self, values: torch.Tensor) -> torch.Tensor:
+        """Return (B, C, *shape) means over the points in every voxel of values (B, C, P)."""
+        batch, channels, n_points = values.shape
+        rows = values.transpose(1, 2).reshape(-1, channels)
+        start = n_points * torch.arange(batch, device=values.device)[:, None, None]
+        means = F.embedding_bag((self.inside + start).flatten(0, 1), rows, mode="mean")
+        return means.reshape(batch, -1, channels).transpose(1, 2).reshape(batch, channels, *self.shape)
+
+
+class People:
+    """Simulated people on one device, whose slices are the training examples.
+
+    Parameters
+    ----------
+    people
+        Anatomies on one grid, as `deform` makes them.
+    tissues
+        What examples choose from; None for `N_TISSUES` random ones.
+    device
+        Where all of it is kept and computed: some 20 MB per person on a 2 mm grid.
+
+    Raises
+    ------
+    ValueError
+        Where there is nobody.
+    """
+
+    def __init__(self, people: Sequence[Atlas], tissues: Sequence[Tissue] | None = None, device="cpu"):
+        if not people:
+            raise ValueError(NO_PEOPLE)
+        tissues = [Tissue.random(seed) for seed in range(N_TISSUES)] if tissues is None else tissues
+        self.device = torch.device(device)
+        self.tissues = torch.as_tensor(np.stack([t.numbers() for t in tissues]), device=self.device)
+        self.affine = torch.as_tensor(people[0].affine, dtype=torch.float32, device=self.device)
+        self.shape = people[0].shape
+        self.counts = torch.tensor([int(person.brain.sum()) for person in people], device=self.device)
+        # Only the brain is kept: (person, row, channel), row 0 is air; `index` leads from a voxel to its row.
+        # A layer of air around the grid takes up the points that fall outside.
+        rows = 1 + int(self.counts.max())
+        self.table = torch.zeros((len(people), rows, 18), device=self.device)
+        self.places = torch.zeros((len(people), rows, 3), device=self.device)  # world, mm
+        self.index = torch.zeros((len(people), *(n + 2 for n in self.shape)), dtype=torch.int32, device=self.device)
+        for k, person in enumerate(people):
+            voxels = person.brain.nonzero().to(self.device)
+            numbers = torch.arange(1, len(voxels) + 1, device=self.device)
+            maps = torch.cat([m.flatten(0, -4)[:, person.brain] for m in anatomy_maps(person)])
+            self.table[k, numbers] = maps.to(self.device).T
+            self.places[k, numbers] = voxels.float() @ self.affine[:3, :3].T + self.affine[:3, 3]
+            self.index[k, *(voxels + 1).T] = numbers.int()
+        self.centres = self.places.sum(dim=1) / self.counts[:, None]
+
+    @classmethod
+    def from_atlas(
+        cls, atlas: Atlas, n: int, held_out: bool = False, variation: Variation | None = None, device="cpu", first=0
+    ) -> People:
+        """Return people number `first` to `first + n - 1`, of those to train on or of those held out."""
+        first = first + HELD_OUT * held_out
+        atlas = atlas.to(device)
+        return cls([deform(atlas, seed, variation) for seed in range(first, first + n)], device=device)
+
+    def slices(self, generator: torch.Generator, batch: int, size: tuple[int, ...] = (96, 96)) -> Slices:
+        """Return random views of random people: axial, a little oblique, with random voxels.
+
+        Parameters
+        ----------
+        generator
+            On the same device; see `numbers_of_step`.
+        batch
+            Number of examples.
+        size
+            (H, W) for slices, (H, W, D) for blocks of D slices.
+        """
+
+        def uniform(*shape):
+            return torch.rand(shape, generator=generator, device=self.device)
+
+        person = torch.randint(len(self.table), (batch,), generator=generator, device=self.device)
+        in_plane = VOXEL_MM[0] * (VOXEL_MM[1] / VOXEL_MM[0]) ** uniform(batch)
+        thick = THICKNESS_MM[0] * (THICKNESS_MM[1] / THICKNESS_MM[0]) ** uniform(batch)
+        zooms = torch.stack([in_plane, in_plane, thick], dim=1)
+        flips = torch.where(uniform(batch, 3) < 0.5, -1.0, 1.0)
+        frames = self._random_frames(generator, batch)
+        linear = frames * (zooms * flips)[:, None]
+        # Centred near the brain's middle, at the height of one of its voxels.
+        row = 1 + (uniform(batch) * self.counts[person]).long()
+        offset = torch.einsum("bij,bi->bj", frames, self.places[person, row] - self.centres[person])
+        offset[:, :2] = OFF_CENTRE_MM * torch.randn((batch, 2), generator=generator, device=self.device)
+        centre = self.centres[person] + torch.einsum("bij,bj->bi", frames, offset)
+        shape = (*size, 1)[:3]
+        half = (torch.tensor(shape, device=self.device) - 1) / 2
+        affine = torch.eye(4, device=self.device).repeat(batch, 1, 1)
+        affine[:, :3, :3] = linear
+        affine[:, :3, 3] = centre - linear @ half
+        kind = torch.randint(len(self.tissues), (batch,), generator=generator, device=self.device)
+        return self.view(person, affine, size, self.tissues[kind], generator)
+
+    def view(
+        self,
+        person: torch.Tensor,
+        affine: torch.Tensor,
+        size: tuple[int, ...],
+        tissue: torch.Tensor,
+        generator: torch.Generator,
+        supersample: tuple[int, int, int] = SUPERSAMPLE,
+    ) -> Slices:
+        """Return given people on given grids: person (B,), affine (B, 4, 4), tissue (B, 13).
+
+        A voxel holds the points of a jittered lattice, each with the tissue of the anatomy's voxel that it
+        lies in: edges stay as sharp as the person's, and partial volume comes from averaging signals.
+        """
+        shape = (*size, 1)[:3]
+        points = _jittered_lattice(shape, supersample, generator)  # (3, V * K)
+        to_anatomy = torch.linalg.inv(self.affine) @ affine
+        voxels = torch.baddbmm(to_anatomy[:, :3, 3:] + 1, to_anatomy[:, :3, :3], points.expand(len(person), -1, -1))
+        flat = 0.0  # single precision holds every index of a grid of up to 16 million voxels
+        for axis, n in enumerate(self.index.shape[1:]):
+            flat = flat * n + voxels[:, axis].round_().clamp_(0, n - 1)
+        rows = self.index.flatten()[person[:, None] * self.index[0].numel() + flat.long()].long()
+        # Of each example only the rows that occur are kept, in their order: neighbours stay neighbours.
+        present = torch.zeros((len(person), self.table.shape[1]), dtype=torch.bool, device=self.device)
+        present.scatter_(1, rows, True)
+        rank = present.cumsum(dim=1, dtype=torch.int32) - 1
+        inside = rank.gather(1, rows).long().reshape(len(person), int(np.prod(shape)), -1)
+        example, row = present.nonzero(as_tuple=True)
+        kept = torch.zeros((len(person), int(rank[:, -1].max()) + 1), dtype=torch.long, device=self.device)
+        kept[example, rank[example, row].long()] = row
+        tissue_points = self.table[person[:, None], kept].transpose(1, 2).contiguous()
+        return Slices(tissue_points, inside, tuple(size), tissue, affine)
+
+    def _random_frames(self, generator: torch.Generator, batch: int) -> torch.Tensor:
+        """Return (B, 3, 3) rotations whose columns are the view's axes in the world, nearly axial mostly."""
+        angles = np.deg2rad(TILT_DEGREES) * torch.randn((batch, 3), generator=generator, device=self.device)
+        rotation = torch.matrix_exp(torch.linalg.cross(angles[:, None], torch.eye(3, device=self.device)[None]))
+        planes = torch.eye(3, device=self.device)[torch.tensor([[0, 1, 2], [1, 2, 0], [0, 2, 1]], device=self.device)]
+        chance = torch.rand(batch, generator=generator, device=self.device) / OTHER_PLANE
+        return rotation @ planes[torch.where(chance < 1, 1 + (2 * chance).long(), 0)].mT
+
+
+def numbers_of_step(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return the random numbers of one training step: they depend on nothing else, so that a run can resume."""
+    state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(state[0] >> 1))
+
+
+def _jittered_lattice(shape, supersample, generator: torch.Generator) -> torch.Tensor:
+    """Return (3, V * K) voxel coordinates: K points in every voxel, one at random in each of its K parts."""
+    device = generator.device
+    axes = torch.meshgrid(*(torch.arange(n, device=device) for n in shape), indexing="ij")
+    voxels = torch.stack([axis.flatten() for axis in axes])[:, :, None]  # (3, V, 1)
+    parts = torch.tensor(supersample, device=device)[:, None]
+    steps = torch.meshgrid(*(torch.arange(n, device=device) for n in supersample), indexing="ij")
+    corners = torch.stack([step.flatten() for step in steps])[:, None]  # (3, 1, K)
+    jitter = torch.rand((3, voxels.shape[1], corners.shape[2]), generator=generator, device=device)
+    return (voxels - 0.5 + (corners + jitter) / parts[..., None]).flatten(1)

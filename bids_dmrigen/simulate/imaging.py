@@ -1,0 +1,139 @@
+"""What a scanner makes of noise-free slices: coil bias, noise, a limited k-space; batched, for training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+BIAS_NODES = 3  # per axis: the coil's gain varies no faster than this over a view
+
+
+@dataclass(frozen=True)
+class Imaging:
+    """How examples are measured: ranges to draw from, for each example anew.
+
+    Parameters
+    ----------
+    snr
+        b0 signal of white matter over the noise's standard deviation in one channel; drawn log-uniformly.
+    bias
+        Largest standard deviation of the logarithm of the coil's gain at its nodes.
+    coils
+        Numbers of channels, combined by sum of squares, one of which a batch gets: Rician noise for 1,
+        non-central chi for more.
+    truncated
+        Share of the examples whose k-space is not acquired in full, and filled with zeros.
+    acquired
+        Share of k-space that is acquired in those, per axis of the slice.
+    partial_fourier
+        Share of the examples with truncation that lack one side of k-space too: a quarter of it at most.
+    """
+
+    snr: tuple[float, float] = (8.0, 120.0)
+    bias: float = 0.5
+    coils: tuple[int, ...] = (1, 1, 1, 4)
+    truncated: float = 0.5
+    acquired: tuple[float, float] = (0.6, 1.0)
+    partial_fourier: float = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Measured slices and what is known of the measurement.
+
+    Parameters
+    ----------
+    signal
+        (B, N, H, W[, D]) magnitudes.
+    sigma
+        (B,) standard deviation of the Gaussian noise in one channel of the images as they are.
+    bias
+        (B, 1, H, W[, D]) gain of the coil: without noise and truncation, `signal` is the clean signal times this.
+    """
+
+    signal: torch.Tensor
+    sigma: torch.Tensor
+    bias: torch.Tensor
+
+
+def measure(
+    clean: torch.Tensor, white: torch.Tensor, generator: torch.Generator, imaging: Imaging | None = None
+) -> Measured:
+    """Return noise-free signals as a scanner measures them.
+
+    Noise is white in k-space and drawn before k-space is truncated: where zeros are filled in, it is correlated
+    in space like that of a scanner which interpolates, and edges ring.
+
+    Parameters
+    ----------
+    clean
+        (B, N, H, W) or (B, N, H, W, D); k-space is that of H and W.
+    white
+        (B,) b0 signal of white matter.
+    generator
+        On the same device.
+    imaging
+        None for the default ranges.
+    """
+    imaging = imaging or Imaging()
+    batch, device = len(clean), clean.device
+
+    def uniform(low=0.0, high=1.0):
+        return low + (high - low) * torch.rand(batch, generator=generator, device=device)
+
+    bias = _bias(imaging.bias * uniform(), clean.shape[2:], generator)
+    low, high = (torch.log(torch.tensor(s)).item() for s in imaging.snr)
+    sigma = white / torch.exp(uniform(low, high))
+    windows = _windows(imaging, clean.shape[2:4], uniform)
+    coils = imaging.coils[int(torch.randint(len(imaging.coils), (), generator=generator, device=device))]
+    signal = torch.empty_like(clean)
+    # On a CPU one example at a time stays in the cache.
+    for part in [slice(None)] if clean.is_cuda else [slice(i, i + 1) for i in range(batch)]:
+        signal[part] = _magnitude(clean[part] * bias[part], sigma[part], windows[part], coils, generator)
+    return Measured(signal, sigma, bias)
+
+
+def _magnitude(signal, sigma, windows, coils: int, generator: torch.Generator) -> torch.Tensor:
+    """Return the magnitude of signals (B, N, H, W[, D]) with noise (B,) in k-space where windows (B, H, W) let it."""
+    ones = [1] * (signal.ndim - 4)
+    truncated = bool((windows == 0).any())
+    # The noise starts out stronger by what truncation takes of it.
+    before = (sigma / windows.mean(dim=(1, 2)).sqrt()).reshape(-1, 1, 1, 1, *ones)
+    channels = []
+    for coil in range(coils):  # all signal in one channel: the sum of squares does not see which
+        real, imaginary = (
+            torch.randn(signal.shape, generator=generator, device=signal.device).mul_(before) for _ in range(2)
+        )
+        if coil == 0:
+            real += signal
+        if truncated:
+            spectrum = torch.fft.fft2(torch.complex(real, imaginary), dim=(2, 3))
+            spectrum *= windows.reshape(-1, 1, *windows.shape[1:], *ones)
+            magnitude = torch.fft.ifft2(spectrum, dim=(2, 3)).abs()
+        else:
+            magnitude = torch.hypot(real, imaginary)
+        channels.append(magnitude)
+    return channels[0] if coils == 1 else torch.stack(channels).square_().sum(dim=0).sqrt_()
+
+
+def _bias(strength: torch.Tensor, shape, generator: torch.Generator) -> torch.Tensor:
+    """Return (B, 1, *shape) smooth gains; strength (B,)."""
+    nodes = torch.randn((len(strength), 1, BIAS_NODES, BIAS_NODES), generator=generator, device=strength.device)
+    log = F.interpolate(nodes, size=tuple(shape[:2]), mode="bicubic", align_corners=True)
+    log = log * strength[:, None, None, None]
+    return torch.exp(log.reshape(*log.shape, *[1] * (len(shape) - 2)).expand(-1, -1, *shape))
+
+
+def _windows(imaging: Imaging, shape, uniform) -> torch.Tensor:
+    """Return (B, H, W): one where k-space is acquired, zero elsewhere, in the order of the FFT."""
+    truncated = uniform() < imaging.truncated
+    missing = uniform(0.0, 0.25) * (uniform() < imaging.partial_fourier)
+    axes = []
+    for axis, n in enumerate(shape):
+        frequency = torch.fft.fftfreq(n, device=missing.device)[None]  # -1/2 to 1/2
+        half = torch.where(truncated, uniform(*imaging.acquired), 1.0)[:, None] / 2
+        upper = half * torch.where(truncated, 1 - 2 * missing, 1.0)[:, None] if axis == 1 else half
+        axes.append((frequency >= -half) & (frequency <= upper))
+    return (axes[0][:, :, None] & axes[1][:, None, :]).float()

@@ -1,0 +1,68 @@
+"""The batched scanner: noise against closed forms, truncation against the Fourier series of an edge."""
+
+import math
+
+import pytest
+import torch
+
+from bids_dmrigen.dwi.noise import rician_mean
+from bids_dmrigen.simulate.examples import numbers_of_step
+from bids_dmrigen.simulate.imaging import Imaging, measure
+
+PLAIN = Imaging(snr=(20.0, 20.0), bias=0.0, coils=(1,), truncated=0.0)
+
+
+def test_without_truncation_and_bias_magnitudes_are_rician():
+    for level in (0.0, 0.1, 1.0):
+        clean = torch.full((4, 8, 64, 64), level)
+        result = measure(clean, torch.ones(4), numbers_of_step(0, 0), PLAIN)
+        torch.testing.assert_close(result.sigma, torch.full((4,), 0.05))
+        expected = rician_mean(torch.tensor(level), 0.05)
+        assert float(result.signal.mean()) == pytest.approx(float(expected), rel=5e-3)
+        assert float(result.signal.square().mean()) == pytest.approx(level**2 + 2 * 0.05**2, rel=0.01)
+
+
+def test_more_coils_raise_the_floor_as_a_chi_distribution_does():
+    coils = Imaging(snr=(20.0, 20.0), bias=0.0, coils=(4,), truncated=0.0)
+    result = measure(torch.zeros(2, 8, 64, 64), torch.ones(2), numbers_of_step(0, 0), coils)
+    expected = 0.05 * math.sqrt(2) * math.gamma(4.5) / math.gamma(4)  # of 8 degrees of freedom
+    assert float(result.signal.mean()) == pytest.approx(expected, rel=5e-3)
+
+
+def test_sigma_is_that_of_the_images_after_truncation_and_their_noise_is_correlated():
+    cut = Imaging(snr=(20.0, 80.0), bias=0.0, coils=(1,), truncated=1.0, acquired=(0.6, 0.8), partial_fourier=0.0)
+    result = measure(torch.ones(4, 30, 48, 48), torch.ones(4), numbers_of_step(0, 0), cut)
+    noise = result.signal - 1
+    torch.testing.assert_close(noise.std(dim=(1, 2, 3)), result.sigma, rtol=0.02, atol=0)
+    assert len(result.sigma.unique()) == 4
+    neighbours = (noise[..., 1:] * noise[..., :-1]).mean(dim=(1, 2, 3)) / result.sigma**2
+    assert ((neighbours > 0.1) & (neighbours < 0.6)).all()
+
+
+def test_truncation_keeps_the_low_terms_of_the_fourier_series():
+    edge = torch.zeros(1, 1, 64, 64)
+    edge[..., 16:48] = 1
+    ringing = Imaging(snr=(1e6, 1e6), bias=0.0, truncated=1.0, acquired=(0.6, 0.6), partial_fourier=0.0, coils=(1,))
+    found = measure(edge, torch.ones(1), numbers_of_step(0, 0), ringing).signal[0, 0, 32]
+    position = torch.arange(64)
+    terms = 2 * math.pi * torch.arange(1, 20)[:, None, None] * (position[:, None] - position) / 64  # 19 / 64 < 0.3
+    series = (1 + 2 * torch.cos(terms).sum(dim=0)) / 64 @ edge[0, 0, 32]
+    torch.testing.assert_close(found, series.abs(), atol=1e-4, rtol=0)
+    assert series.max() > 1.08, "it should ring"
+
+
+def test_bias_is_smooth_and_known():
+    clean = torch.rand(3, 2, 48, 40, generator=torch.Generator().manual_seed(0)) + 0.5
+    imaging = Imaging(snr=(1e6, 1e6), bias=0.4, coils=(1,), truncated=0.0)
+    result = measure(clean, torch.ones(3), numbers_of_step(0, 0), imaging)
+    torch.testing.assert_close(result.signal, clean * result.bias, atol=1e-4, rtol=1e-4)
+    assert result.bias.log().diff(dim=-1).abs().max() < 0.1
+    assert result.bias.std() > 0.02
+
+
+def test_blocks_are_truncated_slice_by_slice():
+    block = torch.rand(2, 3, 24, 24, 4, generator=torch.Generator().manual_seed(0))
+    imaging = Imaging(snr=(1e6, 1e6), bias=0.0, coils=(1,), truncated=1.0, partial_fourier=0.0)
+    whole = measure(block, torch.ones(2), numbers_of_step(0, 0), imaging)
+    part = measure(block[..., 1], torch.ones(2), numbers_of_step(0, 0), imaging)
+    torch.testing.assert_close(whole.signal[..., 1], part.signal, atol=1e-4, rtol=0)
