@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 # Names only: importing a method imports torch, which `--help` must not wait for.
 REGISTRY = {
     "difusion": ("difusion", "DiFusion"),
+    "qid2": ("qid2", "QID2"),
+    "interp": ("interpolation", "LinearInterpolation"),
+    "sh": ("interpolation", "HarmonicInterpolation"),
 }
 
 UNKNOWN_METHOD = "unknown method {name!r}; choose from {names}"

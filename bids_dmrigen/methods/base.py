@@ -10,8 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from ..diffusion.training import Plan
 from ..dwi.gradients import GradientTable
 from ..dwi.series import Scan, ScanError
+from ..simulate.examples import People
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Request:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "auto"  # auto | fp32 | bf16
     minutes: float | None = None  # training budget; None = by steps alone, so that no clock enters the result
+    weights: str | None = None  # name or path; None = the method's own default
+    weights_dir: Path | None = None  # looked in before the package
     checkpoint: Path | None = None  # file that training resumes from and writes to
     progress: Callable[[str, int, int], None] | None = None  # (what, done, total)
     options: dict[str, Any] = field(default_factory=dict)  # method's own flags
@@ -116,3 +120,22 @@ class Method(Protocol):
 
     def generate(self, net: torch.nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Run the method on a scan."""
+
+
+class Trainable(Method, Protocol):
+    """A method whose network is trained before it is used."""
+
+    def plan(self, size: str) -> Plan:
+        """Return the default budget and settings of a training."""
+
+    def examples(self, source: People, size: str, batch: int, seed: int) -> Callable[[int], Any]:
+        """Return index -> batch of examples, on the source's device; the same index, the same batch."""
+
+    def loss(self, net: torch.nn.Module, batch: Any) -> torch.Tensor:
+        """Return the training loss of a batch."""
+
+    def held_out(self, source: People, size: str, seed: int) -> Callable[[torch.nn.Module], float]:
+        """Return network -> score on fixed examples; lower is better."""
+
+    def configuration(self, size: str) -> dict[str, Any]:
+        """Return what the network is built from and trained within, JSON-serialisable."""

@@ -20,7 +20,10 @@ class DirectionUNet(UNet):
     Parameters
     ----------
     spec
-        `in_channels` = 1 + R: the noisy target, then the references; `context` is the width of the tokens.
+        `in_channels` is at least 1 + R: the noisy target, the references, then whatever else is known of the
+        target; `context` is the width of the tokens.
+    references
+        R.
 
     Raises
     ------
@@ -28,11 +31,12 @@ class DirectionUNet(UNet):
         Where `spec.context` is 0.
     """
 
-    def __init__(self, spec: UNetSpec):
+    def __init__(self, spec: UNetSpec, references: int):
         if not spec.context:
             raise ValueError("a U-Net with b-vectors needs a width for their tokens: UNetSpec.context is 0")
         super().__init__(spec)
-        self.tokens = DirectionTokens(spec.in_channels, spec.context)
+        self.references = references
+        self.tokens = DirectionTokens(references + 1, spec.context)
         self.noise = nn.Sequential(nn.Linear(1, spec.base), nn.SiLU(), nn.Linear(spec.base, spec.base))
 
     def forward(self, x: Tensor, t: Tensor, bvecs: Tensor, bvals: Tensor, log_sigma: Tensor) -> Tensor:
@@ -41,7 +45,7 @@ class DirectionUNet(UNet):
         Parameters
         ----------
         x
-            (B, 1 + R, H, W), any H and W: the noisy target, then the references.
+            (B, in_channels, H, W), any H and W: the noisy target, the references, what else is known.
         t
             (B,) time, 0 ... T.
         bvecs
@@ -61,7 +65,7 @@ class DirectionUNet(UNet):
         ValueError
             Where there is not one b-vector for each reference and the target.
         """
-        expected = (len(x), self.spec.in_channels, 3)
+        expected = (len(x), self.references + 1, 3)
         if bvecs.shape != expected:
             raise ValueError(WRONG_VECTORS.format(expected=expected, found=tuple(bvecs.shape)))
         height, width = x.shape[-2:]

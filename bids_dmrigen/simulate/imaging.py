@@ -51,15 +51,22 @@ class Measured:
         (B,) standard deviation of the Gaussian noise in one channel of the images as they are.
     bias
         (B, 1, H, W[, D]) gain of the coil: without noise and truncation, `signal` is the clean signal times this.
+    expected
+        (B, T, H, W[, D]) signals that went through everything but noise, or None where there were none.
     """
 
     signal: torch.Tensor
     sigma: torch.Tensor
     bias: torch.Tensor
+    expected: torch.Tensor | None = None
 
 
 def measure(
-    clean: torch.Tensor, white: torch.Tensor, generator: torch.Generator, imaging: Imaging | None = None
+    clean: torch.Tensor,
+    white: torch.Tensor,
+    generator: torch.Generator,
+    imaging: Imaging | None = None,
+    noiseless: torch.Tensor | None = None,
 ) -> Measured:
     """Return noise-free signals as a scanner measures them.
 
@@ -76,6 +83,8 @@ def measure(
         On the same device.
     imaging
         None for the default ranges.
+    noiseless
+        (B, T, H, W[, D]) more noise-free signals of the same views, which are measured without noise.
     """
     imaging = imaging or Imaging()
     batch, device = len(clean), clean.device
@@ -92,7 +101,13 @@ def measure(
     # On a CPU one example at a time stays in the cache.
     for part in [slice(None)] if clean.is_cuda else [slice(i, i + 1) for i in range(batch)]:
         signal[part] = _magnitude(clean[part] * bias[part], sigma[part], windows[part], coils, generator)
-    return Measured(signal, sigma, bias)
+    expected = None
+    if noiseless is not None:
+        ones = [1] * (clean.ndim - 4)
+        gain = bias[..., : noiseless.shape[4]] if noiseless.ndim == 5 else bias
+        spectrum = torch.fft.fft2(noiseless * gain, dim=(2, 3)) * windows.reshape(batch, 1, *windows.shape[1:], *ones)
+        expected = torch.fft.ifft2(spectrum, dim=(2, 3)).abs()
+    return Measured(signal, sigma, bias, expected)
 
 
 def _magnitude(signal, sigma, windows, coils: int, generator: torch.Generator) -> torch.Tensor:
