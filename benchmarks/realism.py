@@ -124,16 +124,19 @@ def _pairs(image: np.ndarray, mask: np.ndarray, axis: int, lag: int) -> tuple[np
 
 
 def table(real: dict[str, dict], simulated: dict[str, dict]) -> str:
-    """Return one line per scan and property, real beside simulated, and the spread over the real scans."""
+    """Return one line per property and scan, real beside simulated, and their means."""
     lines = []
     for name in next(iter(real.values())):
         key = name.split(" b=")[0]
-        lines.append(f"\n{name}")
+        lines.append(f"\n{key}")
+        pairs = []
         for label in real:
             found = [[v for k, v in side[label].items() if k.split(" b=")[0] == key] for side in (real, simulated)]
-            for r, s in zip(*found, strict=True):
-                numbers = ["  ".join(f"{x:5.2f}" for x in values) for values in (r, s)]
-                lines.append(f"  {label:9s} real {numbers[0]}   simulated {numbers[1]}")
+            pairs.extend(zip([label] * len(found[0]), *found, strict=True))
+        pairs.append(("mean", *(np.mean([pair[side] for pair in pairs], axis=0) for side in (1, 2))))
+        for label, *sides in pairs:
+            numbers = ["  ".join(f"{x:5.2f}" for x in values) for values in sides]
+            lines.append(f"  {label:9s} real {numbers[0]}   simulated {numbers[1]}")
     return "\n".join(lines)
 
 

@@ -23,15 +23,15 @@ from bids_dmrigen.simulate.examples import People, numbers_of_step
 from bids_dmrigen.simulate.imaging import measure
 
 N_B0, N_DIRECTIONS, SIZE = 3, 30, (96, 96)
+DIRECTIONS = torch.tensor(np.r_[np.zeros((N_B0, 3)), even_directions(N_DIRECTIONS)], dtype=torch.float32)
 
 
 def schemes(batch: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Return b-values (B, N), a shell of its own for each example, and directions (B, N, 3)."""
     device = generator.device
-    directions = torch.tensor(np.r_[np.zeros((N_B0, 3)), even_directions(N_DIRECTIONS)], dtype=torch.float32)
     shell = 500 + 2500 * torch.rand(batch, 1, generator=generator, device=device)
     bvals = torch.cat([torch.zeros(batch, N_B0, device=device), shell.expand(-1, N_DIRECTIONS)], dim=1)
-    return bvals, directions.to(device).expand(batch, -1, -1)
+    return bvals, DIRECTIONS.to(device).expand(batch, -1, -1)
 
 
 def work(device: str, batch: int, steps: int, worker: int, start, results) -> None:

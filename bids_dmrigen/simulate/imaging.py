@@ -33,7 +33,7 @@ class Imaging:
 
     snr: tuple[float, float] = (8.0, 120.0)
     bias: float = 0.5
-    coils: tuple[int, ...] = (1, 1, 1, 4)
+    coils: tuple[int, ...] = (1, 1, 1, 1, 1, 4)
     truncated: float = 0.5
     acquired: tuple[float, float] = (0.6, 1.0)
     partial_fourier: float = 0.5
