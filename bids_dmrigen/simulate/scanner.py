@@ -48,7 +48,8 @@ class SimulatedScan:
     truth
         `fractions` (3, X, Y, Z), `directions` (3, 3, X, Y, Z), `weights` (3, X, Y, Z), `sigma` (noise in
         scanner units), `bias` (X, Y, Z), `motion` (N, 4, 4), `displacement_mm` (X, Y, Z), `noise_free`
-        (X, Y, Z, N), the series with motion and distortion.
+        (X, Y, Z, N), the series with motion and distortion but before drop-out, ghost and truncation, `eddy`
+        (N, 4) and `slice_gains` (Z, N).
     """
 
     scan: Scan
@@ -106,7 +107,7 @@ def acquire(
     supersample
         Points per axis over which a voxel's signal is averaged.
     artefacts
-        None for none. `truth` then has `eddy` (N, 4), as `eddy_coefficients`, and `slice_gains` (Z, N).
+        None for none.
     """
     affine = np.asarray(affine, dtype=np.float64)
     shape, artefacts = tuple(int(s) for s in shape), artefacts or Artefacts()
@@ -114,26 +115,35 @@ def acquire(
     bias_field = coil_bias(seed, affine, shape, bias)
     eddy = eddy_coefficients(gradients, artefacts.eddy_mm)
     shift = _displacements(displacement, eddy, shape, np.linalg.norm(affine[:3, :3], axis=0))
-    still = np.eye(4)[None]
-    poses = still if motion is None else np.asarray(motion, dtype=np.float64)
-
-    def measured(poses: np.ndarray, shift: list[torch.Tensor] | None) -> np.ndarray:
-        turns = np.broadcast_to(poses[:, :3, :3], (len(gradients), 3, 3))
-        signal = simulate_signal(atlas, gradients, affine, tissue, turns, WHITE_SIGNAL)
-        seen = _measure(signal, atlas, affine, shape, poses, shift, phase_axis, supersample)
-        return seen.cpu().numpy() * bias_field.numpy()[..., None]
-
-    clean = measured(still, None)
-    noise_free = clean if motion is None and shift is None else measured(poses, shift)
+    poses = None if motion is None else np.asarray(motion, dtype=np.float64)
+    what, gain = (atlas, gradients, affine, shape, tissue, phase_axis, supersample), bias_field.numpy()[..., None]
+    clean = _noise_free(*what, None, None) * gain
+    noise_free = clean if motion is None and shift is None else _noise_free(*what, poses, shift) * gain
     sigma = _noise_level(clean, there, gradients, snr)
     gains = slice_gains(seed, gradients, shape[2], artefacts.dropout)
     received = ghosted(noise_free * gains, artefacts.ghost, phase_axis)
     noisy = add_noise(received, sigma, seed, coils, artefacts.acquired)
-    truth = {name: getattr(there, name).cpu().numpy() for name in ("fractions", "directions", "weights")}
+    truth = _truth(there, len(gradients), poses, displacement)
     truth |= {"sigma": sigma, "bias": bias_field.numpy(), "noise_free": noise_free, "eddy": eddy, "slice_gains": gains}
-    truth["motion"] = np.broadcast_to(poses, (len(gradients), 4, 4))
-    truth["displacement_mm"] = np.zeros(shape, np.float32) if displacement is None else np.array(displacement)
     return SimulatedScan(Scan(noisy, affine, gradients, there.brain.cpu().numpy()), clean, truth)
+
+
+def _noise_free(atlas, gradients, affine, shape, tissue, phase_axis, supersample, poses, shift) -> np.ndarray:
+    """Return the signals (X, Y, Z, N) of a head in these poses (or at rest) with these displacements (or none)."""
+    turns = None if poses is None else np.broadcast_to(poses[:, :3, :3], (len(gradients), 3, 3))
+    signal = simulate_signal(atlas, gradients, affine, tissue, turns, WHITE_SIGNAL)
+    poses = np.eye(4)[None] if poses is None else poses
+    return _measure(signal, atlas, affine, shape, poses, shift, phase_axis, supersample)
+
+
+def _truth(there: Atlas, n: int, poses: np.ndarray | None, displacement: np.ndarray | None) -> dict[str, Any]:
+    """Return what is known of the anatomy on the scan's grid and of where it was in each of n volumes."""
+    truth = {name: getattr(there, name).cpu().numpy() for name in ("fractions", "directions", "weights")}
+    truth["motion"] = np.broadcast_to(np.eye(4) if poses is None else poses, (n, 4, 4))
+    truth["displacement_mm"] = (
+        np.zeros(there.shape, np.float32) if displacement is None else np.array(displacement, np.float32)
+    )
+    return truth
 
 
 def _displacements(field: np.ndarray | None, eddy: np.ndarray, shape, zooms: np.ndarray) -> list[torch.Tensor] | None:
@@ -261,7 +271,7 @@ def _measure(
     shifts_mm: list[torch.Tensor] | None,
     phase_axis: int,
     supersample: int,
-) -> torch.Tensor:
+) -> np.ndarray:
     """Return signals (X, Y, Z, N) on the scan's grid: each voxel is the mean of points inside it.
 
     `signal` (X', Y', Z', N) is on the atlas's grid; `motion` has one pose or N, `shifts_mm` one field or N.
@@ -275,7 +285,7 @@ def _measure(
         touched = touches(atlas.brain, points)
         table = signal.flatten(0, 2).contiguous()
         out[touched] = sample_mean(table, atlas.shape, points[:, :, touched])
-        return out.reshape(*shape, -1)
+        return out.reshape(*shape, -1).cpu().numpy()
     seen, density = voxel, torch.ones(voxel.shape[::2], device=device)  # (K, V)
     zoom = float(np.linalg.norm(affine[:3, phase_axis]))
     for volume in range(signal.shape[3]):
@@ -286,7 +296,7 @@ def _measure(
         maps = signal[..., volume][None].contiguous()
         for at, weight in zip(points, density, strict=True):
             out[:, volume] += weight * sample(maps, at)[0] / len(points)
-    return out.reshape(*shape, -1)
+    return out.reshape(*shape, -1).cpu().numpy()
 
 
 def _undistorted(seen: torch.Tensor, shift: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
