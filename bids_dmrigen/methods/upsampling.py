@@ -87,14 +87,16 @@ def shells_to_fill(scan: Scan, title: str, needed: int, directions: int | np.nda
 
 def fill_gaps(acquired: np.ndarray, n: int) -> np.ndarray:
     """Return (n, 3) directions that fill the gaps between acquired ones (N, 3), each as far from all as can be."""
-    candidates = even_directions(CANDIDATES * max(n, 0))
-    nearest = np.abs(candidates @ acquired.T).max(axis=1) if n > 0 else np.zeros(0)
+    if n <= 0:
+        return np.zeros((0, 3))
+    candidates = even_directions(CANDIDATES * n)
+    nearest = np.abs(candidates @ acquired.T).max(axis=1)
     chosen = []
     for _ in range(n):
         k = int(nearest.argmin())
         chosen.append(candidates[k])
         nearest = np.maximum(nearest, np.abs(candidates @ candidates[k]))
-    return np.array(chosen).reshape(-1, 3)
+    return np.array(chosen)
 
 
 def nearest_references(acquired: Tensor, wanted: Tensor, n: int) -> Tensor:

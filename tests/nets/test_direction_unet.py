@@ -13,7 +13,7 @@ TINY = UNetSpec(in_channels=4, base=8, multipliers=(1, 1, 2), blocks=1, attentio
 
 def network(spec=TINY, seed=0):
     torch.manual_seed(seed)
-    return DirectionUNet(spec)
+    return DirectionUNet(spec, spec.in_channels - 1)
 
 
 def inputs(height=12, width=8, batch=2, seed=1):
@@ -32,7 +32,7 @@ def test_paper_size_of_qid2():
     # channels 128, 128, 256, one residual block per level, attention on the two lower levels, six references
     spec = UNetSpec(in_channels=7, base=128, multipliers=(1, 1, 2), blocks=1, attention=(1, 2), heads=4, context=128)
     with torch.device("meta"):
-        net = DirectionUNet(spec)
+        net = DirectionUNet(spec, spec.in_channels - 1)
     down = [layer for layer in net.down if isinstance(layer, Stage)]
     assert [layer.second[-1].out_channels for layer in down] == [128, 128, 256]
     assert [layer.cross is not None for layer in down] == [False, True, True]
@@ -136,7 +136,7 @@ def test_attention_to_equal_tokens_adds_their_value_everywhere():
 
 def test_faults_are_refused():
     with pytest.raises(ValueError, match=r"UNetSpec\.context is 0"):
-        DirectionUNet(replace(TINY, context=0))
+        DirectionUNet(replace(TINY, context=0), 3)
     given = inputs()
     with pytest.raises(ValueError, match=r"expected b-vectors of shape \(2, 4, 3\) .* found \(2, 3, 3\)"):
         network()(**given | {"bvecs": given["bvecs"][:, 1:]})

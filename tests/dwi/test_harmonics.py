@@ -1,0 +1,59 @@
+"""Spherical harmonics: the basis is DIPY's, fits are exact where they can be, prediction is what DIPY's fit gives."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from bids_dmrigen.dwi.gradients import even_directions
+from bids_dmrigen.dwi.harmonics import harmonics, n_harmonics, order_for, prediction_weights
+
+
+def directions(n, seed=0):
+    vectors = np.random.default_rng(seed).normal(size=(n, 3))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("order", [0, 2, 4, 8])
+def test_the_basis_is_dipys(order):
+    from dipy.reconst.shm import real_sh_descoteaux
+
+    v = directions(40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = real_sh_descoteaux(order, np.arccos(v[:, 2]), np.arctan2(v[:, 1], v[:, 0]), legacy=True)[0]
+    found = harmonics(torch.from_numpy(v), order)
+    assert found.shape == (40, n_harmonics(order))
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_a_direction_and_its_antipode_are_the_same():
+    v = torch.from_numpy(directions(20))
+    torch.testing.assert_close(harmonics(v, 6), harmonics(-v, 6))
+
+
+def test_prediction_without_smoothing_is_exact_for_a_signal_of_that_order():
+    acquired, wanted = torch.from_numpy(even_directions(30)), torch.from_numpy(directions(10, 3))
+    coefficients = torch.from_numpy(np.random.default_rng(1).normal(size=15))
+    weights = prediction_weights(acquired, wanted, 4, smoothing=0.0)
+    torch.testing.assert_close(weights @ harmonics(acquired, 4) @ coefficients, harmonics(wanted, 4) @ coefficients)
+
+
+def test_prediction_is_dipys_regularised_fit():
+    from dipy.reconst.shm import smooth_pinv
+
+    acquired, wanted = even_directions(20), directions(5, 4)
+    basis = harmonics(torch.from_numpy(acquired), 4).numpy()
+    degrees = np.repeat([0, 2, 4], [1, 5, 9])
+    fit = smooth_pinv(basis, np.sqrt(0.006) * degrees * (degrees + 1))
+    expected = harmonics(torch.from_numpy(wanted), 4).numpy() @ fit
+    found = prediction_weights(torch.from_numpy(acquired)[None], torch.from_numpy(wanted)[None], 4)[0]
+    np.testing.assert_allclose(found, expected, atol=1e-10)
+
+
+def test_order_follows_the_number_of_directions():
+    assert [order_for(n) for n in (6, 12, 14, 15, 30, 90)] == [2, 2, 2, 4, 4, 4]
+    assert order_for(90, highest=8) == 8
+    with pytest.raises(ValueError, match="even"):
+        n_harmonics(3)
