@@ -99,6 +99,11 @@ class GradientTable:
             groups[-1].append(volume)
         return [(float(self.bvals[g].mean()), np.sort(g)) for g in groups]
 
+    def groups(self) -> list[np.ndarray]:
+        """Return the volume indices of each contrast: the b0s, where there are any, then every shell."""
+        b0 = np.flatnonzero(self.is_b0)
+        return [b0][: len(b0)] + [volumes for _, volumes in self.shells()]
+
     def world_directions(self, affine: np.ndarray) -> np.ndarray:
         """Return (N, 3) unit directions in world RAS+ for an image with this (4, 4) affine."""
         rotation, flip = _frame(affine)
@@ -132,7 +137,7 @@ class GradientTable:
         k + 1 volumes the list is filled with -1, as it is for b0s, whose neighbours are the other b0s in order.
         """
         nearest = np.full((len(self), k), -1, dtype=np.int64)
-        for members in [np.flatnonzero(self.is_b0)] + [m for _, m in self.shells()]:
+        for members in self.groups():
             cosine = np.abs(self.bvecs[members] @ self.bvecs[members].T)
             np.fill_diagonal(cosine, -1.0)
             order = np.argsort(-cosine, axis=1, kind="stable")[:, : min(k, len(members) - 1)]

@@ -163,7 +163,7 @@ def _descriptions(gradients: GradientTable, max_order: int) -> tuple[np.ndarray,
     """Return the (N, N) projection onto what the shells' descriptions leave, and a (N, K) contrast basis."""
     n = len(gradients)
     projection, contrast = np.zeros((n, n)), []
-    for members in [np.flatnonzero(gradients.is_b0)] + [m for _, m in gradients.shells()]:
+    for members in gradients.groups():
         # Order 4 has 15 terms, order 2 has 6: half of a shell's volumes should be left over for the noise.
         order = min(max_order, 4 if len(members) >= 30 else 2)
         basis = _even_polynomials(gradients.bvecs[members], order)

@@ -136,7 +136,7 @@ def _log_tensor(gradients: GradientTable) -> Tensor:
 
 def _shell_means(gradients: GradientTable) -> Tensor:
     total = torch.zeros(len(gradients), len(gradients))
-    for members in [np.flatnonzero(gradients.is_b0)] + [m for _, m in gradients.shells()]:
+    for members in gradients.groups():
         inside = np.isin(np.arange(len(gradients)), members)
         total += _others_mean(inside, inside)
     return total

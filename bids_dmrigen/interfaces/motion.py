@@ -64,12 +64,11 @@ def estimate_motion(
         same content. The first b0's is the identity.
     """
     frame, grid = _index_frame(affine)
-    groups = [np.flatnonzero(gradients.is_b0), *(volumes for _, volumes in gradients.shells())]
     directions = gradients.world_directions(affine) @ frame[:3, :3]
     aligner = _Aligner(data, grid, mask, seed)
     transforms = np.tile(np.eye(4), (data.shape[3], 1, 1))
     done, reference_b0 = np.zeros(data.shape[3], bool), None
-    for volumes in filter(len, groups):
+    for volumes in gradients.groups():
         own, mean = aligner.group(volumes, gradients[volumes], directions[volumes], axis)
         if reference_b0 is None:  # the b0s come first: they fix where the reference space is
             own = own @ np.linalg.inv(own[0])

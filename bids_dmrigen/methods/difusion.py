@@ -471,8 +471,7 @@ class _Published(_Work):
 
 def _kinds(scan: Scan, targets: np.ndarray) -> list[np.ndarray]:
     """Return the volumes to denoise, grouped by what they show: the b0s, and each shell."""
-    kinds = [np.flatnonzero(scan.gradients.is_b0)] + [volumes for _, volumes in scan.gradients.shells()]
-    return [volumes for volumes in kinds if np.isin(volumes, targets).any()]
+    return [volumes for volumes in scan.gradients.groups() if np.isin(volumes, targets).any()]
 
 
 def _loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:

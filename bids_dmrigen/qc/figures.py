@@ -182,10 +182,9 @@ def carpet(data: np.ndarray, gradients: GradientTable, mask: np.ndarray, path: s
     voxels = voxels[np.argsort(voxels[:, 2], kind="stable")]
     voxels = voxels[np.linspace(0, len(voxels) - 1, min(CARPET_ROWS, len(voxels))).astype(int)]
     values = np.asarray(data[tuple(voxels.T)], np.float32)  # (voxels, N)
-    for members in [np.flatnonzero(gradients.is_b0)] + [m for _, m in gradients.shells()]:
-        if len(members):
-            middle = np.median(values[:, members], axis=1, keepdims=True)
-            values[:, members] = 100 * (values[:, members] / np.where(middle > 0, middle, np.inf) - 1)
+    for members in gradients.groups():
+        middle = np.median(values[:, members], axis=1, keepdims=True)
+        values[:, members] = 100 * (values[:, members] / np.where(middle > 0, middle, np.inf) - 1)
     limit = max(float(np.percentile(np.abs(values), 95)), 1.0)
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, 4.2))

@@ -165,7 +165,7 @@ def slice_scores(data: np.ndarray, gradients: GradientTable, mask: np.ndarray) -
     log = np.log(np.where(mean > 0, mean, np.nan))
     scores, excess = np.full(log.shape, np.nan), np.full(log.shape, np.nan)
     rows = np.flatnonzero(np.isfinite(log).all(axis=1))
-    for members in [np.flatnonzero(gradients.is_b0)] + [m for _, m in gradients.shells()]:
+    for members in gradients.groups():
         if len(members) < MIN_SHELL_VOLUMES or len(rows) <= len(BESIDE):
             continue
         r = log[np.ix_(rows, members)]

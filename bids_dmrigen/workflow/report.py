@@ -63,7 +63,6 @@ def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: M
     template
         Name of the template.
     """
-    from nipype.interfaces.utility import Merge
     from nipype.pipeline import engine as pe
 
     from ..interfaces.figures import QualityMetrics, RunFigures
@@ -71,23 +70,7 @@ def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: M
 
     methods = list(plan.settings.methods)
     sources = ["preproc", *methods] if plan.does("maps") else []
-    listed = {name: [] for name in LISTS}
-    for method in methods:
-        for name in ("generated", "generated_bval", "generated_bvec"):
-            listed[name].append(ports[(name, method)])
-        listed["generated_record"].append(records[method])
-        if plan.settings.n_samples > 1:
-            listed["generated_std"].append(ports[("spread", method)])
-    for source in sources:
-        for name in ("fa", "md", "dec"):
-            listed[name].append(ports[("map", source, name)])
-    lists = {}
-    for name, found in listed.items():
-        if found:
-            lists[name] = pe.Node(Merge(len(found)), name=f"list_{name}", run_without_submitting=True)
-            for number, port in enumerate(found, 1):
-                wf.connect(*port, lists[name], f"in{number}")
-
+    lists = _merged(wf, _listed(plan, methods, sources, ports, records))
     single = dict(FIGURE_INPUTS)
     single |= MOTION_INPUTS if plan.does("motion") else {}
     single |= FIELD_INPUTS if plan.does("susceptibility") else {}
@@ -118,6 +101,34 @@ def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: M
     )
     wf.connect(nodes["figures"], "figures", sink, "figures")
     return nodes["metrics"], "out_metrics"
+
+
+def _listed(plan: RunPlan, methods, sources, ports: Mapping, records: Mapping) -> dict[str, list]:
+    """Return input of the figures -> ports, for the inputs that take a list: one entry per method or source of maps."""
+    listed = {name: [] for name in LISTS}
+    for method in methods:
+        for name in ("generated", "generated_bval", "generated_bvec"):
+            listed[name].append(ports[(name, method)])
+        listed["generated_record"].append(records[method])
+        if plan.settings.n_samples > 1:
+            listed["generated_std"].append(ports[("spread", method)])
+    for source in sources:
+        for name in ("fa", "md", "dec"):
+            listed[name].append(ports[("map", source, name)])
+    return {name: found for name, found in listed.items() if found}
+
+
+def _merged(wf, listed: dict[str, list]) -> dict:
+    """Return input -> node that hands on all its ports."""
+    from nipype.interfaces.utility import Merge
+    from nipype.pipeline import engine as pe
+
+    nodes = {}
+    for name, found in listed.items():
+        nodes[name] = pe.Node(Merge(len(found)), name=f"list_{name}", run_without_submitting=True)
+        for number, port in enumerate(found, 1):
+            wf.connect(*port, nodes[name], f"in{number}")
+    return nodes
 
 
 def write_dataset_files(settings: Settings, plans: Sequence[RunPlan], links: Mapping[str, Path]) -> None:
