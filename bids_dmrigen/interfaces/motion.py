@@ -20,6 +20,7 @@ from .base import SeriesInputSpec
 COARSE_MM, FINE_MM = 8.0, 5.0  # grids that the registration looks at
 RIM_MM = 6.0
 INNER_MM = 4.0  # deeper than most of the fluid around the brain
+EDDY_ROUNDS, PREDICTED_ROUNDS = 2, 2
 RIDGE = 0.3  # on the five parameters of a shell's contrast between directions
 SAMPLES = 40_000  # grid points that the metric takes, about a third of them in the brain
 CONFOUNDS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
@@ -76,7 +77,9 @@ def estimate_motion(
         else:
             known = np.flatnonzero(done)
             nearest = known[np.abs(known - volumes[0]).argmin()]
-            start = np.linalg.inv(own[0]) @ transforms[nearest]
+            # The shells' own eddy currents must not enter: the tie is rigid only if its start is.
+            first, before = rigid_part(np.stack([own[0], transforms[nearest]]), np.eye(4), axis, aligner.center)
+            start = np.linalg.inv(first) @ before
             own = own @ aligner.tie(reference_b0, mean, start)
         transforms[volumes], done[volumes] = own, True
     return frame @ transforms @ np.linalg.inv(frame)
@@ -152,21 +155,32 @@ class _Aligner:
             # Heads move little from one volume to the next: each starts where the one before ended.
             own.append(self._to_reference(reference, volume, own[-1], self._rigid(False)))
         if len(volumes) > 1:
-            mean = self.mean(volumes, own)
-            own = [self._to_reference(mean, *each, self._rigid(True)) for each in zip(volumes, own, strict=True)]
+            own = self._to_mean(volumes, own, self._rigid(True))
         if len(volumes) > 1 and not gradients.is_b0[0]:
-            own = self._to_predicted(volumes, own, directions, self._rigid(True) + self._eddy(axis))
-            if axis is not None:
+            # What others predict for a direction is distorted as its neighbours are: eddy currents show in the mean.
+            for _ in range(EDDY_ROUNDS if axis is not None else 0):
+                own = self._to_mean(volumes, own, self._eddy(axis))
                 own = _keep_predicted(np.stack(own), gradients, axis, self.center)
-            own = self._to_predicted(volumes, own, directions, self._rigid(True))
+            for _ in range(PREDICTED_ROUNDS):
+                own = self._to_predicted(volumes, own, directions, axis)
         return np.stack(own), self.mean(volumes, own)
 
-    def _to_predicted(self, volumes: np.ndarray, own, directions: np.ndarray, stages) -> list[np.ndarray]:
-        """Register each volume to what the others predict for its direction."""
-        turned = np.einsum("nji,nj->ni", np.stack(own)[:, :3, :3], directions)
+    def _to_mean(self, volumes: np.ndarray, own, stages) -> list[np.ndarray]:
+        mean = self.mean(volumes, own)
+        return [self._to_reference(mean, *each, stages) for each in zip(volumes, own, strict=True)]
+
+    def _to_predicted(self, volumes: np.ndarray, own, directions: np.ndarray, axis: int | None) -> list[np.ndarray]:
+        """Register each volume, freed of its eddy currents, rigidly to what the others predict for its direction."""
+        rigid = rigid_part(np.stack(own), np.eye(4), axis, self.center)
+        eddy = own @ np.linalg.inv(rigid)
+        turned = np.einsum("nji,nj->ni", rigid[:, :3, :3], directions)
         aligned = np.stack([self._moved(*each) for each in zip(volumes, own, strict=True)])
-        predicted = (np.tensordot(weights, aligned, 1) for weights in _predictors(turned))
-        return [self._to_reference(*each, stages) for each in zip(predicted, volumes, own, strict=True)]
+        found = []
+        for weights, volume, start, shear in zip(_predictors(turned), volumes, rigid, eddy, strict=True):
+            straight = self.data[..., volume] if axis is None else self._moved(volume, shear)
+            predicted = np.tensordot(weights, aligned, 1)
+            found.append(shear @ self._register(straight, predicted, start, self._rigid(True), self.rim))
+        return found
 
     def mean(self, volumes: np.ndarray, own: np.ndarray) -> np.ndarray:
         """Return the mean (X, Y, Z) of the volumes brought to the reference by their matrices."""
@@ -258,21 +272,24 @@ def _predictors(directions: np.ndarray) -> np.ndarray:
 def _keep_predicted(own: np.ndarray, gradients: GradientTable, axis: int, center: np.ndarray) -> np.ndarray:
     """Return the matrices with eddy shears and scale replaced by what the gradient table predicts.
 
-    Eddy currents are linear in the gradient: p_n = W g_n, g_n = sqrt(b_n) times direction. Each of the three
+    Eddy currents are linear in the gradient: p_n = W g_n + c, g_n = sqrt(b_n) times direction. What is found is
+    relative to the mean of all volumes, whose own distortion is -c: only W g_n is kept. Each of the three
     parameters is shrunk by how well the other volumes predict it (leave-one-out): noise predicts nothing, and
     leaves the rigid transform. The center (3,), index mm, stays where the whole transform takes it.
     """
     rigid = rigid_part(own, np.eye(4), axis, center)
     eddy = own @ np.linalg.inv(rigid)
     found = eddy[:, axis, :3] - np.eye(3)[axis]
-    design = gradients.bvecs * np.sqrt(gradients.bvals / gradients.bvals.max())[:, None]
+    strength = gradients.bvecs * np.sqrt(gradients.bvals / gradients.bvals.max())[:, None]
+    design = np.column_stack([strength, np.ones(len(strength))])
     kept = np.zeros_like(found)
     if len(design) > design.shape[1] + 1:
-        hat = design @ np.linalg.pinv(design)
-        fitted = hat @ found
-        left_out = (found - fitted) / np.maximum(1 - np.diag(hat), 1e-3)[:, None]
-        explained = 1 - (left_out**2).sum(axis=0) / np.maximum((found**2).sum(axis=0), 1e-12)
-        kept = fitted * np.clip(explained, 0, 1)
+        inverse = np.linalg.pinv(design)
+        fit, leverage = inverse @ found, np.einsum("np,pn->n", design, inverse)
+        left_out = (found - design @ fit) / np.maximum(1 - leverage, 1e-3)[:, None]
+        spread = ((found - found.mean(axis=0)) ** 2).sum(axis=0)
+        explained = 1 - (left_out**2).sum(axis=0) / np.maximum(spread, 1e-12)
+        kept = strength @ fit[:3] * np.clip(explained, 0, 1)
     moved = (rigid @ [*center, 1.0])[:, :3]  # where the head's motion takes the center: there the shear is zero
     eddy = np.tile(np.eye(4), (len(own), 1, 1))
     eddy[:, axis, :3] += kept
