@@ -40,6 +40,8 @@ class _GenerateInput(SeriesInputSpec):
     run = traits.Str(desc="addresses the noise")
     device = traits.Str("cpu", usedefault=True, desc="auto, cpu, cuda or cuda:N")
     precision = traits.Str("auto", usedefault=True, desc="auto, fp32 or bf16")
+    weights = traits.Either(None, traits.Str, usedefault=True, desc="path of the weights")
+    weights_sha256 = traits.Str(desc="of their file: Nipype computes anew where it is another")
     minutes = traits.Either(None, traits.Float, usedefault=True, desc="training budget, minutes")
     options = traits.Dict(usedefault=True, desc="the method's own options")
     deterministic = traits.Bool(False, usedefault=True, desc="the same bits every time, where the device can")
@@ -85,12 +87,13 @@ class Generate(SimpleInterface):
             run=i.run or "",
             device=choose_device(i.device),
             precision=i.precision,
+            weights=i.weights,
             minutes=i.minutes,
             checkpoint=cwd / "training.pt",
             progress=progress_printer(f"{i.run}, {method.spec.title}"),
             options=dict(i.options),
         )
-        made = method.generate(method.network(i.size), scan, request)
+        made = method.generate(None, scan, request)
         sidecar = generative_model(method.spec, made, extra_warnings=warnings)
         (cwd / "sidecar.json").write_text(json.dumps(sidecar, indent=2))
         self._results["out_sidecar"] = str(cwd / "sidecar.json")
