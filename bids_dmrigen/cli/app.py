@@ -179,7 +179,7 @@ def _own_output(folder: Path) -> None:
 def _device_exists(device: str) -> None:
     if not device.startswith("cuda"):
         return
-    from ..interfaces.generate import choose_device
+    from ..diffusion.parallel import choose_device
 
     try:
         choose_device(device)

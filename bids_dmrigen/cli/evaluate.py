@@ -73,7 +73,10 @@ def run(args) -> None:
                   ((args.bval, "bval"), (args.bvec, "bvec")))  # fmt: skip
     scan, _ = read_scan(args.image, bval, bvec, args.mask, args.b0_threshold)
     if args.mask is None:
-        scan = Scan(scan.data, scan.affine, scan.gradients, _brain(scan))
+        from ..interfaces.brain import brain_mask, mean_dwi
+
+        mask = brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan))
+        scan = Scan(scan.data, scan.affine, scan.gradients, mask)
     arms = {name: _arm(name, args, stem) for name in dict.fromkeys(args.methods)}
     args.out.mkdir(parents=True, exist_ok=True)
     result = evaluation.evaluate(scan, args.keep, arms, args.rotations, args.reference_method, _tell)
@@ -91,7 +94,7 @@ def _arm(name: str, args, run_name: str):
 
     if name == NO_METHOD:
         return as_acquired
-    from ..interfaces.generate import choose_device
+    from ..diffusion.parallel import choose_device
     from ..methods import check_weights, load
     from ..methods.base import Request
     from ..workflow.settings import weights_by_method
@@ -108,14 +111,6 @@ def _arm(name: str, args, run_name: str):
         return method.generate(None, kept, request)
 
     return make
-
-
-def _brain(scan):
-    from ..interfaces.brain import brain_mask
-
-    lowest = scan.gradients.shells()[:1]
-    mean_dwi = scan.data[..., lowest[0][1]].mean(axis=3) if lowest else None
-    return brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi)
 
 
 def _tell(outcome) -> None:

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import evaluate, volumes, weights
+from . import evaluate, prepare, simulate, train, volumes, weights
 
-FAILED, BAD_RESOURCE = 1, 4  # as the app has them
+DONE, FAILED, BAD_RESOURCE = 0, 1, 4  # as the app has them
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,23 +17,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="dmrigen", description="Tools beside the BIDS App bids_dmrigen.")
     parser.add_argument("--version", action="version", version=f"bids_dmrigen {__version__}")
     tools = parser.add_subparsers(dest="tool", required=True, metavar="TOOL")
-    for tool in (volumes, weights, evaluate):
+    for tool in (volumes, simulate, prepare, train, weights, evaluate):
         tool.add(tools)
     args = parser.parse_args(argv)
     try:
-        args.run(args)
+        return args.run(args) or DONE
     except KeyboardInterrupt:
         return FAILED
     except (OSError, ValueError) as error:
         print(f"dmrigen {args.tool}: {error}", file=sys.stderr)
         return BAD_RESOURCE if _about_resources(error) else FAILED
-    return 0
 
 
 def _about_resources(error: Exception) -> bool:
     from ..diffusion.weights import WeightsError
+    from ..simulate.atlas_file import AtlasError
 
-    return isinstance(error, WeightsError)
+    return isinstance(error, (WeightsError, AtlasError))
 
 
 if __name__ == "__main__":

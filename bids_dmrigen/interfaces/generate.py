@@ -67,6 +67,7 @@ class Generate(SimpleInterface):
         import torch
 
         from ..bids.sidecars import generative_model
+        from ..diffusion.parallel import choose_device
         from ..methods import load
         from ..methods.base import Request
 
@@ -105,27 +106,3 @@ class Generate(SimpleInterface):
             self._results["out_bval"] = str(cwd / "generated.bval")
             self._results["out_bvec"] = str(cwd / "generated.bvec")
         return runtime
-
-
-def choose_device(name: str):
-    """Return the torch device for auto, cpu, cuda or cuda:N.
-
-    Without a number it is the GPU with the most free memory: several runs at once spread over several GPUs.
-
-    Raises
-    ------
-    ValueError
-        Where the GPU asked for is not there.
-    """
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda"):
-        count = torch.cuda.device_count()
-        if name == "cuda" and count > 1:
-            name = f"cuda:{max(range(count), key=lambda k: torch.cuda.mem_get_info(k)[0])}"
-        index = int(name.partition(":")[2] or 0)
-        if index >= count:
-            raise ValueError(f"--device {name}: {count} GPUs are visible; use cpu, auto, or start with --gpus all")
-    return torch.device(name)

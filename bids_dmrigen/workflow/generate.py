@@ -24,8 +24,9 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
     name
         Of the node (default: after the method).
     """
+    from ..diffusion.parallel import choose_device
     from ..diffusion.weights import read_card
-    from ..interfaces.generate import Generate, choose_device
+    from ..interfaces.generate import Generate
     from ..methods import check_weights
 
     settings = plan.settings

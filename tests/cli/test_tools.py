@@ -90,3 +90,26 @@ def test_evaluate_runs_a_method_on_the_kept_volumes(tmp_path, monkeypatch):
     image = write_run(tmp_path, "dense", tiny_series(gradients), gradients)
     assert main(["evaluate", str(image), "--keep", "8", "--methods", "difusion", "--out", str(tmp_path / "o")]) == 0
     assert (seen["net"], seen["volumes"], seen["directions"].shape) == (None, 10, (12, 3))
+
+
+def test_simulated_people_are_a_dataset_with_truth(tmp_path, monkeypatch):
+    import nibabel as nib
+
+    from bids_dmrigen.cli import simulate
+    from bids_dmrigen.simulate.atlas_file import save_atlas
+    from tests.simulate.conftest import make_ball
+
+    monkeypatch.setattr(simulate, "HEAD_MM", (60.0, 64.0, 56.0))
+    atlas, out = str(save_atlas(tmp_path / "ball.safetensors", make_ball())), tmp_path / "out"
+    options = ["--n", "2", "--directions", "3", "4", "--bvals", "700", "2000", "--b0", "1", "--voxel-mm", "4"]
+    assert main(["simulate", str(out), *options, "--snr", "inf", "--atlas", atlas]) == 0
+    for label in ("01", "02"):
+        stem = f"sub-{label}/dwi/sub-{label}"
+        np.testing.assert_array_equal(np.loadtxt(out / f"{stem}_dwi.bval"), [0] + 3 * [700] + 4 * [2000])
+        series, clean = (
+            nib.load(folder / f"{stem}{name}_dwi.nii.gz").get_fdata()
+            for folder, name in ((out, ""), (out / "derivatives" / "truth", "_desc-clean"))
+        )
+        np.testing.assert_allclose(series, clean, atol=0.51)  # whole numbers, otherwise the truth
+    assert main(["simulate", str(out), *options]) == 1  # not empty
+    assert main(["simulate", str(tmp_path / "x"), "--directions", "3", "4", "--bvals", "700"]) == 1

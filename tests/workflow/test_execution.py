@@ -116,7 +116,7 @@ def test_generation_occupies_a_gpu_where_there_is_one(monkeypatch, tmp_path, n_g
 def test_the_emptiest_gpu_is_taken(monkeypatch):
     import torch
 
-    from bids_dmrigen.interfaces.generate import choose_device
+    from bids_dmrigen.diffusion.parallel import choose_device
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
