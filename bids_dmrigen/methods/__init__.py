@@ -25,8 +25,8 @@ def load(name: str) -> Method:
     return getattr(import_module(f".{module}", __name__), cls)()
 
 
-def check_weights(name: str, size: str, weights: str | None = None, weights_dir: Path | None = None) -> Path | None:
-    """Find, verify and try the weights that a method would use, so that a fault shows before anything runs.
+def weights_of(name: str, size: str, weights: str | None = None, weights_dir: Path | None = None) -> Path | None:
+    """Return the file of weights that a method would use.
 
     Parameters
     ----------
@@ -40,17 +40,27 @@ def check_weights(name: str, size: str, weights: str | None = None, weights_dir:
     Returns
     -------
     Path
-        Their file; None for a method that uses none.
+        Absolute; None for a method that uses none.
 
     Raises
     ------
     WeightsError
-        Where they are missing, damaged or of something else.
+        Where there is no such file.
     """
-    from ..diffusion.weights import default_name, load_weights
+    from ..diffusion.weights import default_name, find_weights
 
-    method = load(name)
-    if weights is None and not method.spec.needs_weights:
+    if weights is None and not load(name).spec.needs_weights:
         return None
-    path, _ = load_weights(method.network(size), weights or default_name(name, size), name, size, weights_dir)
-    return path.resolve()
+    return find_weights(weights or default_name(name, size), weights_dir).resolve()
+
+
+def check_weights(name: str, size: str, weights: str | None = None, weights_dir: Path | None = None) -> None:
+    """Verify and try the weights that a method would use, so that a fault shows before anything runs.
+
+    Parameters are those of `weights_of`; `WeightsError` where they are missing, damaged or of something else.
+    """
+    from ..diffusion.weights import load_weights
+
+    path = weights_of(name, size, weights, weights_dir)
+    if path is not None:
+        load_weights(load(name).network(size), path, name, size)

@@ -27,7 +27,7 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
     from ..diffusion.parallel import choose_device
     from ..diffusion.weights import read_card
     from ..interfaces.generate import Generate
-    from ..methods import check_weights
+    from ..methods import weights_of
 
     settings = plan.settings
     gpu = settings.device != "cpu" and choose_device(settings.device).type == "cuda"
@@ -38,8 +38,8 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
         if settings.difusion_steps:
             options["training_steps"] = settings.difusion_steps
     if method in UPSAMPLERS:
-        options = {"directions": _directions(settings.qid2_directions)}
-    weights = check_weights(method, settings.size, settings.method_weights.get(method), settings.weights_dir)
+        options = {"directions": directions(settings.qid2_directions)}
+    weights = weights_of(method, settings.size, settings.method_weights.get(method), settings.weights_dir)
     node = pe.Node(
         Generate(
             method=method,
@@ -70,7 +70,7 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
     return node
 
 
-def _directions(text: str) -> int | list[list[float]]:
+def directions(text: str) -> int | list[list[float]]:
     """Return a number of directions, or the b-vectors in a file."""
     from ..interfaces.io import read_bvecs
 
