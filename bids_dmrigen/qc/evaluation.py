@@ -20,6 +20,7 @@ from .definitions import EVALUATION as SCORES
 STARTS = 3  # of the search for even directions
 EROSIONS = 2  # of the mask, by one voxel each: its rim is partly air and moves with the fit
 DIRECTION_FA_MIN = 0.3
+TENSOR_BMAX = 1550.0  # s/mm², with what scanners make of 1500
 SAME_BVAL = 0.05  # relative: one shell
 NEW_DEGREES = 3.0  # nearer to a kept direction there is nothing to generate
 FOUND_DEGREES = 0.5  # a generated volume this near to a wanted one is it
@@ -180,10 +181,14 @@ def _even_volumes(gradients: GradientTable, volumes: np.ndarray, keep: int, star
 
 
 def summary_maps(scan: Scan, fit: str = "ols") -> dict[str, np.ndarray]:
-    """Return `fa`, `md` (X, Y, Z; mm²/s), `dec` and `direction` (X, Y, Z, 3; world RAS+) of a scan, 0 off its mask."""
-    signal = torch.as_tensor(np.asarray(scan.data[scan.mask], dtype=np.float32))
-    directions = scan.gradients.world_directions(scan.affine)
-    maps = tensor_maps(fit_tensor(signal, scan.gradients.bvals, directions, fit))
+    """Return `fa`, `md` (X, Y, Z; mm²/s), `dec` and `direction` (X, Y, Z, 3; world RAS+) of a scan, 0 off its mask.
+
+    Only volumes of `tensor_volumes` are fitted.
+    """
+    used = tensor_volumes(scan.gradients)
+    table, signal = scan.gradients[used], np.asarray(scan.data[scan.mask][:, used], dtype=np.float32)
+    directions = table.world_directions(scan.affine)
+    maps = tensor_maps(fit_tensor(torch.from_numpy(signal), table.bvals, directions, fit))
     maps["direction"] = maps["eigenvectors"][:, :, 0]
     volumes = {}
     for name in ("fa", "md", "dec", "direction"):
@@ -191,6 +196,18 @@ def summary_maps(scan: Scan, fit: str = "ols") -> dict[str, np.ndarray]:
         volumes[name] = np.zeros(scan.mask.shape + values.shape[1:], dtype=np.float32)
         volumes[name][scan.mask] = values
     return volumes
+
+
+def tensor_volumes(gradients: GradientTable) -> np.ndarray:
+    """Return (N,) bool: b0s and the shells up to b = 1500 s/mm², or the lowest shell where all lie above.
+
+    At higher b-values the signal is no tensor's: what is fitted would depend on how many volumes each shell has,
+    and selections of directions change that.
+    """
+    used = gradients.is_b0.copy()
+    for k, (bval, volumes) in enumerate(gradients.shells()):
+        used[volumes] = k == 0 or bval <= TENSOR_BMAX
+    return used
 
 
 def map_scores(estimate: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], mask) -> dict[str, float]:

@@ -54,6 +54,13 @@ def test_kept_volumes_are_b0s_and_even_directions_of_every_shell():
         evaluation.kept_volumes(gradients, 30)
 
 
+def test_tensors_are_fitted_to_low_shells():
+    bvecs = np.r_[np.zeros((1, 3)), even_directions(9)]
+    for bvals, used in (((700, 1500, 3000), (700, 1500)), ((2000, 3000), (2000,)), ((1000,), (1000,))):
+        table = GradientTable(np.r_[0, np.resize(bvals, 9)], bvecs)
+        np.testing.assert_array_equal(evaluation.tensor_volumes(table), np.isin(table.bvals, (0, *used)))
+
+
 def test_a_perfect_method_scores_perfectly_and_what_it_adds_is_left_out():
     scan = dense_scan()
     arms = {"perfect": oracle(scan), "more": oracle(scan, extra=3), "none": evaluation.as_acquired}
