@@ -65,9 +65,9 @@ class Request:
     run: str = ""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "auto"  # auto | fp32 | bf16
-    weights: str | None = None  # name or path; None = those that go with method and size
-    weights_dir: Path | None = None  # searched before the package
     minutes: float | None = None  # training budget; None = by steps alone, so that no clock enters the result
+    weights: str | None = None  # name or path; None = the method's own default
+    weights_dir: Path | None = None  # looked in before the package
     checkpoint: Path | None = None  # file that training resumes from and writes to
     progress: Callable[[str, int, int], None] | None = None  # (what, done, total)
     options: dict[str, Any] = field(default_factory=dict)  # method's own flags
@@ -117,4 +117,4 @@ class Method(Protocol):
         """Return an untrained network of this size."""
 
     def generate(self, net: torch.nn.Module | None, scan: Scan, request: Request) -> Generated:
-        """Run the method on a scan; without a network, with one of its own and the weights that the request names."""
+        """Run the method on a scan."""
