@@ -33,7 +33,12 @@ def add(tools) -> None:
     parser.add_argument("image", type=Path, metavar="IMAGE", help="dense series, NIfTI; preprocessed is best")
     parser.add_argument("--bval", type=Path, metavar="FILE", help="b-values, FSL (default: beside the image)")
     parser.add_argument("--bvec", type=Path, metavar="FILE", help="directions, FSL (default: beside the image)")
-    parser.add_argument("--mask", type=Path, metavar="FILE", help="brain mask (default: found in b0 and mean DWI)")
+    parser.add_argument(
+        "--mask",
+        type=Path,
+        metavar="FILE",
+        help="brain mask (default: found in b0 and mean DWI, without voxels where a volume is 0)",
+    )
     parser.add_argument("--keep", type=int, nargs="+", required=True, metavar="N",
                         help="directions to keep on every shell, spread evenly; several numbers in turn")  # fmt: skip
     parser.add_argument("--methods", nargs="+", default=[*REGISTRY, NO_METHOD], choices=[*REGISTRY, NO_METHOD],
@@ -75,7 +80,8 @@ def run(args) -> None:
     if args.mask is None:
         from ..interfaces.brain import brain_mask, mean_dwi
 
-        mask = brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan))
+        # Where a volume is 0 it was moved out of the field of view: nothing was measured there.
+        mask = brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan)) & (scan.data > 0).all(axis=3)
         scan = Scan(scan.data, scan.affine, scan.gradients, mask)
     arms = {name: _arm(name, args, stem) for name in dict.fromkeys(args.methods)}
     args.out.mkdir(parents=True, exist_ok=True)
@@ -83,6 +89,8 @@ def run(args) -> None:
     for keep in args.keep:
         print(f"\n{keep} directions per shell kept; maps against those of all {len(scan.gradients)} volumes")
         _print_table(evaluation.table(result, keep, list(arms)))
+    if note := evaluation.empty_note(scan, result.mask):
+        print(f"\nnote: {note}")
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     settings = {key: value for key, value in settings.items() if key not in ("run", "tool")}
     print(f"\n{write_results(args.out, result, scan, settings)}")

@@ -149,12 +149,15 @@ class Prepared:
         Parameters
         ----------
         generator
-            On the CPU; see `simulate.examples.numbers_of_step`.
+            See `simulate.examples.numbers_of_step`; one on a GPU only seeds what is drawn on the CPU.
         batch
             Number of windows.
         size
             (H, W), or (H, W, D) for blocks of D slices; what lies beyond the scan is 0.
         """
+        if generator.device.type != "cpu":
+            seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+            generator = torch.Generator().manual_seed(int(seed))
         height, width, depth = (*size, 1)[:3]
         chances = torch.tensor([float(count.sum()) for count in self.counts])
         index = int(torch.multinomial(chances, 1, generator=generator))

@@ -28,6 +28,10 @@ FOUND_DEGREES = 0.5  # a generated volume this near to a wanted one is it
 NOTHING_LEFT_OUT = "{keep} directions are to be kept, but no shell has more (shells: {shells}); give a smaller number"
 NO_SHELL = "no diffusion-weighted volume in the scan"
 MASK_TOO_SMALL = "nothing is left of the mask after eroding it {n} times; give a mask of the whole brain"
+EMPTY_VOXELS = (
+    "{empty} of the {total} voxels have no signal in some volume, as where motion correction moved the edge in; a tensor "
+    "fit makes outliers of them, which weigh on every score of the maps: use a mask without them"
+)
 
 # An arm of the comparison: (kept volumes, table of the held-out ones) -> the series that its maps are fitted to.
 Arm = Callable[[Scan, GradientTable], Generated]
@@ -76,6 +80,12 @@ class Evaluation:
         """Return (mean, standard deviation) over the selections of each score; NaN where there is none."""
         rows = [o for o in self.outcomes if (o.keep, o.arm) == (keep, arm) and not o.fault]
         return {key: _mean_and_deviation([o.scores[key] for o in rows]) for key in SCORES}
+
+
+def empty_note(scan: Scan, mask: np.ndarray) -> str:
+    """Return a sentence where voxels of the mask have no signal in some volume, else ""."""
+    empty = int((scan.data[mask] <= 0).any(axis=1).sum())
+    return EMPTY_VOXELS.format(empty=empty, total=int(mask.sum())) if empty else ""
 
 
 def as_acquired(kept: Scan, wanted: GradientTable) -> Generated:

@@ -14,7 +14,7 @@ import numpy as np
 from .. import __version__
 from ..dwi.series import Scan
 from .comparison import against_reference
-from .evaluation import SCORES, Evaluation, Outcome, table
+from .evaluation import SCORES, Evaluation, Outcome, empty_note, table
 from .pages import page_template
 
 
@@ -32,7 +32,7 @@ def write_results(folder: Path, result: Evaluation, scan: Scan, settings: dict[s
     """
     shells = [{"b": round(b), "directions": len(volumes)} for b, volumes in scan.gradients.shells()]
     about = {"volumes": len(scan.gradients), "b0": int(scan.gradients.is_b0.sum()), "shells": shells}
-    about["voxels"] = int(result.mask.sum())
+    about |= {"voxels": int(result.mask.sum()), "note": empty_note(scan, result.mask)}
     document = {
         "software": f"bids_dmrigen {__version__}",
         "settings": settings,
