@@ -80,7 +80,7 @@ def run(args) -> None:
     if args.mask is None:
         from ..interfaces.brain import brain_mask, mean_dwi
 
-        # Where a volume is 0 it was moved out of the field of view: nothing was measured there.
+        # A tensor fit makes an outlier of a voxel that is 0 in some volume.
         mask = brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan)) & (scan.data > 0).all(axis=3)
         scan = Scan(scan.data, scan.affine, scan.gradients, mask)
     arms = {name: _arm(name, args, stem) for name in dict.fromkeys(args.methods)}

@@ -160,7 +160,7 @@ def test_voxels_without_signal_are_counted():
     data = scan.data.copy()
     data[*np.argwhere(scan.mask)[:2].T, 5] = 0
     note = evaluation.empty_note(Scan(data, AFFINE, scan.gradients, scan.mask), scan.mask)
-    assert note.startswith(f"2 of the {scan.mask.sum()} voxels have no signal")
+    assert note.startswith(f"2 of the {scan.mask.sum()} voxels are 0 in some volume")
 
 
 @pytest.mark.real
