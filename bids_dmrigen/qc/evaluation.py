@@ -29,8 +29,8 @@ NOTHING_LEFT_OUT = "{keep} directions are to be kept, but no shell has more (she
 NO_SHELL = "no diffusion-weighted volume in the scan"
 MASK_TOO_SMALL = "nothing is left of the mask after eroding it {n} times; give a mask of the whole brain"
 EMPTY_VOXELS = (
-    "{empty} of the {total} voxels are 0 in some volume: moved out of the field of view, or too dark for the scanner; a "
-    "tensor fit makes outliers of them, which weigh on every score of the maps: use a mask without them"
+    "{empty} of the {total} voxels are 0 in some volume: moved out of the field of view, or too dark for the scanner; "
+    "a tensor fit makes outliers of them, which weigh on every score of the maps: use a mask without them"
 )
 
 # An arm of the comparison: (kept volumes, table of the held-out ones) -> the series that its maps are fitted to.
