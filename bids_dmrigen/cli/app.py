@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"bids_dmrigen {__version__}: {settings.analysis_level} level on {settings.bids_dir}", flush=True)
 
     from ..bids.query import DatasetError, SelectionError
+    from ..diffusion.weights import WeightsError
     from ..interfaces.templates import TemplateError
     from ..qc.group import GroupError
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, BAD_DATASET)
     except KeyboardInterrupt:
         return _fail(InterruptedError("stopped; call again to go on from here"), SOME_FAILED)
-    except TemplateError as error:
+    except (TemplateError, WeightsError) as error:
         return _fail(error, BAD_RESOURCE)
     except OSError as error:
         # Full disks and read-only folders are the user's to mend: the message, not the traceback.
@@ -60,6 +61,7 @@ def _participants(settings: Settings) -> int:
     if not settings.dry_run:
         _writable(settings.out_dir, "output folder")
         _writable(settings.work, "work folder (-w/--work-dir)")
+    _weights_fit(settings)
     runs, template = _discover(settings), _template_name(settings)
 
     from ..workflow.plan import describe, plan_run
@@ -177,12 +179,19 @@ def _own_output(folder: Path) -> None:
 def _device_exists(device: str) -> None:
     if not device.startswith("cuda"):
         return
-    from ..interfaces.generate import choose_device
+    from ..diffusion.parallel import choose_device
 
     try:
         choose_device(device)
     except ValueError as error:
         raise SettingsError(str(error)) from None
+
+
+def _weights_fit(settings: Settings) -> None:
+    from ..methods import check_weights
+
+    for method in settings.methods:
+        check_weights(method, settings.size, settings.method_weights.get(method), settings.weights_dir)
 
 
 def _writable(folder: Path, what: str) -> None:

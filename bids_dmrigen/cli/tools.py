@@ -1,68 +1,39 @@
-"""`dmrigen`: the tools beside the BIDS App."""
+"""`dmrigen`: the tools beside the BIDS App, each in a file of its own that imports nothing heavy until it runs."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from .. import __version__
+from . import evaluate, prepare, simulate, train, volumes, weights
+
+DONE, FAILED, BAD_RESOURCE = 0, 1, 4  # as the app has them
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a tool; return its exit status."""
+    """Run a tool; return its exit status: 0 done, 1 failed, 2 usage, 4 weights or atlas missing or wrong."""
     parser = argparse.ArgumentParser(prog="dmrigen", description="Tools beside the BIDS App bids_dmrigen.")
     parser.add_argument("--version", action="version", version=f"bids_dmrigen {__version__}")
-    tools = parser.add_subparsers(dest="tool", required=True)
-    for add in (_add_demo, _add_to_scan):
-        add(tools)
+    tools = parser.add_subparsers(dest="tool", required=True, metavar="TOOL")
+    for tool in (volumes, simulate, prepare, train, weights, evaluate):
+        tool.add(tools)
     args = parser.parse_args(argv)
     try:
-        args.run(args)
+        return args.run(args) or DONE
+    except KeyboardInterrupt:
+        return FAILED
     except (OSError, ValueError) as error:
         print(f"dmrigen {args.tool}: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return BAD_RESOURCE if _about_resources(error) else FAILED
 
 
-def _add_demo(tools) -> None:
-    demo = tools.add_parser("demo", help="write a synthetic BIDS dataset with known truth")
-    demo.add_argument("out_dir", type=Path, help="folder to write; must be empty or absent")
-    demo.add_argument("--seed", type=int, default=0, help="seed of anatomy, motion and noise (default: 0)")
-    demo.set_defaults(run=_demo)
+def _about_resources(error: Exception) -> bool:
+    from ..diffusion.weights import WeightsError
+    from ..simulate.atlas_file import AtlasError
 
-
-def _demo(args) -> None:
-    from .demo import write_demo
-
-    if args.out_dir.is_dir() and any(args.out_dir.iterdir()):
-        raise ValueError(f"{args.out_dir} is not empty; give a new folder")
-    print(f"writing a synthetic BIDS dataset to {args.out_dir}", flush=True)
-    write_demo(args.out_dir, seed=args.seed)
-
-
-def _add_to_scan(tools) -> None:
-    to_scan = tools.add_parser(
-        "to-scan", help="bring an atlas file from the template into a scan's space, by a stored transform"
-    )
-    to_scan.add_argument("atlas", type=Path, help="NIfTI file in the template's space: labels, 3-D or 4-D maps")
-    to_scan.add_argument("transform", type=Path, help="*_from-<template>_to-dwi_mode-image_xfm.h5 of the run")
-    to_scan.add_argument("reference", type=Path, help="*_dwiref.nii.gz of the run: the grid to write on")
-    to_scan.add_argument("out_file", type=Path, help="NIfTI file to write")
-    to_scan.add_argument("--labels", action="store_true", help="the atlas holds labels: take the nearest")
-    to_scan.set_defaults(run=_to_scan)
-
-
-def _to_scan(args) -> None:
-    from ..interfaces.io import read_image, write_image
-    from ..interfaces.normalize import apply_to_scan
-
-    for path in (args.atlas, args.transform, args.reference):
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file")
-    _, like = read_image(args.reference)
-    write_image(args.out_file, apply_to_scan(args.atlas, args.transform, args.reference, args.labels), like)
+    return isinstance(error, (WeightsError, AtlasError))
 
 
 if __name__ == "__main__":

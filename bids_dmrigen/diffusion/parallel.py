@@ -1,4 +1,4 @@
-"""Training on several devices: the processes that torchrun starts, and what they have to agree on."""
+"""Devices: which one is meant, the processes that torchrun starts on several, and what they have to agree on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,28 @@ from contextlib import contextmanager
 
 import torch
 from torch import distributed
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the torch device for auto, cpu, cuda or cuda:N.
+
+    Without a number it is the GPU with the most free memory: several runs at once spread over several GPUs.
+
+    Raises
+    ------
+    ValueError
+        Where the GPU asked for is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda"):
+        count = torch.cuda.device_count()
+        if name == "cuda" and count > 1:
+            name = f"cuda:{max(range(count), key=lambda k: torch.cuda.mem_get_info(k)[0])}"
+        index = int(name.partition(":")[2] or 0)
+        if index >= count:
+            raise ValueError(f"--device {name}: {count} GPUs are visible; use cpu, auto, or start with --gpus all")
+    return torch.device(name)
 
 
 @contextmanager

@@ -111,6 +111,11 @@ def save_weights(folder: Path, name: str, net: nn.Module, card: Card, dtype: tor
     return path
 
 
+def default_name(method: str, size: str) -> str:
+    """Return the name of the weights that a method of this size takes where none are named."""
+    return f"{method}-{size}"
+
+
 def find_weights(name: str | Path, weights_dir: Path | None = None) -> Path:
     """Return the path of weights given by path, or by name in `weights_dir` and then in the package.
 

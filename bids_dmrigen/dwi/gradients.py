@@ -162,11 +162,7 @@ def even_subset(directions: np.ndarray, n: int) -> np.ndarray:
     total = len(directions)
     if not 1 <= n <= total:
         raise GradientError(f"asked for {n} even directions out of {total}")
-    with np.errstate(divide="ignore"):
-        energy = 1 / np.linalg.norm(directions[:, None] - directions[None], axis=-1)
-        energy += 1 / np.linalg.norm(directions[:, None] + directions[None], axis=-1)
-    energy = np.minimum(energy, 1e6)
-    np.fill_diagonal(energy, 0.0)
+    energy = pair_energies(directions)
     chosen = [0]
     while len(chosen) < n:
         cost = energy[:, chosen].sum(axis=1)
@@ -183,6 +179,16 @@ def even_subset(directions: np.ndarray, n: int) -> np.ndarray:
             if cost[best] < cost[chosen[slot]] - 1e-9:
                 chosen[slot], improved = best, True
     return np.sort(chosen)
+
+
+def pair_energies(directions: np.ndarray) -> np.ndarray:
+    """Return (N, N) electrostatic energies of pairs of directions (N, 3) and antipodes; the lower, the more even."""
+    with np.errstate(divide="ignore"):
+        energy = 1 / np.linalg.norm(directions[:, None] - directions[None], axis=-1)
+        energy += 1 / np.linalg.norm(directions[:, None] + directions[None], axis=-1)
+    energy = np.minimum(energy, 1e6)
+    np.fill_diagonal(energy, 0.0)
+    return energy
 
 
 def even_directions(n: int, iterations: int = 500) -> np.ndarray:

@@ -40,6 +40,8 @@ class _GenerateInput(SeriesInputSpec):
     run = traits.Str(desc="addresses the noise")
     device = traits.Str("cpu", usedefault=True, desc="auto, cpu, cuda or cuda:N")
     precision = traits.Str("auto", usedefault=True, desc="auto, fp32 or bf16")
+    weights = traits.Either(None, traits.Str, usedefault=True, desc="path of the weights")
+    weights_sha256 = traits.Str(desc="of their file: Nipype computes anew where it is another")
     minutes = traits.Either(None, traits.Float, usedefault=True, desc="training budget, minutes")
     options = traits.Dict(usedefault=True, desc="the method's own options")
     deterministic = traits.Bool(False, usedefault=True, desc="the same bits every time, where the device can")
@@ -65,6 +67,7 @@ class Generate(SimpleInterface):
         import torch
 
         from ..bids.sidecars import generative_model
+        from ..diffusion.parallel import choose_device
         from ..methods import load
         from ..methods.base import Request
 
@@ -85,12 +88,13 @@ class Generate(SimpleInterface):
             run=i.run or "",
             device=choose_device(i.device),
             precision=i.precision,
+            weights=i.weights,
             minutes=i.minutes,
             checkpoint=cwd / "training.pt",
             progress=progress_printer(f"{i.run}, {method.spec.title}"),
             options=dict(i.options),
         )
-        made = method.generate(method.network(i.size), scan, request)
+        made = method.generate(None, scan, request)
         sidecar = generative_model(method.spec, made, extra_warnings=warnings)
         (cwd / "sidecar.json").write_text(json.dumps(sidecar, indent=2))
         self._results["out_sidecar"] = str(cwd / "sidecar.json")
@@ -102,27 +106,3 @@ class Generate(SimpleInterface):
             self._results["out_bval"] = str(cwd / "generated.bval")
             self._results["out_bvec"] = str(cwd / "generated.bvec")
         return runtime
-
-
-def choose_device(name: str):
-    """Return the torch device for auto, cpu, cuda or cuda:N.
-
-    Without a number it is the GPU with the most free memory: several runs at once spread over several GPUs.
-
-    Raises
-    ------
-    ValueError
-        Where the GPU asked for is not there.
-    """
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda"):
-        count = torch.cuda.device_count()
-        if name == "cuda" and count > 1:
-            name = f"cuda:{max(range(count), key=lambda k: torch.cuda.mem_get_info(k)[0])}"
-        index = int(name.partition(":")[2] or 0)
-        if index >= count:
-            raise ValueError(f"--device {name}: {count} GPUs are visible; use cpu, auto, or start with --gpus all")
-    return torch.device(name)

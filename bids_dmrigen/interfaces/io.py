@@ -79,18 +79,24 @@ def read_gradients(
     GradientError
         Where a file is missing or unreadable, or the table does not describe `n_volumes` volumes.
     """
-    bvals, bvecs = _read_table(bval).reshape(-1), _read_table(bvec)
-    if bvecs.shape[0] != 3 or (bvecs.shape == (3, 3) and len(bvals) != 3):
-        if bvecs.shape[1] != 3:
-            raise GradientError(f"{bvec}: expected 3 rows (or 3 columns) of numbers, found {bvecs.shape}")
-        bvecs = bvecs.T
-    for path, found in ((bval, len(bvals)), (bvec, bvecs.shape[1])):
+    bvals, bvecs = _read_table(bval).reshape(-1), read_bvecs(bvec)
+    for path, found in ((bval, len(bvals)), (bvec, len(bvecs))):
         if n_volumes is not None and found != n_volumes:
             raise GradientError(f"{path}: {found} entries, but the image has {n_volumes} volumes; they must agree")
     try:
-        return GradientTable(bvals, bvecs.T, b0_threshold)
+        return GradientTable(bvals, bvecs, b0_threshold)
     except GradientError as error:
         raise GradientError(f"{bval}, {bvec}: {error}") from None
+
+
+def read_bvecs(path: str | Path) -> np.ndarray:
+    """Return the (N, 3) directions of a text file with three rows (as it should be) or three columns."""
+    bvecs = _read_table(path)
+    if bvecs.shape[0] == 3:
+        return bvecs.T
+    if bvecs.shape[1] != 3:
+        raise GradientError(f"{path}: expected 3 rows (or 3 columns) of numbers, found {bvecs.shape}")
+    return bvecs
 
 
 def write_gradients(table: GradientTable, bval: str | Path, bvec: str | Path) -> None:

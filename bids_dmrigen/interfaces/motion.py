@@ -21,6 +21,7 @@ COARSE_MM, FINE_MM = 8.0, 5.0  # grids that the registration looks at
 RIM_MM = 6.0
 INNER_MM = 4.0  # deeper than most of the fluid around the brain
 EDDY_ROUNDS, PREDICTED_ROUNDS = 2, 2
+ENOUGH = 8  # volumes of a shell, from which the others predict one better than their mean does
 RIDGE = 0.3  # on the five parameters of a shell's contrast between directions
 SAMPLES = 40_000  # grid points that the metric takes, about a third of them in the brain
 CONFOUNDS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
@@ -161,7 +162,7 @@ class _Aligner:
             for _ in range(EDDY_ROUNDS if axis is not None else 0):
                 own = self._to_mean(volumes, own, self._eddy(axis))
                 own = _keep_predicted(np.stack(own), gradients, axis, self.center)
-            for _ in range(PREDICTED_ROUNDS):
+            for _ in range(PREDICTED_ROUNDS if len(volumes) >= ENOUGH else 0):
                 own = self._to_predicted(volumes, own, directions, axis)
         return np.stack(own), self.mean(volumes, own)
 

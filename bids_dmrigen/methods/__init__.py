@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,3 +26,44 @@ def load(name: str) -> Method:
         raise ValueError(UNKNOWN_METHOD.format(name=name, names=", ".join(REGISTRY)))
     module, cls = REGISTRY[name]
     return getattr(import_module(f".{module}", __name__), cls)()
+
+
+def weights_of(name: str, size: str, weights: str | None = None, weights_dir: Path | None = None) -> Path | None:
+    """Return the file of weights that a method would use.
+
+    Parameters
+    ----------
+    name, size
+        Of the method.
+    weights
+        Name or path; None for those named METHOD-SIZE, where the method needs any.
+    weights_dir
+        Folder searched before the package.
+
+    Returns
+    -------
+    Path
+        Absolute; None for a method that uses none.
+
+    Raises
+    ------
+    WeightsError
+        Where there is no such file.
+    """
+    from ..diffusion.weights import default_name, find_weights
+
+    if weights is None and not load(name).spec.needs_weights:
+        return None
+    return find_weights(weights or default_name(name, size), weights_dir).resolve()
+
+
+def check_weights(name: str, size: str, weights: str | None = None, weights_dir: Path | None = None) -> None:
+    """Verify and try the weights that a method would use, so that a fault shows before anything runs.
+
+    Parameters are those of `weights_of`; `WeightsError` where they are missing, damaged or of something else.
+    """
+    from ..diffusion.weights import load_weights
+
+    path = weights_of(name, size, weights, weights_dir)
+    if path is not None:
+        load_weights(load(name).network(size), path, name, size)

@@ -21,6 +21,7 @@ from ..diffusion.noise import generator
 from ..diffusion.processes import rev_warmup70
 from ..diffusion.samplers import Sampled, run_walk, run_walk_times
 from ..diffusion.training import Plan, Trained, resolve_precision, train
+from ..diffusion.weights import load_weights
 from ..dwi.fusion import fuse
 from ..dwi.noise import estimate_sigma
 from ..dwi.prediction import CHANNELS, conditions, leave_one_out
@@ -113,7 +114,12 @@ class DiFusion:
         variant = request.options.get("variant", "extended")
         if variant not in VARIANTS:
             raise ValueError(f"unknown Di-Fusion variant {variant!r}; choose one of {VARIANTS}")
-        net = self.network(request.size, variant) if net is None or variant == "published" else net
+        weights = {"Name": "trained on this run"}
+        if net is None or variant == "published":
+            net = self.network(request.size, variant)
+            if request.weights is not None:
+                path, card = load_weights(net, request.weights, "difusion", request.size, request.weights_dir)
+                weights = {"Name": f"{path.stem}, trained further on this run", "SHA256": card.sha256}
         net = net.to(request.device, memory_format=torch.channels_last)
         sigma = estimate_sigma(scan).sigma
         stack = slice_stack(scan, net.spec.divisor, request.device)
@@ -125,7 +131,7 @@ class DiFusion:
         record = {
             "Size": request.size,
             "Variant": variant,
-            "Weights": {"Name": "trained on this run"},
+            "Weights": weights,
             "Sampler": {
                 "Name": self.spec.samplers[request.sampler],
                 "Steps": len(times),
@@ -175,6 +181,7 @@ def _checkpoint(scan: Scan, request: Request) -> Path | None:
     for array in (scan.data, scan.mask, scan.gradients.bvals, scan.gradients.bvecs):
         digest.update(np.ascontiguousarray(array).data)
     settings = (request.size, request.seed, request.subject, request.run, request.precision, request.options)
+    settings += (request.weights,)
     digest.update(repr(settings).encode())
     path = Path(request.checkpoint)
     return path.with_name(f"{path.stem}-{digest.hexdigest()}.safetensors")

@@ -228,3 +228,44 @@ def fa_histogram(fa: Mapping[str, np.ndarray], mask: np.ndarray, path: str | Pat
         axes.set(xlabel="FA", ylabel="density", xlim=(0, 1), title="FA of all voxels in the mask")
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return save(figure, path)
+
+
+def against_reference(
+    reference: np.ndarray,
+    estimates: Mapping[str, np.ndarray],
+    affine: np.ndarray,
+    mask: np.ndarray,
+    title: str,
+    path: str | Path,
+    made: frozenset[str] = frozenset(),
+) -> Path:
+    """Draw a map of all acquired volumes, then each estimate of it with its difference below.
+
+    Parameters
+    ----------
+    reference
+        (X, Y, Z) FA, or (X, Y, Z, 3) colour FA in [0, 1].
+    estimates
+        Name -> the same map from fewer volumes.
+    affine, mask
+        (4, 4) and (X, Y, Z) bool of the grid; maps are shown within the mask.
+    title, path
+        Heading; SVG or PNG to write.
+    made
+        Estimates that rest on generated volumes.
+    """
+    coloured = reference.ndim == 4
+    inside = mask[..., None] if coloured else mask
+    style = {} if coloured else {"vmin": 0, "vmax": FA_MAX, "unit": "FA"}
+    limit = FA_DIFFERENCE_MAX
+    rows = [Row("reference:\nall volumes", reference * inside, provenance=ACQUIRED, **style)]
+    for name, estimate in estimates.items():
+        provenance = GENERATED if name in made else ACQUIRED
+        rows.append(Row(name, estimate * inside, provenance=provenance, **style))
+        difference, label = (estimate - reference) * inside, f"{name}\n- reference"
+        if coloured:
+            label = f"{name},\n|difference|,\nfull at {limit}"
+            rows.append(Row(label, np.abs(difference) / limit, provenance=DERIVED))
+        else:
+            rows.append(Row(label, difference, -limit, limit, "RdBu_r", "ΔFA", provenance=DERIVED))
+    return save(mosaic(rows, affine, mask, title), path)

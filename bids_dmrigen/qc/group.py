@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..bids import names
-from .report import ARROWS, DATA, entities_of, format_value
+from .pages import page_template
+from .report import ARROWS, entities_of, format_value
 
 TABLE, SIDECAR, PAGE = "group_metrics.tsv", "group_metrics.json", "group.html"
 MIN_RUNS = 4  # fewer have no outlier
@@ -155,16 +156,11 @@ def _describe(columns: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, s
 
 
 def _page(runs: Sequence[RunMetrics], columns: Mapping[str, Mapping[str, Any]], faults: Sequence[str]) -> str:
-    import jinja2
-
     values = {key: np.array([_value(run, key) for run in runs]) for key in columns}
     marked = {key: outliers(column) for key, column in values.items()}
     counts = np.sum(list(marked.values()), axis=0) if marked else np.zeros(len(runs), int)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(DATA), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
     few = f"Fewer than {MIN_RUNS} runs: none is called an outlier." if len(runs) < MIN_RUNS else "No outliers."
-    return environment.get_template("group.html.j2").render(
+    return page_template("group.html.j2").render(
         runs=[{"name": r.name, "link": r.link, "count": int(c)} for r, c in zip(runs, counts, strict=True)],
         table=TABLE,
         rule=RULE,

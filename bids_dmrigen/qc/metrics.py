@@ -1,18 +1,18 @@
-"""Image-quality metrics against a reference, and the one table of what every reported number means.
+"""Image-quality metrics against a reference, and how they are written down.
 
-Every function is over a mask and says which; `DEFINITIONS`, read from `data/definitions.tsv`, is where
-reports, JSON files and the group table take a number's label, unit, better direction and definition from.
+Every function is over a mask and says which; `DEFINITIONS` is where reports, JSON files and the group table take a
+number's label, unit, better direction and definition from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
+
+from .definitions import DEFINITIONS, Definition
 
 SSIM_SIGMA = 1.5  # of the Gaussian window, voxels
 SSIM_TRUNCATE = 3.5  # windows of 11 voxels, as in Wang et al. 2004
@@ -26,28 +26,6 @@ EMPTY_MASK = "the mask is empty: there is nothing to measure in it"
 
 class MetricError(ValueError):
     """Arrays between which a metric is not defined."""
-
-
-@dataclass(frozen=True)
-class Definition:
-    """What a reported number is."""
-
-    label: str
-    unit: str
-    better: str | None  # "higher", "lower" or None where neither is better
-    text: str
-
-
-def _read_definitions() -> dict[str, Definition]:
-    text = (Path(__file__).parent / "data" / "definitions.tsv").read_text(encoding="utf-8")
-    rows = [line.split("\t") for line in text.splitlines()[1:]]
-    return {
-        key: Definition(label, unit, None if better == "n/a" else better, definition)
-        for key, label, unit, better, definition in rows
-    }
-
-
-DEFINITIONS = _read_definitions()
 
 
 def describe(key: str, value: float, source: str | None = None) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..bids import names
+from .pages import DATA
 
-DATA = Path(__file__).parent / "data"
 RECORD = "record"  # key of a run's record among the figures
 STEP_LABELS = {
     "denoise": "Denoising",

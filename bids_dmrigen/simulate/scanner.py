@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -239,10 +240,13 @@ def scan_grid(atlas: Atlas, voxel_mm, shape, rotation: np.ndarray | None = None)
     return affine
 
 
-def protocol(affine: np.ndarray, n_directions: int, n_b0: int, bval: float) -> GradientTable:
-    """Return a table of b0s, then even directions on one shell (s/mm²), for an image with this affine."""
-    directions = np.concatenate([np.zeros((n_b0, 3)), even_directions(n_directions)])
-    bvals = np.concatenate([np.zeros(n_b0), np.full(n_directions, float(bval))])
+def protocol(
+    affine: np.ndarray, n_directions: int | Sequence[int], n_b0: int, bval: float | Sequence[float]
+) -> GradientTable:
+    """Return a table of b0s, then even directions on each shell (s/mm²), for an image with this affine."""
+    shells = list(zip(np.atleast_1d(n_directions), np.atleast_1d(bval), strict=True))
+    directions = np.concatenate([np.zeros((n_b0, 3)), *(even_directions(int(n)) for n, _ in shells)])
+    bvals = np.concatenate([np.zeros(n_b0), *(np.full(int(n), float(b)) for n, b in shells)])
     return GradientTable.from_world(bvals, directions, affine)
 
 

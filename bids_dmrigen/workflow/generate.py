@@ -6,6 +6,7 @@ from nipype.pipeline import engine as pe
 
 from .plan import RunPlan
 
+UPSAMPLERS = ("qid2", "interp", "sh")  # methods that add directions, see --qid2-directions
 NETWORK_GB = {"small": 1.2, "paper": 3.0}
 
 
@@ -23,7 +24,10 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
     name
         Of the node (default: after the method).
     """
-    from ..interfaces.generate import Generate, choose_device
+    from ..diffusion.parallel import choose_device
+    from ..diffusion.weights import read_card
+    from ..interfaces.generate import Generate
+    from ..methods import weights_of
 
     settings = plan.settings
     gpu = settings.device != "cpu" and choose_device(settings.device).type == "cuda"
@@ -33,7 +37,10 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
         options = {"variant": settings.difusion_variant}
         if settings.difusion_steps:
             options["training_steps"] = settings.difusion_steps
-    return pe.Node(
+    if method in UPSAMPLERS:
+        options = {"directions": directions(settings.qid2_directions)}
+    weights = weights_of(method, settings.size, settings.method_weights.get(method), settings.weights_dir)
+    node = pe.Node(
         Generate(
             method=method,
             size=settings.size,
@@ -45,6 +52,7 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
             run=plan.run.name,
             device=settings.device,
             precision=settings.precision,
+            weights=None if weights is None else str(weights),
             # No clock may enter a result that has to be the same every time.
             minutes=None if settings.deterministic else minutes,
             options=options,
@@ -57,3 +65,13 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
         mem_gb=NETWORK_GB[settings.size] + 6 * plan.volume_gb,
         n_procs=1 if gpu else threads,
     )
+    if weights is not None:
+        node.inputs.weights_sha256 = read_card(weights).sha256
+    return node
+
+
+def directions(text: str) -> int | list[list[float]]:
+    """Return a number of directions, or the b-vectors in a file."""
+    from ..interfaces.io import read_bvecs
+
+    return int(text) if text.isdigit() else read_bvecs(text).tolist()

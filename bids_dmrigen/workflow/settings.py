@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,16 @@ class Settings:
         nargs="+", choices=METHODS,
     )  # fmt: skip
     size: str = option("methods", "network size (default: small)", "small", choices=("small", "paper"))
+    weights: tuple[str, ...] = option(
+        "methods",
+        "trained weights, by name or path of a .safetensors file (default: those named METHOD-SIZE)",
+        (),
+        nargs="+",
+        metavar="METHOD=NAME_OR_PATH",
+    )
+    weights_dir: Path | None = option(
+        "methods", "folder with weights, searched before those of the package", None, metavar="DIR"
+    )
     sampler: str = option(
         "methods", "the paper's sampler or a faster one (default: fast)", "fast", choices=("fast", "paper")
     )
@@ -101,6 +112,14 @@ class Settings:
         "methods", "Di-Fusion: extended, or as published, which is weaker (default: extended)", "extended",
         choices=("extended", "published"),
     )  # fmt: skip
+
+    qid2_directions: str = option(
+        "methods",
+        "QID² and the interpolations it is compared with: directions that each shell is to have in the end, or a file "
+        "of b-vectors to generate on each (FSL convention, the run's voxel axes) (default: 60)",
+        "60",
+        metavar="N|FILE",
+    )
 
     # -- preprocessing
     denoise: str | None = option(
@@ -202,6 +221,8 @@ class Settings:
                 raise SettingsError(f"--derivatives: expected NAME=PATH, found {item}")
             if Path(path).resolve() == self.out_dir.resolve():
                 raise SettingsError(f"--derivatives: {path} is the output folder too; give another output folder")
+        object.__setattr__(self, "qid2_directions", _number_or_file("--qid2-directions", self.qid2_directions))
+        weights_by_method(self.weights)
         if self.template_dir is not None:  # steps run in folders of their own
             object.__setattr__(self, "template_dir", self.template_dir.resolve())
         if set(",[]") & set(str(self.work)):
@@ -216,6 +237,11 @@ class Settings:
     def work(self) -> Path:
         """Folder of the intermediate results."""
         return (self.work_dir or self.out_dir / "work").resolve()
+
+    @property
+    def method_weights(self) -> dict[str, str]:
+        """Name or path of the weights of every method that was given some."""
+        return weights_by_method(self.weights)
 
     @property
     def denoiser(self) -> str:
@@ -235,6 +261,18 @@ class Settings:
                     lines.append(f"{spec.name} = {_toml(value)}")
             lines.append("")
         return "\n".join(lines)
+
+
+def weights_by_method(items: Iterable[str]) -> dict[str, str]:
+    """Return method -> name or path of METHOD=NAME_OR_PATH items; `SettingsError` where one is not of that form."""
+    pairs = {}
+    for item in items:
+        method, _, weights = item.partition("=")
+        if method not in METHODS or not weights:
+            names = ", ".join(METHODS)
+            raise SettingsError(f"--weights: expected METHOD=NAME_OR_PATH, METHOD one of {names}, found {item}")
+        pairs[method] = weights
+    return pairs
 
 
 def settings_of(group: str) -> list[Field]:
@@ -285,6 +323,15 @@ def _check(spec: Field, value: Any) -> None:
     wrong = [v for v in values if choices and v not in choices]
     if wrong:
         raise SettingsError(f"{flag}: expected {', '.join(choices)}, found {wrong[0]!r}")
+
+
+def _number_or_file(flag: str, value: str) -> str:
+    """Return a number of directions as it is, a file by its full path: steps run in folders of their own."""
+    if value.isdigit() and int(value) > 0:
+        return value
+    if not Path(value).is_file():
+        raise SettingsError(f"{flag}: expected a number above 0 or a file, found {value}")
+    return str(Path(value).resolve())
 
 
 def _toml(value: Any) -> str:

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from bids_dmrigen.cli.app import main
 from bids_dmrigen.cli.parser import UnsupportedLevel, build_parser, parse_settings
 from bids_dmrigen.workflow.settings import SettingsError, read_toml
 
@@ -34,6 +35,15 @@ def test_difusion_sees_the_noise_unless_told_otherwise():
 def test_switches():
     settings = parse("--no-gibbs", "--no_motion", "--no-sdc", "--no-bias")
     assert [settings.gibbs, settings.motion, settings.sdc, settings.bias] == [False] * 4
+
+
+def test_weights_by_method_and_directions_by_number_or_file(tmp_path):
+    assert parse("--weights", "difusion=a=b").method_weights == {"difusion": "a=b"}
+    assert parse().method_weights == {}
+    assert parse("--qid2-directions", "90").qid2_directions == "90"
+    file = tmp_path / "wanted.bvec"
+    file.write_text("1 0\n0 1\n0 0\n")
+    assert parse("--qid2-directions", str(file)).qid2_directions == str(file)
 
 
 def test_settings_file_and_command_line(tmp_path):
@@ -92,6 +102,9 @@ def test_folders_that_cannot_serve():
         (("--device", "gpu"), "--device: expected auto"),
         (("--b0-threshold", "0"), "--b0-threshold: expected more than 0"),
         (("--derivatives", "/somewhere"), "expected NAME=PATH"),
+        (("--weights", "trial"), "expected METHOD=NAME_OR_PATH"),
+        (("--weights", "nobody=trial"), "METHOD one of difusion"),
+        (("--qid2-directions", "0"), "expected a number above 0 or a file"),
     ],
 )
 def test_values_that_make_no_sense(options, message):
@@ -104,13 +117,20 @@ def test_output_must_not_be_the_input(tmp_path):
         parse_settings([str(tmp_path), f"{tmp_path}/", "participant"])
 
 
+def test_missing_weights_have_a_status_of_their_own_before_anything_runs(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    command = [str(tmp_path / "data"), str(tmp_path / "out"), "participant", "--dry-run", "--methods", "difusion"]
+    assert main([*command, "--weights", "difusion=nobody"]) == 4
+    assert "no weights 'nobody'" in capsys.readouterr().err
+
+
 def test_unsupported_level():
     with pytest.raises(UnsupportedLevel, match="expected participant or group"):
         parse_settings(["/data", "/out", "session"])
 
 
 def test_abbreviations_and_absent_flags_are_refused():
-    for option in ("--meth", "--weights", "--xtract-dir", "--qid2-directions"):
+    for option in ("--meth", "--weight", "--xtract-dir"):
         with pytest.raises(SystemExit) as stop:
             parse(option, "x")
         assert stop.value.code == 2

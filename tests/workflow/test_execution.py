@@ -113,10 +113,29 @@ def test_generation_occupies_a_gpu_where_there_is_one(monkeypatch, tmp_path, n_g
     assert node.n_procs == (1 if needs else 4)
 
 
+def test_weights_and_directions_reach_the_node(tmp_path):
+    from bids_dmrigen.diffusion.weights import Card, save_weights
+    from bids_dmrigen.methods.difusion import DiFusion
+    from bids_dmrigen.workflow.generate import directions, generate_node
+    from bids_dmrigen.workflow.plan import plan_run
+
+    from .test_plan import make_run, settings
+
+    card = Card("difusion", "small", {}, {}, 1, 0.1, 0, "a test", {}, "Apache-2.0")
+    path = save_weights(tmp_path / "weights", "trial", DiFusion().network("small"), card)
+    given = settings(methods=("difusion",), weights=("difusion=trial",), weights_dir=path.parent)
+    node = generate_node(plan_run(make_run(tmp_path), given, "TPL"), "difusion", threads=1)
+    assert node.inputs.weights == str(path)
+    assert len(node.inputs.weights_sha256) == 64
+    assert directions("90") == 90
+    (tmp_path / "wanted.bvec").write_text("1 0\n0 1\n0 0\n")
+    assert directions(str(tmp_path / "wanted.bvec")) == [[1, 0, 0], [0, 1, 0]]
+
+
 def test_the_emptiest_gpu_is_taken(monkeypatch):
     import torch
 
-    from bids_dmrigen.interfaces.generate import choose_device
+    from bids_dmrigen.diffusion.parallel import choose_device
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

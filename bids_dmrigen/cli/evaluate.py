@@ -1,0 +1,143 @@
+"""`dmrigen evaluate`: can a method be trusted on my scanner? Directions are left out of a dense scan and compared."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..methods import REGISTRY
+
+NO_METHOD = "none"
+DESCRIPTION = """\
+Leave directions of a dense diffusion scan out, let methods and the classical estimates work with the rest, and
+compare with what was left out. `none` is the tensor fit of the kept volumes alone.
+"""
+EPILOG = """\
+scores, all in the mask eroded twice (R: 99.9th percentile of the reference there):
+{scores}
+
+The reference is itself measured, with its noise, and holds the kept volumes: an estimate that is better than the scan
+scores worse than perfect, and no score says that anatomy was not invented. Look at the pictures too.
+"""
+
+
+def add(tools) -> None:
+    """Add the tool to the parser of `dmrigen`."""
+    parser = tools.add_parser(
+        "evaluate",
+        help="leave directions of a dense scan out and score methods on them: can I trust it on my scanner?",
+        description=DESCRIPTION,
+        epilog=EPILOG.format(scores=_scores_help()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="dense series, NIfTI; preprocessed is best")
+    parser.add_argument("--bval", type=Path, metavar="FILE", help="b-values, FSL (default: beside the image)")
+    parser.add_argument("--bvec", type=Path, metavar="FILE", help="directions, FSL (default: beside the image)")
+    parser.add_argument(
+        "--mask",
+        type=Path,
+        metavar="FILE",
+        help="brain mask (default: found in b0 and mean DWI, without voxels where a volume is 0)",
+    )
+    parser.add_argument("--keep", type=int, nargs="+", required=True, metavar="N",
+                        help="directions to keep on every shell, spread evenly; several numbers in turn")  # fmt: skip
+    parser.add_argument("--methods", nargs="+", default=[*REGISTRY, NO_METHOD], choices=[*REGISTRY, NO_METHOD],
+                        metavar="METHOD", help=f"of {', '.join(REGISTRY)}, {NO_METHOD} (default: all)")  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR",
+                        help="folder for results.json, results.csv, index.html")  # fmt: skip
+    parser.add_argument("--reference-method", choices=("ols", "wls"), default="ols",
+                        help="tensor fit of the reference and of every method: ordinary or weighted linear least "
+                        "squares (default: ols, as in the papers)")  # fmt: skip
+    parser.add_argument("--rotations", type=int, default=1, metavar="K",
+                        help="different selections of directions per number (default: 1)")  # fmt: skip
+    parser.add_argument("--b0-threshold", type=float, default=50.0, metavar="B",
+                        help="volumes at or below this b-value, s/mm², are b0 (default: 50)")  # fmt: skip
+    parser.add_argument("--size", choices=("small", "paper"), default="small", help="network size (default: small)")
+    parser.add_argument("--sampler", choices=("fast", "paper"), default="fast", help="sampler (default: fast)")
+    parser.add_argument("--weights", nargs="+", default=[], metavar="METHOD=NAME_OR_PATH",
+                        help="weights (default: those named METHOD-SIZE)")  # fmt: skip
+    parser.add_argument("--weights-dir", type=Path, metavar="DIR", help="folder searched before the package")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random number (default: 0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
+                        help="arithmetic of the networks (default: auto, the faster one)")  # fmt: skip
+    parser.set_defaults(run=run)
+
+
+def run(args) -> None:
+    """Evaluate, print the tables and write the results."""
+    from ..dwi.series import Scan
+    from ..interfaces.io import read_scan
+    from ..qc import evaluation
+    from ..qc.evaluation_page import write_results
+
+    if args.rotations < 1 or min(args.keep) < 1:
+        raise ValueError("--rotations and --keep: expected at least 1")
+    stem = args.image.name.removesuffix(".gz").removesuffix(".nii")
+    bval, bvec = (given or args.image.with_name(f"{stem}.{kind}") for given, kind in
+                  ((args.bval, "bval"), (args.bvec, "bvec")))  # fmt: skip
+    scan, _ = read_scan(args.image, bval, bvec, args.mask, args.b0_threshold)
+    if args.mask is None:
+        from ..interfaces.brain import brain_mask, mean_dwi
+
+        # A tensor fit makes an outlier of a voxel that is 0 in some volume.
+        mask = brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan)) & (scan.data > 0).all(axis=3)
+        scan = Scan(scan.data, scan.affine, scan.gradients, mask)
+    arms = {name: _arm(name, args, stem) for name in dict.fromkeys(args.methods)}
+    args.out.mkdir(parents=True, exist_ok=True)
+    result = evaluation.evaluate(scan, args.keep, arms, args.rotations, args.reference_method, _tell)
+    for keep in args.keep:
+        print(f"\n{keep} directions per shell kept; maps against those of all {len(scan.gradients)} volumes")
+        _print_table(evaluation.table(result, keep, list(arms)))
+    if note := evaluation.empty_note(scan, result.mask):
+        print(f"\nnote: {note}")
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    settings = {key: value for key, value in settings.items() if key not in ("run", "tool")}
+    print(f"\n{write_results(args.out, result, scan, settings)}")
+
+
+def _arm(name: str, args, run_name: str):
+    """Return the arm of a method, its weights verified."""
+    from ..qc.evaluation import as_acquired
+
+    if name == NO_METHOD:
+        return as_acquired
+    from ..diffusion.parallel import choose_device
+    from ..methods import check_weights, load
+    from ..methods.base import Request
+    from ..workflow.settings import weights_by_method
+
+    weights = weights_by_method(args.weights).get(name)
+    check_weights(name, args.size, weights, args.weights_dir)
+    method, device = load(name), choose_device(args.device)
+
+    def make(kept, wanted):
+        method.spec.check(kept)
+        request = Request(size=args.size, sampler=args.sampler, seed=args.seed, subject="evaluate", run=run_name,
+                          device=device, precision=args.precision, weights=weights, weights_dir=args.weights_dir,
+                          options={"directions": wanted.bvecs})  # fmt: skip
+        return method.generate(None, kept, request)
+
+    return make
+
+
+def _tell(outcome) -> None:
+    what = outcome.fault or f"FA PSNR {outcome.scores['fa_psnr']:.2f} dB, {outcome.seconds:.1f} s"
+    print(f"{outcome.keep} directions, selection {outcome.rotation + 1}, {outcome.arm}: {what}", flush=True)
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    complete = [row for row in rows if len(row) == len(rows[0])]
+    widths = [max(len(row[k]) for row in complete) for k in range(len(rows[0]))]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=False))]
+        print("  ".join(cells) if len(row) == len(rows[0]) else f"{row[0].ljust(widths[0])}  {row[1]}")
+
+
+def _scores_help() -> str:
+    import textwrap
+
+    from ..qc.definitions import EVALUATION
+
+    texts = (f"{d.heading}: {d.text}" for d in EVALUATION.values())
+    return "\n".join(textwrap.fill(t, 110, initial_indent="  ", subsequent_indent="      ") for t in texts)

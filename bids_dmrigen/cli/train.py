@@ -1,0 +1,174 @@
+"""`dmrigen train`: a method's network, trained on simulated people or on prepared scans; alone or under torchrun.
+
+`python -m bids_dmrigen.cli.train` does the same with nothing installed but torch, numpy and safetensors, where the
+atlas comes as an array file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..methods import REGISTRY
+from .atlases import EMBEDDED, HELP
+
+DESCRIPTION = (
+    "Train a method's network on simulated people, or on scans that `dmrigen prepare` wrote, and write its weights "
+    "with their card. Called again with the same folder it goes on where it stopped. Several GPUs: "
+    "torchrun --nproc-per-node N -m bids_dmrigen.cli.train METHOD ..."
+)
+HELD_OUT_PEOPLE = 10
+REPORT_EVERY_S = 20.0
+NOT_TRAINABLE = "{name} has nothing to train beforehand: it needs no weights, or trains on each run itself"
+
+
+def add(tools) -> None:
+    """Add the tool to the parser of `dmrigen`."""
+    add_arguments(tools.add_parser("train", help="train a method's network", description=DESCRIPTION))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the tool's arguments to a parser of its own."""
+    parser.add_argument("method", choices=tuple(REGISTRY), help="what to train")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR",
+                        help="folder for the weights, log.csv and the checkpoint")  # fmt: skip
+    parser.add_argument("--name", help="of the weights (default: METHOD-SIZE, which is what the app looks for)")
+    parser.add_argument("--size", choices=("small", "paper"), default="small", help="network size (default: small)")
+    parser.add_argument("--minutes", type=float, metavar="M", help="longest training (default: no limit)")
+    parser.add_argument("--steps", type=int, metavar="N", help="most optimiser steps (default: the method's own)")
+    parser.add_argument("--batch", type=int, default=32, metavar="B", help="examples per step (default: 32)")
+    parser.add_argument("--people", type=int, default=100, metavar="K", help="simulated people (default: 100)")
+    parser.add_argument("--atlas", default=EMBEDDED, metavar="DIR_OR_FILE", help=HELP)
+    parser.add_argument("--data", type=Path, metavar="FILE", help="prepared scans to train on instead of people")
+    parser.add_argument("--init", metavar="NAME_OR_PATH", help="weights to start from: fine-tuning")
+    parser.add_argument("--weights-dir", type=Path, metavar="DIR", help="folder searched for --init before the package")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random number (default: 0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
+                        help="arithmetic (default: auto, the faster one)")  # fmt: skip
+    parser.set_defaults(run=run)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool alone; return its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bids_dmrigen.cli.train", description=DESCRIPTION)
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    try:
+        run(args)
+    except (OSError, ValueError) as error:
+        print(f"train: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(args) -> None:
+    """Train and write the weights."""
+    from ..diffusion.parallel import choose_device, process_group, rank
+
+    with process_group(choose_device(args.device)) as device:
+        path = _train(args, device)
+        if rank() == 0:
+            print(path)
+
+
+def _train(args, device) -> Path | None:
+    from ..diffusion.parallel import rank
+    from ..diffusion.training import resolve_precision, train
+    from ..diffusion.weights import default_name, load_weights, save_weights
+    from ..methods import load
+
+    method = load(args.method)
+    if not hasattr(method, "plan"):
+        raise ValueError(NOT_TRAINABLE.format(name=args.method))
+    if args.batch < 1 or args.people < 1 or (args.steps is not None and args.steps < 1):
+        raise ValueError("--batch, --people and --steps: expected at least 1")
+    net, start = method.network(args.size), {}
+    if args.init is not None:  # before anything that takes long
+        path, card = load_weights(net, args.init, args.method, args.size, args.weights_dir)
+        start = {"started_from": {"name": path.stem, "sha256": card.sha256, "trained_on": card.trained_on}}
+    net = net.to(device)
+    source, held_out, trained_on = _sources(args, device)
+    plan = replace(
+        method.plan(args.size), minutes=args.minutes, precision=resolve_precision(args.precision, device),
+        **({} if args.steps is None else {"steps": args.steps}),
+    )  # fmt: skip
+    trained = train(
+        net,
+        method.examples(source, args.size, args.batch, args.seed),
+        method.loss,
+        method.held_out(held_out, args.size, args.seed),
+        plan,
+        checkpoint=args.out / "checkpoint.safetensors",
+        log=args.out / "log.csv",
+        progress=_progress() if rank() == 0 else None,
+    )
+    if rank() != 0:
+        return None
+    gain = f"held-out loss {trained.start_loss:.5g} at the start, {trained.held_out_loss:.5g} at best"
+    print(f"ended after {trained.steps} steps, {trained.minutes:.1f} min ({trained.stopped_because}); {gain}")
+    card = _card(args, method, trained, device, trained_on | start)
+    return save_weights(args.out, args.name or default_name(args.method, args.size), net, card)
+
+
+def _sources(args, device) -> tuple[Any, Any, dict[str, Any]]:
+    """Return what to train on, what to score on, and both in words for the card."""
+    if args.data is not None:
+        from ..diffusion.arrays import Prepared
+
+        parts = [Prepared(args.data, device, part) for part in ("train", "held out")]
+        scans = {p.part: [a["name"] for a, c in zip(p.about, p.counts, strict=True) if c.any()] for p in parts}
+        return *parts, {"examples": "prepared scans", "file": args.data.name, "batch": args.batch, **scans}
+    from ..simulate.examples import People
+    from .atlases import load_atlas
+
+    atlas = load_atlas(args.atlas)
+    people = People.from_atlas(atlas, args.people, device=device)
+    held_out = People.from_atlas(atlas, min(args.people, HELD_OUT_PEOPLE), held_out=True, device=device)
+    name = args.atlas if args.atlas == EMBEDDED else Path(args.atlas).name
+    return people, held_out, {"examples": "simulated people", "atlas": name, "people": args.people, "batch": args.batch}
+
+
+def _card(args, method, trained, device, trained_on: dict[str, Any]):
+    from ..diffusion.parallel import world_size
+    from ..diffusion.weights import Card
+
+    hardware = f"{world_size()} x {_hardware(device)}"
+    scores = {"start": trained.start_loss, "best": trained.held_out_loss}
+    return Card(args.method, args.size, method.configuration(args.size), trained_on, trained.steps,
+                round(trained.minutes, 2), args.seed, hardware, scores, "Apache-2.0")  # fmt: skip
+
+
+def _hardware(device) -> str:
+    """Return the name of the GPU or of the processor."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _progress() -> Callable[[int, int, float], None]:
+    last = time.monotonic()
+
+    def tell(done: int, planned: int, seconds_left: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= REPORT_EVERY_S:
+            last = time.monotonic()
+            print(f"step {done} of at most {planned}, about {seconds_left / 60:.0f} min left", flush=True)
+
+    return tell
+
+
+if __name__ == "__main__":
+    sys.exit(main())

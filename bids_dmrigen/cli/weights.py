@@ -1,0 +1,63 @@
+"""`dmrigen weights`: which trained weights there are, what they are, and whether they are whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+COLUMNS = ("name", "method", "size", "MB", "steps", "minutes", "held-out score", "licence")
+
+
+def add(tools) -> None:
+    """Add the tool to the parser of `dmrigen`."""
+    parser = tools.add_parser("weights", help="list, show or verify trained weights")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, text, run in (
+        ("list", "one line per file of weights", _list),
+        ("show", "everything that is known about them: their card", _show),
+        ("verify", "check that they are whole, unchanged and fit their network", _verify),
+    ):
+        action = actions.add_parser(name, help=text, description=text)
+        if name != "list":
+            action.add_argument("name", metavar="NAME", help="name, or path of a .safetensors file")
+        action.add_argument(
+            "--weights-dir", type=Path, metavar="DIR", help="folder searched before the package (default: none)"
+        )
+        action.set_defaults(run=run)
+
+
+def _list(args) -> None:
+    from ..diffusion.weights import list_weights
+
+    cards = list_weights(args.weights_dir)
+    if not cards:
+        print("no weights; `dmrigen train` makes them, --weights-dir names a folder that holds some")
+        return
+    rows = [COLUMNS]
+    for card in cards:
+        scores = ", ".join(f"{name} {value:.4g}" for name, value in card.held_out.items())
+        size_mb = f"{card.bytes / 1e6:.1f}"
+        rows.append((card.name, card.method, card.size, size_mb, str(card.steps), f"{card.minutes:.0f}", scores,
+                     card.licence))  # fmt: skip
+    widths = [max(len(row[k]) for row in rows) for k in range(len(COLUMNS))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _show(args) -> None:
+    from ..diffusion.weights import find_weights, read_card
+
+    path = find_weights(args.name, args.weights_dir)
+    print(path)
+    print(json.dumps(asdict(read_card(path)), indent=2, ensure_ascii=False))
+
+
+def _verify(args) -> None:
+    from ..diffusion.weights import find_weights, load_weights, verify_weights
+    from ..methods import load
+
+    path = find_weights(args.name, args.weights_dir)
+    card = verify_weights(path)
+    load_weights(load(card.method).network(card.size), path, card.method, card.size)
+    print(f"{path}: whole and unchanged, fits {card.method} {card.size}; SHA-256 {card.sha256}")

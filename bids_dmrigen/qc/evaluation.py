@@ -1,0 +1,294 @@
+"""Can a method be trusted on this scanner? Directions of a dense scan are left out, made again and compared."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from ..dwi.gradients import GradientError, GradientTable, even_subset, pair_energies
+from ..dwi.series import Scan, ScanError
+from ..dwi.tensor import fit_tensor, tensor_maps
+from ..methods.base import Generated
+from . import metrics
+from .definitions import EVALUATION as SCORES
+
+STARTS = 3  # of the search for even directions
+EROSIONS = 2  # of the mask, by one voxel each: its rim is partly air and moves with the fit
+DIRECTION_FA_MIN = 0.3
+TENSOR_BMAX = 1550.0  # s/mm², with what scanners make of 1500
+SAME_BVAL = 0.05  # relative: one shell
+NEW_DEGREES = 3.0  # nearer to a kept direction there is nothing to generate
+FOUND_DEGREES = 0.5  # a generated volume this near to a wanted one is it
+
+NOTHING_LEFT_OUT = "{keep} directions are to be kept, but no shell has more (shells: {shells}); give a smaller number"
+NO_SHELL = "no diffusion-weighted volume in the scan"
+MASK_TOO_SMALL = "nothing is left of the mask after eroding it {n} times; give a mask of the whole brain"
+EMPTY_VOXELS = (
+    "{empty} of the {total} voxels are 0 in some volume: moved out of the field of view, or too dark for the scanner; "
+    "a tensor fit makes outliers of them, which weigh on every score of the maps: use a mask without them"
+)
+
+# An arm of the comparison: (kept volumes, table of the held-out ones) -> the series that its maps are fitted to.
+Arm = Callable[[Scan, GradientTable], Generated]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one arm reached with one selection of directions.
+
+    Parameters
+    ----------
+    arm, keep, rotation
+        Its name, directions kept per shell, number of the selection.
+    scores
+        A value for each key of `SCORES`; NaN where it does not apply.
+    maps
+        `fa` (X, Y, Z) and `dec` (X, Y, Z, 3); empty where the arm failed.
+    seconds
+        Taken by the arm.
+    record, warnings
+        As the method gives them.
+    fault
+        Why there is no result, or "".
+    """
+
+    arm: str
+    keep: int
+    rotation: int
+    scores: dict[str, float]
+    maps: dict[str, np.ndarray] = field(default_factory=dict)
+    seconds: float = 0.0
+    record: dict = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All outcomes, the maps of all acquired volumes, and the mask that the numbers are over."""
+
+    outcomes: tuple[Outcome, ...]
+    reference: dict[str, np.ndarray]
+    mask: np.ndarray
+
+    def summary(self, keep: int, arm: str) -> dict[str, tuple[float, float]]:
+        """Return (mean, standard deviation) over the selections of each score; NaN where there is none."""
+        rows = [o for o in self.outcomes if (o.keep, o.arm) == (keep, arm) and not o.fault]
+        return {key: _mean_and_deviation([o.scores[key] for o in rows]) for key in SCORES}
+
+
+def empty_note(scan: Scan, mask: np.ndarray) -> str:
+    """Return a sentence where voxels of the mask have no signal in some volume, else ""."""
+    empty = int((scan.data[mask] <= 0).any(axis=1).sum())
+    return EMPTY_VOXELS.format(empty=empty, total=int(mask.sum())) if empty else ""
+
+
+def as_acquired(kept: Scan, wanted: GradientTable) -> Generated:
+    """Generate nothing: the arm whose maps come from the kept volumes alone."""
+    return Generated(kept.data, None, kept.gradients, (), np.ones(len(kept.gradients), bool), {})
+
+
+def evaluate(
+    scan: Scan,
+    keep: Iterable[int],
+    arms: Mapping[str, Arm],
+    rotations: int = 1,
+    fit: str = "ols",
+    tell: Callable[[Outcome], None] | None = None,
+) -> Evaluation:
+    """Leave directions out of a dense scan and let every arm do without them.
+
+    Parameters
+    ----------
+    scan
+        The dense scan with its brain mask.
+    keep
+        Numbers of directions to keep on every shell; b0s are kept all.
+    arms
+        Name -> arm; `as_acquired` is the one without a method.
+    rotations
+        Selections of directions per number; see `kept_volumes`.
+    fit
+        "ols" (the papers' linear least squares) or "wls", of the reference and of every arm.
+    tell
+        Called with every outcome.
+
+    Raises
+    ------
+    ValueError
+        Where no shell has more directions than are kept, or the eroded mask is empty.
+    """
+    mask = ndimage.binary_erosion(scan.mask, iterations=EROSIONS)
+    if not mask.any():
+        raise ScanError(MASK_TOO_SMALL.format(n=EROSIONS))
+    selections = [(n, k, kept_volumes(scan.gradients, n, k, rotations)) for n in keep for k in range(rotations)]
+    reference, outcomes = summary_maps(scan, fit), []
+    for n, rotation, kept in selections:
+        for name, arm in arms.items():
+            outcomes.append(_outcome(scan, kept, reference, mask, (name, n, rotation), arm, fit))
+            if tell is not None:
+                tell(outcomes[-1])
+    return Evaluation(tuple(outcomes), reference, mask)
+
+
+def _outcome(scan: Scan, kept: np.ndarray, reference, mask, label: tuple[str, int, int], arm: Arm, fit: str) -> Outcome:
+    """Return what an arm makes of the kept volumes, scored; a scan it cannot work on is its fault."""
+    begun = time.monotonic()
+    few = Scan(scan.data[..., kept], scan.affine, scan.gradients[kept], scan.mask)
+    wanted = wanted_volumes(scan.gradients, kept)
+    scores = dict.fromkeys(SCORES, float("nan"))
+    try:
+        made = arm(few, scan.gradients[wanted])
+        seconds = time.monotonic() - begun
+        places = generated_places(made, scan.gradients[wanted])
+        # What a method adds beyond the volumes that were asked for is left out: the reference does not have it.
+        used = np.arange(len(made.gradients)) if places is None else np.r_[np.flatnonzero(made.acquired), places]
+        series = Scan(made.mean[..., used], scan.affine, made.gradients[used], scan.mask)
+        maps = summary_maps(series, fit)
+    except (ScanError, GradientError) as error:
+        return Outcome(*label, scores, fault=str(error))
+    scores |= map_scores(maps, reference, mask)
+    if places is not None:
+        scores |= volume_scores(made.mean[..., places], scan.data[..., wanted], mask)
+    shown = {name: maps[name] for name in ("fa", "dec")}
+    return Outcome(*label, scores, shown, seconds, made.record, made.warnings)
+
+
+def kept_volumes(gradients: GradientTable, keep: int, rotation: int = 0, rotations: int = 1) -> np.ndarray:
+    """Return (N,) bool: all b0s and `keep` even directions of every shell that has more, all of the others.
+
+    Selection number `rotation` of `rotations` starts the search for even directions at that share of the shell, which
+    leads to another one, or sometimes to the same. Of three starts the most even result is taken: a single search can
+    end in a selection that hardly determines a tensor (one in 28 did, for six directions of 84).
+
+    Raises
+    ------
+    ValueError
+        Where this would leave nothing out.
+    """
+    shells = gradients.shells()
+    if not shells:
+        raise ScanError(NO_SHELL)
+    if keep >= max(len(volumes) for _, volumes in shells):
+        counts = ", ".join(f"{len(volumes)} at b={b:.0f}" for b, volumes in shells)
+        raise ScanError(NOTHING_LEFT_OUT.format(keep=keep, shells=counts))
+    kept = gradients.is_b0.copy()
+    for _, volumes in shells:
+        first, share = rotation * len(volumes) // rotations, len(volumes) / rotations / STARTS
+        found = [_even_volumes(gradients, volumes, keep, first + round(k * share)) for k in range(STARTS)]
+        kept[min(found, key=lambda chosen: pair_energies(gradients.bvecs[chosen]).sum())] = True
+    return kept
+
+
+def _even_volumes(gradients: GradientTable, volumes: np.ndarray, keep: int, start: int) -> np.ndarray:
+    turned = np.roll(volumes, -start)
+    return turned[even_subset(gradients.bvecs[turned], min(keep, len(turned)))]
+
+
+def summary_maps(scan: Scan, fit: str = "ols") -> dict[str, np.ndarray]:
+    """Return `fa`, `md` (X, Y, Z; mm²/s), `dec` and `direction` (X, Y, Z, 3; world RAS+) of a scan, 0 off its mask.
+
+    Only volumes of `tensor_volumes` are fitted.
+    """
+    used = tensor_volumes(scan.gradients)
+    table, signal = scan.gradients[used], np.asarray(scan.data[scan.mask][:, used], dtype=np.float32)
+    directions = table.world_directions(scan.affine)
+    maps = tensor_maps(fit_tensor(torch.from_numpy(signal), table.bvals, directions, fit))
+    maps["direction"] = maps["eigenvectors"][:, :, 0]
+    volumes = {}
+    for name in ("fa", "md", "dec", "direction"):
+        values = maps[name].numpy()
+        volumes[name] = np.zeros(scan.mask.shape + values.shape[1:], dtype=np.float32)
+        volumes[name][scan.mask] = values
+    return volumes
+
+
+def tensor_volumes(gradients: GradientTable) -> np.ndarray:
+    """Return (N,) bool: b0s and the shells up to b = 1500 s/mm², or the lowest shell where all lie above.
+
+    At higher b-values the signal is no tensor's: what is fitted would depend on how many volumes each shell has,
+    and selections of directions change that.
+    """
+    used = gradients.is_b0.copy()
+    for k, (bval, volumes) in enumerate(gradients.shells()):
+        used[volumes] = k == 0 or bval <= TENSOR_BMAX
+    return used
+
+
+def map_scores(estimate: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], mask) -> dict[str, float]:
+    """Return the scores of maps, as `summary_maps` gives them, against those of all acquired volumes."""
+    fa = metrics.scores(estimate["fa"], reference["fa"], mask)
+    return {
+        "fa_psnr": fa["psnr"],
+        "fa_ssim": fa["ssim"],
+        "fa_nmse": fa["nmse"],
+        "fa_error": fa["mae"],
+        "dec_psnr": metrics.psnr(estimate["dec"], reference["dec"], mask),
+        "md_psnr": metrics.psnr(estimate["md"], reference["md"], mask),
+        "direction_angle": metrics.direction_angle(
+            estimate["direction"], reference["direction"], reference["fa"], mask, DIRECTION_FA_MIN
+        ),
+    }
+
+
+def volume_scores(estimate: np.ndarray, reference: np.ndarray, mask) -> dict[str, float]:
+    """Return the mean scores of (X, Y, Z, K) generated volumes against the acquired ones."""
+    pairs = [(estimate[..., k], reference[..., k]) for k in range(reference.shape[3])]
+    return {
+        "dwi_psnr": float(np.mean([metrics.psnr(e, r, mask) for e, r in pairs])),
+        "dwi_ssim": float(np.mean([metrics.ssim(e, r, mask) for e, r in pairs])),
+        "dwi_nmse": float(np.mean([metrics.nmse(e, r, mask) for e, r in pairs])),
+    }
+
+
+def wanted_volumes(gradients: GradientTable, kept: np.ndarray) -> np.ndarray:
+    """Return indices of the volumes left out whose direction is at least 3 degrees from all kept ones of the shell."""
+    left_out = np.flatnonzero(~kept)
+    return left_out[_nearest(gradients[left_out], gradients[kept])[1] < np.cos(np.radians(NEW_DEGREES))]
+
+
+def generated_places(made: Generated, wanted: GradientTable) -> np.ndarray | None:
+    """Return where in a generated series the (K,) wanted volumes are; None unless all of them were generated."""
+    candidates = np.flatnonzero(~np.asarray(made.acquired, bool))
+    if not len(candidates) or not len(wanted):
+        return None
+    nearest, cosine = _nearest(wanted, made.gradients[candidates])
+    return candidates[nearest] if (cosine >= np.cos(np.radians(FOUND_DEGREES))).all() else None
+
+
+def _nearest(wanted: GradientTable, there: GradientTable) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each wanted volume the nearest one of the same shell and its |cosine|; -1 where there is none."""
+    cosine = np.abs(wanted.bvecs @ there.bvecs.T)  # (K, M)
+    cosine[np.abs(wanted.bvals[:, None] - there.bvals) > SAME_BVAL * wanted.bvals[:, None]] = -1
+    return cosine.argmax(axis=1), cosine.max(axis=1)
+
+
+def table(evaluation: Evaluation, keep: int, arms: Sequence[str]) -> list[list[str]]:
+    """Return the papers' table for one number of kept directions: a header, then a row per arm.
+
+    Columns are the scores, with unit and better direction; where there are several selections, their mean and, in
+    brackets, standard deviation.
+    """
+    rows = [["method", *(definition.heading for definition in SCORES.values())]]
+    for arm in arms:
+        faults = [o.fault for o in evaluation.outcomes if (o.keep, o.arm) == (keep, arm) and o.fault]
+        cells = [_cell(*value, key) for key, value in evaluation.summary(keep, arm).items()]
+        rows.append([arm, faults[0]] if faults else [arm, *cells])
+    return rows
+
+
+def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    mean = float(np.mean(values)) if values else float("nan")
+    return mean, float(np.std(values, ddof=1)) if len(values) > 1 and np.isfinite(mean) else float("nan")
+
+
+def _cell(mean: float, deviation: float, key: str) -> str:
+    digits = {"dB": 2, "degrees": 1}.get(SCORES[key].unit, 4 if SCORES[key].better == "lower" else 3)
+    if np.isnan(mean):
+        return "-"
+    return f"{mean:.{digits}f}" + ("" if np.isnan(deviation) else f" ({deviation:.{digits}f})")

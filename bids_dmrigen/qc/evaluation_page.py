@@ -1,0 +1,86 @@
+"""What `dmrigen evaluate` writes: results.json, results.csv, and a page with the tables and pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..dwi.series import Scan
+from .comparison import against_reference
+from .evaluation import SCORES, Evaluation, Outcome, empty_note, table
+from .pages import page_template
+
+
+def write_results(folder: Path, result: Evaluation, scan: Scan, settings: dict[str, Any]) -> Path:
+    """Write all results of an evaluation; return the page.
+
+    Parameters
+    ----------
+    folder
+        Where; it exists.
+    result, scan
+        The evaluation, and the scan that it was made on.
+    settings
+        Of the call, for the record.
+    """
+    shells = [{"b": round(b), "directions": len(volumes)} for b, volumes in scan.gradients.shells()]
+    about = {"volumes": len(scan.gradients), "b0": int(scan.gradients.is_b0.sum()), "shells": shells}
+    about |= {"voxels": int(result.mask.sum()), "note": empty_note(scan, result.mask)}
+    document = {
+        "software": f"bids_dmrigen {__version__}",
+        "settings": settings,
+        "scan": about,
+        "definitions": {key: asdict(definition) for key, definition in SCORES.items()},
+        "results": [_row(outcome) | {"record": outcome.record} for outcome in result.outcomes],
+    }
+    (folder / "results.json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = io.StringIO(newline="")
+    rows = [_row(outcome) | {"warnings": "; ".join(outcome.warnings)} for outcome in result.outcomes]
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    (folder / "results.csv").write_text(text.getvalue(), encoding="utf-8")
+    return _write_page(folder, result, scan, settings, about)
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    """Return an outcome as a row of numbers; what does not apply (or is infinite, for equal images) is None."""
+    scores = {key: round(value, 5) if np.isfinite(value) else None for key, value in outcome.scores.items()}
+    label = {"method": outcome.arm, "keep": outcome.keep, "selection": outcome.rotation + 1}
+    tail = {"seconds": round(outcome.seconds, 2), "fault": outcome.fault, "warnings": list(outcome.warnings)}
+    return label | scores | tail
+
+
+def _write_page(folder: Path, result: Evaluation, scan: Scan, settings: dict[str, Any], about: dict[str, Any]) -> Path:
+    arms = list(dict.fromkeys(outcome.arm for outcome in result.outcomes))
+    sections = []
+    for keep in dict.fromkeys(outcome.keep for outcome in result.outcomes):
+        shown = [o for o in result.outcomes if o.keep == keep and o.rotation == 0 and not o.fault]
+        figures = []
+        for name, label in (("fa", "FA"), ("dec", "colour FA")) if shown else ():
+            estimates = {o.arm: o.maps[name] for o in shown}
+            made = frozenset(o.arm for o in shown if o.record)
+            path = folder / f"keep-{keep}_{name}.svg"
+            title = f"{label}: all acquired volumes, and {keep} directions per shell"
+            against_reference(result.reference[name], estimates, scan.affine, result.mask, title, path, made)
+            figures.append(path.name)
+        header, *rows = table(result, keep, arms)
+        warnings = sorted({f"{o.arm}: {w}" for o in result.outcomes if o.keep == keep for w in o.warnings})
+        sections.append({"keep": keep, "header": header, "rows": rows, "figures": figures, "warnings": warnings})
+    page = page_template("evaluation.html.j2").render(
+        sections=sections,
+        definitions=SCORES.values(),
+        settings=settings,
+        about=about,
+        version=__version__,
+    )
+    path = folder / "index.html"
+    path.write_text(page, encoding="utf-8")
+    return path

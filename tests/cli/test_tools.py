@@ -1,0 +1,115 @@
+"""The tools beside the app: what they print, what they refuse, and their exit statuses."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from bids_dmrigen.cli.tools import main
+from bids_dmrigen.diffusion.weights import Card, save_weights
+from bids_dmrigen.methods.difusion import DiFusion
+from tests.conftest import tiny_gradients, tiny_series, write_run
+
+CARD = Card(
+    method="difusion", size="small", configuration={}, trained_on={"people": 3}, steps=7, minutes=0.5, seed=0,
+    hardware="a test", held_out={"loss": 0.25}, licence="Apache-2.0",
+)  # fmt: skip
+
+
+@pytest.fixture
+def weights(tmp_path):
+    return save_weights(tmp_path / "weights", "trial", DiFusion().network("small"), CARD)
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom bids_dmrigen.cli.tools import main\n"
+        "try:\n    main(['evaluate', '--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'numpy', 'nibabel', 'nipype', 'scipy', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "FA error ↓: mean absolute difference of FA in the mask" in " ".join(done.stdout.split())
+
+
+def test_weights_are_listed_shown_and_verified(weights, capsys):
+    folder = str(weights.parent)
+    assert main(["weights", "list", "--weights-dir", folder]) == 0
+    assert "trial" in (line := capsys.readouterr().out.splitlines()[1])
+    assert "loss 0.25" in line
+    assert main(["weights", "show", "trial", "--weights-dir", folder]) == 0
+    assert '"hardware": "a test"' in capsys.readouterr().out
+    assert main(["weights", "verify", str(weights)]) == 0
+    assert "whole and unchanged, fits difusion small" in capsys.readouterr().out
+
+
+def test_damaged_or_absent_weights_have_a_status_of_their_own(weights, capsys):
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert main(["weights", "verify", str(weights)]) == 4
+    assert "SHA-256" in capsys.readouterr().err
+    assert main(["weights", "show", "nobody"]) == 4
+    assert "no weights 'nobody'" in capsys.readouterr().err
+
+
+def test_evaluate_reads_a_scan_and_writes_everything(tmp_path, capsys):
+    gradients = tiny_gradients(20)
+    image = write_run(tmp_path, "dense", tiny_series(gradients), gradients)
+    out = tmp_path / "out"
+    assert main(["evaluate", str(image), "--keep", "8", "--methods", "none", "--out", str(out)]) == 0
+    assert "FA PSNR (dB) ↑" in capsys.readouterr().out
+    result = json.loads((out / "results.json").read_text())
+    assert result["settings"]["keep"] == [8]
+    assert 0 < result["results"][0]["fa_error"] < 0.3
+    assert (out / "index.html").is_file()
+    assert main(["evaluate", str(image), "--keep", "20", "--methods", "none", "--out", str(out)]) == 1
+    assert "no shell has more" in capsys.readouterr().err
+    command = ["evaluate", str(image), "--keep", "8", "--methods", "difusion", "--out", str(out)]
+    assert main([*command, "--weights", "difusion=nobody"]) == 4
+
+
+def test_evaluate_runs_a_method_on_the_kept_volumes(tmp_path, monkeypatch):
+    from bids_dmrigen import methods
+    from bids_dmrigen.methods.base import Generated, MethodSpec
+
+    seen = {}
+
+    class Dummy:
+        spec = MethodSpec("difusion", "", "", None, 6, 6, False, True)
+
+        def network(self, size):
+            return None
+
+        def generate(self, net, scan, request):
+            seen.update(net=net, volumes=scan.data.shape[3], directions=np.array(request.options["directions"]))
+            return Generated(scan.data, None, scan.gradients, (), np.ones(len(scan.gradients), bool), {})
+
+    monkeypatch.setattr(methods, "load", lambda name: Dummy())
+    gradients = tiny_gradients(20)
+    image = write_run(tmp_path, "dense", tiny_series(gradients), gradients)
+    assert main(["evaluate", str(image), "--keep", "8", "--methods", "difusion", "--out", str(tmp_path / "o")]) == 0
+    assert (seen["net"], seen["volumes"], seen["directions"].shape) == (None, 10, (12, 3))
+
+
+def test_simulated_people_are_a_dataset_with_truth(tmp_path, monkeypatch):
+    import nibabel as nib
+
+    from bids_dmrigen.cli import simulate
+    from bids_dmrigen.simulate.atlas_file import save_atlas
+    from tests.simulate.conftest import make_ball
+
+    monkeypatch.setattr(simulate, "HEAD_MM", (60.0, 64.0, 56.0))
+    atlas, out = str(save_atlas(tmp_path / "ball.safetensors", make_ball())), tmp_path / "out"
+    options = ["--n", "2", "--directions", "3", "4", "--bvals", "700", "2000", "--b0", "1", "--voxel-mm", "4"]
+    assert main(["simulate", str(out), *options, "--snr", "inf", "--atlas", atlas]) == 0
+    for label in ("01", "02"):
+        stem = f"sub-{label}/dwi/sub-{label}"
+        np.testing.assert_array_equal(np.loadtxt(out / f"{stem}_dwi.bval"), [0] + 3 * [700] + 4 * [2000])
+        series, clean = (
+            nib.load(folder / f"{stem}{name}_dwi.nii.gz").get_fdata()
+            for folder, name in ((out, ""), (out / "derivatives" / "truth", "_desc-clean"))
+        )
+        np.testing.assert_allclose(series, clean, atol=0.51)  # whole numbers, otherwise the truth
+    assert main(["simulate", str(out), *options]) == 1  # not empty
+    assert main(["simulate", str(tmp_path / "x"), "--directions", "3", "4", "--bvals", "700"]) == 1

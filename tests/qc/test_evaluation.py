@@ -1,0 +1,175 @@
+"""Directions left out of a dense scan: what is kept, and that the scores are what they say."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from bids_dmrigen.dwi.gradients import GradientTable, even_directions
+from bids_dmrigen.dwi.series import Scan, ScanError
+from bids_dmrigen.interfaces.io import read_scan
+from bids_dmrigen.methods.base import Generated
+from bids_dmrigen.qc import evaluation
+from bids_dmrigen.qc.evaluation_page import write_results
+from tests.conftest import tiny_gradients, tiny_series
+
+AFFINE = np.diag([-3.0, 3, 3, 1])
+
+
+def dense_scan(noise=8.0, n=20):
+    gradients = tiny_gradients(n)
+    data = tiny_series(gradients, noise=noise)
+    mask = tiny_series(gradients, noise=0)[..., 0] > 0
+    return Scan(data, AFFINE, gradients, mask)
+
+
+def oracle(scan, error=0.0, extra=0):
+    """Return an arm that knows the scan: it gives what was left out, plus an error, and volumes nobody asked for."""
+
+    def arm(kept, wanted):
+        volumes = [int(np.abs(scan.gradients.bvecs @ v).argmax()) for v in wanted.bvecs]
+        more = [volumes[0]] * extra
+        mean = np.concatenate([kept.data, scan.data[..., volumes] + error, 9 + scan.data[..., more]], axis=3)
+        bvecs = np.concatenate([kept.gradients.bvecs, -wanted.bvecs, np.roll(wanted.bvecs[: len(more)], 1, axis=1)])
+        table = GradientTable(np.r_[kept.gradients.bvals, wanted.bvals, wanted.bvals[: len(more)]], bvecs)
+        return Generated(mean, None, table, (), np.arange(len(table)) < len(kept.gradients), {"Size": "small"})
+
+    return arm
+
+
+def test_kept_volumes_are_b0s_and_even_directions_of_every_shell():
+    bvals = np.r_[0, np.full(20, 1000), 0, np.full(30, 2000)]
+    bvecs = np.r_[np.zeros((1, 3)), even_directions(20), np.zeros((1, 3)), even_directions(30)]
+    gradients = GradientTable(bvals, bvecs)
+    kept = evaluation.kept_volumes(gradients, 12)
+    assert [int(kept[bvals == b].sum()) for b in (0, 1000, 2000)] == [2, 12, 12]
+    others = [evaluation.kept_volumes(gradients, 12, k, 4) for k in range(1, 4)]
+    assert all(int(o.sum()) == 26 for o in others)
+    assert any((o != kept).any() for o in others)
+    assert int(evaluation.kept_volumes(gradients, 25).sum()) == 2 + 20 + 25  # a short shell is kept whole
+    with pytest.raises(ScanError, match="20 at b=1000, 30 at b=2000"):
+        evaluation.kept_volumes(gradients, 30)
+
+
+def test_tensors_are_fitted_to_low_shells():
+    bvecs = np.r_[np.zeros((1, 3)), even_directions(9)]
+    for bvals, used in (((700, 1500, 3000), (700, 1500)), ((2000, 3000), (2000,)), ((1000,), (1000,))):
+        table = GradientTable(np.r_[0, np.resize(bvals, 9)], bvecs)
+        np.testing.assert_array_equal(evaluation.tensor_volumes(table), np.isin(table.bvals, (0, *used)))
+
+
+def test_a_perfect_method_scores_perfectly_and_what_it_adds_is_left_out():
+    scan = dense_scan()
+    arms = {"perfect": oracle(scan), "more": oracle(scan, extra=3), "none": evaluation.as_acquired}
+    result = evaluation.evaluate(scan, [8], arms)
+    perfect, more, none = result.outcomes
+    assert perfect.scores["dwi_psnr"] == np.inf
+    assert perfect.scores["dwi_ssim"] == pytest.approx(1)
+    assert perfect.scores["fa_psnr"] > 80  # the order of volumes differs, hence the last bits
+    assert perfect.scores["direction_angle"] < 0.1
+    assert more.scores["fa_psnr"] > 80
+    assert np.isnan(none.scores["dwi_psnr"])
+    assert none.scores["fa_psnr"] < 50
+    assert 0 < none.scores["fa_error"] < 0.2
+
+
+def test_scores_are_those_of_scikit_image_and_of_the_definitions():
+    scan = dense_scan()
+    result = evaluation.evaluate(scan, [8], {"off": oracle(scan, error=5.0)})
+    scores, mask = result.outcomes[0].scores, result.mask
+    np.testing.assert_array_equal(mask, ndimage.binary_erosion(ndimage.binary_erosion(scan.mask)))
+    wanted = evaluation.wanted_volumes(scan.gradients, evaluation.kept_volumes(scan.gradients, 8))
+    psnr, ssim, nmse = [], [], []
+    for v in wanted:
+        acquired = scan.data[..., v].astype(float)
+        top = np.percentile(acquired[mask], 99.9)
+        psnr.append(peak_signal_noise_ratio(acquired[mask], acquired[mask] + 5, data_range=top))
+        nmse.append(25 * mask.sum() / (acquired[mask] ** 2).sum())
+        _, local = structural_similarity(
+            acquired * mask, (acquired + 5) * mask, data_range=top, gaussian_weights=True, sigma=1.5,
+            use_sample_covariance=False, full=True,
+        )  # fmt: skip
+        ssim.append(local[mask].mean())
+    assert scores["dwi_psnr"] == pytest.approx(np.mean(psnr), rel=1e-5)
+    assert scores["dwi_nmse"] == pytest.approx(np.mean(nmse), rel=1e-5)
+    assert scores["dwi_ssim"] == pytest.approx(np.mean(ssim), rel=1e-4)
+
+
+def test_map_scores_of_a_hand_computed_case():
+    mask = np.ones((2, 2, 2), bool)
+    fa = np.full((2, 2, 2), 0.5)
+    x, y = np.eye(3)[:2]
+    reference = {"fa": fa, "md": fa * 2e-3, "dec": fa[..., None] * x, "direction": np.broadcast_to(x, (2, 2, 2, 3))}
+    estimate = {
+        "fa": fa + 0.1,
+        "md": fa * 2.2e-3,
+        "dec": fa[..., None] * y,
+        "direction": np.broadcast_to((x + y) / 2**0.5, (2, 2, 2, 3)),
+    }
+    scores = evaluation.map_scores(estimate, reference, mask)
+    assert scores["fa_error"] == pytest.approx(0.1)
+    assert scores["fa_nmse"] == pytest.approx(0.04)
+    assert scores["fa_psnr"] == pytest.approx(20 * np.log10(5))  # range 0.5, error 0.1
+    assert scores["md_psnr"] == pytest.approx(20)  # a tenth of the range
+    assert scores["dec_psnr"] == pytest.approx(10 * np.log10(0.25 / (2 * 0.25 / 3)))
+    assert scores["direction_angle"] == pytest.approx(45)
+    faint = reference | {"fa": np.full((2, 2, 2), 0.29)}
+    assert np.isnan(evaluation.map_scores(estimate, faint, mask)["direction_angle"])
+
+
+def test_held_out_directions_beside_kept_ones_are_not_asked_for():
+    directions = even_directions(10)
+    beside = directions[:1] + np.array([0, 0, 0.02])  # about one degree
+    gradients = GradientTable(
+        np.r_[0, np.full(11, 1000)], np.r_[np.zeros((1, 3)), directions, beside / np.linalg.norm(beside)]
+    )
+    kept = np.r_[True, np.full(6, True), np.full(5, False)]
+    np.testing.assert_array_equal(evaluation.wanted_volumes(gradients, kept), [7, 8, 9, 10])
+
+
+def test_an_arm_that_cannot_work_is_named_with_its_reason_and_the_others_go_on(tmp_path):
+    def refuses(kept, wanted):
+        raise ScanError("needs a second shell")
+
+    scan = dense_scan()
+    arms = {"refuses": refuses, "perfect": oracle(scan), "none": evaluation.as_acquired}
+    result = evaluation.evaluate(scan, [5, 8], arms, rotations=2)
+    header, *rows = evaluation.table(result, 8, list(arms))
+    assert rows[0] == ["refuses", "needs a second shell"]
+    assert len(rows[2]) == len(header) == 1 + len(evaluation.SCORES)
+    assert "(" in rows[2][header.index("FA SSIM ↑")]  # two selections: standard deviation
+    assert "unknowns" in evaluation.table(result, 5, list(arms))[3][1]  # five directions make no tensor
+    page = write_results(tmp_path, result, scan, {"image": "x.nii", "rotations": 2, "reference_method": "ols"})
+    text = page.read_text()
+    assert "needs a second shell" in text
+    assert (tmp_path / "keep-8_dec.svg").read_text().count("<image") == 5 * 7
+    document = json.loads((tmp_path / "results.json").read_text())
+    with open(tmp_path / "results.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len(document["results"]) == 12
+    assert set(document["definitions"]) == set(evaluation.SCORES)
+    assert float(table[-1]["fa_error"]) == document["results"][-1]["fa_error"] > 0
+
+
+def test_voxels_without_signal_are_counted():
+    scan = dense_scan()
+    assert evaluation.empty_note(scan, scan.mask) == ""
+    data = scan.data.copy()
+    data[*np.argwhere(scan.mask)[:2].T, 5] = 0
+    note = evaluation.empty_note(Scan(data, AFFINE, scan.gradients, scan.mask), scan.mask)
+    assert note.startswith(f"2 of the {scan.mask.sum()} voxels are 0 in some volume")
+
+
+@pytest.mark.real
+def test_least_squares_on_the_merged_real_scan(real_data):
+    """The figures of the data's own table: within 0.9 dB, SSIM within 0.02. It chose other directions, and another
+    floor for the logarithm of the 2 % of voxels where some volume is 0."""
+    stem = str(real_data / "reference" / "sub-canon_desc-merged_")
+    scan, _ = read_scan(stem + "dwi.nii.gz", stem + "dwi.bval", stem + "dwi.bvec", stem + "mask.nii.gz")
+    result = evaluation.evaluate(scan, [12, 30], {"none": evaluation.as_acquired})
+    for outcome, psnr, ssim in zip(result.outcomes, (21.2, 25.4), (0.90, 0.96), strict=True):
+        assert outcome.scores["fa_psnr"] == pytest.approx(psnr, abs=0.9)
+        assert outcome.scores["fa_ssim"] == pytest.approx(ssim, abs=0.02)
