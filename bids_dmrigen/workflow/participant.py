@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -63,8 +64,7 @@ def execute(
         "execution": {
             "crashdump_dir": str(logs),
             "crashfile_format": "txt",
-            # Every round costs time in proportion to the graph: seldom enough to leave the cores to the steps.
-            "poll_sleep_duration": min(0.5, 0.05 * max(1, len(plans))),
+            "poll_sleep_duration": 0.1,  # a round starts no more steps than there are processors, cached ones too
             "stop_on_first_crash": settings.stop_on_first_crash,
             "hash_method": "timestamp",
             "create_report": False,
@@ -84,12 +84,15 @@ def execute(
         wf.add_nodes([init_run_wf(plan, template=template, links=links, threads=resources.threads)])
     if sound:
         plugin, arguments = _plugin(settings, resources, _weights(wf, sound))
+        gc.freeze()  # MultiProc collects garbage in every round: let it pass over all that is here to stay
         try:
             wf.run(plugin=plugin, plugin_args=arguments)
         except RuntimeError as error:
             # Nipype raises after the other nodes have run; each failed node left a crash file to read below.
             if not logs.is_dir():
                 raise RuntimeError(f"the workflow could not start: {error}") from error
+        finally:
+            gc.unfreeze()
     return {**unfinished(plans, settings.out_dir), **_crashes(logs, plans)}
 
 
