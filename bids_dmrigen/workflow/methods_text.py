@@ -70,8 +70,9 @@ SENTENCES = {
     "susceptibility": "Susceptibility distortion was estimated from a pair of b0 images with opposite phase encoding "
     "as a displacement along the phase-encoding axis [reversed], with intensity modulation.",
     "motion": "Head motion was corrected by registering every volume rigidly within its own shell, first to a single "
-    "volume and then to the shell's mean, and each shell's mean to that of the b0 images [ants]; the b-vectors were "
-    "turned accordingly, and framewise displacement was computed [fd].",
+    "volume, then to the shell's mean and, in shells of eight or more volumes, to what the others predict for its "
+    "direction, and each shell's mean to that of the b0 images [ants]; the b-vectors were turned accordingly, and "
+    "framewise displacement was computed [fd].",
     "eddy": "Eddy currents were corrected along the phase-encoding axis{where}, by the shears and the scale that "
     "registration found and the diffusion gradients predict.",
     "no_eddy": "Eddy currents were not corrected: the phase-encoding axis is unknown.",
