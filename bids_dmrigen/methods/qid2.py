@@ -53,6 +53,7 @@ SIZES = {
     "paper": UNetSpec(1 + REFERENCES, base=128, multipliers=(1, 1, 2), blocks=1, attention=(1, 2), bottom=False,
                       heads=4, context=256),
 }  # fmt: skip
+PEOPLE_ONLY = "QID² is trained on simulated people so far, found {found}; leave --data out"
 UNTRAINED_B = "shells at b = {bvals} s/mm² lie outside what the weights were trained on, {low:.0f} to {high:.0f}"
 
 
@@ -129,10 +130,10 @@ class QID2:
 
     def examples(self, source: People, size: str, batch: int, seed: int) -> Callable[[int], Batch]:
         """Return index -> batch of simulated examples on the source's device."""
-        schemes = [
-            torch.tensor(even_directions(n), dtype=torch.float32) for n in range(DIRECTIONS[0], DIRECTIONS[1] + 1)
-        ]
-        schemes = [s.to(source.device) for s in schemes]
+        if not isinstance(source, People):
+            raise ValueError(PEOPLE_ONLY.format(found=type(source).__name__))
+        numbers = range(DIRECTIONS[0], DIRECTIONS[1] + 1)
+        schemes = [torch.tensor(even_directions(n), dtype=torch.float32, device=source.device) for n in numbers]
 
         def make(index: int) -> Batch:
             return _simulated(source, schemes, size, batch, numbers_of_step(seed, index, source.device))
