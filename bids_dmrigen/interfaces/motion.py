@@ -200,9 +200,10 @@ class _Aligner:
         from .ants_tools import Stage
 
         # Fluid is bright in one contrast and dark in the other: smoothed or reduced, the brain's edge shifts
-        # apart by up to a millimetre. So the scan's own resolution decides, inside the brain.
+        # apart by up to a millimetre. So the scan's own resolution decides, inside the brain. Between contrasts the
+        # metric is flat: with small steps the optimiser stops short.
         start = self._register(mean, reference_b0, start, self._rigid(False), self.rim)
-        fine = Stage("Rigid[0.1]", (50,), (1,), (0,), sampling=1.0)
+        fine = Stage("Rigid[0.5]", (50,), (1,), (0,), sampling=1.0)
         return self._register(mean, reference_b0, start, [fine], self.inner)
 
     def _to_reference(self, reference: np.ndarray, volume: int, start: np.ndarray, stages) -> np.ndarray:
