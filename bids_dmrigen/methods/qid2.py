@@ -40,7 +40,7 @@ LEAST_SCALE = 0.03  # of the shell's mean signal: what a prediction errs by wher
 FAST_STEPS, PAPER_STEPS = 8, 1000
 IMAGES_AT_ONCE = 24
 MARGIN = 4  # voxels around the brain that the network sees
-SIDE = 96  # of training slices
+SIDE = 64  # of training slices
 TARGETS = 4  # directions per training slice
 DIRECTIONS = (6, 64)  # acquired directions of training examples
 BVALS = (600.0, 3200.0)  # s/mm²
@@ -48,7 +48,7 @@ OUTSIDE = 0.1  # weight of voxels outside the brain in the loss
 
 PROCESS = linear()
 SIZES = {
-    "small": UNetSpec(1 + REFERENCES + EXTRA, base=32, multipliers=(1, 2, 4), blocks=1, attention=(2,), groups=0,
+    "small": UNetSpec(1 + REFERENCES + EXTRA, base=24, multipliers=(1, 2, 4), blocks=1, attention=(2,), groups=0,
                       bottom=False, heads=4, context=64, zero_output=True),
     "paper": UNetSpec(1 + REFERENCES, base=128, multipliers=(1, 1, 2), blocks=1, attention=(1, 2), bottom=False,
                       heads=4, context=256),
@@ -123,7 +123,7 @@ class QID2:
 
     def plan(self, size: str) -> Plan:
         """Return the training's default budget and settings; `paper` has the paper's rate and moments."""
-        common = {"evaluate_every": 500, "patience": 1000, "save_every": 1000, "warmup": 200, "ema": 0.999}
+        common = {"evaluate_every": 250, "patience": 1000, "save_every": 250, "warmup": 200, "ema": 0.999}
         if size == "paper":
             return Plan(steps=1_000_000, learning_rate=2.5e-5, betas=(0.5, 0.999), **common)
         return Plan(steps=200_000, learning_rate=1e-3, **common)

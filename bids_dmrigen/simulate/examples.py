@@ -19,6 +19,7 @@ N_TISSUES = 512  # random tissues that examples choose from
 SUPERSAMPLE = (2, 2, 2)  # points per voxel along the slice's axes and through it
 VOXEL_MM, THICKNESS_MM = (1.5, 4.0), (2.0, 5.0)
 TILT_DEGREES, OFF_CENTRE_MM = 10.0, 8.0
+HEAD_MM = 180.0  # a view smaller than this looks anywhere in the brain, a larger one at its middle
 OTHER_PLANE = 0.1  # share of examples that are sagittal or coronal
 NO_PEOPLE = "people: expected at least one seed, found none"
 
@@ -156,12 +157,14 @@ class People:
         flips = torch.where(uniform(batch, 3) < 0.5, -1.0, 1.0)
         frames = self._random_frames(generator, batch)
         linear = frames * (zooms * flips)[:, None]
-        # Centred near the brain's middle, at the height of one of its voxels.
+        # At the height of one of the brain's voxels, and the nearer to it in the plane the less of the brain is seen.
+        shape = (*size, 1)[:3]
         row = 1 + (uniform(batch) * self.counts[person]).long()
         offset = torch.einsum("bij,bi->bj", frames, self.places[person, row] - self.centres[person])
-        offset[:, :2] = OFF_CENTRE_MM * torch.randn((batch, 2), generator=generator, device=self.device)
+        seen = in_plane[:, None] * torch.tensor(shape[:2], device=self.device) / HEAD_MM
+        offset[:, :2] *= (1 - seen).clamp_min(0)
+        offset[:, :2] += OFF_CENTRE_MM * torch.randn((batch, 2), generator=generator, device=self.device)
         centre = self.centres[person] + torch.einsum("bij,bj->bi", frames, offset)
-        shape = (*size, 1)[:3]
         half = (torch.tensor(shape, device=self.device) - 1) / 2
         affine = torch.eye(4, device=self.device).repeat(batch, 1, 1)
         affine[:, :3, :3] = linear
