@@ -159,6 +159,8 @@ def generative_model(spec, made, extra_warnings: Sequence[str] = ()) -> dict[str
         "GeneratedVolumes": [v for v in range(len(made.acquired)) if v not in set(acquired)],
         "Versions": versions(),
     }
+    if made.left_out is not None:
+        record["LeftOutVolumes"] = [int(v) for v in made.left_out.volumes]
     if made.checks:
         record["Checks"] = made.checks
     warnings = [*extra_warnings, *made.warnings]

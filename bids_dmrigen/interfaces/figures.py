@@ -154,7 +154,7 @@ def _draw_template(run: RunData, path: Path) -> None:
 
 
 def _method_figures(run: RunData, method: str) -> list[Drawing]:
-    from ..qc import comparison
+    from ..qc import comparison, figures
 
     def input_output(path):
         scan = run.preproc
@@ -171,6 +171,17 @@ def _method_figures(run: RunData, method: str) -> list[Drawing]:
             path,
             comparison.GENERATED if run.inputs.preproc_generated else comparison.ACQUIRED,
         )
+
+    def added(path):
+        _, gradients, made, _ = run.generated(method)
+        if made[~gradients.is_b0].all():
+            raise Missing("every volume was made anew, none was added")
+        figures.added_directions(gradients, made, run.preproc.affine, path)
+
+    def left_out(path):
+        scan, (volumes, mean) = run.preproc, run.left_out(method)
+        labels = [f"volume {v}\nb = {scan.gradients.bvals[v]:.0f}" for v in volumes]
+        comparison.left_out(scan.data[..., volumes], mean, labels, scan.affine, scan.mask, method, path)
 
     def residual(path):
         scan = run.preproc
@@ -191,6 +202,8 @@ def _method_figures(run: RunData, method: str) -> list[Drawing]:
 
     return [
         (f"inputoutput{method}", f"{method}: acquired against generated", input_output),
+        (f"added{method}", f"{method}: added directions", added),
+        (f"leftout{method}", f"{method}: directions left out", left_out),
         (f"residual{method}", f"{method}: input minus output", residual),
         (f"histogram{method}", f"{method}: distribution of the residual", histogram),
         (f"spread{method}", f"{method}: spread of the samples", spread),
@@ -278,6 +291,9 @@ def _series_metrics(run: RunData, source: str) -> dict[str, float]:
     if source != "preproc":
         with contextlib.suppress(Missing):
             values |= iqm.residual_checks(run.removed(source), run.b0, scan.mask, run.sigma)
+        with contextlib.suppress(Missing):
+            volumes, mean = run.left_out(source)
+            values |= iqm.left_out_checks(scan.data[..., volumes], mean, scan.mask, run.sigma)
         if run.has("generated_std"):
             std = read_image(run.inputs.generated_std[run.methods().index(source)])[0]
             inside = scan.mask & (data.mean(axis=3) > 0)

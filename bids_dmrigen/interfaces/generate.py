@@ -54,6 +54,7 @@ class _GenerateOutput(TraitedSpec):
     out_bval = File(desc="b-values of the generated series")
     out_bvec = File(desc="directions of the generated series")
     out_sidecar = File(desc="JSON: how it was made")
+    out_left_out = File(desc=".npz: volumes (K,) and what was made of them unseen (X, Y, Z, K); K may be 0")
 
 
 class Generate(SimpleInterface):
@@ -64,6 +65,7 @@ class Generate(SimpleInterface):
     _can_resume = True  # Nipype would empty the folder, and with it the training's checkpoint
 
     def _run_interface(self, runtime):
+        import numpy as np
         import torch
 
         from ..bids.sidecars import generative_model
@@ -99,6 +101,13 @@ class Generate(SimpleInterface):
         (cwd / "sidecar.json").write_text(json.dumps(sidecar, indent=2))
         self._results["out_sidecar"] = str(cwd / "sidecar.json")
         self._results["out_file"] = str(write_image(cwd / "generated.nii", made.mean, image))
+        left = made.left_out
+        self._results["out_left_out"] = str(cwd / "left_out.npz")
+        np.savez(
+            cwd / "left_out.npz",
+            volumes=np.zeros(0, int) if left is None else left.volumes,
+            mean=np.zeros((*scan.mask.shape, 0), np.float32) if left is None else left.mean,
+        )
         if made.std is not None:
             self._results["out_std"] = str(write_image(cwd / "std.nii", made.std, image))
         if made.gradients is not None:

@@ -70,6 +70,7 @@ class RunInput(BaseInterfaceInputSpec):
     generated_bvec = traits.List(File(exists=True), desc="directions")
     generated_record = traits.List(File(exists=True), desc="JSON with GenerativeModel: how each was made")
     generated_std = traits.List(File(exists=True), desc="standard deviation of the samples, one per method")
+    generated_left_out = traits.List(File(exists=True), desc=".npz: volumes and what each method made of them unseen")
     map_sources = traits.List(traits.Str, desc="what the maps come from: preproc and methods")
     fa = traits.List(File(exists=True), desc="fractional anisotropy per source")
     md = traits.List(File(exists=True), desc="mean diffusivity per source, mm²/s")
@@ -168,6 +169,16 @@ class RunData:
         made = np.ones(data.shape[3], bool)
         made[list(record.get("AcquiredVolumes", []))] = False
         return data, gradients, made, record
+
+    def left_out(self, method: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return (K,) preprocessed volumes and (X, Y, Z, K) what the method made of them without them."""
+        if not self.has("generated_left_out"):
+            raise Missing("no direction was left out")
+        with np.load(self.inputs.generated_left_out[self.methods().index(method)]) as file:
+            volumes, mean = file["volumes"], file["mean"]
+        if not len(volumes):
+            raise Missing("no direction could be left out, or the method adds none")
+        return volumes, mean
 
     def removed(self, method: str) -> np.ndarray:
         """Return (X, Y, Z, K) input minus output of the generated volumes that re-make an acquired one."""

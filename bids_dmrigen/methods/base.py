@@ -76,6 +76,22 @@ class Request:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Acquired volumes beside what a method made of their directions without them.
+
+    Parameters
+    ----------
+    volumes
+        (K,) indices in the acquired series.
+    mean
+        (X, Y, Z, K) float32 what was made, in the scan's own units.
+    """
+
+    volumes: np.ndarray
+    mean: np.ndarray
+
+
+@dataclass(frozen=True)
 class Generated:
     """What a method made.
 
@@ -98,6 +114,8 @@ class Generated:
         Numbers for the quality table, name to value; definitions in `qc.metrics`.
     warnings
         Sentences for the report.
+    left_out
+        A check against acquired volumes, where one was asked for and possible.
     """
 
     mean: np.ndarray
@@ -108,6 +126,7 @@ class Generated:
     record: dict[str, Any]
     checks: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    left_out: LeftOut | None = None
 
 
 class Method(Protocol):

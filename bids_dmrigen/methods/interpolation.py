@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,14 @@ from torch import Tensor, nn
 from ..dwi.harmonics import order_for, prediction_weights
 from ..dwi.series import Scan
 from .base import Citation, Generated, MethodSpec, Request
-from .upsampling import assemble, nearest_references, shell_signal, shells_to_fill, wanted_directions
+from .upsampling import (
+    assemble,
+    check_left_out,
+    nearest_references,
+    shell_signal,
+    shells_to_fill,
+    wanted_directions,
+)
 
 REFERENCES = 6
 
@@ -30,6 +38,10 @@ class _Interpolation:
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Fill every shell of the scan."""
+        made = self._fill(scan, request)
+        return replace(made, left_out=check_left_out(self._fill, scan, request, self.spec.min_directions))
+
+    def _fill(self, scan: Scan, request: Request) -> Generated:
         begun = time.monotonic()
         warnings = self.spec.check(scan)
         shells, more = shells_to_fill(scan, self.spec.title, self.spec.min_directions, wanted_directions(request))

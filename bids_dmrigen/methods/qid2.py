@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +32,7 @@ from ..simulate.examples import People, numbers_of_step
 from ..simulate.imaging import measure
 from .base import Generated, MethodSpec, Request
 from .interpolation import LinearInterpolation
-from .upsampling import Shell, assemble, nearest_references, shells_to_fill, wanted_directions
+from .upsampling import Shell, assemble, check_left_out, nearest_references, shells_to_fill, wanted_directions
 
 REFERENCES = 6
 EXTRA = 5  # prediction, its slices below and above, mean of the shell, b0
@@ -164,10 +164,6 @@ class QID2:
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Fill every shell of the scan with `net`, or with stored weights where there is none."""
-        begun = time.monotonic()
-        warnings = self.spec.check(scan)
-        shells, more = shells_to_fill(scan, self.spec.title, REFERENCES, wanted_directions(request))
-        warnings += more + _outside(shells)
         weights = {"Name": "given"}
         if net is None:
             net = self.network(request.size)
@@ -176,6 +172,17 @@ class QID2:
             )
             weights = {"Name": path.stem, "SHA256": card.sha256}
         net = net.to(request.device, memory_format=torch.channels_last).eval()
+
+        def fill(scan: Scan, request: Request) -> Generated:
+            return self._fill(net, scan, request, weights)
+
+        return replace(fill(scan, request), left_out=check_left_out(fill, scan, request, REFERENCES))
+
+    def _fill(self, net: nn.Module, scan: Scan, request: Request, weights: dict[str, str]) -> Generated:
+        begun = time.monotonic()
+        warnings = self.spec.check(scan)
+        shells, more = shells_to_fill(scan, self.spec.title, REFERENCES, wanted_directions(request))
+        warnings += more + _outside(shells)
         steps = request.steps or (FAST_STEPS if request.sampler == "fast" else PAPER_STEPS)
         precision = resolve_precision(request.precision, request.device)
         sigma = estimate_sigma(scan).sigma

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..dwi.gradients import GradientTable, even_directions
+from ..dwi.gradients import GradientTable, even_directions, even_subset
 from ..dwi.series import Scan, ScanError
-from .base import Generated, Request
+from .base import Generated, LeftOut, Request
 
 SAME_DEGREES = 3.0  # nearer to an acquired direction than this a wanted one adds nothing
 CANDIDATES = 8  # per wanted direction
@@ -117,6 +118,37 @@ def assemble(
     if all(s is not None for _, s in made):
         std = np.concatenate([np.zeros(scan.data.shape, np.float32), *(s for _, s in made)], axis=3)
     return Generated(mean, std, table, (), np.arange(len(table)) < len(gradients), record, **more)
+
+
+def check_left_out(generate: Callable[[Scan, Request], Generated], scan: Scan, request: Request, needed: int):
+    """Return what a method makes of acquired directions that it is not shown: a `LeftOut`, or None.
+
+    Parameters
+    ----------
+    generate
+        (scan, request) -> what the method makes.
+    scan, request
+        `request.options["left_out"]` is how many directions of each shell are left out at most: as evenly spread as
+        they can be, and so few that `needed` different ones are kept.
+    needed
+        Fewest directions that the method works with.
+    """
+    volumes, made = [], []
+    for _, members in scan.gradients.shells():
+        world = scan.gradients.world_directions(scan.affine)[members]
+        apart = np.abs(world @ world.T) - 2 * np.eye(len(world))
+        once = np.flatnonzero(apart.max(axis=1) < np.cos(np.deg2rad(SAME_DEGREES)))  # not measured again
+        n = min(request.options.get("left_out", 0), len(once), len(_different(world)) - needed)
+        if n < 1:
+            continue
+        hidden = members[once[even_subset(world[once], n)]]
+        shown = np.sort(np.r_[np.flatnonzero(scan.gradients.is_b0), np.setdiff1d(members, hidden)])
+        few = Scan(scan.data[..., shown], scan.affine, scan.gradients[shown], scan.mask)
+        told = replace(request, n_samples=1, options={"directions": scan.gradients.bvecs[hidden]})
+        result = generate(few, told)
+        volumes.append(hidden)
+        made.append(result.mean[..., ~result.acquired])
+    return LeftOut(np.concatenate(volumes), np.concatenate(made, axis=3)) if volumes else None
 
 
 def wanted_directions(request: Request) -> int | np.ndarray:

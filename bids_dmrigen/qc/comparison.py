@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from .figures import display_range
 from .slices import ACQUIRED, DERIVED, GENERATED, STYLE, WIDTH_IN, Row, mosaic, save
 
 FA_MAX = 1.0
+MOST_LEFT_OUT = 2
 FA_DIFFERENCE_MIN, FA_DIFFERENCE_MAX = 0.05, 0.3  # full scale of the difference maps
 SOURCE_COLOURS = ("#1b5e9b", "#b3470a", "#2e7d32", "#6a1b9a", "#00838f", "#ad1457")
 
@@ -92,6 +93,41 @@ def input_output(
         Row(f"{method}\nmean of\n{n_out} DWIs", mean_out, *mean_scale, unit="signal", provenance=GENERATED),
     ]
     return save(mosaic(rows, affine, mask, f"{method}: acquired against generated (synthetic) signal"), path)
+
+
+def left_out(
+    acquired: np.ndarray,
+    made: np.ndarray,
+    names: Sequence[str],
+    affine: np.ndarray,
+    mask: np.ndarray,
+    method: str,
+    path: str | Path,
+) -> Path:
+    """Draw acquired volumes, what a method made of their directions without them, and the difference.
+
+    Parameters
+    ----------
+    acquired, made
+        (X, Y, Z, K) volumes; at most `MOST_LEFT_OUT` are shown.
+    names
+        (K,) what each volume is, such as its b-value.
+    affine, mask
+        (4, 4) and (X, Y, Z) bool of the grid.
+    method, path
+        Name of the method; SVG or PNG to write.
+    """
+    rows = []
+    for k in range(min(acquired.shape[3], MOST_LEFT_OUT)):
+        low, high = display_range(acquired[..., k], mask)
+        limit = (high - low) / 2
+        difference = (made[..., k] - acquired[..., k]) * mask
+        rows += [
+            Row(f"left out:\n{names[k]}", acquired[..., k], low, high, unit="signal", provenance=ACQUIRED),
+            Row(f"{method},\nunseen", made[..., k], low, high, unit="signal", provenance=GENERATED),
+            Row(f"{method}\n- left out", difference, -limit, limit, "RdBu_r", "signal", provenance=DERIVED),
+        ]
+    return save(mosaic(rows, affine, mask, f"{method}: acquired directions that it was not shown"), path)
 
 
 def residual(

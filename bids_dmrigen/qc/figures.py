@@ -15,11 +15,25 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..dwi.gradients import GradientTable
-from .slices import AXIAL, CORONAL, SAGITTAL, STYLE, WIDTH_IN, Row, mosaic, save, save_flicker
+from .slices import (
+    ACQUIRED,
+    AXIAL,
+    CORONAL,
+    GENERATED,
+    PROVENANCE_COLOURS,
+    SAGITTAL,
+    STYLE,
+    WIDTH_IN,
+    Row,
+    mosaic,
+    save,
+    save_flicker,
+)
 
 CARPET_ROWS = 600  # voxels shown in the carpet
 B0_COLOUR = "#888888"
 MASK_COLOUR = "#e53935"
+SPHERE_VIEWS = (("", (22, -60)), (", from above", (90, -90)))
 
 
 def display_range(volume: np.ndarray, mask: np.ndarray, low: float = 0.0, high: float = 99.5):
@@ -82,14 +96,49 @@ def acquisition(gradients: GradientTable, affine: np.ndarray, path: str | Path) 
     return save(figure, path)
 
 
-def _draw_sphere(axes, directions, colour, angles):
+def added_directions(gradients: GradientTable, made: np.ndarray, affine: np.ndarray, path: str | Path) -> Path:
+    """Draw acquired and generated directions of each shell on a sphere, antipodes included.
+
+    Parameters
+    ----------
+    gradients
+        N entries in the voxel axes of the image.
+    made
+        (N,) bool: volumes that were generated.
+    affine
+        (4, 4) of the image: directions are shown in world RAS+ axes.
+    path
+        SVG or PNG to write.
+    """
+    shells = gradients.shells()[:4]
+    directions = gradients.world_directions(affine)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_IN, 3.3))
+        shown = SPHERE_VIEWS[: 2 if len(shells) < 3 else 1]
+        views = [(*shell, *view) for shell in shells for view in shown]
+        for k, (b, members, view, angles) in enumerate(views):
+            axes = figure.add_axes((k / len(views), 0.04, 1 / len(views), 0.80), projection="3d")
+            theirs = made[members]
+            _draw_sphere(axes, directions[members[~theirs]], PROVENANCE_COLOURS[ACQUIRED], angles)
+            _draw_sphere(axes, directions[members[theirs]], PROVENANCE_COLOURS[GENERATED], angles, size=10)
+            title = f"b = {b:.0f} s/mm²: {(~theirs).sum()} acquired, {theirs.sum()} generated{view}"
+            axes.set_title(title, fontsize=9, pad=0)
+        figure.text(0.005, 0.94, "Acquired and generated directions", fontsize=11, fontweight="bold")
+        note = "large, blue: acquired; small, orange: generated; hollow: antipodes (the same measurement)"
+        figure.text(0.005, 0.02, note, fontsize=8, color="#555555")
+    return save(figure, path)
+
+
+def _draw_sphere(axes, directions, colour, angles, size=22):
     angle = np.linspace(0, 2 * np.pi, 73)
     for plane in range(3):
         ring = np.zeros((3, angle.size))
         ring[(plane + 1) % 3], ring[(plane + 2) % 3] = np.cos(angle), np.sin(angle)
         axes.plot(*ring, color="#bbbbbb", linewidth=0.6)
-    axes.scatter(*directions.T, color=colour, s=22, depthshade=False)
-    axes.scatter(*(-directions.T), facecolors="none", edgecolors=[colour], s=14, linewidths=0.7, depthshade=False)
+    axes.scatter(*directions.T, color=colour, s=size, depthshade=False)
+    axes.scatter(
+        *(-directions.T), facecolors="none", edgecolors=[colour], s=0.64 * size, linewidths=0.7, depthshade=False
+    )
     for name, position in zip("RAS", 1.25 * np.eye(3), strict=True):
         axes.text(*position, name, fontsize=8, color="#333333", ha="center", va="center")
     axes.set(xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), zlim=(-0.8, 0.8))

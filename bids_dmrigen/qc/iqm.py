@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..dwi.gradients import GradientTable
+from .metrics import psnr
 
 DROPOUT_Z = 4.0
 DROPOUT_LOSS = 0.10  # of the signal: what is statistically odd and smaller than this does no harm
@@ -208,6 +209,31 @@ def tensor_residual(data: np.ndarray, predicted: np.ndarray, s0: np.ndarray, mas
     inside = np.asarray(mask, bool) & (np.asarray(s0) > 0)
     error = ((np.asarray(data[inside], np.float64) - predicted[inside]) ** 2).sum(axis=1)
     return float(100 * np.median(np.sqrt(error / freedom) / s0[inside])) if inside.any() else float("nan")
+
+
+def left_out_checks(
+    acquired: np.ndarray, made: np.ndarray, mask: np.ndarray, sigma: float | None = None
+) -> dict[str, float]:
+    """Return how near a method came to acquired volumes that it was not shown.
+
+    Parameters
+    ----------
+    acquired, made
+        (X, Y, Z, K) signal.
+    mask
+        (X, Y, Z) bool.
+    sigma
+        Noise standard deviation, signal units.
+
+    Returns
+    -------
+    dict
+        `left_out_psnr` and, with `sigma`, `left_out_error`.
+    """
+    values = {"left_out_psnr": np.mean([psnr(made[..., k], acquired[..., k], mask) for k in range(made.shape[3])])}
+    if sigma:
+        values["left_out_error"] = np.sqrt(((made - acquired)[mask].astype(np.float64) ** 2).mean()) / sigma
+    return {key: float(value) for key, value in values.items()}
 
 
 def residual_checks(

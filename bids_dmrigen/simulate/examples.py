@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from .anatomy import deform
 from .atlas import Atlas
@@ -89,7 +90,7 @@ class People:
     Parameters
     ----------
     people
-        Anatomies on one grid, as `deform` makes them.
+        Anatomies on one grid, as `deform` makes them; of an iterator one is in memory at a time.
     tissues
         What examples choose from; None for `N_TISSUES` random ones.
     device
@@ -101,28 +102,27 @@ class People:
         Where there is nobody.
     """
 
-    def __init__(self, people: Sequence[Atlas], tissues: Sequence[Tissue] | None = None, device="cpu"):
-        if not people:
-            raise ValueError(NO_PEOPLE)
+    def __init__(self, people: Iterable[Atlas], tissues: Sequence[Tissue] | None = None, device="cpu"):
         tissues = [Tissue.random(seed) for seed in range(N_TISSUES)] if tissues is None else tissues
         self.device = torch.device(device)
         self.tissues = torch.as_tensor(np.stack([t.numbers() for t in tissues]), device=self.device)
-        self.affine = torch.as_tensor(people[0].affine, dtype=torch.float32, device=self.device)
-        self.shape = people[0].shape
-        self.counts = torch.tensor([int(person.brain.sum()) for person in people], device=self.device)
         # Only the brain is kept: (person, row, channel), row 0 is air; `index` leads from a voxel to its row.
         # A layer of air around the grid takes up the points that fall outside.
-        rows = 1 + int(self.counts.max())
-        self.table = torch.zeros((len(people), rows, 18), device=self.device)
-        self.places = torch.zeros((len(people), rows, 3), device=self.device)  # world, mm
-        self.index = torch.zeros((len(people), *(n + 2 for n in self.shape)), dtype=torch.int32, device=self.device)
-        for k, person in enumerate(people):
+        tables, places, indices = [], [], []
+        for person in people:
+            self.affine = torch.as_tensor(person.affine, dtype=torch.float32, device=self.device)
+            self.shape = person.shape
             voxels = person.brain.nonzero().to(self.device)
-            numbers = torch.arange(1, len(voxels) + 1, device=self.device)
             maps = torch.cat([m.flatten(0, -4)[:, person.brain] for m in anatomy_maps(person)])
-            self.table[k, numbers] = maps.to(self.device).T
-            self.places[k, numbers] = voxels.float() @ self.affine[:3, :3].T + self.affine[:3, 3]
-            self.index[k, *(voxels + 1).T] = numbers.int()
+            tables.append(F.pad(maps.to(self.device).T, (0, 0, 1, 0)))
+            places.append(F.pad(voxels.float() @ self.affine[:3, :3].T + self.affine[:3, 3], (0, 0, 1, 0)))
+            indices.append(torch.zeros([n + 2 for n in self.shape], dtype=torch.int32, device=self.device))
+            indices[-1][tuple((voxels + 1).T)] = torch.arange(1, len(voxels) + 1, device=self.device).int()
+        if not tables:
+            raise ValueError(NO_PEOPLE)
+        self.counts = torch.tensor([len(table) - 1 for table in tables], device=self.device)
+        self.table, self.places = pad_sequence(tables, batch_first=True), pad_sequence(places, batch_first=True)
+        self.index = torch.stack(indices)
         self.centres = self.places.sum(dim=1) / self.counts[:, None]
 
     @classmethod
@@ -132,7 +132,7 @@ class People:
         """Return people number `first` to `first + n - 1`, of those to train on or of those held out."""
         first = first + HELD_OUT * held_out
         atlas = atlas.to(device)
-        return cls([deform(atlas, seed, variation) for seed in range(first, first + n)], device=device)
+        return cls((deform(atlas, seed, variation) for seed in range(first, first + n)), device=device)
 
     def slices(self, generator: torch.Generator, batch: int, size: tuple[int, ...] = (96, 96)) -> Slices:
         """Return random views of random people: axial, a little oblique, with random voxels.

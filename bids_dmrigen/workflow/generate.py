@@ -7,6 +7,7 @@ from nipype.pipeline import engine as pe
 from .plan import RunPlan
 
 UPSAMPLERS = ("qid2", "interp", "sh")  # methods that add directions, see --qid2-directions
+LEFT_OUT = 3  # acquired directions per shell that a method is tested on
 NETWORK_GB = {"small": 1.2, "paper": 3.0}
 
 
@@ -38,7 +39,7 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
         if settings.difusion_steps:
             options["training_steps"] = settings.difusion_steps
     if method in UPSAMPLERS:
-        options = {"directions": directions(settings.qid2_directions)}
+        options = {"directions": directions(settings.qid2_directions), "left_out": LEFT_OUT}
     weights = weights_of(method, settings.size, settings.method_weights.get(method), settings.weights_dir)
     node = pe.Node(
         Generate(

@@ -167,7 +167,8 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
     if plan.does("denoise") and plan.settings.denoiser in REGISTRY:  # what a method denoised was not measured so
         records["preproc"] = pre["denoise_record"]
     for method in plan.settings.methods:
-        series[method], spread, records[method] = _add_method(wf, plan, method, pre, threads)
+        series[method], spread, node = _add_method(wf, plan, method, pre, threads)
+        records[method], ports[("left_out", method)] = (node, "out_sidecar"), (node, "out_left_out")
         for keys, found in (("generated", series[method]), ("spread", spread)):
             for suffix, port in zip(("", "_bval", "_bvec"), found, strict=True):
                 ports[(f"{keys}{suffix}", method)] = port
@@ -194,17 +195,16 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
 
 
 def _add_method(wf, plan: RunPlan, method: str, pre: Mapping, threads: int):
-    """Add a method's node; return the ports of its series, of the spread of its samples, and of its record."""
+    """Add a method's node; return the ports of its series and of the spread of its samples, and the node."""
     from ..methods import load
     from .generate import generate_node
     from .preprocess import init_replay_wf
 
     node = generate_node(plan, method, threads=threads)
     parts = ("file", "bval", "bvec")
-    record = (node, "out_sidecar")
     if not load(method).spec.on_acquired:
         _connect_series(wf, [pre[f"out_{part}"] for part in parts], pre["mask"], node)
-        return [(node, f"out_{p}") for p in parts], [(node, f"out_{p}") for p in ("std", "bval", "bvec")], record
+        return [(node, f"out_{p}") for p in parts], [(node, f"out_{p}") for p in ("std", "bval", "bvec")], node
     _connect_series(wf, [pre[f"raw_{part}"] for part in parts], pre["raw_mask"], node)
     found = []
     for source, gibbs in (("file", True), ("std", False)):
@@ -220,7 +220,7 @@ def _add_method(wf, plan: RunPlan, method: str, pre: Mapping, threads: int):
             if plan.does(step):
                 wf.connect(*pre[name], replay, f"input.{name}")
         found.append([(replay, f"output.out_{part}") for part in parts])
-    return found[0], found[1], record
+    return found[0], found[1], node
 
 
 MAP_PORTS = ("fa", "md", "ad", "rd", "dec", "tensor")

@@ -40,7 +40,8 @@ NORMALIZED_INPUTS = {  # inputs of the figure and metric nodes -> outputs of the
     "template": "out_template_t1w",
     "template_mask": "out_template_mask",
 }
-LISTS = ("generated", "generated_bval", "generated_bvec", "generated_record", "generated_std", "fa", "md", "dec")
+LISTS = ("generated", "generated_bval", "generated_bvec", "generated_record", "generated_std", "generated_left_out",
+         "fa", "md", "dec")  # fmt: skip
 
 
 def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: Mapping, normalize, template: str):
@@ -110,6 +111,7 @@ def _listed(plan: RunPlan, methods, sources, ports: Mapping, records: Mapping) -
         for name in ("generated", "generated_bval", "generated_bvec"):
             listed[name].append(ports[(name, method)])
         listed["generated_record"].append(records[method])
+        listed["generated_left_out"].append(ports[("left_out", method)])
         if plan.settings.n_samples > 1:
             listed["generated_std"].append(ports[("spread", method)])
     for source in sources:

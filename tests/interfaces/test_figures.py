@@ -39,11 +39,12 @@ def inputs(tmp_path_factory) -> dict:
     made[..., table.is_b0] = data[..., table.is_b0]
     record = {
         "Method": "Clean",
-        "AcquiredVolumes": [0, 1],
+        "AcquiredVolumes": [0, 1, 2],
         "Checks": {"clean_evaluations": 4.0, "clean_direction_contrast": 0.7},
     }
     (folder / "record.json").write_text(json.dumps({"Synthetic": True, "GenerativeModel": record}))
     rng = np.random.default_rng(0)
+    np.savez(folder / "left_out.npz", volumes=[3, 7], mean=made[..., [3, 7]])
     header = "trans_x\ttrans_y\ttrans_z\trot_x\trot_y\trot_z\tframewise_displacement"
     rows = [[*rng.normal(0, 0.1, 3), *rng.normal(0, 1e-3, 3), "n/a" if v == 0 else 0.2] for v in range(14)]
     lines = ["\t".join(map(str, row)) for row in rows]
@@ -62,6 +63,7 @@ def inputs(tmp_path_factory) -> dict:
         "methods": ["clean"], "generated": [image("made", made)], "generated_bval": [bval],
         "generated_bvec": [bvec], "generated_record": [str(folder / "record.json")],
         "generated_std": [image("std", 0.1 * made)],
+        "generated_left_out": [str(folder / "left_out.npz")],
         "map_sources": ["preproc", "clean"],
         "fa": [image("fa", fa), image("fa2", fa * 0.5)],
         "md": [image("md", np.full(mask.shape, 0.8e-3)), image("md2", np.full(mask.shape, 0.9e-3))],
@@ -76,7 +78,8 @@ def test_all_figures_of_a_complete_run(inputs, tmp_path, monkeypatch):
     assert outputs.skipped == {}
     assert keys == [
         "acquisition", "outliers", "motion", "carpet", "sdc", "mask", "registrationT1w",
-        "registrationtemplate", "inputoutputclean", "residualclean", "histogramclean", "spreadclean",
+        "registrationtemplate", "inputoutputclean", "addedclean", "leftoutclean", "residualclean",
+        "histogramclean", "spreadclean",
         "fa", "fahistogram",
     ]  # fmt: skip
     assert all(key.isalnum() for key in keys)  # they become BIDS labels
@@ -128,6 +131,8 @@ def test_metrics_of_a_complete_run(inputs, tmp_path, monkeypatch):
     assert value["md_median_preproc"] == pytest.approx(0.8)
     assert value["sample_spread_clean"] == pytest.approx(10.0, rel=1e-3)
     assert value["evaluations_clean"] == 4
+    assert value["left_out_error_clean"] == pytest.approx(np.hypot(NOISE, 1) / NOISE, rel=0.1)
+    assert value["left_out_psnr_clean"] > 20
     assert value["own_direction_contrast_clean"] == 0.7
     assert value["tensor_residual_clean"] < value["tensor_residual_preproc"]
     assert value["ndc_clean"] > value["ndc_preproc"]

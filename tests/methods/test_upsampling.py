@@ -81,6 +81,35 @@ def test_linear_coefficients_give_the_direction_back():
     torch.testing.assert_close(torch.nn.functional.normalize(combined, dim=1), wanted)
 
 
+@pytest.mark.parametrize(("name", "most"), [("interp", 0.6), ("sh", 0.25)])
+def test_left_out_volumes_are_made_without_being_seen(name, most):
+    given = scan(12, bvals=(1000.0, 2000.0))
+    asked = Request(options={"directions": 30, "left_out": 3})
+    left = load(name).generate(None, given, asked).left_out
+    b = given.gradients.bvals[left.volumes]
+    assert b.tolist() == [1000.0] * 3 + [2000.0] * 3
+    assert left.mean.shape == (4, 5, 3, 6)
+    truth = given.data[..., left.volumes]
+    assert 0 < np.abs(left.mean / truth - 1).mean() < most
+    # What is hidden cannot matter.
+    changed = given.data.copy()
+    changed[..., left.volumes] = 1e6
+    spoiled = Scan(changed, AFFINE, given.gradients, given.mask)
+    np.testing.assert_array_equal(load(name).generate(None, spoiled, asked).left_out.mean, left.mean)
+
+
+def test_nothing_is_left_out_where_every_direction_is_needed_or_measured_again():
+    asked = Request(options={"directions": 30, "left_out": 3})
+    assert load("sh").generate(None, scan(6), asked).left_out is None
+    assert len(load("sh").generate(None, scan(7), asked).left_out.volumes) == 1
+    few = scan(8)
+    order = [0, 1, 2, 3, 4, 5, 6, 7, 8, 1, 2]
+    twice = Scan(few.data[..., order], AFFINE, few.gradients[order], few.mask)
+    left = load("sh").generate(None, twice, asked).left_out.volumes
+    assert len(left) == 2
+    assert not {1, 2, 9, 10} & set(left.tolist())
+
+
 def test_too_few_different_directions_are_refused():
     few = scan(6)
     twice = Scan(few.data[..., [0, 1, 2, 3, 4, 5, 1]], AFFINE, few.gradients[[0, 1, 2, 3, 4, 5, 1]], few.mask)
