@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -100,6 +100,7 @@ def evaluate(
     rotations: int = 1,
     fit: str = "ols",
     tell: Callable[[Outcome], None] | None = None,
+    truth: np.ndarray | None = None,
 ) -> Evaluation:
     """Leave directions out of a dense scan and let every arm do without them.
 
@@ -117,6 +118,8 @@ def evaluate(
         "ols" (the papers' linear least squares) or "wls", of the reference and of every arm.
     tell
         Called with every outcome.
+    truth
+        (X, Y, Z, N) noise-free signals of a simulated scan, to compare with instead of the scan itself.
 
     Raises
     ------
@@ -127,16 +130,17 @@ def evaluate(
     if not mask.any():
         raise ScanError(MASK_TOO_SMALL.format(n=EROSIONS))
     selections = [(n, k, kept_volumes(scan.gradients, n, k, rotations)) for n in keep for k in range(rotations)]
-    reference, outcomes = summary_maps(scan, fit), []
+    against = scan if truth is None else replace(scan, data=truth)
+    reference, outcomes = summary_maps(against, fit), []
     for n, rotation, kept in selections:
         for name, arm in arms.items():
-            outcomes.append(_outcome(scan, kept, reference, mask, (name, n, rotation), arm, fit))
+            outcomes.append(_outcome(scan, kept, against.data, reference, mask, (name, n, rotation), arm, fit))
             if tell is not None:
                 tell(outcomes[-1])
     return Evaluation(tuple(outcomes), reference, mask)
 
 
-def _outcome(scan: Scan, kept: np.ndarray, reference, mask, label: tuple[str, int, int], arm: Arm, fit: str) -> Outcome:
+def _outcome(scan: Scan, kept, truth, reference, mask, label: tuple[str, int, int], arm: Arm, fit: str) -> Outcome:
     """Return what an arm makes of the kept volumes, scored; a scan it cannot work on is its fault."""
     begun = time.monotonic()
     few = Scan(scan.data[..., kept], scan.affine, scan.gradients[kept], scan.mask)
@@ -154,7 +158,7 @@ def _outcome(scan: Scan, kept: np.ndarray, reference, mask, label: tuple[str, in
         return Outcome(*label, scores, fault=str(error))
     scores |= map_scores(maps, reference, mask)
     if places is not None:
-        scores |= volume_scores(made.mean[..., places], scan.data[..., wanted], mask)
+        scores |= volume_scores(made.mean[..., places], truth[..., wanted], mask)
     shown = {name: maps[name] for name in ("fa", "dec")}
     return Outcome(*label, scores, shown, seconds, made.record, made.warnings)
 

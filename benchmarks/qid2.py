@@ -1,0 +1,201 @@
+"""QID² against what an analyst has without it, its two samplers against each other, and what it costs.
+
+python benchmarks/qid2.py [simulated] [real] [samplers] [cost] [--data DATA] [--atlas ATLAS] [--weights NAME_OR_PATH]
+
+simulated: held-out people, 90 directions at b = 1000, 30 even ones kept, 60 made, SNR 15 and 30 (the setting of Table 1
+of Chen et al. 2024), against the noise-free signal and its FA. real: a dense scan of 84 directions, 12 and 30 kept.
+samplers: FA of the fast sampler against FA of the paper's 1000 steps. cost: 12 directions to 60.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import time
+from pathlib import Path
+
+# Threads that wait by spinning starve each other as soon as anything else runs on the machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+
+from bids_dmrigen.cli.atlases import EMBEDDED, load_atlas
+from bids_dmrigen.diffusion.training import resolve_precision
+from bids_dmrigen.dwi.gradients import GradientTable, even_directions
+from bids_dmrigen.dwi.series import Scan
+from bids_dmrigen.interfaces.io import read_scan
+from bids_dmrigen.methods import load
+from bids_dmrigen.methods.base import Request
+from bids_dmrigen.methods.qid2 import FAST_STEPS, PAPER_STEPS, QID2
+from bids_dmrigen.qc import evaluation, metrics
+from bids_dmrigen.simulate.anatomy import deform
+from bids_dmrigen.simulate.examples import HELD_OUT
+from bids_dmrigen.simulate.scanner import acquire, scan_grid
+from bids_dmrigen.simulate.signal import Tissue
+
+REAL = "reference/sub-canon_desc-merged"
+PEOPLE = 2
+SLICES = 6  # of each simulated scan that are scored
+ARMS = ("none", "interp", "sh", "qid2")
+TABLE = ("dwi_psnr", "dwi_ssim", "fa_error", "fa_ssim", "fa_psnr", "dec_psnr", "direction_angle")
+
+
+def arm(name: str, args, **settings) -> evaluation.Arm:
+    """Return an arm of the comparison."""
+    if name == "none":
+        return evaluation.as_acquired
+    weights = args.weights if name == "qid2" else None
+
+    def make(kept: Scan, wanted: GradientTable):
+        request = Request(weights=weights, options={"directions": wanted.bvecs}, **settings)
+        return load(name).generate(None, kept, request)
+
+    return make
+
+
+def show(result: evaluation.Evaluation, keep: int, title: str) -> None:
+    """Print the scores of every arm."""
+    print(f"\n{title}")
+    print("".join(f"{text:>17s}" for text in ("", *(evaluation.SCORES[key].label for key in TABLE))))
+    for name in ARMS:
+        values = [result.summary(keep, name)[key][0] for key in TABLE]
+        print(f"{name:>17s}" + "".join(f"{value:17.4f}" for value in values), flush=True)
+
+
+def held_out_scan(atlas, seed: int, snr: float, gradients: GradientTable, voxel_mm: float = 2.5):
+    """Return a scan of somebody who was not trained on, and its noise-free signals."""
+    person = deform(atlas, HELD_OUT + 100 + seed)
+    shape = (72, 88, 64) if voxel_mm < 3 else (46, 56, 40)
+    affine = scan_grid(person, voxel_mm, shape)
+    simulated = acquire(person, gradients, affine, shape, snr, seed, tissue=Tissue.random(HELD_OUT + seed))
+    return simulated.scan, simulated.clean
+
+
+def middle(scan: Scan, clean: np.ndarray, n: int) -> tuple[Scan, np.ndarray]:
+    """Return the middle of a scan: so many slices that n are left of its mask when its rim is not scored."""
+    rim = evaluation.EROSIONS
+    first = scan.data.shape[2] // 2 - n // 2 - rim
+    part = np.s_[:, :, first : first + n + 2 * rim]
+    affine = scan.affine.copy()
+    affine[:3, 3] = (scan.affine @ [0, 0, first, 1])[:3]
+    return Scan(scan.data[part], affine, scan.gradients, scan.mask[part]), clean[part]
+
+
+def simulated(args) -> None:
+    """Print the paper's Table 1 on simulated people."""
+    atlas = load_atlas(args.atlas)
+    b = np.r_[np.zeros(6), np.full(90, 1000.0)]
+    gradients = GradientTable(b, np.concatenate([np.zeros((6, 3)), even_directions(90)]))
+    for snr in (15.0, 30.0):
+        results = []
+        for seed in range(PEOPLE):
+            scan, clean = middle(*held_out_scan(atlas, seed, snr, gradients), SLICES)
+            arms = {name: arm(name, args) for name in ARMS}
+            results += evaluation.evaluate(scan, [30], arms, truth=clean).outcomes
+        merged = evaluation.Evaluation(tuple(results), {}, np.zeros(0))
+        show(merged, 30, f"simulated, SNR {snr:g}, 30 directions to 90, {PEOPLE} people, {SLICES} slices each")
+
+
+def real(args) -> None:
+    """Print the scores on a real dense scan."""
+    scan = dense_scan(args)
+    arms = {name: arm(name, args) for name in ARMS}
+    result = evaluation.evaluate(scan, [12, 30], arms)
+    for keep in (12, 30):
+        show(result, keep, f"{REAL}, {keep} directions of 84")
+
+
+def dense_scan(args) -> Scan:
+    """Return the real dense scan."""
+    stem = args.data / REAL
+    return read_scan(f"{stem}_dwi.nii.gz", f"{stem}_dwi.bval", f"{stem}_dwi.bvec", f"{stem}_mask.nii.gz", 50.0)[0]
+
+
+def samplers(args) -> None:
+    """Print FA PSNR against the truth with both samplers, and between them."""
+    atlas = load_atlas(args.atlas)
+    directions = even_directions(30)
+    gradients = GradientTable(np.r_[np.zeros(2), np.full(30, 1000.0)], np.concatenate([np.zeros((2, 3)), directions]))
+    scan, clean = middle(*held_out_scan(atlas, 7, 20.0, gradients, 4.0), 1)
+    arms = {"fast": arm("qid2", args), "paper": arm("qid2", args, sampler="paper")}
+    result = evaluation.evaluate(scan, [12], arms, truth=clean)
+    fast, paper = result.outcomes
+    between = metrics.psnr(fast.maps["fa"], paper.maps["fa"], result.mask)
+    print(
+        f"\nsamplers, simulated, 12 directions to 30, {int(result.mask.sum())} voxels: FA PSNR against the truth "
+        f"{fast.scores['fa_psnr']:.2f} dB with {FAST_STEPS} evaluations ({fast.seconds:.0f} s), "
+        f"{paper.scores['fa_psnr']:.2f} dB with {PAPER_STEPS} ({paper.seconds:.0f} s); of one against the other "
+        f"{between:.1f} dB",
+        flush=True,
+    )
+
+
+def cost(args) -> None:
+    """Print time, memory and the share of the machine's matrix products, 12 directions to 60."""
+    scan = dense_scan(args)
+    few = scan.data[..., evaluation.kept_volumes(scan.gradients, 12)]
+    scan = Scan(few, scan.affine, scan.gradients[evaluation.kept_volumes(scan.gradients, 12)], scan.mask)
+    precision = resolve_precision("auto", torch.device("cpu"))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    start = time.perf_counter()
+    made = QID2().generate(None, scan, Request(weights=args.weights, options={"directions": 60}))
+    seconds = time.perf_counter() - start
+    images = int((~made.acquired).sum()) * int(scan.mask.any(axis=(0, 1)).sum())
+    evaluations = images * FAST_STEPS
+    each = operations(scan) * evaluations
+    rate = matrix_rate(torch.bfloat16 if precision == "bf16" else torch.float32)
+    print(
+        f"\ncost, {'x'.join(map(str, scan.data.shape[:3]))}, 12 directions to 60, {precision}, "
+        f"{torch.get_num_threads()} threads: {seconds:.0f} s, {evaluations / seconds:.1f} evaluations/s, "
+        f"{each / seconds / 1e9:.0f} of {rate / 1e9:.0f} Gflop/s ({each / seconds / rate:.0%} of its matrix products), "
+        f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB ({before:.2f} before)",
+        flush=True,
+    )
+
+
+def operations(scan: Scan) -> float:
+    """Return the floating-point operations of one evaluation on one slice of a scan's brain."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from bids_dmrigen.methods.qid2 import MARGIN, REFERENCES
+
+    inside = np.argwhere(scan.mask)
+    height, width = np.minimum(np.ptp(inside, axis=0)[:2] + 1 + 2 * MARGIN, scan.data.shape[:2])
+    net = QID2().network("small")
+    x = torch.zeros(1, net.spec.in_channels, int(height), int(width))
+    told = torch.zeros(1, REFERENCES + 1, 3), torch.zeros(1, REFERENCES + 1), torch.zeros(1)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(x, torch.zeros(1), *told)
+    return float(counter.get_total_flops())
+
+
+def matrix_rate(dtype: torch.dtype, n: int = 2048, rounds: int = 5) -> float:
+    """Return the operations per second of a large matrix product."""
+    a, b = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - start)
+    return 2 * n**3 / min(seconds)
+
+
+PARTS = {"simulated": simulated, "real": real, "samplers": samplers, "cost": cost}
+
+
+def main() -> None:
+    """Run the parts that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--atlas", default=EMBEDDED, help="of the simulated people (default: the embedded one)")
+    parser.add_argument("--weights", help="default: qid2-small")
+    args = parser.parse_args()
+    for part in args.parts or PARTS:
+        PARTS[part](args)
+
+
+if __name__ == "__main__":
+    main()
