@@ -23,7 +23,7 @@ DESCRIPTION = (
     "with their card. Called again with the same folder it goes on where it stopped. Several GPUs: "
     "torchrun --nproc-per-node N -m bids_dmrigen.cli.train METHOD ..."
 )
-HELD_OUT_PEOPLE = 10
+PEOPLE, HELD_OUT_PEOPLE = 100, 10
 REPORT_EVERY_S = 20.0
 NOT_TRAINABLE = "{name} has nothing to train beforehand: it needs no weights, or trains on each run itself"
 
@@ -43,9 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, metavar="M", help="longest training (default: no limit)")
     parser.add_argument("--steps", type=int, metavar="N", help="most optimiser steps (default: the method's own)")
     parser.add_argument("--batch", type=int, default=32, metavar="B", help="examples per step (default: 32)")
-    parser.add_argument("--people", type=int, default=100, metavar="K", help="simulated people (default: 100)")
+    parser.add_argument("--people", type=int, metavar="K",
+                        help=f"simulated people (default: {PEOPLE}, or none beside --data)")  # fmt: skip
     parser.add_argument("--atlas", default=EMBEDDED, metavar="DIR_OR_FILE", help=HELP)
-    parser.add_argument("--data", type=Path, metavar="FILE", help="prepared scans to train on instead of people")
+    parser.add_argument("--data", type=Path, metavar="FILE",
+                        help="prepared scans to train on; with --people on both, in turn")  # fmt: skip
     parser.add_argument("--init", metavar="NAME_OR_PATH", help="weights to start from: fine-tuning")
     parser.add_argument("--weights-dir", type=Path, metavar="DIR", help="folder searched for --init before the package")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random number (default: 0)")
@@ -87,23 +89,23 @@ def _train(args, device) -> Path | None:
     method = load(args.method)
     if not hasattr(method, "plan"):
         raise ValueError(NOT_TRAINABLE.format(name=args.method))
-    if args.batch < 1 or args.people < 1 or (args.steps is not None and args.steps < 1):
+    if args.batch < 1 or (args.people is not None and args.people < 1) or (args.steps is not None and args.steps < 1):
         raise ValueError("--batch, --people and --steps: expected at least 1")
     net, start = method.network(args.size), {}
     if args.init is not None:  # before anything that takes long
         path, card = load_weights(net, args.init, args.method, args.size, args.weights_dir)
         start = {"started_from": {"name": path.stem, "sha256": card.sha256, "trained_on": card.trained_on}}
     net = net.to(device)
-    source, held_out, trained_on = _sources(args, device)
+    sources, held_out, trained_on = _sources(args, device)
     plan = replace(
         method.plan(args.size), minutes=args.minutes, precision=resolve_precision(args.precision, device),
         **({} if args.steps is None else {"steps": args.steps}),
     )  # fmt: skip
     trained = train(
         net,
-        method.examples(source, args.size, args.batch, args.seed),
+        _in_turn([method.examples(source, args.size, args.batch, args.seed) for source in sources]),
         method.loss,
-        method.held_out(held_out, args.size, args.seed),
+        _mean([method.held_out(source, args.size, args.seed) for source in held_out]),
         plan,
         checkpoint=args.out / "checkpoint.safetensors",
         log=args.out / "log.csv",
@@ -117,22 +119,35 @@ def _train(args, device) -> Path | None:
     return save_weights(args.out, args.name or default_name(args.method, args.size), net, card)
 
 
-def _sources(args, device) -> tuple[Any, Any, dict[str, Any]]:
+def _sources(args, device) -> tuple[list, list, dict[str, Any]]:
     """Return what to train on, what to score on, and both in words for the card."""
+    sources, held_out, words = [], [], {"batch": args.batch}
     if args.data is not None:
         from ..diffusion.arrays import Prepared
 
         parts = [Prepared(args.data, device, part) for part in ("train", "held out")]
         scans = {p.part: [a["name"] for a, c in zip(p.about, p.counts, strict=True) if c.any()] for p in parts}
-        return *parts, {"examples": "prepared scans", "file": args.data.name, "batch": args.batch, **scans}
-    from ..simulate.examples import People
-    from .atlases import load_atlas
+        sources, held_out, words = [parts[0]], [parts[1]], {"file": args.data.name, **scans, **words}
+    if args.data is None or args.people is not None:
+        from ..simulate.examples import People
+        from .atlases import load_atlas
 
-    atlas = load_atlas(args.atlas)
-    people = People.from_atlas(atlas, args.people, device=device)
-    held_out = People.from_atlas(atlas, min(args.people, HELD_OUT_PEOPLE), held_out=True, device=device)
-    name = args.atlas if args.atlas == EMBEDDED else Path(args.atlas).name
-    return people, held_out, {"examples": "simulated people", "atlas": name, "people": args.people, "batch": args.batch}
+        atlas, n = load_atlas(args.atlas), args.people or PEOPLE
+        sources.append(People.from_atlas(atlas, n, device=device))
+        held_out.append(People.from_atlas(atlas, min(n, HELD_OUT_PEOPLE), held_out=True, device=device))
+        words |= {"atlas": args.atlas if args.atlas == EMBEDDED else Path(args.atlas).name, "people": n}
+    kinds = ["prepared scans"] * (args.data is not None) + ["simulated people"] * ("people" in words)
+    return sources, held_out, {"examples": " and ".join(kinds), **words}
+
+
+def _in_turn(makers: list[Callable[[int], Any]]) -> Callable[[int], Any]:
+    """Return index -> batch, of each maker in turn."""
+    return lambda index: makers[index % len(makers)](index // len(makers))
+
+
+def _mean(scores: list[Callable[[Any], float]]) -> Callable[[Any], float]:
+    """Return the mean of several scores as one."""
+    return lambda net: sum(score(net) for score in scores) / len(scores)
 
 
 def _card(args, method, trained, device, trained_on: dict[str, Any]):

@@ -9,86 +9,39 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ..diffusion.arrays import Prepared
 from ..diffusion.noise import NoiseSource
-from ..diffusion.processes import linear
 from ..diffusion.samplers import ancestral, dpm_solver_pp_2m, even_times
 from ..diffusion.training import Plan, resolve_precision
 from ..diffusion.weights import load_weights
-from ..dwi.gradients import even_directions
-from ..dwi.harmonics import order_for, prediction_weights
-from ..dwi.noise import estimate_sigma, rician_mean
+from ..dwi.noise import estimate_sigma
 from ..dwi.series import Scan
 from ..nets.direction_unet import DirectionUNet
 from ..nets.unet import UNetSpec
 from ..simulate.examples import People, numbers_of_step
-from ..simulate.imaging import measure
 from .base import Generated, MethodSpec, Request
 from .interpolation import LinearInterpolation
-from .upsampling import Shell, assemble, check_left_out, nearest_references, shells_to_fill, wanted_directions
+from .qid2_examples import BVALS, DIRECTIONS, PROCESS, Batch, examples
+from .qid2_inputs import EXTRA, REFERENCES, Known, known_of
+from .upsampling import Shell, assemble, check_left_out, shells_to_fill, wanted_directions
 
-REFERENCES = 6
-EXTRA = 5  # prediction, its slices below and above, mean of the shell, b0
-LEAST_SCALE = 0.03  # of the shell's mean signal: what a prediction errs by where there is no noise
 FAST_STEPS, PAPER_STEPS = 8, 1000
 IMAGES_AT_ONCE = 24
 MARGIN = 4  # voxels around the brain that the network sees
-SIDE = 64  # of training slices
-TARGETS = 4  # directions per training slice
-DIRECTIONS = (6, 64)  # acquired directions of training examples
-BVALS = (600.0, 3200.0)  # s/mm²
-OUTSIDE = 0.1  # weight of voxels outside the brain in the loss
-
-PROCESS = linear()
 SIZES = {
     "small": UNetSpec(1 + REFERENCES + EXTRA, base=24, multipliers=(1, 2, 4), blocks=1, attention=(2,), groups=0,
                       bottom=False, heads=4, context=64, zero_output=True),
     "paper": UNetSpec(1 + REFERENCES, base=128, multipliers=(1, 1, 2), blocks=1, attention=(1, 2), bottom=False,
                       heads=4, context=256),
 }  # fmt: skip
-PEOPLE_ONLY = "QID² is trained on simulated people so far, found {found}; leave --data out"
 UNTRAINED_B = "shells at b = {bvals} s/mm² lie outside what the weights were trained on, {low:.0f} to {high:.0f}"
-
-
-@dataclass(frozen=True, eq=False)
-class Known:
-    """What the network is told of B images, and how its output becomes one: image = centre + scale * output.
-
-    Parameters
-    ----------
-    images
-        (B, C, H, W) references and what else is known.
-    centre, scale
-        (B, 1, H, W) and (B, 1, 1, 1), signal units.
-    bvecs, bvals
-        (B, R + 1, 3) in the slice's voxel axes and (B, R + 1) s/mm²: references, then target.
-    log_sigma
-        (B,) of the references, in units of the shell's mean signal.
-    """
-
-    images: Tensor
-    centre: Tensor
-    scale: Tensor
-    bvecs: Tensor
-    bvals: Tensor
-    log_sigma: Tensor
-
-
-class Batch(NamedTuple):
-    """A batch of training examples."""
-
-    known: Known
-    x0: Tensor  # (B, 1, H, W) what the network has to make
-    weight: Tensor  # (B, 1, H, W)
-    t: Tensor  # (B,)
-    noise: Tensor  # (B, 1, H, W)
 
 
 class QID2:
@@ -128,28 +81,22 @@ class QID2:
             return Plan(steps=1_000_000, learning_rate=2.5e-5, betas=(0.5, 0.999), **common)
         return Plan(steps=200_000, learning_rate=1e-3, **common)
 
-    def examples(self, source: People, size: str, batch: int, seed: int) -> Callable[[int], Batch]:
-        """Return index -> batch of simulated examples on the source's device."""
-        if not isinstance(source, People):
-            raise ValueError(PEOPLE_ONLY.format(found=type(source).__name__))
-        numbers = range(DIRECTIONS[0], DIRECTIONS[1] + 1)
-        schemes = [torch.tensor(even_directions(n), dtype=torch.float32, device=source.device) for n in numbers]
-
-        def make(index: int) -> Batch:
-            return _simulated(source, schemes, size, batch, numbers_of_step(seed, index, source.device))
-
-        return make
+    def examples(self, source: People | Prepared, size: str, batch: int, seed: int) -> Callable[[int], Batch]:
+        """Return index -> batch of examples on the source's device."""
+        return lambda index: examples(source, size, batch, numbers_of_step(seed, index, source.device))
 
     def loss(self, net: nn.Module, batch: Batch) -> Tensor:
         """Return the weighted mean squared error of the network's prediction: noise (`paper`) or image (`small`)."""
         known = batch.known
         x_t = PROCESS.add_noise(batch.x0, batch.t.reshape(-1, 1, 1, 1), batch.noise)
         found = _evaluate(net, x_t, batch.t, known)
-        target = batch.x0 if _makes_image(known) else batch.noise
+        target = batch.x0 if known.with_prediction else batch.noise
         return ((found - target).square() * batch.weight).sum() / batch.weight.sum()
 
-    def held_out(self, source: People, size: str, seed: int, batches: int = 8) -> Callable[[nn.Module], float]:
-        """Return a score on fixed examples of people who are never trained on."""
+    def held_out(
+        self, source: People | Prepared, size: str, seed: int, batches: int = 8
+    ) -> Callable[[nn.Module], float]:
+        """Return a score on fixed examples of people, or parts of scans, that are never trained on."""
         make = self.examples(source, size, 32, seed)
         fixed = [make(index) for index in range(batches)]
 
@@ -266,7 +213,7 @@ class _Filler:
         """Return one sample (T, h, w) of every wanted direction in a slice, in signal units."""
         request, made = self.request, []
         for part in torch.arange(len(known.images)).split(IMAGES_AT_ONCE):
-            told = _part(known, part)
+            told = known.part(part)
             addresses = [(first + int(t), int(z), sample) for t in part]
             shape = (1, *known.images.shape[2:])
             noise = NoiseSource(request.seed, request.subject, request.run, "qid2", addresses, shape, request.device)
@@ -275,122 +222,18 @@ class _Filler:
                 times = torch.full((len(x),), float(t), device=x.device)
                 with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                     found = _evaluate(self.net, x, times, told).float()
-                return PROCESS.to_x0(x, t, found, "x0" if _makes_image(told) else "noise")
+                return PROCESS.to_x0(x, t, found, "x0" if told.with_prediction else "noise")
 
             found = self.sampler(denoise, PROCESS, noise(0), self.times, noise).x0
             made.append((told.centre + told.scale * found)[:, 0].float().cpu())
         return torch.cat(made)
 
 
-def known_of(
-    b0: Tensor,
-    shell: Tensor,
-    acquired: Tensor,
-    wanted: Tensor,
-    bval: Tensor,
-    sigma: Tensor,
-    unit: Tensor,
-    size: str,
-) -> Known:
-    """Return what the network is told of T wanted directions in each of S slices; B = S T.
-
-    Parameters
-    ----------
-    b0
-        (S, H, W, 3) mean b0 of the slice between its neighbours.
-    shell
-        (S, N, H, W, 3) acquired volumes.
-    acquired, wanted
-        (S, N, 3) and (S, T, 3) unit vectors in the slice's voxel axes.
-    bval, sigma, unit
-        (S,) b-value, noise level, and the shell's mean signal in the brain, by which all is divided.
-    """
-    n_slices, n = acquired.shape[:2]
-    n_wanted = wanted.shape[1]
-    near = nearest_references(acquired, wanted, REFERENCES)  # (S, T, R)
-    each = torch.arange(n_slices, device=near.device)[:, None, None]
-    references = shell[each, near, :, :, 1]  # (S, T, R, H, W)
-    bvecs = torch.cat([acquired[each, near], wanted[:, :, None]], dim=2)
-    unit5 = unit.reshape(-1, 1, 1, 1, 1)
-    if size == "paper":
-        images = references / unit5 - 1
-        centre = unit5.expand(-1, n_wanted, 1, *references.shape[3:])
-        scale = unit5.expand(-1, n_wanted, 1, 1, 1)
-    else:
-        weights = prediction_weights(acquired, wanted, order_for(n))  # (S, T, N)
-        predicted = torch.einsum("stn,snhwz->sthwz", weights, shell)
-        spread = (sigma[:, None] * weights.norm(dim=2)).square() + (LEAST_SCALE * unit[:, None]).square()
-        scale = spread.sqrt()[:, :, None, None, None]  # (S, T, 1, 1, 1)
-        centre = predicted[..., 1][:, :, None]  # (S, T, 1, H, W)
-        beside = predicted[..., [0, 2]].permute(0, 1, 4, 2, 3)
-        shared = torch.stack([shell[..., 1].mean(dim=1), b0[..., 1] / 4], dim=1) / unit5[:, 0]  # (S, 2, H, W)
-        shared = shared[:, None].expand(-1, n_wanted, -1, -1, -1)
-        images = torch.cat([(references - centre) / scale, centre / unit5, (beside - centre) / scale, shared], dim=2)
-    batch = n_slices * n_wanted
-    return Known(
-        images.reshape(batch, *images.shape[2:]).contiguous(memory_format=torch.channels_last),
-        centre.reshape(batch, *centre.shape[2:]),
-        scale.reshape(batch, 1, 1, 1),
-        bvecs.reshape(batch, REFERENCES + 1, 3),
-        bval.repeat_interleave(n_wanted)[:, None].expand(-1, REFERENCES + 1),
-        (sigma / unit).clamp_min(1e-3).log().repeat_interleave(n_wanted),
-    )
-
-
 def _evaluate(net: nn.Module, x: Tensor, t: Tensor, known: Known) -> Tensor:
     return net(torch.cat([x, known.images], dim=1), t.float(), known.bvecs, known.bvals, known.log_sigma)
-
-
-def _makes_image(known: Known) -> bool:
-    """Return whether the network predicts the image; the paper's, which is told the references alone, the noise."""
-    return known.images.shape[1] > REFERENCES
-
-
-def _part(known: Known, rows: Tensor) -> Known:
-    return Known(**{name: value[rows.to(value.device)] for name, value in vars(known).items()})
 
 
 def _outside(shells: list[Shell]) -> list[str]:
     """Return a warning where b-values lie outside the trained range."""
     bvals = [round(s.bval) for s in shells if not BVALS[0] <= s.bval <= BVALS[1]]
     return [UNTRAINED_B.format(bvals=bvals, low=BVALS[0], high=BVALS[1])] if bvals else []
-
-
-def _simulated(people: People, schemes: list[Tensor], size: str, batch: int, generator: torch.Generator) -> Batch:
-    """Return a batch of simulated examples: slices of people, measured along some directions, asked for others."""
-    device = people.device
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator, device=device)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device)
-
-    n_slices = max(batch // TARGETS, 1)
-    low, high = np.log(DIRECTIONS[0]), np.log(DIRECTIONS[1] + 1)
-    n = int(np.exp(low + (high - low) * float(uniform(1))))
-    bval = BVALS[0] * (BVALS[1] / BVALS[0]) ** uniform(n_slices)
-    turn = torch.linalg.qr(normal(n_slices, 3, 3)).Q
-    acquired = F.normalize(schemes[n - DIRECTIONS[0]] @ turn + 0.1 * normal(n_slices, n, 3), dim=2)
-    wanted = F.normalize(normal(n_slices, TARGETS, 3), dim=2)
-    slices = people.slices(generator, n_slices, (SIDE, SIDE, 3))
-    directions = torch.cat([torch.zeros_like(acquired[:, :1]), acquired, wanted], dim=1)
-    bvals = bval[:, None].repeat(1, 1 + n + TARGETS)
-    bvals[:, 0] = 0
-    clean = slices.signal(bvals, directions)  # (S, 1 + n + T, H, W, 3)
-    measured = measure(
-        clean[:, : 1 + n], torch.ones(n_slices, device=device), generator, noiseless=clean[:, 1 + n :, :, :, 1:2]
-    )
-    mask = slices.mask()[..., 1]  # (S, H, W)
-    shell = measured.signal[:, 1:]
-    brain = mask.sum(dim=(1, 2)).clamp_min(1)
-    unit = ((shell[..., 1].mean(dim=1) * mask).sum(dim=(1, 2)) / brain).clamp_min(1e-3)
-    unit = unit * torch.exp(0.2 * normal(n_slices))  # of a whole brain it would be another than of the slice
-    axes = slices.axes()
-    known = known_of(measured.signal[:, 0], shell, acquired @ axes, wanted @ axes, bval, measured.sigma, unit, size)
-    # Acquired volumes are magnitudes: the image to make is what one would be on average.
-    expected = rician_mean(measured.expected[..., 0], measured.sigma.reshape(-1, 1, 1, 1))
-    x0 = (expected.reshape(-1, 1, SIDE, SIDE) - known.centre) / known.scale
-    weight = torch.where(mask, 1.0, OUTSIDE).repeat_interleave(TARGETS, dim=0)[:, None]
-    t = 1 + (uniform(len(x0)) * PROCESS.steps).long()
-    return Batch(known, x0.clamp(-20, 20), weight, t, normal(*x0.shape))

@@ -53,6 +53,12 @@ def test_people_then_a_user_s_own_scans(tmp_path, atlas, capsys):
     assert tuned.trained_on["started_from"]["sha256"] == card.sha256
     assert tuned.trained_on["train"] == ["sub-02"]
     assert tuned.trained_on["held out"] == ["sub-01"]
+    both = tmp_path / "both"
+    options_of_both = ("--data", str(arrays), "--atlas", str(atlas), "--people", "1", "--steps", "10")
+    assert main(command(both, *options_of_both)) == 0
+    mixed = read_card(both / "mean-small.safetensors").trained_on
+    assert (mixed["examples"], mixed["people"]) == ("prepared scans and simulated people", 1)
+    assert mixed["train"] == ["sub-02"]
     capsys.readouterr()
     assert main(command(second, *options)) == 0  # it goes on where it stopped: nothing is left to do
     assert "ended after 20 steps" in capsys.readouterr().out

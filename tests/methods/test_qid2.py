@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from bids_dmrigen.diffusion.arrays import Prepared, write_prepared
 from bids_dmrigen.diffusion.weights import WeightsError
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.interfaces.templates import embedded_mni
 from bids_dmrigen.methods import load, qid2
 from bids_dmrigen.methods.base import Request
-from bids_dmrigen.methods.qid2 import QID2, SIZES
+from bids_dmrigen.methods.qid2 import PROCESS, QID2, SIZES
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import procedural_atlas
 from bids_dmrigen.simulate.examples import People
@@ -113,6 +114,27 @@ def test_the_paper_variant_makes_noise_from_references_alone(people):
     assert (image >= -1e-4).all()
 
 
-def test_prepared_scans_are_refused_for_now():
-    with pytest.raises(ValueError, match="trained on simulated people so far, found dict"):
-        QID2().examples({}, "small", 4, 0)
+def test_measured_scans_are_aimed_at_where_their_noise_is_not_learnt(scan, tmp_path):
+    write_prepared(tmp_path / "scans.safetensors", [("run", "01", scan, 2.0)])
+    make = QID2().examples(Prepared(tmp_path / "scans.safetensors"), "small", 8, seed=3)
+    batch, again = make(0), make(0)
+    torch.testing.assert_close(batch.x0, again.x0, rtol=0, atol=0)
+    kept, _ = PROCESS.marginal(batch.t)
+    assert (kept.square() < 0.01).all()
+    assert not batch.weight[:, :, :10].any()  # beside the scan
+    # The target is an acquired volume, whose direction is not among the references.
+    cosine = (batch.known.bvecs[:, :-1] * batch.known.bvecs[:, -1:]).sum(dim=2).abs()
+    assert (cosine < 0.999).all()
+    image = (batch.known.centre + batch.known.scale * batch.x0)[batch.weight > 0]
+    signal = scan.data[scan.mask][:, 2:] / np.median(scan.mean_b0()[scan.mask])
+    assert signal.min() * 0.99 <= image.min()
+    assert image.max() <= signal.max() * 1.01
+    paper = QID2().examples(Prepared(tmp_path / "scans.safetensors"), "paper", 32, seed=3)(0)
+    assert paper.t.min() < 500
+
+
+def test_scans_with_too_few_directions_are_refused(scan, tmp_path):
+    few = Scan(scan.data[..., :11], AFFINE, scan.gradients[np.arange(11)], scan.mask)
+    write_prepared(tmp_path / "scans.safetensors", [("run", "01", few, 2.0)])
+    with pytest.raises(ValueError, match="no shell has the 10 directions"):
+        QID2().examples(Prepared(tmp_path / "scans.safetensors"), "small", 4, 0)(0)
