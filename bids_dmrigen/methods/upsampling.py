@@ -22,6 +22,7 @@ TOO_FEW = "{title} needs at least {needed} different directions on a shell, foun
 NOTHING_TO_DO = (
     "{title}: every shell has as many directions as were asked for ({wanted}); ask for more with --qid2-directions"
 )
+LEFT_AS_IT_IS = "{problem}: it was left as it is"
 COINCIDE = "{n} of the directions asked for at b = {bval:.0f} s/mm² are acquired ones and were not generated"
 
 
@@ -61,15 +62,16 @@ def shells_to_fill(scan: Scan, title: str, needed: int, directions: int | np.nda
     Raises
     ------
     ScanError
-        Where a shell has too few directions, or nothing is left to generate.
+        Where no shell has enough directions, or nothing is left to generate.
     """
     world = scan.gradients.world_directions(scan.affine)
-    shells, warnings = [], []
+    shells, warnings, problems = [], [], []
     for bval, volumes in scan.gradients.shells():
         acquired = world[volumes]
         found = len(_different(acquired))
         if found < needed:
-            raise ScanError(TOO_FEW.format(title=title, needed=needed, found=found, bval=bval))
+            problems.append(TOO_FEW.format(title=title, needed=needed, found=found, bval=bval))
+            continue
         if np.ndim(directions) == 0:
             wanted = fill_gaps(acquired, int(directions) - found)
         else:
@@ -81,9 +83,11 @@ def shells_to_fill(scan: Scan, title: str, needed: int, directions: int | np.nda
             wanted = wanted[new]
         if len(wanted):
             shells.append(Shell(bval, volumes, acquired, wanted))
+    if problems and len(problems) == len(scan.gradients.shells()):
+        raise ScanError("; ".join(problems))
     if not shells:
         raise ScanError(NOTHING_TO_DO.format(title=title, wanted=directions if np.ndim(directions) == 0 else "list"))
-    return shells, warnings
+    return shells, warnings + [LEFT_AS_IT_IS.format(problem=problem) for problem in problems]
 
 
 def fill_gaps(acquired: np.ndarray, n: int) -> np.ndarray:

@@ -112,8 +112,20 @@ def test_nothing_is_left_out_where_every_direction_is_needed_or_measured_again()
 
 def test_too_few_different_directions_are_refused():
     few = scan(6)
-    twice = Scan(few.data[..., [0, 1, 2, 3, 4, 5, 1]], AFFINE, few.gradients[[0, 1, 2, 3, 4, 5, 1]], few.mask)
+    repeated = few.gradients[[0, 1, 2, 3, 4, 5, 1]]
+    antipode = GradientTable(repeated.bvals, repeated.bvecs * np.r_[[1] * 6, -1][:, None])
+    twice = Scan(few.data[..., [0, 1, 2, 3, 4, 5, 1]], AFFINE, antipode, few.mask)
     with pytest.raises(ScanError, match="at least 6 different directions on a shell, found 5 at b = 1000"):
         shells_to_fill(twice, "QID²", 6, 60)
+    # A small shell beside a large one, as many protocols have it, does not keep the large one from being filled.
+    table = GradientTable(
+        np.r_[0, [500.0] * 3, [1000.0] * 12], np.r_[np.zeros((1, 3)), even_directions(3), even_directions(12)]
+    )
+    mixed = Scan(np.ones((2, 2, 2, 16), np.float32), AFFINE, table, np.ones((2, 2, 2), bool))
+    shells, warnings = shells_to_fill(mixed, "QID²", 6, 60)
+    assert [(shell.bval, len(shell.wanted)) for shell in shells] == [(1000.0, 48)]
+    assert warnings == [
+        "QID² needs at least 6 different directions on a shell, found 3 at b = 500 s/mm²: it was left as it is"
+    ]
     with pytest.raises(ScanError, match="as many directions as were asked for"):
         shells_to_fill(scan(12), "QID²", 6, 12)
