@@ -78,6 +78,10 @@ class Card:
     bytes: int = 0
     sha256: str = ""
 
+    def record(self) -> dict[str, Any]:
+        """Return what the sidecar of a generated file says of the weights."""
+        return {"Name": self.name, "SHA256": self.sha256, "TrainedOn": self.trained_on, "License": self.licence}
+
 
 def save_weights(folder: Path, name: str, net: nn.Module, card: Card, dtype: torch.dtype = torch.float32) -> Path:
     """Write a network's weights and their card; return the path of the weights.

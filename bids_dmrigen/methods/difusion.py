@@ -118,8 +118,8 @@ class DiFusion:
         if net is None or variant == "published":
             net = self.network(request.size, variant)
             if request.weights is not None:
-                path, card = load_weights(net, request.weights, "difusion", request.size, request.weights_dir)
-                weights = {"Name": f"{path.stem}, trained further on this run", "SHA256": card.sha256}
+                _, card = load_weights(net, request.weights, "difusion", request.size, request.weights_dir)
+                weights = card.record() | {"Name": f"{card.name}, trained further on this run"}
         net = net.to(request.device, memory_format=torch.channels_last)
         sigma = estimate_sigma(scan).sigma
         stack = slice_stack(scan, net.spec.divisor, request.device)

@@ -114,10 +114,10 @@ class QID2:
         weights = {"Name": "given"}
         if net is None:
             net = self.network(request.size)
-            path, card = load_weights(
+            _, card = load_weights(
                 net, request.weights or f"qid2-{request.size}", "qid2", request.size, request.weights_dir
             )
-            weights = {"Name": path.stem, "SHA256": card.sha256}
+            weights = card.record()
         net = net.to(request.device, memory_format=torch.channels_last).eval()
 
         def fill(scan: Scan, request: Request) -> Generated:
@@ -125,7 +125,7 @@ class QID2:
 
         return replace(fill(scan, request), left_out=check_left_out(fill, scan, request, REFERENCES))
 
-    def _fill(self, net: nn.Module, scan: Scan, request: Request, weights: dict[str, str]) -> Generated:
+    def _fill(self, net: nn.Module, scan: Scan, request: Request, weights: dict[str, Any]) -> Generated:
         begun = time.monotonic()
         warnings = self.spec.check(scan)
         shells, more = shells_to_fill(scan, self.spec.title, REFERENCES, wanted_directions(request))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bids_dmrigen.diffusion.arrays import Prepared, write_prepared
-from bids_dmrigen.diffusion.weights import WeightsError
+from bids_dmrigen.diffusion.weights import Card, WeightsError, save_weights
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.interfaces.templates import embedded_mni
@@ -87,6 +87,18 @@ def test_missing_weights_and_foreign_b_values_are_told(scan):
     high = Scan(scan.data, AFFINE, GradientTable(scan.gradients.bvals * 4.5, scan.gradients.bvecs), scan.mask)
     made = QID2().generate(QID2().network("small"), high, request_())
     assert any("outside what the weights were trained on" in w for w in made.warnings)
+
+
+def test_stored_weights_are_used_and_told_in_the_record(scan, tmp_path):
+    net = perturbed()
+    trained = {"examples": "simulated people"}
+    card = Card("qid2", "small", {}, trained, 1, 1.0, 0, "a test", {}, "Apache-2.0")
+    save_weights(tmp_path, "qid2-small", net, card)
+    made = QID2().generate(None, scan, request_(weights_dir=tmp_path))
+    np.testing.assert_array_equal(made.mean, QID2().generate(net, scan, request_()).mean)
+    told = made.record["Weights"]
+    assert (told["Name"], told["TrainedOn"], told["License"]) == ("qid2-small", trained, "Apache-2.0")
+    assert len(told["SHA256"]) == 64
 
 
 def test_examples_are_a_function_of_their_index_and_can_be_learnt_from(people):
