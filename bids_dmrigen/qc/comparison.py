@@ -120,7 +120,7 @@ def left_out(
     rows = []
     for k in range(min(acquired.shape[3], MOST_LEFT_OUT)):
         low, high = display_range(acquired[..., k], mask)
-        limit = (high - low) / 2
+        limit = (high - low) / 4
         difference = (made[..., k] - acquired[..., k]) * mask
         rows += [
             Row(f"left out:\n{names[k]}", acquired[..., k], low, high, unit="signal", provenance=ACQUIRED),
