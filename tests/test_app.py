@@ -65,6 +65,8 @@ def broken(tmp_path_factory):
     np.savetxt(long, 3 * np.loadtxt(long))
     add("nob0").with_name("sub-nob0_dwi.bval").write_text("1000 " * len(gradients))
     np.savetxt(root / "sub-nob0/dwi/sub-nob0_dwi.bvec", np.tile([[1.0], [0], [0]], len(gradients)))
+    utf16 = add("utf16").with_name("sub-utf16_dwi.bvec")
+    utf16.write_bytes(utf16.read_text().encode("utf-16"))
     add("oneslice", data[:, :, 3:4])
     integers = add("integers")
     nib.save(nib.Nifti1Image(data.astype(np.uint16), np.diag([3.0, 3, 3, 1])), integers)
@@ -81,13 +83,14 @@ FAULTS = {
     "short": "2 entries, but the image has 14 volumes",
     "notunit": "have lengths [3.0",
     "nob0": "no b0 volume",
+    "utf16": "expected a text file of numbers",
 }
 
 
 def test_faulty_runs_are_named_and_the_others_complete(broken):
     _, out, result = broken
     assert result.returncode == 1, result.stderr
-    assert "3 of 11 runs complete" in result.stdout
+    assert "3 of 12 runs complete" in result.stdout
     for subject in ("01", "oneslice", "integers"):
         assert f"FAILED sub-{subject}," not in result.stderr
         assert list(out.glob(f"sub-{subject}/dwi/*desc-difusion_dwi.nii.gz"))

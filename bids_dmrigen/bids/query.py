@@ -27,6 +27,9 @@ DUPLICATE = (
     "{images}: {number} images of the name {name}, expected one; their results would overwrite each other: "
     "rename or remove all but one, or select one with a filter file"
 )
+ABSENT_T1W = (
+    "T1w: {path} is a link to a file that is not there; it is not used: fetch it (datalad get) or mend the link"
+)
 
 
 class DatasetError(ValueError):
@@ -124,6 +127,17 @@ class Run:
         direction = self.phase_encoding
         return direction[0] if direction else _one_of(AXES, self.metadata.get("PhaseEncodingAxis"))
 
+    @property
+    def slice_axis(self) -> str:
+        """The axis along which slices were acquired: i, j or k; k where the sidecar does not say."""
+        direction = _one_of(tuple(OPPOSITE), self.metadata.get("SliceEncodingDirection"))
+        return direction[0] if direction else "k"
+
+    @property
+    def readout_s(self) -> float | None:
+        """The total read-out time, s; None where the sidecar does not say."""
+        return _readout_s(self.metadata)
+
 
 def open_layout(bids_dir: Path, database: Path | None = None, derivative: bool = False, exclude: Sequence[Path] = ()):
     """Return the pybids layout of a dataset.
@@ -204,7 +218,7 @@ def find_runs(
         raise DatasetError(f"{layout.root}: no diffusion run (sub-*/[ses-*/]dwi/*_dwi.nii[.gz]) was found")
     texts = _Texts(layout)
     runs = fault_duplicates([_new_run(texts, image) for image in images])
-    runs = [replace(run, t1w=_find_t1w(layout, run, filters.get("t1w", {}))) for run in runs]
+    runs = [_with_t1w(layout, run, filters.get("t1w", {})) for run in runs]
     # A partner need not be selected itself: labels and filters say what is processed, not what may help.
     related = {}
     for run in runs:
@@ -246,8 +260,9 @@ def find_preprocessed(
         stem = run.image.name.split("_desc-preproc")[0]
         masks = [run.image.with_name(f"{stem}_desc-brain_mask{e}") for e in (".nii.gz", ".nii")]
         mask = next((m for m in masks if m.exists()), None)
-        t1w = next((r.t1w for r in raw if names.folder(r.entities) == names.folder(run.entities)), None)
-        runs.append(replace(run, mask=mask, t1w=t1w, preprocessed=True))
+        source = next((r for r in raw if names.folder(r.entities) == names.folder(run.entities)), run)
+        notes = tuple(note for note in source.notes if note.startswith("T1w: "))
+        runs.append(replace(run, mask=mask, t1w=source.t1w, notes=notes, preprocessed=True))
     return fault_duplicates(runs)
 
 
@@ -327,13 +342,15 @@ def _name_parts(path: Path) -> tuple[set[str], str]:
     return set(pairs), suffix
 
 
-def _find_t1w(layout, run: Run, extra: dict) -> Path | None:
-    """The T1w of the same session, else of the same subject; the first in order where there are several."""
+def _with_t1w(layout, run: Run, extra: dict) -> Run:
+    """Attach the T1w of the same session, else of the same subject; the first in order where there are several."""
     query = {"suffix": "T1w", "extension": IMAGE, "subject": run.entities["subject"], **extra}
-    images = layout.get(invalid_filters="allow", **query)
-    same = [i for i in images if i.entities.get("session") == run.entities.get("session")]
-    candidates = sorted((same or images), key=lambda i: i.path)
-    return Path(candidates[0].path) if candidates else None
+    images = sorted(layout.get(invalid_filters="allow", **query), key=lambda i: i.path)
+    there = [i for i in images if Path(i.path).exists()]
+    same = [i for i in there if i.entities.get("session") == run.entities.get("session")]
+    notes = tuple(ABSENT_T1W.format(path=i.path) for i in images if i not in there)
+    chosen = next(iter(same or there), None)
+    return replace(run, t1w=Path(chosen.path) if chosen else None, notes=(*run.notes, *notes))
 
 
 def _with_partner(layout, texts: _Texts, run: Run, related: Sequence[Run]) -> Run:
@@ -382,7 +399,7 @@ def _mismatch(run: Run, image: Path, metadata: dict[str, Any]) -> str | None:
     """Say why an image of opposite phase encoding is not distorted by the same field as the run."""
     if not _same_geometry(run.image, image):
         return "the reverse-phase image has another grid; not used"
-    own, other = _readout_s(run.metadata), _readout_s(metadata)
+    own, other = run.readout_s, _readout_s(metadata)
     if own and other and abs(own - other) > READOUT_TOLERANCE * max(own, other):
         return f"the reverse-phase image has another TotalReadoutTime ({other:g} s, this run {own:g} s); not used"
     return None

@@ -128,6 +128,11 @@ def _read_table(path: str | Path) -> np.ndarray:
         text = Path(path).read_text(encoding="utf-8-sig").replace(",", " ")
     except FileNotFoundError:
         raise GradientError(f"{path}: no such file; a diffusion series needs its .bval and .bvec") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise GradientError(
+            f"{path}: cannot be read ({error}); expected a text file of numbers in UTF-8 or ASCII: "
+            "make it readable or save it anew"
+        ) from error
     rows = [line.split() for line in text.splitlines() if line.strip()]
     try:
         table = np.array([[float(value) for value in row] for row in rows])

@@ -5,8 +5,9 @@ The plan is what `--dry-run` prints, what the graph is built from, and what the 
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,10 @@ MIN_SLICES = 8  # fewer voxels along an axis: nothing that three-dimensional reg
 MIN_TENSOR_DIRECTIONS = 6
 TRANSFORM_KEYS = ("to_template", "from_template")
 SPACE_FACTOR = 10  # intermediate and final files together, in multiples of the series as float32
+UNFORESEEN = (
+    "{kind}: {error} (not foreseen by the checks: look at the traceback, in logs/ and in the report, for what is "
+    "unusual about this run, and tell the developers)"
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,12 @@ class RunPlan:
     outputs: tuple[Output, ...] = ()
     warnings: tuple[str, ...] = ()
     fault: str | None = None
+    trace: str = ""  # of a fault that the checks did not foresee
+
+    def broken_by(self, error: Exception) -> RunPlan:
+        """Return this plan with an error that the checks did not foresee as its fault."""
+        fault = UNFORESEEN.format(kind=type(error).__name__, error=error)
+        return replace(self, fault=fault, trace="".join(traceback.format_exception(error)))
 
     @property
     def node_name(self) -> str:
@@ -69,7 +80,7 @@ class RunPlan:
 
 
 def plan_run(run: Run, settings: Settings, template: str) -> RunPlan:
-    """Return the plan of a run; where it cannot be processed, a plan with nothing but its fault.
+    """Return the plan of a run; where it cannot be processed, a plan with nothing but its fault. Never raises.
 
     Parameters
     ----------
@@ -83,10 +94,17 @@ def plan_run(run: Run, settings: Settings, template: str) -> RunPlan:
     if run.fault:
         return RunPlan(run, settings, fault=run.fault)
     try:
-        shape, gradients = _inspect(run, settings.b0_threshold)
-        warnings = [w for name in settings.methods for w in _method_warnings(name, run, shape, gradients)]
+        return _plan(run, settings, template)
     except (ScanError, GradientError) as error:
         return RunPlan(run, settings, fault=str(error))
+    except Exception as error:  # whatever is odd about one run must not be the end of the others
+        return RunPlan(run, settings).broken_by(error)
+
+
+def _plan(run: Run, settings: Settings, template: str) -> RunPlan:
+    shape, gradients = _inspect(run, settings.b0_threshold)
+    warnings = [note for note in run.notes if not note.startswith("susceptibility: ")]
+    warnings += [w for name in settings.methods for w in _method_warnings(name, run, shape, gradients)]
     steps = _steps(run, settings, shape, gradients)
     outputs = tuple(_outputs(run, settings, steps, template))
     return RunPlan(run, settings, shape, gradients, steps, outputs, tuple(warnings))
@@ -221,7 +239,7 @@ def describe(plan: RunPlan) -> list[str]:
     """Return the plan as lines for `--dry-run`."""
     lines = [plan.run.name]
     if plan.fault:
-        return [*lines, f"  cannot be processed: {plan.fault}"]
+        return [*lines, f"  cannot be processed: {plan.fault}", *(f"  {line}" for line in plan.trace.splitlines())]
     shells = ", ".join(f"{len(v)} at b={b:.0f}" for b, v in plan.gradients.shells())
     grid = "x".join(str(n) for n in plan.shape[:3])
     lines.append(f"  {grid}, {int(plan.gradients.is_b0.sum())} b0, {shells}")

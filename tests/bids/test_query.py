@@ -207,6 +207,33 @@ def test_t1w_of_the_same_session_first(dataset):
         assert f"ses-{run.entities['session']}" in run.t1w.name
 
 
+def test_t1w_that_was_not_fetched_is_not_used(dataset):
+    """DataLad leaves a link to nothing where content was not fetched."""
+    anat = dataset / "sub-01/anat"
+    anat.mkdir()
+    (anat / "sub-01_run-1_T1w.nii.gz").symlink_to("nowhere")
+    run, other = runs_of(dataset)
+    assert (run.t1w, run.fault) == (None, None)
+    assert any(note.startswith("T1w: ") and "run-1_T1w.nii.gz is a link" in note for note in run.notes)
+    assert not any(note.startswith("T1w: ") for note in other.notes)
+    shutil.copy(dataset / "sub-01/dwi/sub-01_dwi.nii.gz", anat / "sub-01_run-2_T1w.nii.gz")
+    assert runs_of(dataset)[0].t1w.name == "sub-01_run-2_T1w.nii.gz"
+
+
+@pytest.mark.parametrize(("said", "readout"), [(0.05, 0.05), ("n/a", None), (None, None), (0, None), (True, None)])
+def test_readout_time_is_a_positive_number_or_unknown(dataset, said, readout):
+    add(dataset, "sub-03", {"TotalReadoutTime": said})
+    assert runs_of(dataset, participants=["03"])[0].readout_s == readout
+
+
+@pytest.mark.parametrize(
+    ("said", "axis"), [(None, "k"), ("", "k"), ("n/a", "k"), (["i"], "k"), ("i-", "i"), ("j", "j")]
+)
+def test_slice_axis(dataset, said, axis):
+    add(dataset, "sub-03", {"SliceEncodingDirection": said})
+    assert runs_of(dataset, participants=["03"])[0].slice_axis == axis
+
+
 def test_missing_text_files_are_the_runs_fault_alone(dataset):
     (dataset / "sub-01/dwi/sub-01_dwi.bvec").unlink()
     broken, sound = runs_of(dataset)

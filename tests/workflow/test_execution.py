@@ -75,6 +75,31 @@ def test_progress_counts_found_steps_as_done_but_not_as_worked(capsys, monkeypat
     assert lines == ["[  0%] sub-1: first", "[ 75%, 50 s left] sub-1: third"]
 
 
+def test_a_graph_that_cannot_be_built_is_the_fault_of_its_run(tmp_path, monkeypatch):
+    from bids_dmrigen.workflow import participant
+    from bids_dmrigen.workflow.plan import plan_run
+
+    from .test_plan import make_run, settings
+
+    def build(plan, **_):
+        if plan.run.entities["subject"] == "odd":
+            raise ValueError("an odd graph")
+        return pe.Workflow(plan.node_name)
+
+    monkeypatch.setattr(participant, "init_run_wf", build)
+    wf = pe.Workflow("participant")
+    runs = [make_run(tmp_path / name, subject=name) for name in ("odd", "sound")]
+    plans = [participant._add_run(wf, plan_run(run, settings(), "TPL")) for run in runs]
+    assert [bool(plan.fault) for plan in plans] == [True, False]
+    assert wf.get_node("run_sub_sound") is not None
+    participant._keep_traces(tmp_path / "logs", plans)
+    (log,) = (tmp_path / "logs").iterdir()
+    assert "ValueError: an odd graph" in log.read_text()
+    error = participant.unfinished(plans, tmp_path)["sub-odd"]
+    assert (error.step, error.message[:24]) == ("checks", "ValueError: an odd graph")
+    assert error.log == log.read_text()
+
+
 def test_plugin_file(tmp_path):
     path = tmp_path / "slurm.toml"
     path.write_text('[plugin_args]\nsbatch_args = "--time=60"\n')

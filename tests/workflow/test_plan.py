@@ -8,7 +8,6 @@ import pytest
 
 from bids_dmrigen.bids.query import Partner, Run
 from bids_dmrigen.workflow.plan import describe, plan_run
-from bids_dmrigen.workflow.preprocess import slice_axis
 from bids_dmrigen.workflow.settings import Settings
 
 from ..conftest import tiny_gradients, tiny_series, write_run
@@ -18,11 +17,11 @@ def settings(**changes):
     return Settings(bids_dir=Path("/in"), out_dir=Path("/out"), analysis_level="participant", **changes)
 
 
-def make_run(tmp_path, n_directions=12, shape=(10, 10, 10), **extra):
+def make_run(tmp_path, n_directions=12, shape=(10, 10, 10), subject="1", **extra):
     gradients = tiny_gradients(n_directions, 1)
-    image = write_run(tmp_path, "sub-1", tiny_series(gradients, shape), gradients)
+    image = write_run(tmp_path, f"sub-{subject}", tiny_series(gradients, shape), gradients)
     stem = str(image).removesuffix(".nii.gz")
-    return Run({"subject": "1"}, image, Path(stem + ".bval"), Path(stem + ".bvec"), **extra)
+    return Run({"subject": subject}, image, Path(stem + ".bval"), Path(stem + ".bvec"), **extra)
 
 
 def promised(plan):
@@ -104,6 +103,19 @@ def test_singular_affine_is_a_fault(tmp_path):
     assert "singular" in plan_run(run, settings(), "TPL").fault
 
 
-@pytest.mark.parametrize(("direction", "axis"), [(None, 2), ("i-", 0), ("j", 1), ("k", 2)])
-def test_slice_axis(direction, axis):
-    assert slice_axis({"SliceEncodingDirection": direction} if direction else {}) == axis
+def test_what_nobody_foresaw_is_the_fault_of_its_run(tmp_path, monkeypatch):
+    def odd(*_):
+        raise KeyError("odd")
+
+    monkeypatch.setattr("bids_dmrigen.workflow.plan._steps", odd)
+    plan = plan_run(make_run(tmp_path), settings(), "TPL")
+    assert plan.fault.startswith("KeyError: 'odd'")
+    assert "raise KeyError" in plan.trace
+    assert any("raise KeyError" in line for line in describe(plan))
+
+
+def test_a_t1w_that_is_not_there_is_warned_of(tmp_path):
+    plan = plan_run(
+        make_run(tmp_path, notes=("T1w: x.nii is a link to nothing", "susceptibility: none")), settings(), "T"
+    )
+    assert plan.warnings == ("T1w: x.nii is a link to nothing",)
