@@ -21,6 +21,7 @@ OPPOSITE = {"i": "i-", "i-": "i", "j": "j-", "j-": "j", "k": "k-", "k-": "k"}
 AXES = ("i", "j", "k")
 GEOMETRY_TOLERANCE_MM = 1.0
 READOUT_TOLERANCE = 0.02  # relative: distortion is proportional to the total readout time
+MOST_TABLELESS_B0 = 6  # volumes of a partner without b-values; one more, and it could be a tensor series
 NOT_MAGNITUDE = ("phase", "real", "imag")  # values of `part` whose images are no signal intensities
 NOT_INDEXED = ("sourcedata", "code", "models", "stimuli", ".git", "work")
 DUPLICATE = (
@@ -217,7 +218,7 @@ def find_runs(
     if not images:
         raise DatasetError(f"{layout.root}: no diffusion run (sub-*/[ses-*/]dwi/*_dwi.nii[.gz]) was found")
     texts = _Texts(layout)
-    runs = fault_duplicates([_new_run(texts, image) for image in images])
+    runs = fault_duplicates([_with_tables(_new_run(texts, image)) for image in images])
     runs = [_with_t1w(layout, run, filters.get("t1w", {})) for run in runs]
     # A partner need not be selected itself: labels and filters say what is processed, not what may help.
     related = {}
@@ -256,7 +257,7 @@ def find_preprocessed(
         raise DatasetError(f"{layout.root}: no preprocessed run (*_desc-preproc_dwi.nii[.gz]) was found")
     texts, runs = _Texts(layout), []
     for image in images:
-        run = _new_run(texts, image)
+        run = _with_tables(_new_run(texts, image))
         stem = run.image.name.split("_desc-preproc")[0]
         masks = [run.image.with_name(f"{stem}_desc-brain_mask{e}") for e in (".nii.gz", ".nii")]
         mask = next((m for m in masks if m.exists()), None)
@@ -322,18 +323,19 @@ def _new_run(texts: _Texts, image) -> Run:
     entities = {name: str(image.entities[name]) for name in names.ENTITIES if name in image.entities}
     # The deepest and most specific file holds; no merging as with JSON.
     bval, bvec = (next(reversed(texts.of(path, extension)), None) for extension in (".bval", ".bvec"))
-    missing = [e for e, found in ((".bval", bval), (".bvec", bvec)) if found is None]
-    faults = []
-    if missing:
-        faults.append(
-            f"{path}: its {' and '.join(missing)} file is missing; a diffusion series needs both beside the image"
-        )
-    metadata = {}
     try:
-        metadata = texts.metadata(path)
+        return Run(entities, path, bval, bvec, texts.metadata(path))
     except _SidecarError as error:
-        faults.append(str(error))
-    return Run(entities, path, bval, bvec, metadata, fault="; ".join(faults) or None)
+        return Run(entities, path, bval, bvec, fault=str(error))
+
+
+def _with_tables(run: Run) -> Run:
+    """Return the run with a fault where a table is missing: only a partner, all of b0s, does without."""
+    missing = [e for e, found in ((".bval", run.bval), (".bvec", run.bvec)) if found is None]
+    if not missing:
+        return run
+    fault = f"{run.image}: its {' and '.join(missing)} file is missing; a diffusion series needs both beside the image"
+    return replace(run, fault="; ".join(filter(None, (fault, run.fault))))
 
 
 def _name_parts(path: Path) -> tuple[set[str], str]:
@@ -369,7 +371,7 @@ def _with_partner(layout, texts: _Texts, run: Run, related: Sequence[Run]) -> Ru
     for partner, metadata in candidates:
         if partner.direction != OPPOSITE[own]:
             continue
-        reason = _mismatch(run, partner.image, metadata)
+        reason = _mismatch(run, partner, metadata)
         if reason is None:
             return replace(run, partner=partner)
         refused.append(reason)
@@ -395,10 +397,17 @@ def _unknown_direction(metadata: dict[str, Any]) -> str:
     return f"{what}; PhaseEncodingAxis {axis!r} is none of {', '.join(AXES)}"
 
 
-def _mismatch(run: Run, image: Path, metadata: dict[str, Any]) -> str | None:
-    """Say why an image of opposite phase encoding is not distorted by the same field as the run."""
-    if not _same_geometry(run.image, image):
+def _mismatch(run: Run, partner: Partner, metadata: dict[str, Any]) -> str | None:
+    """Say why an image of opposite phase encoding does not show how the run's b0s are distorted."""
+    if not _same_geometry(run.image, partner.image):
         return "the reverse-phase image has another grid; not used"
+    if partner.bval is None and _name_parts(partner.image)[1] == "dwi":
+        n = _volumes(partner.image)
+        if n > MOST_TABLELESS_B0:
+            return (
+                f"{partner.image.name} has no b-values and {n} volumes, too many to be taken for b0s unseen; not used: "
+                "give it its .bval and .bvec, zeros where all are b0s"
+            )
     own, other = run.readout_s, _readout_s(metadata)
     if own and other and abs(own - other) > READOUT_TOLERANCE * max(own, other):
         return f"the reverse-phase image has another TotalReadoutTime ({other:g} s, this run {own:g} s); not used"
@@ -412,7 +421,7 @@ def _readout_s(metadata: dict[str, Any]) -> float | None:
 
 
 def _is_sibling(run: Run, other: Run) -> bool:
-    if other.image == run.image or other.fault:
+    if other.image == run.image or other.fault or (other.bval is None) != (other.bvec is None):
         return False
     return all(other.entities.get(e) == run.entities.get(e) for e in ("acquisition", "run", "chunk"))
 
@@ -441,6 +450,12 @@ def _fieldmap_partners(layout, texts: _Texts, run: Run) -> tuple[list[tuple[Part
         else:
             refused.append(f"{path.name}: {_unknown_direction(metadata)}; not used")
     return found, refused
+
+
+def _volumes(image: Path) -> int:
+    import nibabel as nib
+
+    return (*nib.load(image).shape, 1)[3]
 
 
 def _same_geometry(one: Path, other: Path) -> bool:

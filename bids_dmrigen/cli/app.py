@@ -64,7 +64,7 @@ def _participants(settings: Settings) -> int:
     _weights_fit(settings)
     runs, template = _discover(settings), _template_name(settings)
 
-    from ..workflow.plan import describe, plan_run
+    from ..workflow.plan import describe, plan_runs
 
     n_cpus = settings.n_cpus or environment.cpus()
     threads = settings.omp_nthreads or max(1, min(8, n_cpus // max(1, min(len(runs), n_cpus))))
@@ -72,10 +72,14 @@ def _participants(settings: Settings) -> int:
         threads = 1
     if not settings.dry_run:
         environment.prepare(settings.work, threads, LOG_LEVELS[min(settings.verbose, 2)])
-    plans = [plan_run(run, settings, template) for run in runs]
+    plans = plan_runs(runs, settings, template)
     if settings.dry_run:
         print("\n".join(line for plan in plans for line in describe(plan)))
         return SOME_FAILED if any(plan.fault for plan in plans) else DONE
+    for plan in plans:
+        if plan.note:
+            print(f"note: {plan.run.name} {plan.note}", flush=True)
+    plans = [plan for plan in plans if not plan.note]
 
     from ..workflow import methods_text, participant, report
 

@@ -6,7 +6,7 @@ The plan is what `--dry-run` prints, what the graph is built from, and what the 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,10 +22,15 @@ MIN_SLICES = 8  # fewer voxels along an axis: nothing that three-dimensional reg
 MIN_TENSOR_DIRECTIONS = 6
 TRANSFORM_KEYS = ("to_template", "from_template")
 SPACE_FACTOR = 10  # intermediate and final files together, in multiples of the series as float32
+ONLY_A_PARTNER = "holds only b0s: of use only for the susceptibility correction of {runs}"
 UNFORESEEN = (
     "{kind}: {error} (not foreseen by the checks: look at the traceback, in logs/ and in the report, for what is "
     "unusual about this run, and tell the developers)"
 )
+
+
+class NoWeightingError(ScanError):
+    """A series of b0s alone: no diffusion series, but another one may have it as partner."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class RunPlan:
     warnings: tuple[str, ...] = ()
     fault: str | None = None
     trace: str = ""  # of a fault that the checks did not foresee
+    only_b0: bool = False  # nothing in it is diffusion-weighted, as far as is known
+    note: str | None = None  # why there is nothing to do, and nothing wrong with that
 
     def broken_by(self, error: Exception) -> RunPlan:
         """Return this plan with an error that the checks did not foresee as its fault."""
@@ -79,6 +86,23 @@ class RunPlan:
         return float(np.prod(self.shape)) * 4 / 1e9
 
 
+def plan_runs(runs: Sequence[Run], settings: Settings, template: str) -> list[RunPlan]:
+    """Return the plan of every run; see `plan_run`.
+
+    A series of b0s alone is at fault only where it is nobody's partner: else its plan is a note, without any output.
+    """
+    plans = [plan_run(run, settings, template) for run in runs]
+    served: dict[Path, list[str]] = {}
+    for plan in plans:
+        if plan.outputs and plan.run.partner:
+            served.setdefault(plan.run.partner.image, []).append(plan.run.name)
+    for number, plan in enumerate(plans):
+        if plan.only_b0 and plan.run.image in served:
+            note = ONLY_A_PARTNER.format(runs=" and ".join(served[plan.run.image]))
+            plans[number] = replace(plan, fault=None, note=note)
+    return plans
+
+
 def plan_run(run: Run, settings: Settings, template: str) -> RunPlan:
     """Return the plan of a run; where it cannot be processed, a plan with nothing but its fault. Never raises.
 
@@ -92,9 +116,11 @@ def plan_run(run: Run, settings: Settings, template: str) -> RunPlan:
         TemplateFlow name of the template.
     """
     if run.fault:
-        return RunPlan(run, settings, fault=run.fault)
+        return RunPlan(run, settings, fault=run.fault, only_b0=run.bval is None and run.bvec is None)
     try:
         return _plan(run, settings, template)
+    except NoWeightingError as error:
+        return RunPlan(run, settings, fault=str(error), only_b0=True)
     except (ScanError, GradientError) as error:
         return RunPlan(run, settings, fault=str(error))
     except Exception as error:  # whatever is odd about one run must not be the end of the others
@@ -122,7 +148,8 @@ def _inspect(run: Run, b0_threshold: float) -> tuple[tuple[int, ...], GradientTa
     except Exception as error:
         raise ScanError(f"{run.image}: cannot be read as an image ({error}); copy it anew") from error
     if len(image.shape) != 4:
-        raise ScanError(
+        error = NoWeightingError if len(image.shape) == 3 else ScanError
+        raise error(
             f"{run.image}: expected a 4-D series (x, y, z, volume), found shape {image.shape}; "
             "a single volume is no diffusion series"
         )
@@ -132,7 +159,10 @@ def _inspect(run: Run, b0_threshold: float) -> tuple[tuple[int, ...], GradientTa
     if not gradients.is_b0.any():
         raise ScanError(f"{run.bval}: " + NO_B0.format(threshold=b0_threshold, lowest=gradients.bvals.min()))
     if gradients.is_b0.all():
-        raise ScanError(f"{run.bval}: all {len(gradients)} volumes are b0 (b <= {b0_threshold:g} s/mm²)")
+        raise NoWeightingError(
+            f"{run.bval}: all {len(gradients)} volumes are b0 (b <= {b0_threshold:g} s/mm²) and no run has them as "
+            "reverse-phase partner; take the run out of the selection, or give it the PhaseEncodingDirection it had"
+        )
     return image.shape, gradients
 
 
@@ -168,6 +198,8 @@ def _steps(run: Run, settings: Settings, shape: tuple[int, ...], gradients: Grad
 
     sdc_note = next((n for n in run.notes if n.startswith("susceptibility: ")), "susceptibility: no partner")
     partner = f"from {run.partner.image.name}" if run.partner else ""
+    if run.partner and not run.partner.bval:
+        partner += " (it has no b-values: every volume counts as b0)"
     steps = {
         "denoise": step(settings.denoiser != "none", "--denoise none", settings.denoiser),
         "gibbs": step(settings.gibbs, "--no-gibbs", "sub-voxel shifts",
@@ -238,6 +270,8 @@ def _method_outputs(output, settings: Settings, method: str, maps: bool):
 def describe(plan: RunPlan) -> list[str]:
     """Return the plan as lines for `--dry-run`."""
     lines = [plan.run.name]
+    if plan.note:
+        return [*lines, f"  {plan.note}"]
     if plan.fault:
         return [*lines, f"  cannot be processed: {plan.fault}", *(f"  {line}" for line in plan.trace.splitlines())]
     shells = ", ".join(f"{len(v)} at b={b:.0f}" for b, v in plan.gradients.shells())

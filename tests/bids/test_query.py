@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -56,6 +57,33 @@ def test_reverse_phase_partner_among_the_runs(dataset):
     assert ap.partner.direction == "j"
     assert ap.partner.bval == pa.bval
     assert pa.partner.image == ap.image
+
+
+@pytest.mark.parametrize(
+    ("removed", "volumes", "used"),
+    [
+        ((".bval", ".bvec"), 6, True),
+        ((".bval", ".bvec"), 7, False),
+        ((".bval",), 3, False),
+        ((".bvec",), 3, False),
+    ],
+)
+def test_partner_without_tables_is_all_b0(dataset, removed, volumes, used):
+    """dcm2niix writes no tables beside a series of b0s; a diffusion series may have lost its own."""
+    add(dataset, "sub-03_dir-AP", {"PhaseEncodingDirection": "j-"})
+    image = add(dataset, "sub-03_dir-PA", {"PhaseEncodingDirection": "j"})
+    whole = nib.load(image)
+    nib.save(nib.Nifti1Image(whole.get_fdata(dtype=np.float32)[..., :volumes], whole.affine), image)
+    for extension in removed:
+        image.with_name(f"sub-03_dir-PA_dwi{extension}").unlink()
+    ap, pa = runs_of(dataset, participants=["03"])
+    assert (ap.partner is not None) == used
+    assert ap.fault is None
+    assert f"{' and '.join(removed)} file is missing" in pa.fault
+    if used:
+        assert (ap.partner.image, ap.partner.bval) == (image, None)
+    elif volumes == 7:
+        assert "no b-values and 7 volumes" in ap.notes[0]
 
 
 def test_partner_with_another_grid_is_not_used(dataset):

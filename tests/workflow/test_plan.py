@@ -1,13 +1,15 @@
 """What is planned for which run, and why."""
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from bids_dmrigen.bids.query import Partner, Run
-from bids_dmrigen.workflow.plan import describe, plan_run
+from bids_dmrigen.workflow.plan import describe, plan_run, plan_runs
 from bids_dmrigen.workflow.settings import Settings
 
 from ..conftest import tiny_gradients, tiny_series, write_run
@@ -42,6 +44,53 @@ def test_t1w_and_partner_change_the_plan(tmp_path):
     plan = plan_run(run, settings(), "TPL")
     assert plan.does("susceptibility")
     assert "sub-1_from-dwi_to-T1w_mode-image_xfm.mat" in promised(plan)
+
+
+def reverse_pair(tmp_path, tables=True, bval=0):
+    """Return a run and its partner of opposite phase encoding, in this case b0s alone."""
+    reverse = make_run(tmp_path, 6, subject="PA")
+    reverse.bval.write_text("0 " + 6 * f"{bval} ")
+    partner = Partner(reverse.image, "j", reverse.bval if tables else None, reverse.bvec if tables else None)
+    if not tables:
+        reverse = replace(reverse, bval=None, bvec=None, fault="its .bval and .bvec file is missing")
+    return make_run(tmp_path, subject="AP", partner=partner), reverse
+
+
+def test_a_partner_of_one_volume_is_no_failure(tmp_path):
+    pair = reverse_pair(tmp_path)
+    whole = nib.load(pair[1].image)
+    nib.save(nib.Nifti1Image(whole.get_fdata(dtype=np.float32)[..., 0], whole.affine), pair[1].image)
+    assert plan_runs(pair, settings(), "TPL")[1].note
+    assert "expected a 4-D series" in plan_runs(pair[1:], settings(), "TPL")[0].fault
+
+
+@pytest.mark.parametrize("tables", [True, False])
+def test_a_partner_that_holds_only_b0s_is_no_failure(tmp_path, tables):
+    pair = reverse_pair(tmp_path, tables)
+    run, reverse = plan_runs(pair, settings(), "TPL")
+    assert run.does("susceptibility")
+    assert ("no b-values" in run.steps["susceptibility"].reason) != tables
+    assert (reverse.fault, reverse.outputs) == (None, ())
+    assert "susceptibility correction of sub-AP" in reverse.note
+    assert describe(reverse) == ["sub-PA", f"  {reverse.note}"]
+    alone, other = plan_runs([replace(pair[0], partner=None), pair[1]], settings(), "TPL")
+    assert alone.fault is None
+    assert other.fault
+    assert other.note is None
+
+
+def test_b0s_that_only_serve_each_other_serve_nothing(tmp_path):
+    _, one = reverse_pair(tmp_path / "one")
+    _, two = reverse_pair(tmp_path / "two")
+    pair = [replace(one, partner=Partner(two.image, "j-")), replace(two, partner=Partner(one.image, "j"))]
+    assert all("volumes are b0" in plan.fault for plan in plan_runs(pair, settings(), "TPL"))
+
+
+def test_a_partner_with_a_fault_of_its_own_keeps_it(tmp_path):
+    run, reverse = reverse_pair(tmp_path, bval=1000)
+    reverse.bvec.write_text("0 1\n0 0\n0 0\n")
+    plans = plan_runs([run, reverse], settings(), "TPL")
+    assert [bool(plan.fault) for plan in plans] == [False, True]
 
 
 @pytest.mark.parametrize(
