@@ -79,7 +79,7 @@ def read_gradients(
     GradientError
         Where a file is missing or unreadable, or the table does not describe `n_volumes` volumes.
     """
-    bvals, bvecs = _read_table(bval).reshape(-1), read_bvecs(bvec)
+    bvals, bvecs = read_bvals(bval), read_bvecs(bvec)
     for path, found in ((bval, len(bvals)), (bvec, len(bvecs))):
         if n_volumes is not None and found != n_volumes:
             raise GradientError(f"{path}: {found} entries, but the image has {n_volumes} volumes; they must agree")
@@ -87,6 +87,11 @@ def read_gradients(
         return GradientTable(bvals, bvecs, b0_threshold)
     except GradientError as error:
         raise GradientError(f"{bval}, {bvec}: {error}") from None
+
+
+def read_bvals(path: str | Path) -> np.ndarray:
+    """Return the (N,) b-values of a text file, s/mm²."""
+    return _read_table(path).reshape(-1)
 
 
 def read_bvecs(path: str | Path) -> np.ndarray:
