@@ -75,7 +75,7 @@ def _participants(settings: Settings) -> int:
     plans = plan_runs(runs, settings, template)
     if settings.dry_run:
         print("\n".join(line for plan in plans for line in describe(plan)))
-        return SOME_FAILED if any(plan.fault for plan in plans) else DONE
+        return SOME_FAILED if any(plan.fault or plan.refused for plan in plans) else DONE
     for plan in plans:
         if plan.note:
             print(f"note: {plan.run.name} {plan.note}", flush=True)

@@ -140,7 +140,7 @@ def _forget_lost(plans: Sequence[RunPlan], base: Path) -> None:
 
 
 def unfinished(plans: Sequence[RunPlan], out_dir: Path) -> dict[str, RunError]:
-    """Return the runs whose plan has a fault or whose promised files are not all there."""
+    """Return the runs whose plan has a fault, whose promised files are not all there, or that refused a method."""
     errors = {}
     for plan in plans:
         missing = [o.path.name for o in plan.outputs if not (out_dir / o.path).is_file()]
@@ -148,6 +148,9 @@ def unfinished(plans: Sequence[RunPlan], out_dir: Path) -> dict[str, RunError]:
             errors[plan.run.name] = RunError("checks", plan.fault, plan.trace)
         elif missing:
             errors[plan.run.name] = RunError("outputs", f"{len(missing)} promised files are missing: {missing[:3]}")
+        elif plan.refused:
+            reasons = "; ".join(plan.refused.values())
+            errors[plan.run.name] = RunError(", ".join(plan.refused), f"{reasons}; everything else is done")
     return errors
 
 

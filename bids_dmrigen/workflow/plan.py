@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,10 @@ from ..bids import names
 from ..bids.query import Run
 from ..dwi.gradients import GradientError, GradientTable
 from ..dwi.series import ScanError
+from ..methods import REGISTRY
 from .settings import Settings
 
 MIN_SLICES = 8  # fewer voxels along an axis: nothing that three-dimensional registration could hold on to
-MIN_TENSOR_DIRECTIONS = 6
 TRANSFORM_KEYS = ("to_template", "from_template")
 SPACE_FACTOR = 10  # intermediate and final files together, in multiples of the series as float32
 ONLY_A_PARTNER = "holds only b0s: of use only for the susceptibility correction of {runs}"
@@ -55,7 +55,7 @@ class RunPlan:
     """Everything decided about a run."""
 
     run: Run
-    settings: Settings
+    settings: Settings  # of this run: without the methods that cannot work on it
     shape: tuple[int, ...] = ()
     gradients: GradientTable | None = None
     steps: Mapping[str, Step] | None = None
@@ -64,6 +64,7 @@ class RunPlan:
     fault: str | None = None
     trace: str = ""  # of a fault that the checks did not foresee
     only_b0: bool = False  # nothing in it is diffusion-weighted, as far as is known
+    refused: Mapping[str, str] = field(default_factory=dict)  # method that was asked for -> why it cannot work here
     note: str | None = None  # why there is nothing to do, and nothing wrong with that
 
     def broken_by(self, error: Exception) -> RunPlan:
@@ -106,6 +107,8 @@ def plan_runs(runs: Sequence[Run], settings: Settings, template: str) -> list[Ru
 def plan_run(run: Run, settings: Settings, template: str) -> RunPlan:
     """Return the plan of a run; where it cannot be processed, a plan with nothing but its fault. Never raises.
 
+    A method that cannot work on the run is refused with its reason; everything else is done.
+
     Parameters
     ----------
     run
@@ -130,10 +133,18 @@ def plan_run(run: Run, settings: Settings, template: str) -> RunPlan:
 def _plan(run: Run, settings: Settings, template: str) -> RunPlan:
     shape, gradients = _inspect(run, settings.b0_threshold)
     warnings = [note for note in run.notes if not note.startswith("susceptibility: ")]
-    warnings += [w for name in settings.methods for w in _method_warnings(name, run, shape, gradients)]
-    steps = _steps(run, settings, shape, gradients)
+    denoiser = [settings.denoiser] if settings.denoiser in REGISTRY and not run.preprocessed else []
+    refused = {}
+    for name in dict.fromkeys([*settings.methods, *denoiser]):
+        try:
+            warnings += _method_warnings(name, run, shape, gradients)
+        except ScanError as error:
+            refused[name] = str(error)
+    left_out = {name: Step(False, refused[name]) for name in settings.methods if name in refused}
+    settings = replace(settings, methods=tuple(name for name in settings.methods if name not in refused))
+    steps = _steps(run, settings, shape, gradients, refused) | left_out
     outputs = tuple(_outputs(run, settings, steps, template))
-    return RunPlan(run, settings, shape, gradients, steps, outputs, tuple(warnings))
+    return RunPlan(run, settings, shape, gradients, steps, outputs, tuple(warnings), refused=refused)
 
 
 def _inspect(run: Run, b0_threshold: float) -> tuple[tuple[int, ...], GradientTable]:
@@ -182,7 +193,9 @@ def _method_warnings(name: str, run: Run, shape: tuple[int, ...], gradients: Gra
     return warnings
 
 
-def _steps(run: Run, settings: Settings, shape: tuple[int, ...], gradients: GradientTable) -> dict[str, Step]:
+def _steps(
+    run: Run, settings: Settings, shape: tuple[int, ...], gradients: GradientTable, refused: Mapping[str, str]
+) -> dict[str, Step]:
     flat = min(shape[:3]) < MIN_SLICES
     too_flat = f"the image has {min(shape[:3])} slices along one axis, registration needs {MIN_SLICES}"
     off = None
@@ -190,7 +203,6 @@ def _steps(run: Run, settings: Settings, shape: tuple[int, ...], gradients: Grad
         off = "the run is preprocessed already"
     elif settings.skip_preprocessing:
         off = "--skip-preprocessing"
-    n_directions = int((~gradients.is_b0).sum())
 
     def step(wanted: bool, flag: str, how: str, obstacle: str | None = None) -> Step:
         reason = off or (None if wanted else flag) or obstacle
@@ -201,7 +213,8 @@ def _steps(run: Run, settings: Settings, shape: tuple[int, ...], gradients: Grad
     if run.partner and not run.partner.bval:
         partner += " (it has no b-values: every volume counts as b0)"
     steps = {
-        "denoise": step(settings.denoiser != "none", "--denoise none", settings.denoiser),
+        "denoise": step(settings.denoiser != "none", "--denoise none", settings.denoiser,
+                        refused.get(settings.denoiser)),
         "gibbs": step(settings.gibbs, "--no-gibbs", "sub-voxel shifts",
                       too_flat if min(shape[:2]) < MIN_SLICES else None),
         "susceptibility": step(settings.sdc, "--no-sdc", partner,
@@ -213,9 +226,9 @@ def _steps(run: Run, settings: Settings, shape: tuple[int, ...], gradients: Grad
     }  # fmt: skip
     own_mask = run.mask is not None and not settings.skip_preprocessing
     steps["mask"] = Step(not own_mask, "given with the run" if own_mask else "from b0 and mean DWI")
-    steps["normalize"] = Step(not flat, too_flat if flat else _normalization(run))
-    enough = n_directions >= MIN_TENSOR_DIRECTIONS
-    steps["maps"] = Step(enough, "weighted least squares" if enough else f"{n_directions} directions; a tensor needs 6")
+    maps = _maps(gradients)
+    steps["normalize"] = Step(not flat, too_flat if flat else _normalization(run, maps.active))
+    steps["maps"] = maps
     for method in settings.methods:
         steps[method] = Step(True, f"{settings.size}, {settings.sampler} sampler")
     return steps
@@ -227,8 +240,20 @@ def _motion(run: Run) -> str:
     return "rigid; the phase-encoding axis is unknown, eddy currents stay"
 
 
-def _normalization(run: Run) -> str:
-    return f"b0 to {run.t1w.name}, T1w to template" if run.t1w else "no T1w; b0 and FA to template"
+def _maps(gradients: GradientTable) -> Step:
+    from ..dwi.tensor import check_table
+
+    try:
+        check_table(gradients.bvals, gradients.bvecs)
+    except GradientError as error:
+        return Step(False, str(error))
+    return Step(True, "weighted least squares")
+
+
+def _normalization(run: Run, fa: bool) -> str:
+    if run.t1w:
+        return f"b0 to {run.t1w.name}, T1w to template"
+    return f"no T1w; b0{' and FA' * fa} to template"
 
 
 def _outputs(run: Run, settings: Settings, steps: Mapping[str, Step], template: str):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bids_dmrigen.bids.query import Partner, Run
+from bids_dmrigen.workflow.participant import unfinished
 from bids_dmrigen.workflow.plan import describe, plan_run, plan_runs
 from bids_dmrigen.workflow.settings import Settings
 
@@ -131,7 +132,43 @@ def test_flat_images_are_not_registered(tmp_path):
 def test_too_few_directions(tmp_path):
     plan = plan_run(make_run(tmp_path, n_directions=5), settings(), "TPL")
     assert not plan.does("maps")
-    assert plan_run(make_run(tmp_path, n_directions=5), settings(methods=("difusion",)), "TPL").fault
+    assert "at least one b0 (or a second shell) and six" in plan.steps["maps"].reason
+    assert plan.steps["normalize"].reason == "no T1w; b0 to template"
+    assert not unfinished([replace(plan, outputs=())], tmp_path)  # maps were not asked for
+
+
+def test_directions_that_determine_no_tensor(tmp_path):
+    run = make_run(tmp_path, n_directions=8)
+    table = np.zeros((3, 9))
+    table[:2, 1:] = np.cos(np.arange(8)), np.sin(np.arange(8))  # all in one plane
+    np.savetxt(run.bvec, table)
+    plan = plan_run(run, settings(), "TPL")
+    assert not plan.does("maps")
+    assert "do not lie on one cone" in plan.steps["maps"].reason
+
+
+def test_a_method_that_cannot_work_on_a_run_leaves_the_rest(tmp_path):
+    run, asked = make_run(tmp_path, n_directions=5), settings(methods=("difusion",))
+    plan, plain = plan_run(run, asked, "TPL"), plan_run(run, settings(), "TPL")
+    assert plan.fault is None
+    assert not plan.does("difusion")
+    assert "at least 6 diffusion-weighted volumes, found 5" in plan.steps["difusion"].reason
+    assert plan.outputs == plain.outputs
+    assert plan.steps["denoise"] == plain.steps["denoise"]  # nothing follows that has to see the noise
+    assert any(line.startswith("  skips difusion: difusion needs") for line in describe(plan))
+    error = unfinished([replace(plan, outputs=())], tmp_path)["sub-1"]
+    assert error.step == "difusion"
+    assert "found 5; everything else is done" in error.message
+
+
+def test_a_denoiser_that_cannot_work_on_a_run_leaves_the_rest(tmp_path):
+    run = make_run(tmp_path, n_directions=5)
+    plan = plan_run(run, settings(denoise="difusion"), "TPL")
+    assert (plan.fault, plan.does("denoise"), plan.does("motion")) == (None, False, True)
+    assert "found 5" in plan.steps["denoise"].reason
+    assert plan.refused.keys() == {"difusion"}
+    assert "difusion" not in plan.steps  # it was not asked to generate
+    assert not plan_run(replace(run, preprocessed=True), settings(denoise="difusion"), "TPL").refused
 
 
 def test_few_directions_are_warned_of(tmp_path):

@@ -78,6 +78,16 @@ def test_eddy_currents_are_told_as_they_were_treated(tmp_path, known, said, unsa
     assert "affine" not in text
 
 
+def test_a_refused_method_is_told_and_not_cited(tmp_path):
+    run = make_run(tmp_path, n_directions=5)
+    page = call(tmp_path, [run], methods=("difusion",))
+    assert "<th>Di-Fusion</th><td>not done: difusion needs at least 6" in page
+    assert "Its outputs are synthetic data" not in page
+    assert "Marchenko-Pastur" in page
+    both = [run, make_run(tmp_path / "two", subject="2")]
+    assert "Its outputs are synthetic data" in call(tmp_path, both, methods=("difusion",))
+
+
 def test_without_motion_correction_nothing_is_said_of_eddy_currents(tmp_path):
     one = settings(motion=False)
     text = " ".join(methods_text.paragraphs(one, [plan_run(make_run(tmp_path), one, "TPL")]))
