@@ -28,6 +28,10 @@ DUPLICATE = (
     "{images}: {number} images of the name {name}, expected one; their results would overwrite each other: "
     "rename or remove all but one, or select one with a filter file"
 )
+NOTHING_SELECTED = (
+    "{prefix}-{label}: no diffusion run (*_dwi.nii[.gz]) of it is in the selection; "
+    "take the label out, or see with --dry-run and without labels what there is"
+)
 ABSENT_T1W = (
     "T1w: {path} is a link to a file that is not there; it is not used: fetch it (datalad get) or mend the link"
 )
@@ -267,6 +271,34 @@ def find_preprocessed(
     return fault_duplicates(runs)
 
 
+def labels_without_run(
+    runs: Sequence[Run], participants: Sequence[str], sessions: Sequence[str], run_labels: Sequence[str]
+) -> list[str]:
+    """Return a sentence for every label that was asked for and selected no run beside the others.
+
+    Parameters
+    ----------
+    runs
+        What was selected.
+    participants, sessions, run_labels
+        Labels without their prefix, as asked for.
+    """
+    asked = (("subject", "sub", participants), ("session", "ses", sessions), ("run", "run", run_labels))
+    return [
+        NOTHING_SELECTED.format(prefix=prefix, label=label)
+        for entity, prefix, labels in asked
+        for label in dict.fromkeys(labels)
+        if not any(_same_label(entity, run.entities.get(entity), label) for run in runs)
+    ]
+
+
+def _same_label(entity: str, found, wanted: str) -> bool:
+    """Return whether two labels mean the same: run numbers do with and without leading zeros."""
+    if entity == "run" and found is not None:
+        return str(found).lstrip("0") == wanted.lstrip("0")
+    return found == wanted
+
+
 def fault_duplicates(runs: Sequence[Run]) -> list[Run]:
     """Return the runs with a fault on each whose name another run has too: outputs are named after the run."""
     same: dict[str, list[Run]] = {}
@@ -294,8 +326,7 @@ def _select(layout, query: dict, participants, sessions, run_labels, filters: di
         query["session"] = list(sessions)
     images = _magnitudes(layout.get(invalid_filters="allow", **query), derivative="desc" in query)
     if run_labels:
-        wanted = {str(label).lstrip("0") or "0" for label in run_labels}
-        images = [i for i in images if str(i.entities.get("run", "")).lstrip("0") in wanted]
+        images = [i for i in images if any(_same_label("run", i.entities.get("run"), label) for label in run_labels)]
     if not images and (filters.get("dwi") or run_labels or participants or sessions):
         raise SelectionError(
             f"no diffusion run matches {_describe(participants, sessions, run_labels, filters)} "

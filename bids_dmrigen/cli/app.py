@@ -63,6 +63,7 @@ def _participants(settings: Settings) -> int:
         _writable(settings.work, "work folder (-w/--work-dir)")
     _weights_fit(settings)
     runs, template = _discover(settings), _template_name(settings)
+    problems = _labels_without_run(settings, runs)
 
     from ..workflow.plan import describe, plan_runs
 
@@ -74,8 +75,8 @@ def _participants(settings: Settings) -> int:
         environment.prepare(settings.work, threads, LOG_LEVELS[min(settings.verbose, 2)])
     plans = plan_runs(runs, settings, template)
     if settings.dry_run:
-        print("\n".join(line for plan in plans for line in describe(plan)))
-        return SOME_FAILED if any(plan.fault or plan.refused for plan in plans) else DONE
+        print("\n".join([*(line for plan in plans for line in describe(plan)), *problems]))
+        return SOME_FAILED if problems or any(plan.fault or plan.refused for plan in plans) else DONE
     for plan in plans:
         if plan.note:
             print(f"note: {plan.run.name} {plan.note}", flush=True)
@@ -97,7 +98,13 @@ def _participants(settings: Settings) -> int:
         resources = participant.Resources(n_cpus, threads, memory_gb)
         errors = participant.execute(plans, settings, template, links, resources)
     pages = report.write_reports(settings, plans, errors)
-    return _finish(settings, plans, errors, pages, time.monotonic() - started)
+    return _finish(settings, plans, errors, problems, pages, time.monotonic() - started)
+
+
+def _labels_without_run(settings: Settings, runs) -> list[str]:
+    from ..bids.query import labels_without_run
+
+    return labels_without_run(runs, settings.participant_label, settings.session_label, settings.run_label)
 
 
 def _discover(settings: Settings):
@@ -223,14 +230,16 @@ def _enough_space(settings: Settings, plans) -> None:
         )
 
 
-def _finish(settings: Settings, plans, errors, pages, seconds: float) -> int:
-    for name, error in errors.items():
-        print(f"\nFAILED {name}, {error.step}: {error.message}", file=sys.stderr)
+def _finish(settings: Settings, plans, errors, problems, pages, seconds: float) -> int:
+    """Say what was done and what was not; return the exit status."""
+    failures = [f"{name}, {error.step}: {error.message}" for name, error in errors.items()] + problems
+    for failure in failures:
+        print(f"\nFAILED {failure}", file=sys.stderr)
     for page in pages:
         print(f"report: {page}")
     done = len(plans) - len(errors)
-    print(f"{'Finished' if not errors else 'Ended'}: {done} of {len(plans)} runs complete in {seconds:.0f} s")
-    if errors:
+    print(f"{'Ended' if failures else 'Finished'}: {done} of {len(plans)} runs complete in {seconds:.0f} s")
+    if failures:
         return SOME_FAILED
     if settings.clean_workdir:
         from ..workflow.participant import cache_folder

@@ -15,6 +15,7 @@ from bids_dmrigen.bids.query import (
     fault_duplicates,
     find_preprocessed,
     find_runs,
+    labels_without_run,
     open_layout,
 )
 
@@ -364,6 +365,18 @@ def test_filter_that_is_none(dataset, dwi, message):
 def test_unknown_label_names_what_there_is(dataset):
     with pytest.raises(SelectionError, match=r"no subject 99 .*there are: 01, 02"):
         runs_of(dataset, participants=["99"])
+
+
+def test_labels_that_select_nothing_beside_others_are_named(dataset):
+    add(dataset, "sub-03_ses-a_run-01", session="a")
+    (dataset / "sub-05/anat").mkdir(parents=True)
+    shutil.copy(dataset / "sub-01/dwi/sub-01_dwi.nii.gz", dataset / "sub-05/anat/sub-05_T1w.nii.gz")
+    asked = {"participants": ["01", "05"], "sessions": [], "run_labels": []}
+    (said,) = labels_without_run(runs_of(dataset, **asked), **asked)
+    assert said.startswith("sub-05: no diffusion run")
+    asked = {"participants": ["03"], "sessions": ["a"], "run_labels": ["1", "2"]}
+    (said,) = labels_without_run(runs_of(dataset, **asked), **asked)
+    assert said.startswith("run-2: ")
 
 
 def test_no_dwi_at_all(tmp_path):
