@@ -97,8 +97,8 @@ def _participants(settings: Settings) -> int:
         memory_gb = settings.mem_gb or 0.9 * environment.memory_gb()
         resources = participant.Resources(n_cpus, threads, memory_gb)
         errors = participant.execute(plans, settings, template, links, resources)
-    pages = report.write_reports(settings, plans, errors)
-    return _finish(settings, plans, errors, problems, pages, time.monotonic() - started)
+    pages, missing = report.write_reports(settings, plans, errors)
+    return _finish(settings, plans, errors, problems + missing, pages, time.monotonic() - started)
 
 
 def _labels_without_run(settings: Settings, runs) -> list[str]:
