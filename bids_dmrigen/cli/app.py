@@ -14,6 +14,10 @@ from .. import __version__
 from ..workflow.settings import Settings, SettingsError
 
 DONE, SOME_FAILED, USAGE, BAD_DATASET, BAD_RESOURCE, BAD_LEVEL = 0, 1, 2, 3, 4, 17
+NO_VALIDATOR = (
+    "note: the BIDS validator (bids-validator-deno) is not installed: the dataset was not validated; "
+    "--skip-bids-validation does without it and without this note"
+)
 LOG_LEVELS = ("ERROR", "INFO", "DEBUG")
 
 
@@ -141,6 +145,7 @@ def _validate(bids_dir: Path) -> None:
         "bids-validator-deno", path=str(Path(sys.executable).parent)
     )
     if not validator:
+        print(NO_VALIDATOR)
         return
     import subprocess
 
@@ -149,7 +154,8 @@ def _validate(bids_dir: Path) -> None:
             [validator, str(bids_dir), "--json"], capture_output=True, text=True, timeout=120, check=False
         )
         issues = json.loads(result.stdout)["issues"]["issues"]
-    except (subprocess.TimeoutExpired, json.JSONDecodeError, KeyError, OSError):
+    except (subprocess.TimeoutExpired, json.JSONDecodeError, KeyError, OSError) as error:
+        print(f"note: the BIDS validator gave no answer ({type(error).__name__}): the dataset was not validated")
         return
     errors = [i for i in issues if i.get("severity") == "error"]
     for issue in errors[:10]:

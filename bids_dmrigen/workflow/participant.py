@@ -320,12 +320,12 @@ def _add_sink(wf, plan: RunPlan, group: str, outputs, ports, record, links) -> N
 
 
 def _plugin(settings: Settings, resources: Resources, weights: Mapping[str, tuple[str, str, float]]):
-    """Return the execution plugin and its arguments."""
+    """Return the execution plugin and its arguments; those of the plugin file go before those of the command line."""
     from .plugin import ResilientMultiProcPlugin
     from .progress import Progress
 
     arguments = {"status_callback": Progress(weights), **_plugin_file(settings.nipype_plugin_file)}
-    if settings.nipype_plugin:
+    if settings.nipype_plugin not in (None, "MultiProc"):
         return settings.nipype_plugin, arguments
     gpus = _gpu_count(settings.device)
     arguments = {

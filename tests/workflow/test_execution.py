@@ -100,6 +100,24 @@ def test_a_graph_that_cannot_be_built_is_the_fault_of_its_run(tmp_path, monkeypa
     assert error.log == log.read_text()
 
 
+def test_multiproc_by_name_is_the_default(tmp_path):
+    """Nipype's own one would take every processor, fork, and wait for ever on a killed worker."""
+    from bids_dmrigen.workflow.participant import Resources, _plugin
+
+    from .test_plan import settings
+
+    resources = Resources(n_cpus=1, threads=1, memory_gb=3.0)
+    plugin, _ = _plugin(settings(nipype_plugin="MultiProc", device="cpu"), resources, {})
+    assert isinstance(plugin, ResilientMultiProcPlugin)
+    assert (plugin.processors, plugin.memory_gb) == (1, 3.0)
+    assert plugin.pool._mp_context.get_start_method() == "forkserver"
+    file = tmp_path / "plugin.toml"
+    file.write_text("[plugin_args]\nn_procs = 2\n")
+    plugin, _ = _plugin(settings(nipype_plugin="MultiProc", nipype_plugin_file=file, device="cpu"), resources, {})
+    assert (plugin.processors, plugin.memory_gb) == (2, 3.0)
+    assert _plugin(settings(nipype_plugin="Linear"), resources, {})[0] == "Linear"
+
+
 def test_plugin_file(tmp_path):
     path = tmp_path / "slurm.toml"
     path.write_text('[plugin_args]\nsbatch_args = "--time=60"\n')
