@@ -100,6 +100,23 @@ def test_a_graph_that_cannot_be_built_is_the_fault_of_its_run(tmp_path, monkeypa
     assert error.log == log.read_text()
 
 
+def test_odd_values_of_a_sidecar_are_no_values(tmp_path):
+    from nipype.interfaces.base import isdefined
+
+    from bids_dmrigen.bids.query import Partner
+    from bids_dmrigen.workflow.plan import plan_run
+    from bids_dmrigen.workflow.preprocess import init_preprocess_wf
+
+    from .test_plan import make_run, settings
+
+    odd = {"PhaseEncodingDirection": "j-", "TotalReadoutTime": "n/a", "SliceEncodingDirection": ""}
+    partner = Partner(make_run(tmp_path, subject="PA").image, "j")
+    wf = init_preprocess_wf(plan_run(make_run(tmp_path, metadata=odd, partner=partner), settings(), "TPL"), threads=1)
+    assert not isdefined(wf.get_node("susceptibility").inputs.readout_time)
+    assert not isdefined(wf.get_node("susceptibility").inputs.opposite_bval)
+    assert wf.get_node("gibbs").inputs.slice_axis == 2
+
+
 def test_multiproc_by_name_is_the_default(tmp_path):
     """Nipype's own one would take every processor, fork, and wait for ever on a killed worker."""
     from bids_dmrigen.workflow.participant import Resources, _plugin
