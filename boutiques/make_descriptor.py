@@ -14,7 +14,7 @@ DESCRIPTOR = Path(__file__).with_name("bids_dmrigen.json")
 LEFT_OUT = {"config_file", "nipype_plugin_file", "bids_filter_file", "verbose"}  # files beside the dataset, noise
 COMMAND = "mkdir -p [OUTPUT_DIR]; bids_dmrigen [BIDS_DIR] [OUTPUT_DIR] [ANALYSIS_LEVEL] [PARTICIPANT_LABEL]"
 ERRORS = {
-    1: "Some runs failed; the others are complete.",
+    1: "A run, method, label or report failed and is named; the rest is complete.",
     2: "Usage: an option or label that makes no sense.",
     3: "The input dataset cannot be used.",
     4: "Weights or a template are missing or wrong.",

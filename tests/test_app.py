@@ -65,6 +65,8 @@ def broken(tmp_path_factory):
     np.savetxt(long, 3 * np.loadtxt(long))
     add("nob0").with_name("sub-nob0_dwi.bval").write_text("1000 " * len(gradients))
     np.savetxt(root / "sub-nob0/dwi/sub-nob0_dwi.bvec", np.tile([[1.0], [0], [0]], len(gradients)))
+    utf16 = add("utf16").with_name("sub-utf16_dwi.bvec")
+    utf16.write_bytes(utf16.read_text().encode("utf-16"))
     add("oneslice", data[:, :, 3:4])
     integers = add("integers")
     nib.save(nib.Nifti1Image(data.astype(np.uint16), np.diag([3.0, 3, 3, 1])), integers)
@@ -81,13 +83,14 @@ FAULTS = {
     "short": "2 entries, but the image has 14 volumes",
     "notunit": "have lengths [3.0",
     "nob0": "no b0 volume",
+    "utf16": "expected a text file of numbers",
 }
 
 
 def test_faulty_runs_are_named_and_the_others_complete(broken):
     _, out, result = broken
     assert result.returncode == 1, result.stderr
-    assert "3 of 11 runs complete" in result.stdout
+    assert "3 of 12 runs complete" in result.stdout
     for subject in ("01", "oneslice", "integers"):
         assert f"FAILED sub-{subject}," not in result.stderr
         assert list(out.glob(f"sub-{subject}/dwi/*desc-difusion_dwi.nii.gz"))
@@ -174,6 +177,39 @@ def test_group_level(broken):
     table = (out / "group_metrics.tsv").read_text().splitlines()
     assert len(table) == 4
     assert "sub-oneslice" in "".join(table) or "oneslice" in "".join(table)
+
+
+def test_what_cannot_be_had_is_named_and_the_rest_is_done(tmp_path):
+    """A partner that is all b0, runs of too few directions for a method, and a subject without diffusion data."""
+    data = write_dataset(tmp_path / "data", subjects=(), shape=FLAT)
+
+    def add(subject, stem, n_directions, direction):
+        gradients = tiny_gradients(n_directions)
+        sidecar = {"PhaseEncodingDirection": direction, "TotalReadoutTime": "n/a", "SliceEncodingDirection": ""}
+        series = tiny_series(gradients, FLAT)
+        return write_run(data / f"sub-{subject}/dwi", stem, series, gradients, sidecar=sidecar)
+
+    add("01", "sub-01_dir-AP", 6, "j-")
+    reverse = add("01", "sub-01_dir-PA", 3, "j")
+    for extension in ("bval", "bvec"):
+        reverse.with_name(f"sub-01_dir-PA_dwi.{extension}").unlink()
+    add("few", "sub-few", 3, "j-")
+    (data / "sub-05/anat").mkdir(parents=True)
+    nib.save(nib.Nifti1Image(np.ones(FLAT, np.float32), np.eye(4)), data / "sub-05/anat/sub-05_T1w.nii.gz")
+    options = ["--methods", "sh", "--participant-label", "01", "few", "05"]
+    dry = call(data, tmp_path / "out", *options, "--dry-run")
+    result = call(data, tmp_path / "out", *options)
+    assert (dry.returncode, result.returncode) == (1, 1), result.stderr
+    assert "note: sub-01_dir-PA holds only b0s" in result.stdout
+    assert "Ended: 1 of 2 runs complete" in result.stdout
+    failed = [line for line in result.stderr.splitlines() if line.startswith("FAILED")]
+    assert len(failed) == 2, result.stderr
+    assert failed[0].startswith("FAILED sub-few, sh: sh needs at least 6 diffusion-weighted volumes, found 3")
+    assert failed[1].startswith("FAILED sub-05: no diffusion run")
+    assert list(tmp_path.glob("out/sub-01/dwi/sub-01_dir-AP_desc-sh_dwi.nii.gz"))
+    assert list(tmp_path.glob("out/sub-few/dwi/sub-few_desc-preproc_dwi.nii.gz"))
+    assert "found 3" in (tmp_path / "out/sub-few.html").read_text()
+    assert not list(tmp_path.glob("out/sub-01/dwi/*dir-PA*"))
 
 
 def test_qsiprep_result_as_input(tmp_path):

@@ -21,11 +21,19 @@ OPPOSITE = {"i": "i-", "i-": "i", "j": "j-", "j-": "j", "k": "k-", "k-": "k"}
 AXES = ("i", "j", "k")
 GEOMETRY_TOLERANCE_MM = 1.0
 READOUT_TOLERANCE = 0.02  # relative: distortion is proportional to the total readout time
+MOST_TABLELESS_B0 = 6  # volumes of a partner without b-values; one more, and it could be a tensor series
 NOT_MAGNITUDE = ("phase", "real", "imag")  # values of `part` whose images are no signal intensities
 NOT_INDEXED = ("sourcedata", "code", "models", "stimuli", ".git", "work")
 DUPLICATE = (
     "{images}: {number} images of the name {name}, expected one; their results would overwrite each other: "
     "rename or remove all but one, or select one with a filter file"
+)
+NOTHING_SELECTED = (
+    "{prefix}-{label}: no diffusion run (*_dwi.nii[.gz]) of it is in the selection; "
+    "take the label out, or see with --dry-run and without labels what there is"
+)
+ABSENT_T1W = (
+    "T1w: {path} is a link to a file that is not there; it is not used: fetch it (datalad get) or mend the link"
 )
 
 
@@ -124,6 +132,17 @@ class Run:
         direction = self.phase_encoding
         return direction[0] if direction else _one_of(AXES, self.metadata.get("PhaseEncodingAxis"))
 
+    @property
+    def slice_axis(self) -> str:
+        """The axis along which slices were acquired: i, j or k; k where the sidecar does not say."""
+        direction = _one_of(tuple(OPPOSITE), self.metadata.get("SliceEncodingDirection"))
+        return direction[0] if direction else "k"
+
+    @property
+    def readout_s(self) -> float | None:
+        """The total read-out time, s; None where the sidecar does not say."""
+        return _readout_s(self.metadata)
+
 
 def open_layout(bids_dir: Path, database: Path | None = None, derivative: bool = False, exclude: Sequence[Path] = ()):
     """Return the pybids layout of a dataset.
@@ -203,8 +222,8 @@ def find_runs(
     if not images:
         raise DatasetError(f"{layout.root}: no diffusion run (sub-*/[ses-*/]dwi/*_dwi.nii[.gz]) was found")
     texts = _Texts(layout)
-    runs = fault_duplicates([_new_run(texts, image) for image in images])
-    runs = [replace(run, t1w=_find_t1w(layout, run, filters.get("t1w", {}))) for run in runs]
+    runs = fault_duplicates([_with_tables(_new_run(texts, image)) for image in images])
+    runs = [_with_t1w(layout, run, filters.get("t1w", {})) for run in runs]
     # A partner need not be selected itself: labels and filters say what is processed, not what may help.
     related = {}
     for run in runs:
@@ -242,13 +261,42 @@ def find_preprocessed(
         raise DatasetError(f"{layout.root}: no preprocessed run (*_desc-preproc_dwi.nii[.gz]) was found")
     texts, runs = _Texts(layout), []
     for image in images:
-        run = _new_run(texts, image)
+        run = _with_tables(_new_run(texts, image))
         stem = run.image.name.split("_desc-preproc")[0]
         masks = [run.image.with_name(f"{stem}_desc-brain_mask{e}") for e in (".nii.gz", ".nii")]
         mask = next((m for m in masks if m.exists()), None)
-        t1w = next((r.t1w for r in raw if names.folder(r.entities) == names.folder(run.entities)), None)
-        runs.append(replace(run, mask=mask, t1w=t1w, preprocessed=True))
+        source = next((r for r in raw if names.folder(r.entities) == names.folder(run.entities)), run)
+        notes = tuple(note for note in source.notes if note.startswith("T1w: "))
+        runs.append(replace(run, mask=mask, t1w=source.t1w, notes=notes, preprocessed=True))
     return fault_duplicates(runs)
+
+
+def labels_without_run(
+    runs: Sequence[Run], participants: Sequence[str], sessions: Sequence[str], run_labels: Sequence[str]
+) -> list[str]:
+    """Return a sentence for every label that was asked for and selected no run beside the others.
+
+    Parameters
+    ----------
+    runs
+        What was selected.
+    participants, sessions, run_labels
+        Labels without their prefix, as asked for.
+    """
+    asked = (("subject", "sub", participants), ("session", "ses", sessions), ("run", "run", run_labels))
+    return [
+        NOTHING_SELECTED.format(prefix=prefix, label=label)
+        for entity, prefix, labels in asked
+        for label in dict.fromkeys(labels)
+        if not any(_same_label(entity, run.entities.get(entity), label) for run in runs)
+    ]
+
+
+def _same_label(entity: str, found, wanted: str) -> bool:
+    """Return whether two labels mean the same: run numbers do with and without leading zeros."""
+    if entity == "run" and found is not None:
+        return str(found).lstrip("0") == wanted.lstrip("0")
+    return found == wanted
 
 
 def fault_duplicates(runs: Sequence[Run]) -> list[Run]:
@@ -278,8 +326,7 @@ def _select(layout, query: dict, participants, sessions, run_labels, filters: di
         query["session"] = list(sessions)
     images = _magnitudes(layout.get(invalid_filters="allow", **query), derivative="desc" in query)
     if run_labels:
-        wanted = {str(label).lstrip("0") or "0" for label in run_labels}
-        images = [i for i in images if str(i.entities.get("run", "")).lstrip("0") in wanted]
+        images = [i for i in images if any(_same_label("run", i.entities.get("run"), label) for label in run_labels)]
     if not images and (filters.get("dwi") or run_labels or participants or sessions):
         raise SelectionError(
             f"no diffusion run matches {_describe(participants, sessions, run_labels, filters)} "
@@ -307,18 +354,19 @@ def _new_run(texts: _Texts, image) -> Run:
     entities = {name: str(image.entities[name]) for name in names.ENTITIES if name in image.entities}
     # The deepest and most specific file holds; no merging as with JSON.
     bval, bvec = (next(reversed(texts.of(path, extension)), None) for extension in (".bval", ".bvec"))
-    missing = [e for e, found in ((".bval", bval), (".bvec", bvec)) if found is None]
-    faults = []
-    if missing:
-        faults.append(
-            f"{path}: its {' and '.join(missing)} file is missing; a diffusion series needs both beside the image"
-        )
-    metadata = {}
     try:
-        metadata = texts.metadata(path)
+        return Run(entities, path, bval, bvec, texts.metadata(path))
     except _SidecarError as error:
-        faults.append(str(error))
-    return Run(entities, path, bval, bvec, metadata, fault="; ".join(faults) or None)
+        return Run(entities, path, bval, bvec, fault=str(error))
+
+
+def _with_tables(run: Run) -> Run:
+    """Return the run with a fault where a table is missing: only a partner, all of b0s, does without."""
+    missing = [e for e, found in ((".bval", run.bval), (".bvec", run.bvec)) if found is None]
+    if not missing:
+        return run
+    fault = f"{run.image}: its {' and '.join(missing)} file is missing; a diffusion series needs both beside the image"
+    return replace(run, fault="; ".join(filter(None, (fault, run.fault))))
 
 
 def _name_parts(path: Path) -> tuple[set[str], str]:
@@ -327,13 +375,15 @@ def _name_parts(path: Path) -> tuple[set[str], str]:
     return set(pairs), suffix
 
 
-def _find_t1w(layout, run: Run, extra: dict) -> Path | None:
-    """The T1w of the same session, else of the same subject; the first in order where there are several."""
+def _with_t1w(layout, run: Run, extra: dict) -> Run:
+    """Attach the T1w of the same session, else of the same subject; the first in order where there are several."""
     query = {"suffix": "T1w", "extension": IMAGE, "subject": run.entities["subject"], **extra}
-    images = layout.get(invalid_filters="allow", **query)
-    same = [i for i in images if i.entities.get("session") == run.entities.get("session")]
-    candidates = sorted((same or images), key=lambda i: i.path)
-    return Path(candidates[0].path) if candidates else None
+    images = sorted(layout.get(invalid_filters="allow", **query), key=lambda i: i.path)
+    there = [i for i in images if Path(i.path).exists()]
+    same = [i for i in there if i.entities.get("session") == run.entities.get("session")]
+    notes = tuple(ABSENT_T1W.format(path=i.path) for i in images if i not in there)
+    chosen = next(iter(same or there), None)
+    return replace(run, t1w=Path(chosen.path) if chosen else None, notes=(*run.notes, *notes))
 
 
 def _with_partner(layout, texts: _Texts, run: Run, related: Sequence[Run]) -> Run:
@@ -352,7 +402,7 @@ def _with_partner(layout, texts: _Texts, run: Run, related: Sequence[Run]) -> Ru
     for partner, metadata in candidates:
         if partner.direction != OPPOSITE[own]:
             continue
-        reason = _mismatch(run, partner.image, metadata)
+        reason = _mismatch(run, partner, metadata)
         if reason is None:
             return replace(run, partner=partner)
         refused.append(reason)
@@ -378,11 +428,18 @@ def _unknown_direction(metadata: dict[str, Any]) -> str:
     return f"{what}; PhaseEncodingAxis {axis!r} is none of {', '.join(AXES)}"
 
 
-def _mismatch(run: Run, image: Path, metadata: dict[str, Any]) -> str | None:
-    """Say why an image of opposite phase encoding is not distorted by the same field as the run."""
-    if not _same_geometry(run.image, image):
+def _mismatch(run: Run, partner: Partner, metadata: dict[str, Any]) -> str | None:
+    """Say why an image of opposite phase encoding does not show how the run's b0s are distorted."""
+    if not _same_geometry(run.image, partner.image):
         return "the reverse-phase image has another grid; not used"
-    own, other = _readout_s(run.metadata), _readout_s(metadata)
+    if partner.bval is None and _name_parts(partner.image)[1] == "dwi":
+        n = _volumes(partner.image)
+        if n > MOST_TABLELESS_B0:
+            return (
+                f"{partner.image.name} has no b-values and {n} volumes, too many to be taken for b0s unseen; not used: "
+                "give it its .bval and .bvec, zeros where all are b0s"
+            )
+    own, other = run.readout_s, _readout_s(metadata)
     if own and other and abs(own - other) > READOUT_TOLERANCE * max(own, other):
         return f"the reverse-phase image has another TotalReadoutTime ({other:g} s, this run {own:g} s); not used"
     return None
@@ -395,7 +452,7 @@ def _readout_s(metadata: dict[str, Any]) -> float | None:
 
 
 def _is_sibling(run: Run, other: Run) -> bool:
-    if other.image == run.image or other.fault:
+    if other.image == run.image or other.fault or (other.bval is None) != (other.bvec is None):
         return False
     return all(other.entities.get(e) == run.entities.get(e) for e in ("acquisition", "run", "chunk"))
 
@@ -424,6 +481,12 @@ def _fieldmap_partners(layout, texts: _Texts, run: Run) -> tuple[list[tuple[Part
         else:
             refused.append(f"{path.name}: {_unknown_direction(metadata)}; not used")
     return found, refused
+
+
+def _volumes(image: Path) -> int:
+    import nibabel as nib
+
+    return (*nib.load(image).shape, 1)[3]
 
 
 def _same_geometry(one: Path, other: Path) -> bool:

@@ -14,6 +14,10 @@ from .. import __version__
 from ..workflow.settings import Settings, SettingsError
 
 DONE, SOME_FAILED, USAGE, BAD_DATASET, BAD_RESOURCE, BAD_LEVEL = 0, 1, 2, 3, 4, 17
+NO_VALIDATOR = (
+    "note: the BIDS validator (bids-validator-deno) is not installed: the dataset was not validated; "
+    "--skip-bids-validation does without it and without this note"
+)
 LOG_LEVELS = ("ERROR", "INFO", "DEBUG")
 
 
@@ -63,8 +67,9 @@ def _participants(settings: Settings) -> int:
         _writable(settings.work, "work folder (-w/--work-dir)")
     _weights_fit(settings)
     runs, template = _discover(settings), _template_name(settings)
+    problems = _labels_without_run(settings, runs)
 
-    from ..workflow.plan import describe, plan_run
+    from ..workflow.plan import describe, plan_runs
 
     n_cpus = settings.n_cpus or environment.cpus()
     threads = settings.omp_nthreads or max(1, min(8, n_cpus // max(1, min(len(runs), n_cpus))))
@@ -72,10 +77,14 @@ def _participants(settings: Settings) -> int:
         threads = 1
     if not settings.dry_run:
         environment.prepare(settings.work, threads, LOG_LEVELS[min(settings.verbose, 2)])
-    plans = [plan_run(run, settings, template) for run in runs]
+    plans = plan_runs(runs, settings, template)
     if settings.dry_run:
-        print("\n".join(line for plan in plans for line in describe(plan)))
-        return SOME_FAILED if any(plan.fault for plan in plans) else DONE
+        print("\n".join([*(line for plan in plans for line in describe(plan)), *problems]))
+        return SOME_FAILED if problems or any(plan.fault or plan.refused for plan in plans) else DONE
+    for plan in plans:
+        if plan.note:
+            print(f"note: {plan.run.name} {plan.note}", flush=True)
+    plans = [plan for plan in plans if not plan.note]
 
     from ..workflow import methods_text, participant, report
 
@@ -92,8 +101,14 @@ def _participants(settings: Settings) -> int:
         memory_gb = settings.mem_gb or 0.9 * environment.memory_gb()
         resources = participant.Resources(n_cpus, threads, memory_gb)
         errors = participant.execute(plans, settings, template, links, resources)
-    pages = report.write_reports(settings, plans, errors)
-    return _finish(settings, plans, errors, pages, time.monotonic() - started)
+    pages, missing = report.write_reports(settings, plans, errors)
+    return _finish(settings, plans, errors, problems + missing, pages, time.monotonic() - started)
+
+
+def _labels_without_run(settings: Settings, runs) -> list[str]:
+    from ..bids.query import labels_without_run
+
+    return labels_without_run(runs, settings.participant_label, settings.session_label, settings.run_label)
 
 
 def _discover(settings: Settings):
@@ -130,6 +145,7 @@ def _validate(bids_dir: Path) -> None:
         "bids-validator-deno", path=str(Path(sys.executable).parent)
     )
     if not validator:
+        print(NO_VALIDATOR)
         return
     import subprocess
 
@@ -138,7 +154,8 @@ def _validate(bids_dir: Path) -> None:
             [validator, str(bids_dir), "--json"], capture_output=True, text=True, timeout=120, check=False
         )
         issues = json.loads(result.stdout)["issues"]["issues"]
-    except (subprocess.TimeoutExpired, json.JSONDecodeError, KeyError, OSError):
+    except (subprocess.TimeoutExpired, json.JSONDecodeError, KeyError, OSError) as error:
+        print(f"note: the BIDS validator gave no answer ({type(error).__name__}): the dataset was not validated")
         return
     errors = [i for i in issues if i.get("severity") == "error"]
     for issue in errors[:10]:
@@ -219,14 +236,16 @@ def _enough_space(settings: Settings, plans) -> None:
         )
 
 
-def _finish(settings: Settings, plans, errors, pages, seconds: float) -> int:
-    for name, error in errors.items():
-        print(f"\nFAILED {name}, {error.step}: {error.message}", file=sys.stderr)
+def _finish(settings: Settings, plans, errors, problems, pages, seconds: float) -> int:
+    """Say what was done and what was not; return the exit status."""
+    failures = [f"{name}, {error.step}: {error.message}" for name, error in errors.items()] + problems
+    for failure in failures:
+        print(f"\nFAILED {failure}", file=sys.stderr)
     for page in pages:
         print(f"report: {page}")
     done = len(plans) - len(errors)
-    print(f"{'Finished' if not errors else 'Ended'}: {done} of {len(plans)} runs complete in {seconds:.0f} s")
-    if errors:
+    print(f"{'Ended' if failures else 'Finished'}: {done} of {len(plans)} runs complete in {seconds:.0f} s")
+    if failures:
         return SOME_FAILED
     if settings.clean_workdir:
         from ..workflow.participant import cache_folder

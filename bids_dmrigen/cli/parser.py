@@ -12,8 +12,8 @@ from .. import __version__
 from ..workflow.settings import ANALYSIS_LEVELS, GROUPS, Settings, SettingsError, read_toml, settings_of
 
 EPILOG = """\
-exit status: 0 all done; 1 some runs failed, the others are complete; 2 usage; 3 input dataset unusable;
-4 weights or template missing or wrong; 17 analysis level not supported
+exit status: 0 all done; 1 a run, method, label or report failed and is named, the rest is complete; 2 usage;
+3 input dataset unusable; 4 weights or template missing or wrong; 17 analysis level not supported
 """
 
 

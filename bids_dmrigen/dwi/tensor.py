@@ -64,6 +64,20 @@ def design_matrix(bvals: np.ndarray, directions: np.ndarray) -> np.ndarray:
     return np.concatenate([-np.asarray(bvals)[:, None] * b_matrix, np.ones((len(b_matrix), 1))], axis=1)
 
 
+def check_table(bvals: np.ndarray, directions: np.ndarray) -> None:
+    """Raise `GradientError` where (N,) b-values in s/mm² and (N, 3) directions cannot determine a tensor."""
+    design = design_matrix(bvals, directions)
+    rank = int(np.linalg.matrix_rank(design / _column_scale(design), tol=1e-4))
+    if rank < 7:
+        n_b0 = int((~np.any(directions, axis=1)).sum())
+        raise GradientError(RANK_DEFICIENT.format(rank=rank, n_b0=n_b0, n_directions=len(bvals) - n_b0))
+
+
+def _column_scale(design: np.ndarray) -> np.ndarray:
+    """Return (7,) factors: columns of comparable size keep the normal equations well conditioned."""
+    return np.abs(design).max(axis=0).clip(1e-12)
+
+
 def fit_tensor(
     signal: torch.Tensor,
     bvals: np.ndarray,
@@ -100,13 +114,9 @@ def fit_tensor(
         raise ValueError(UNKNOWN_METHOD.format(method=method, methods=METHODS))
     if signal.ndim != 2 or signal.shape[1] != len(bvals):
         raise ValueError(SIGNAL_SHAPE.format(n_gradients=len(bvals), shape=tuple(signal.shape)))
+    check_table(bvals, directions)
     design = design_matrix(bvals, directions)
-    # Columns of comparable size keep the normal equations well conditioned.
-    scale = np.abs(design).max(axis=0).clip(1e-12)
-    rank = int(np.linalg.matrix_rank(design / scale, tol=1e-4))
-    if rank < 7:
-        n_b0 = int((~np.any(directions, axis=1)).sum())
-        raise GradientError(RANK_DEFICIENT.format(rank=rank, n_b0=n_b0, n_directions=len(bvals) - n_b0))
+    scale = _column_scale(design)
     unit_design = torch.as_tensor(design / scale, device=signal.device)
     solver = torch.linalg.pinv(unit_design).to(torch.float32)  # (7, N)
     beta = torch.empty(7, len(signal), dtype=torch.float32, device=signal.device)

@@ -79,7 +79,7 @@ def read_gradients(
     GradientError
         Where a file is missing or unreadable, or the table does not describe `n_volumes` volumes.
     """
-    bvals, bvecs = _read_table(bval).reshape(-1), read_bvecs(bvec)
+    bvals, bvecs = read_bvals(bval), read_bvecs(bvec)
     for path, found in ((bval, len(bvals)), (bvec, len(bvecs))):
         if n_volumes is not None and found != n_volumes:
             raise GradientError(f"{path}: {found} entries, but the image has {n_volumes} volumes; they must agree")
@@ -87,6 +87,11 @@ def read_gradients(
         return GradientTable(bvals, bvecs, b0_threshold)
     except GradientError as error:
         raise GradientError(f"{bval}, {bvec}: {error}") from None
+
+
+def read_bvals(path: str | Path) -> np.ndarray:
+    """Return the (N,) b-values of a text file, s/mm²."""
+    return _read_table(path).reshape(-1)
 
 
 def read_bvecs(path: str | Path) -> np.ndarray:
@@ -128,6 +133,11 @@ def _read_table(path: str | Path) -> np.ndarray:
         text = Path(path).read_text(encoding="utf-8-sig").replace(",", " ")
     except FileNotFoundError:
         raise GradientError(f"{path}: no such file; a diffusion series needs its .bval and .bvec") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise GradientError(
+            f"{path}: cannot be read ({error}); expected a text file of numbers in UTF-8 or ASCII: "
+            "make it readable or save it anew"
+        ) from error
     rows = [line.split() for line in text.splitlines() if line.strip()]
     try:
         table = np.array([[float(value) for value in row] for row in rows])

@@ -344,12 +344,14 @@ class Susceptibility(SimpleInterface):
         return runtime
 
     def _b0(self, opposite: np.ndarray) -> np.ndarray:
+        from .io import read_bvals
+
         if opposite.ndim == 3:
             return opposite
         inputs = self.inputs
         if not isdefined(inputs.opposite_bval):
             return opposite.mean(axis=3)
-        bvals = np.loadtxt(inputs.opposite_bval).reshape(-1)
+        bvals = read_bvals(inputs.opposite_bval)
         if len(bvals) != opposite.shape[3]:
             raise ScanError(
                 f"{inputs.opposite_bval}: {len(bvals)} entries, but the image has {opposite.shape[3]} volumes"

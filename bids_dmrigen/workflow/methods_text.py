@@ -103,8 +103,9 @@ def paragraphs(settings: Settings, plans: Sequence[RunPlan]) -> list[str]:
     if not sound:
         return [*text, "No run could be processed."]
     steps = []
-    if some("denoise"):
-        steps.append(SENTENCES["denoise"][settings.denoiser])
+    # What suits a run depends on the methods that can work on it.
+    denoisers = dict.fromkeys(plan.settings.denoiser for plan in sound if plan.does("denoise"))
+    steps += [SENTENCES["denoise"][denoiser] for denoiser in denoisers]
     steps += [SENTENCES[step] for step in ("gibbs", "susceptibility", "motion") if some(step)]
     steps += _eddy_sentences([plan for plan in sound if plan.does("motion")])
     if some("susceptibility") or some("motion"):
@@ -118,7 +119,7 @@ def paragraphs(settings: Settings, plans: Sequence[RunPlan]) -> list[str]:
         text.append(f"Each run was registered {route} to the template by SyN [ants; mni]{also}.")
     if some("maps"):
         text.append("Tensor maps were fitted by weighted linear least squares [tensor; wls].")
-    return text + _method_paragraphs(settings)
+    return text + _method_paragraphs(settings, [name for name in settings.methods if some(name)])
 
 
 def _eddy_sentences(plans: Sequence[RunPlan]) -> list[str]:
@@ -131,15 +132,14 @@ def _eddy_sentences(plans: Sequence[RunPlan]) -> list[str]:
     return [SENTENCES["eddy"].format(where="" if all(known) else " of the runs of which it is known")]
 
 
-def _method_paragraphs(settings: Settings) -> list[str]:
+def _method_paragraphs(settings: Settings, methods: Sequence[str]) -> list[str]:
     from ..methods import load
 
-    specs = {name: load(name).spec for name in settings.methods}
     return [
         f"{spec.title} {spec.summary} [{spec.citation.key}]. Its outputs are synthetic data: "
         f"{settings.n_samples} sample(s), seed {settings.seed}, network size {settings.size}, "
         f"sampler {spec.samplers[settings.sampler]}."
-        for spec in specs.values()
+        for spec in (load(name).spec for name in methods)
     ]
 
 

@@ -78,10 +78,9 @@ def execute(
 
     base = cache_folder(settings)
     wf = pe.Workflow(name="participant", base_dir=str(base))
+    plans = [_add_run(wf, plan, template=template, links=links, threads=resources.threads) for plan in plans]
     sound = [plan for plan in plans if not plan.fault]
     _forget_lost(sound, base)
-    for plan in sound:
-        wf.add_nodes([init_run_wf(plan, template=template, links=links, threads=resources.threads)])
     if sound:
         plugin, arguments = _plugin(settings, resources, _weights(wf, sound))
         gc.freeze()  # MultiProc collects garbage in every round: let it pass over all that is here to stay
@@ -93,7 +92,28 @@ def execute(
                 raise RuntimeError(f"the workflow could not start: {error}") from error
         finally:
             gc.unfreeze()
+    _keep_traces(logs, plans)
     return {**unfinished(plans, settings.out_dir), **_crashes(logs, plans)}
+
+
+def _add_run(wf, plan: RunPlan, **common) -> RunPlan:
+    """Add a run's graph; return its plan, with a fault where the graph cannot be built."""
+    if plan.fault:
+        return plan
+    try:
+        wf.add_nodes([init_run_wf(plan, **common)])
+    except Exception as error:  # whatever is odd about one run must not be the end of the others
+        return plan.broken_by(error)
+    return plan
+
+
+def _keep_traces(logs: Path, plans: Sequence[RunPlan]) -> None:
+    from ..interfaces.io import write_atomically
+
+    for plan in plans:
+        if plan.trace:
+            path = logs / f"crash-{plan.node_name}.txt"
+            write_atomically(path, lambda part, plan=plan: Path(part).write_text(plan.trace, encoding="utf-8"))
 
 
 def cache_folder(settings: Settings) -> Path:
@@ -120,14 +140,17 @@ def _forget_lost(plans: Sequence[RunPlan], base: Path) -> None:
 
 
 def unfinished(plans: Sequence[RunPlan], out_dir: Path) -> dict[str, RunError]:
-    """Return the runs whose plan has a fault or whose promised files are not all there."""
+    """Return the runs whose plan has a fault, whose promised files are not all there, or that refused a method."""
     errors = {}
     for plan in plans:
         missing = [o.path.name for o in plan.outputs if not (out_dir / o.path).is_file()]
         if plan.fault:
-            errors[plan.run.name] = RunError("checks", plan.fault)
+            errors[plan.run.name] = RunError("checks", plan.fault, plan.trace)
         elif missing:
             errors[plan.run.name] = RunError("outputs", f"{len(missing)} promised files are missing: {missing[:3]}")
+        elif plan.refused:
+            reasons = "; ".join(plan.refused.values())
+            errors[plan.run.name] = RunError(", ".join(plan.refused), f"{reasons}; everything else is done")
     return errors
 
 
@@ -297,12 +320,12 @@ def _add_sink(wf, plan: RunPlan, group: str, outputs, ports, record, links) -> N
 
 
 def _plugin(settings: Settings, resources: Resources, weights: Mapping[str, tuple[str, str, float]]):
-    """Return the execution plugin and its arguments."""
+    """Return the execution plugin and its arguments; those of the plugin file go before those of the command line."""
     from .plugin import ResilientMultiProcPlugin
     from .progress import Progress
 
     arguments = {"status_callback": Progress(weights), **_plugin_file(settings.nipype_plugin_file)}
-    if settings.nipype_plugin:
+    if settings.nipype_plugin not in (None, "MultiProc"):
         return settings.nipype_plugin, arguments
     gpus = _gpu_count(settings.device)
     arguments = {

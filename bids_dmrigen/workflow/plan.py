@@ -5,8 +5,9 @@ The plan is what `--dry-run` prints, what the graph is built from, and what the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,21 @@ from ..bids import names
 from ..bids.query import Run
 from ..dwi.gradients import GradientError, GradientTable
 from ..dwi.series import ScanError
+from ..methods import REGISTRY
 from .settings import Settings
 
 MIN_SLICES = 8  # fewer voxels along an axis: nothing that three-dimensional registration could hold on to
-MIN_TENSOR_DIRECTIONS = 6
 TRANSFORM_KEYS = ("to_template", "from_template")
 SPACE_FACTOR = 10  # intermediate and final files together, in multiples of the series as float32
+ONLY_A_PARTNER = "holds only b0s: of use only for the susceptibility correction of {runs}"
+UNFORESEEN = (
+    "{kind}: {error} (not foreseen by the checks: look at the traceback, in logs/ and in the report, for what is "
+    "unusual about this run, and tell the developers)"
+)
+
+
+class NoWeightingError(ScanError):
+    """A series of b0s alone: no diffusion series, but another one may have it as partner."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +55,22 @@ class RunPlan:
     """Everything decided about a run."""
 
     run: Run
-    settings: Settings
+    settings: Settings  # of this run: without the methods that cannot work on it
     shape: tuple[int, ...] = ()
     gradients: GradientTable | None = None
     steps: Mapping[str, Step] | None = None
     outputs: tuple[Output, ...] = ()
     warnings: tuple[str, ...] = ()
     fault: str | None = None
+    trace: str = ""  # of a fault that the checks did not foresee
+    only_b0: bool = False  # nothing in it is diffusion-weighted, as far as is known
+    refused: Mapping[str, str] = field(default_factory=dict)  # method that was asked for -> why it cannot work here
+    note: str | None = None  # why there is nothing to do, and nothing wrong with that
+
+    def broken_by(self, error: Exception) -> RunPlan:
+        """Return this plan with an error that the checks did not foresee as its fault."""
+        fault = UNFORESEEN.format(kind=type(error).__name__, error=error)
+        return replace(self, fault=fault, trace="".join(traceback.format_exception(error)))
 
     @property
     def node_name(self) -> str:
@@ -68,8 +87,27 @@ class RunPlan:
         return float(np.prod(self.shape)) * 4 / 1e9
 
 
+def plan_runs(runs: Sequence[Run], settings: Settings, template: str) -> list[RunPlan]:
+    """Return the plan of every run; see `plan_run`.
+
+    A series of b0s alone is at fault only where it is nobody's partner: else its plan is a note, without any output.
+    """
+    plans = [plan_run(run, settings, template) for run in runs]
+    served: dict[Path, list[str]] = {}
+    for plan in plans:
+        if plan.outputs and plan.run.partner:
+            served.setdefault(plan.run.partner.image, []).append(plan.run.name)
+    for number, plan in enumerate(plans):
+        if plan.only_b0 and plan.run.image in served:
+            note = ONLY_A_PARTNER.format(runs=" and ".join(served[plan.run.image]))
+            plans[number] = replace(plan, fault=None, note=note)
+    return plans
+
+
 def plan_run(run: Run, settings: Settings, template: str) -> RunPlan:
-    """Return the plan of a run; where it cannot be processed, a plan with nothing but its fault.
+    """Return the plan of a run; where it cannot be processed, a plan with nothing but its fault. Never raises.
+
+    A method that cannot work on the run is refused with its reason; everything else is done.
 
     Parameters
     ----------
@@ -81,15 +119,32 @@ def plan_run(run: Run, settings: Settings, template: str) -> RunPlan:
         TemplateFlow name of the template.
     """
     if run.fault:
-        return RunPlan(run, settings, fault=run.fault)
+        return RunPlan(run, settings, fault=run.fault, only_b0=run.bval is None and run.bvec is None)
     try:
-        shape, gradients = _inspect(run, settings.b0_threshold)
-        warnings = [w for name in settings.methods for w in _method_warnings(name, run, shape, gradients)]
+        return _plan(run, settings, template)
+    except NoWeightingError as error:
+        return RunPlan(run, settings, fault=str(error), only_b0=True)
     except (ScanError, GradientError) as error:
         return RunPlan(run, settings, fault=str(error))
-    steps = _steps(run, settings, shape, gradients)
+    except Exception as error:  # whatever is odd about one run must not be the end of the others
+        return RunPlan(run, settings).broken_by(error)
+
+
+def _plan(run: Run, settings: Settings, template: str) -> RunPlan:
+    shape, gradients = _inspect(run, settings.b0_threshold)
+    warnings = [note for note in run.notes if not note.startswith("susceptibility: ")]
+    denoiser = [settings.denoiser] if settings.denoiser in REGISTRY and not run.preprocessed else []
+    refused = {}
+    for name in dict.fromkeys([*settings.methods, *denoiser]):
+        try:
+            warnings += _method_warnings(name, run, shape, gradients)
+        except ScanError as error:
+            refused[name] = str(error)
+    left_out = {name: Step(False, refused[name]) for name in settings.methods if name in refused}
+    settings = replace(settings, methods=tuple(name for name in settings.methods if name not in refused))
+    steps = _steps(run, settings, shape, gradients, refused) | left_out
     outputs = tuple(_outputs(run, settings, steps, template))
-    return RunPlan(run, settings, shape, gradients, steps, outputs, tuple(warnings))
+    return RunPlan(run, settings, shape, gradients, steps, outputs, tuple(warnings), refused=refused)
 
 
 def _inspect(run: Run, b0_threshold: float) -> tuple[tuple[int, ...], GradientTable]:
@@ -104,7 +159,8 @@ def _inspect(run: Run, b0_threshold: float) -> tuple[tuple[int, ...], GradientTa
     except Exception as error:
         raise ScanError(f"{run.image}: cannot be read as an image ({error}); copy it anew") from error
     if len(image.shape) != 4:
-        raise ScanError(
+        error = NoWeightingError if len(image.shape) == 3 else ScanError
+        raise error(
             f"{run.image}: expected a 4-D series (x, y, z, volume), found shape {image.shape}; "
             "a single volume is no diffusion series"
         )
@@ -114,7 +170,10 @@ def _inspect(run: Run, b0_threshold: float) -> tuple[tuple[int, ...], GradientTa
     if not gradients.is_b0.any():
         raise ScanError(f"{run.bval}: " + NO_B0.format(threshold=b0_threshold, lowest=gradients.bvals.min()))
     if gradients.is_b0.all():
-        raise ScanError(f"{run.bval}: all {len(gradients)} volumes are b0 (b <= {b0_threshold:g} s/mm²)")
+        raise NoWeightingError(
+            f"{run.bval}: all {len(gradients)} volumes are b0 (b <= {b0_threshold:g} s/mm²) and no run has them as "
+            "reverse-phase partner; take the run out of the selection, or give it the PhaseEncodingDirection it had"
+        )
     return image.shape, gradients
 
 
@@ -134,7 +193,9 @@ def _method_warnings(name: str, run: Run, shape: tuple[int, ...], gradients: Gra
     return warnings
 
 
-def _steps(run: Run, settings: Settings, shape: tuple[int, ...], gradients: GradientTable) -> dict[str, Step]:
+def _steps(
+    run: Run, settings: Settings, shape: tuple[int, ...], gradients: GradientTable, refused: Mapping[str, str]
+) -> dict[str, Step]:
     flat = min(shape[:3]) < MIN_SLICES
     too_flat = f"the image has {min(shape[:3])} slices along one axis, registration needs {MIN_SLICES}"
     off = None
@@ -142,7 +203,6 @@ def _steps(run: Run, settings: Settings, shape: tuple[int, ...], gradients: Grad
         off = "the run is preprocessed already"
     elif settings.skip_preprocessing:
         off = "--skip-preprocessing"
-    n_directions = int((~gradients.is_b0).sum())
 
     def step(wanted: bool, flag: str, how: str, obstacle: str | None = None) -> Step:
         reason = off or (None if wanted else flag) or obstacle
@@ -150,8 +210,11 @@ def _steps(run: Run, settings: Settings, shape: tuple[int, ...], gradients: Grad
 
     sdc_note = next((n for n in run.notes if n.startswith("susceptibility: ")), "susceptibility: no partner")
     partner = f"from {run.partner.image.name}" if run.partner else ""
+    if run.partner and not run.partner.bval:
+        partner += " (it has no b-values: every volume counts as b0)"
     steps = {
-        "denoise": step(settings.denoiser != "none", "--denoise none", settings.denoiser),
+        "denoise": step(settings.denoiser != "none", "--denoise none", settings.denoiser,
+                        refused.get(settings.denoiser)),
         "gibbs": step(settings.gibbs, "--no-gibbs", "sub-voxel shifts",
                       too_flat if min(shape[:2]) < MIN_SLICES else None),
         "susceptibility": step(settings.sdc, "--no-sdc", partner,
@@ -163,9 +226,9 @@ def _steps(run: Run, settings: Settings, shape: tuple[int, ...], gradients: Grad
     }  # fmt: skip
     own_mask = run.mask is not None and not settings.skip_preprocessing
     steps["mask"] = Step(not own_mask, "given with the run" if own_mask else "from b0 and mean DWI")
-    steps["normalize"] = Step(not flat, too_flat if flat else _normalization(run))
-    enough = n_directions >= MIN_TENSOR_DIRECTIONS
-    steps["maps"] = Step(enough, "weighted least squares" if enough else f"{n_directions} directions; a tensor needs 6")
+    maps = _maps(gradients)
+    steps["normalize"] = Step(not flat, too_flat if flat else _normalization(run, maps.active))
+    steps["maps"] = maps
     for method in settings.methods:
         steps[method] = Step(True, f"{settings.size}, {settings.sampler} sampler")
     return steps
@@ -177,8 +240,20 @@ def _motion(run: Run) -> str:
     return "rigid; the phase-encoding axis is unknown, eddy currents stay"
 
 
-def _normalization(run: Run) -> str:
-    return f"b0 to {run.t1w.name}, T1w to template" if run.t1w else "no T1w; b0 and FA to template"
+def _maps(gradients: GradientTable) -> Step:
+    from ..dwi.tensor import check_table
+
+    try:
+        check_table(gradients.bvals, gradients.bvecs)
+    except GradientError as error:
+        return Step(False, str(error))
+    return Step(True, "weighted least squares")
+
+
+def _normalization(run: Run, fa: bool) -> str:
+    if run.t1w:
+        return f"b0 to {run.t1w.name}, T1w to template"
+    return f"no T1w; b0{' and FA' * fa} to template"
 
 
 def _outputs(run: Run, settings: Settings, steps: Mapping[str, Step], template: str):
@@ -220,8 +295,10 @@ def _method_outputs(output, settings: Settings, method: str, maps: bool):
 def describe(plan: RunPlan) -> list[str]:
     """Return the plan as lines for `--dry-run`."""
     lines = [plan.run.name]
+    if plan.note:
+        return [*lines, f"  {plan.note}"]
     if plan.fault:
-        return [*lines, f"  cannot be processed: {plan.fault}"]
+        return [*lines, f"  cannot be processed: {plan.fault}", *(f"  {line}" for line in plan.trace.splitlines())]
     shells = ", ".join(f"{len(v)} at b={b:.0f}" for b, v in plan.gradients.shells())
     grid = "x".join(str(n) for n in plan.shape[:3])
     lines.append(f"  {grid}, {int(plan.gradients.is_b0.sum())} b0, {shells}")

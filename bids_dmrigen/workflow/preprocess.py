@@ -5,6 +5,7 @@ from __future__ import annotations
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
+from ..bids.query import AXES
 from ..methods import REGISTRY
 from .plan import RunPlan
 
@@ -150,7 +151,7 @@ def _add_gibbs(wf: pe.Workflow, plan: RunPlan, series: dict, threads: int) -> di
     from ..interfaces.denoise import Degibbs
 
     node = pe.Node(
-        Degibbs(slice_axis=slice_axis(plan.run.metadata), num_threads=threads),
+        Degibbs(slice_axis=AXES.index(plan.run.slice_axis), num_threads=threads),
         name="gibbs",
         mem_gb=1.0 + 4 * plan.volume_gb,
         n_procs=threads,
@@ -192,8 +193,8 @@ def _add_alignment(wf: pe.Workflow, plan: RunPlan, series: dict, output: pe.Node
             mem_gb=memory + 0.5,
             n_procs=threads,
         )
-        if "TotalReadoutTime" in run.metadata:
-            field.inputs.readout_time = float(run.metadata["TotalReadoutTime"])
+        if run.readout_s:
+            field.inputs.readout_time = run.readout_s
         wf.connect(field, "out_report", wf.get_node("notes"), "susceptibility")
         if partner.bval:
             field.inputs.opposite_bval, field.inputs.opposite_bvec = str(partner.bval), str(partner.bvec)
@@ -307,8 +308,3 @@ def _resample_options(plan: RunPlan, threads: int) -> dict:
     if direction:
         options["phase_encoding_direction"] = direction
     return options
-
-
-def slice_axis(metadata: dict) -> int:
-    """Return the voxel axis along which slices were acquired; the third where the sidecar does not say."""
-    return "ijk".find(str(metadata.get("SliceEncodingDirection", "k"))[0]) % 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -152,10 +152,12 @@ def write_dataset_files(settings: Settings, plans: Sequence[RunPlan], links: Map
         write_atomically(settings.out_dir / name, lambda part, content=content: Path(part).write_text(content))
 
 
-def write_reports(settings: Settings, plans: Sequence[RunPlan], errors: Mapping[str, RunError]) -> list[Path]:
-    """Write one report per subject and session of this call; return their paths.
+def write_reports(
+    settings: Settings, plans: Sequence[RunPlan], errors: Mapping[str, RunError]
+) -> tuple[list[Path], list[str]]:
+    """Write one report per subject and session of this call; return their paths, and which are missing and why.
 
-    A report that cannot be built is said and does not stop the others: results come first.
+    A report that cannot be built does not stop the others: results come first.
     """
     from ..methods import load
     from ..qc.report import subject_report
@@ -164,7 +166,7 @@ def write_reports(settings: Settings, plans: Sequence[RunPlan], errors: Mapping[
     for plan in plans:
         groups.setdefault((plan.run.entities["subject"], plan.run.entities.get("session")), []).append(plan)
     titles = {name: load(name).spec.title for name in settings.methods}
-    pages = []
+    pages, missing = [], []
     for (subject, session), own in groups.items():
         name = names.stem({"subject": subject, "session": session or ""})
         print(f"writing the report of {name}", flush=True)
@@ -173,11 +175,13 @@ def write_reports(settings: Settings, plans: Sequence[RunPlan], errors: Mapping[
                 _write_record(plan, errors.get(plan.run.name))
             methods = _methods(settings, own)
             page = subject_report(settings.out_dir, subject, session, methods, titles, sidecars.versions())
-        except (ReportError, OSError) as error:
-            print(f"the report of {name} could not be written: {error}", file=sys.stderr)
+        except Exception as error:
+            if not isinstance(error, (ReportError, OSError)):  # those say all there is to say
+                traceback.print_exc()
+            missing.append(f"report of {name}: {type(error).__name__}: {error}")
         else:
             pages.append(page)
-    return pages
+    return pages, missing
 
 
 def _methods(settings: Settings, plans: Sequence[RunPlan]) -> str:

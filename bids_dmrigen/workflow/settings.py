@@ -70,7 +70,11 @@ class Settings:
         nargs="+",
         metavar="NAME=PATH",
     )
-    skip_bids_validation: bool = option("selection", "do not check the input with the BIDS validator", False)
+    skip_bids_validation: bool = option(
+        "selection",
+        "do not check the input with the BIDS validator (bids-validator-deno, where it is installed)",
+        False,
+    )
     bids_database_dir: Path | None = option(
         "selection", "folder of a pybids database, made when absent: saves indexing a large dataset", None,
         metavar="DIR",
@@ -152,7 +156,11 @@ class Settings:
     # -- resources
     n_cpus: int | None = option("resources", "processors to use in all (default: all there are)", None, metavar="N")
     omp_nthreads: int | None = option(
-        "resources", "threads of one step (default: all processors, at most 8)", None, metavar="N"
+        "resources",
+        "threads of one step (default: --n-cpus divided by the number of runs, at least 1 and at most 8; "
+        "always 1 with --deterministic)",
+        None,
+        metavar="N",
     )
     mem_gb: float | None = option(
         "resources", "memory to use in all, GB (default: 90 %% of what there is)", None, metavar="GB"

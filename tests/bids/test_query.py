@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from bids_dmrigen.bids.query import (
     fault_duplicates,
     find_preprocessed,
     find_runs,
+    labels_without_run,
     open_layout,
 )
 
@@ -56,6 +58,33 @@ def test_reverse_phase_partner_among_the_runs(dataset):
     assert ap.partner.direction == "j"
     assert ap.partner.bval == pa.bval
     assert pa.partner.image == ap.image
+
+
+@pytest.mark.parametrize(
+    ("removed", "volumes", "used"),
+    [
+        ((".bval", ".bvec"), 6, True),
+        ((".bval", ".bvec"), 7, False),
+        ((".bval",), 3, False),
+        ((".bvec",), 3, False),
+    ],
+)
+def test_partner_without_tables_is_all_b0(dataset, removed, volumes, used):
+    """dcm2niix writes no tables beside a series of b0s; a diffusion series may have lost its own."""
+    add(dataset, "sub-03_dir-AP", {"PhaseEncodingDirection": "j-"})
+    image = add(dataset, "sub-03_dir-PA", {"PhaseEncodingDirection": "j"})
+    whole = nib.load(image)
+    nib.save(nib.Nifti1Image(whole.get_fdata(dtype=np.float32)[..., :volumes], whole.affine), image)
+    for extension in removed:
+        image.with_name(f"sub-03_dir-PA_dwi{extension}").unlink()
+    ap, pa = runs_of(dataset, participants=["03"])
+    assert (ap.partner is not None) == used
+    assert ap.fault is None
+    assert f"{' and '.join(removed)} file is missing" in pa.fault
+    if used:
+        assert (ap.partner.image, ap.partner.bval) == (image, None)
+    elif volumes == 7:
+        assert "no b-values and 7 volumes" in ap.notes[0]
 
 
 def test_partner_with_another_grid_is_not_used(dataset):
@@ -207,6 +236,33 @@ def test_t1w_of_the_same_session_first(dataset):
         assert f"ses-{run.entities['session']}" in run.t1w.name
 
 
+def test_t1w_that_was_not_fetched_is_not_used(dataset):
+    """DataLad leaves a link to nothing where content was not fetched."""
+    anat = dataset / "sub-01/anat"
+    anat.mkdir()
+    (anat / "sub-01_run-1_T1w.nii.gz").symlink_to("nowhere")
+    run, other = runs_of(dataset)
+    assert (run.t1w, run.fault) == (None, None)
+    assert any(note.startswith("T1w: ") and "run-1_T1w.nii.gz is a link" in note for note in run.notes)
+    assert not any(note.startswith("T1w: ") for note in other.notes)
+    shutil.copy(dataset / "sub-01/dwi/sub-01_dwi.nii.gz", anat / "sub-01_run-2_T1w.nii.gz")
+    assert runs_of(dataset)[0].t1w.name == "sub-01_run-2_T1w.nii.gz"
+
+
+@pytest.mark.parametrize(("said", "readout"), [(0.05, 0.05), ("n/a", None), (None, None), (0, None), (True, None)])
+def test_readout_time_is_a_positive_number_or_unknown(dataset, said, readout):
+    add(dataset, "sub-03", {"TotalReadoutTime": said})
+    assert runs_of(dataset, participants=["03"])[0].readout_s == readout
+
+
+@pytest.mark.parametrize(
+    ("said", "axis"), [(None, "k"), ("", "k"), ("n/a", "k"), (["i"], "k"), ("i-", "i"), ("j", "j")]
+)
+def test_slice_axis(dataset, said, axis):
+    add(dataset, "sub-03", {"SliceEncodingDirection": said})
+    assert runs_of(dataset, participants=["03"])[0].slice_axis == axis
+
+
 def test_missing_text_files_are_the_runs_fault_alone(dataset):
     (dataset / "sub-01/dwi/sub-01_dwi.bvec").unlink()
     broken, sound = runs_of(dataset)
@@ -309,6 +365,18 @@ def test_filter_that_is_none(dataset, dwi, message):
 def test_unknown_label_names_what_there_is(dataset):
     with pytest.raises(SelectionError, match=r"no subject 99 .*there are: 01, 02"):
         runs_of(dataset, participants=["99"])
+
+
+def test_labels_that_select_nothing_beside_others_are_named(dataset):
+    add(dataset, "sub-03_ses-a_run-01", session="a")
+    (dataset / "sub-05/anat").mkdir(parents=True)
+    shutil.copy(dataset / "sub-01/dwi/sub-01_dwi.nii.gz", dataset / "sub-05/anat/sub-05_T1w.nii.gz")
+    asked = {"participants": ["01", "05"], "sessions": [], "run_labels": []}
+    (said,) = labels_without_run(runs_of(dataset, **asked), **asked)
+    assert said.startswith("sub-05: no diffusion run")
+    asked = {"participants": ["03"], "sessions": ["a"], "run_labels": ["1", "2"]}
+    (said,) = labels_without_run(runs_of(dataset, **asked), **asked)
+    assert said.startswith("run-2: ")
 
 
 def test_no_dwi_at_all(tmp_path):

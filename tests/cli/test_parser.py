@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from bids_dmrigen.cli.app import main
+from bids_dmrigen.cli.app import _validate, main
 from bids_dmrigen.cli.parser import UnsupportedLevel, build_parser, parse_settings
 from bids_dmrigen.workflow.settings import SettingsError, read_toml
 
@@ -122,6 +122,15 @@ def test_missing_weights_have_a_status_of_their_own_before_anything_runs(tmp_pat
     command = [str(tmp_path / "data"), str(tmp_path / "out"), "participant", "--dry-run", "--methods", "difusion"]
     assert main([*command, "--weights", "difusion=nobody"]) == 4
     assert "no weights 'nobody'" in capsys.readouterr().err
+
+
+def test_a_validator_that_is_not_there_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    _validate(tmp_path)
+    assert "not installed: the dataset was not validated" in capsys.readouterr().out
+    monkeypatch.setattr("shutil.which", lambda *_, **__: "/bin/true")  # says nothing that is JSON
+    _validate(tmp_path)
+    assert "gave no answer" in capsys.readouterr().out
 
 
 def test_unsupported_level():

@@ -114,6 +114,22 @@ def test_text_that_is_no_table(run):
         read_gradients(bval, bvec)
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_text_in_another_encoding_names_the_file(run, which):
+    path = text_files(run)[which]
+    path.write_bytes(path.read_text().encode("utf-16"))
+    with pytest.raises(GradientError, match=r"sub-1_dwi\.bv.*expected a text file of numbers in UTF-8"):
+        read_gradients(*text_files(run))
+
+
+def test_text_that_cannot_be_read_names_the_file(run):
+    bval, bvec = text_files(run)
+    bval.unlink()
+    bval.mkdir()  # root may read every file, but no folder as text
+    with pytest.raises(GradientError, match=r"\.bval: cannot be read \(.*make it readable"):
+        read_gradients(bval, bvec)
+
+
 def test_no_b0(run):
     bval, bvec = text_files(run)
     bval.write_text("1000 " * 7)

@@ -75,6 +75,66 @@ def test_progress_counts_found_steps_as_done_but_not_as_worked(capsys, monkeypat
     assert lines == ["[  0%] sub-1: first", "[ 75%, 50 s left] sub-1: third"]
 
 
+def test_a_graph_that_cannot_be_built_is_the_fault_of_its_run(tmp_path, monkeypatch):
+    from bids_dmrigen.workflow import participant
+    from bids_dmrigen.workflow.plan import plan_run
+
+    from .test_plan import make_run, settings
+
+    def build(plan, **_):
+        if plan.run.entities["subject"] == "odd":
+            raise ValueError("an odd graph")
+        return pe.Workflow(plan.node_name)
+
+    monkeypatch.setattr(participant, "init_run_wf", build)
+    wf = pe.Workflow("participant")
+    runs = [make_run(tmp_path / name, subject=name) for name in ("odd", "sound")]
+    plans = [participant._add_run(wf, plan_run(run, settings(), "TPL")) for run in runs]
+    assert [bool(plan.fault) for plan in plans] == [True, False]
+    assert wf.get_node("run_sub_sound") is not None
+    participant._keep_traces(tmp_path / "logs", plans)
+    (log,) = (tmp_path / "logs").iterdir()
+    assert "ValueError: an odd graph" in log.read_text()
+    error = participant.unfinished(plans, tmp_path)["sub-odd"]
+    assert (error.step, error.message[:24]) == ("checks", "ValueError: an odd graph")
+    assert error.log == log.read_text()
+
+
+def test_odd_values_of_a_sidecar_are_no_values(tmp_path):
+    from nipype.interfaces.base import isdefined
+
+    from bids_dmrigen.bids.query import Partner
+    from bids_dmrigen.workflow.plan import plan_run
+    from bids_dmrigen.workflow.preprocess import init_preprocess_wf
+
+    from .test_plan import make_run, settings
+
+    odd = {"PhaseEncodingDirection": "j-", "TotalReadoutTime": "n/a", "SliceEncodingDirection": ""}
+    partner = Partner(make_run(tmp_path, subject="PA").image, "j")
+    wf = init_preprocess_wf(plan_run(make_run(tmp_path, metadata=odd, partner=partner), settings(), "TPL"), threads=1)
+    assert not isdefined(wf.get_node("susceptibility").inputs.readout_time)
+    assert not isdefined(wf.get_node("susceptibility").inputs.opposite_bval)
+    assert wf.get_node("gibbs").inputs.slice_axis == 2
+
+
+def test_multiproc_by_name_is_the_default(tmp_path):
+    """Nipype's own one would take every processor, fork, and wait for ever on a killed worker."""
+    from bids_dmrigen.workflow.participant import Resources, _plugin
+
+    from .test_plan import settings
+
+    resources = Resources(n_cpus=1, threads=1, memory_gb=3.0)
+    plugin, _ = _plugin(settings(nipype_plugin="MultiProc", device="cpu"), resources, {})
+    assert isinstance(plugin, ResilientMultiProcPlugin)
+    assert (plugin.processors, plugin.memory_gb) == (1, 3.0)
+    assert plugin.pool._mp_context.get_start_method() == "forkserver"
+    file = tmp_path / "plugin.toml"
+    file.write_text("[plugin_args]\nn_procs = 2\n")
+    plugin, _ = _plugin(settings(nipype_plugin="MultiProc", nipype_plugin_file=file, device="cpu"), resources, {})
+    assert (plugin.processors, plugin.memory_gb) == (2, 3.0)
+    assert _plugin(settings(nipype_plugin="Linear"), resources, {})[0] == "Linear"
+
+
 def test_plugin_file(tmp_path):
     path = tmp_path / "slurm.toml"
     path.write_text('[plugin_args]\nsbatch_args = "--time=60"\n')

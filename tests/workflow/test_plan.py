@@ -1,14 +1,16 @@
 """What is planned for which run, and why."""
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from bids_dmrigen.bids.query import Partner, Run
-from bids_dmrigen.workflow.plan import describe, plan_run
-from bids_dmrigen.workflow.preprocess import slice_axis
+from bids_dmrigen.workflow.participant import unfinished
+from bids_dmrigen.workflow.plan import describe, plan_run, plan_runs
 from bids_dmrigen.workflow.settings import Settings
 
 from ..conftest import tiny_gradients, tiny_series, write_run
@@ -18,11 +20,11 @@ def settings(**changes):
     return Settings(bids_dir=Path("/in"), out_dir=Path("/out"), analysis_level="participant", **changes)
 
 
-def make_run(tmp_path, n_directions=12, shape=(10, 10, 10), **extra):
+def make_run(tmp_path, n_directions=12, shape=(10, 10, 10), subject="1", **extra):
     gradients = tiny_gradients(n_directions, 1)
-    image = write_run(tmp_path, "sub-1", tiny_series(gradients, shape), gradients)
+    image = write_run(tmp_path, f"sub-{subject}", tiny_series(gradients, shape), gradients)
     stem = str(image).removesuffix(".nii.gz")
-    return Run({"subject": "1"}, image, Path(stem + ".bval"), Path(stem + ".bvec"), **extra)
+    return Run({"subject": subject}, image, Path(stem + ".bval"), Path(stem + ".bvec"), **extra)
 
 
 def promised(plan):
@@ -43,6 +45,53 @@ def test_t1w_and_partner_change_the_plan(tmp_path):
     plan = plan_run(run, settings(), "TPL")
     assert plan.does("susceptibility")
     assert "sub-1_from-dwi_to-T1w_mode-image_xfm.mat" in promised(plan)
+
+
+def reverse_pair(tmp_path, tables=True, bval=0):
+    """Return a run and its partner of opposite phase encoding, in this case b0s alone."""
+    reverse = make_run(tmp_path, 6, subject="PA")
+    reverse.bval.write_text("0 " + 6 * f"{bval} ")
+    partner = Partner(reverse.image, "j", reverse.bval if tables else None, reverse.bvec if tables else None)
+    if not tables:
+        reverse = replace(reverse, bval=None, bvec=None, fault="its .bval and .bvec file is missing")
+    return make_run(tmp_path, subject="AP", partner=partner), reverse
+
+
+def test_a_partner_of_one_volume_is_no_failure(tmp_path):
+    pair = reverse_pair(tmp_path)
+    whole = nib.load(pair[1].image)
+    nib.save(nib.Nifti1Image(whole.get_fdata(dtype=np.float32)[..., 0], whole.affine), pair[1].image)
+    assert plan_runs(pair, settings(), "TPL")[1].note
+    assert "expected a 4-D series" in plan_runs(pair[1:], settings(), "TPL")[0].fault
+
+
+@pytest.mark.parametrize("tables", [True, False])
+def test_a_partner_that_holds_only_b0s_is_no_failure(tmp_path, tables):
+    pair = reverse_pair(tmp_path, tables)
+    run, reverse = plan_runs(pair, settings(), "TPL")
+    assert run.does("susceptibility")
+    assert ("no b-values" in run.steps["susceptibility"].reason) != tables
+    assert (reverse.fault, reverse.outputs) == (None, ())
+    assert "susceptibility correction of sub-AP" in reverse.note
+    assert describe(reverse) == ["sub-PA", f"  {reverse.note}"]
+    alone, other = plan_runs([replace(pair[0], partner=None), pair[1]], settings(), "TPL")
+    assert alone.fault is None
+    assert other.fault
+    assert other.note is None
+
+
+def test_b0s_that_only_serve_each_other_serve_nothing(tmp_path):
+    _, one = reverse_pair(tmp_path / "one")
+    _, two = reverse_pair(tmp_path / "two")
+    pair = [replace(one, partner=Partner(two.image, "j-")), replace(two, partner=Partner(one.image, "j"))]
+    assert all("volumes are b0" in plan.fault for plan in plan_runs(pair, settings(), "TPL"))
+
+
+def test_a_partner_with_a_fault_of_its_own_keeps_it(tmp_path):
+    run, reverse = reverse_pair(tmp_path, bval=1000)
+    reverse.bvec.write_text("0 1\n0 0\n0 0\n")
+    plans = plan_runs([run, reverse], settings(), "TPL")
+    assert [bool(plan.fault) for plan in plans] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +132,43 @@ def test_flat_images_are_not_registered(tmp_path):
 def test_too_few_directions(tmp_path):
     plan = plan_run(make_run(tmp_path, n_directions=5), settings(), "TPL")
     assert not plan.does("maps")
-    assert plan_run(make_run(tmp_path, n_directions=5), settings(methods=("difusion",)), "TPL").fault
+    assert "at least one b0 (or a second shell) and six" in plan.steps["maps"].reason
+    assert plan.steps["normalize"].reason == "no T1w; b0 to template"
+    assert not unfinished([replace(plan, outputs=())], tmp_path)  # maps were not asked for
+
+
+def test_directions_that_determine_no_tensor(tmp_path):
+    run = make_run(tmp_path, n_directions=8)
+    table = np.zeros((3, 9))
+    table[:2, 1:] = np.cos(np.arange(8)), np.sin(np.arange(8))  # all in one plane
+    np.savetxt(run.bvec, table)
+    plan = plan_run(run, settings(), "TPL")
+    assert not plan.does("maps")
+    assert "do not lie on one cone" in plan.steps["maps"].reason
+
+
+def test_a_method_that_cannot_work_on_a_run_leaves_the_rest(tmp_path):
+    run, asked = make_run(tmp_path, n_directions=5), settings(methods=("difusion",))
+    plan, plain = plan_run(run, asked, "TPL"), plan_run(run, settings(), "TPL")
+    assert plan.fault is None
+    assert not plan.does("difusion")
+    assert "at least 6 diffusion-weighted volumes, found 5" in plan.steps["difusion"].reason
+    assert plan.outputs == plain.outputs
+    assert plan.steps["denoise"] == plain.steps["denoise"]  # nothing follows that has to see the noise
+    assert any(line.startswith("  skips difusion: difusion needs") for line in describe(plan))
+    error = unfinished([replace(plan, outputs=())], tmp_path)["sub-1"]
+    assert error.step == "difusion"
+    assert "found 5; everything else is done" in error.message
+
+
+def test_a_denoiser_that_cannot_work_on_a_run_leaves_the_rest(tmp_path):
+    run = make_run(tmp_path, n_directions=5)
+    plan = plan_run(run, settings(denoise="difusion"), "TPL")
+    assert (plan.fault, plan.does("denoise"), plan.does("motion")) == (None, False, True)
+    assert "found 5" in plan.steps["denoise"].reason
+    assert plan.refused.keys() == {"difusion"}
+    assert "difusion" not in plan.steps  # it was not asked to generate
+    assert not plan_run(replace(run, preprocessed=True), settings(denoise="difusion"), "TPL").refused
 
 
 def test_few_directions_are_warned_of(tmp_path):
@@ -104,6 +189,19 @@ def test_singular_affine_is_a_fault(tmp_path):
     assert "singular" in plan_run(run, settings(), "TPL").fault
 
 
-@pytest.mark.parametrize(("direction", "axis"), [(None, 2), ("i-", 0), ("j", 1), ("k", 2)])
-def test_slice_axis(direction, axis):
-    assert slice_axis({"SliceEncodingDirection": direction} if direction else {}) == axis
+def test_what_nobody_foresaw_is_the_fault_of_its_run(tmp_path, monkeypatch):
+    def odd(*_):
+        raise KeyError("odd")
+
+    monkeypatch.setattr("bids_dmrigen.workflow.plan._steps", odd)
+    plan = plan_run(make_run(tmp_path), settings(), "TPL")
+    assert plan.fault.startswith("KeyError: 'odd'")
+    assert "raise KeyError" in plan.trace
+    assert any("raise KeyError" in line for line in describe(plan))
+
+
+def test_a_t1w_that_is_not_there_is_warned_of(tmp_path):
+    plan = plan_run(
+        make_run(tmp_path, notes=("T1w: x.nii is a link to nothing", "susceptibility: none")), settings(), "T"
+    )
+    assert plan.warnings == ("T1w: x.nii is a link to nothing",)

@@ -1,5 +1,7 @@
 """Reports of several calls into one folder, and the methods text of what was done."""
 
+from dataclasses import replace
+
 import pytest
 
 from bids_dmrigen.bids.query import Run
@@ -21,7 +23,9 @@ def call(out_dir, runs, errors=None, **changes) -> str:
     one = Settings(bids_dir=out_dir / "in", out_dir=out_dir, analysis_level="participant", **changes)
     plans = [plan_run(run, one, "TPL") for run in runs]
     write_dataset_files(one, plans, {})
-    return write_reports(one, plans, errors or {})[-1].read_text(encoding="utf-8")
+    pages, missing = write_reports(one, plans, errors or {})
+    assert not missing
+    return pages[-1].read_text(encoding="utf-8")
 
 
 def test_a_later_call_does_not_forget_the_runs_of_an_earlier_one(tmp_path):
@@ -44,6 +48,28 @@ def test_reports_only_keeps_why_a_run_failed(tmp_path):
     assert read_record(tmp_path, run.entities).error == RunError("motion", "too dark", "crash.txt")
     assert "too dark" not in call(tmp_path, [run], missing)
     assert "3 promised files" in call(tmp_path, [run], missing, reports_only=True)
+
+
+def test_a_report_that_cannot_be_written_is_told_and_the_others_are_written(tmp_path, monkeypatch, capsys):
+    from bids_dmrigen.cli.app import _finish
+    from bids_dmrigen.qc import report
+
+    def odd(out_dir, subject, *others):
+        if subject == "1":
+            raise KeyError("odd")
+        return whole(out_dir, subject, *others)
+
+    whole = report.subject_report
+    monkeypatch.setattr(report, "subject_report", odd)
+    plans = [plan_run(faulty(tmp_path, subject, "1"), settings(), "TPL") for subject in "12"]
+    plans = [replace(plan, settings=replace(plan.settings, out_dir=tmp_path)) for plan in plans]
+    pages, missing = write_reports(plans[0].settings, plans, {})
+    assert [page.name for page in pages] == ["sub-2.html"]
+    assert missing == ["report of sub-1: KeyError: 'odd'"]
+    assert _finish(settings(), plans, {}, missing, pages, 1.0) == 1
+    said = capsys.readouterr()
+    assert "FAILED report of sub-1: KeyError: 'odd'" in said.err
+    assert "Ended: 2 of 2 runs complete" in said.out
 
 
 def test_each_report_has_the_methods_of_its_own_subject(tmp_path):
@@ -76,6 +102,16 @@ def test_eddy_currents_are_told_as_they_were_treated(tmp_path, known, said, unsa
     assert said in text
     assert unsaid not in text
     assert "affine" not in text
+
+
+def test_a_refused_method_is_told_and_not_cited(tmp_path):
+    run = make_run(tmp_path, n_directions=5)
+    page = call(tmp_path, [run], methods=("difusion",))
+    assert "<th>Di-Fusion</th><td>not done: difusion needs at least 6" in page
+    assert "Its outputs are synthetic data" not in page
+    assert "Marchenko-Pastur" in page
+    both = [run, make_run(tmp_path / "two", subject="2")]
+    assert "Its outputs are synthetic data" in call(tmp_path, both, methods=("difusion",))
 
 
 def test_without_motion_correction_nothing_is_said_of_eddy_currents(tmp_path):
