@@ -32,7 +32,7 @@ from .qid2_examples import BVALS, DIRECTIONS, PROCESS, Batch, examples
 from .qid2_inputs import EXTRA, REFERENCES, Known, known_of
 from .upsampling import Shell, assemble, check_left_out, shells_to_fill, wanted_directions
 
-FAST_STEPS, PAPER_STEPS = 8, 1000
+MEAN_STEPS, FAST_STEPS, PAPER_STEPS = 1, 8, 1000
 IMAGES_AT_ONCE = 24
 MARGIN = 4  # voxels around the brain that the network sees
 SIZES = {
@@ -59,7 +59,7 @@ class QID2:
         good_directions=12,
         needs_weights=True,
         gives_series=True,
-        samplers={"paper": "ancestral, 1000 evaluations", "fast": "DPM-Solver++(2M), 8 evaluations"},
+        samplers={"paper": "ancestral", "fast": "DPM-Solver++(2M)"},
     )
 
     def network(self, size: str) -> DirectionUNet:
@@ -130,10 +130,9 @@ class QID2:
         warnings = self.spec.check(scan)
         shells, more = shells_to_fill(scan, self.spec.title, REFERENCES, wanted_directions(request))
         warnings += more + _outside(shells)
-        steps = request.steps or (FAST_STEPS if request.sampler == "fast" else PAPER_STEPS)
+        steps = request.steps or _default_steps(request)
         precision = resolve_precision(request.precision, request.device)
-        sigma = estimate_sigma(scan).sigma
-        filler = _Filler(net, scan, sigma, request, steps, precision)
+        filler = _Filler(net, scan, request, steps, precision)
         made, first = [], 0
         for shell in shells:
             made.append(filler.fill(shell, first))
@@ -141,10 +140,10 @@ class QID2:
         record = {
             "Size": request.size,
             "Weights": weights,
-            "Sampler": {"Name": self.spec.samplers[request.sampler], "Steps": steps, "NetworkEvaluations": steps},
+            "Sampler": {"Name": _sampler_name(request, steps), "Steps": steps, "NetworkEvaluations": steps},
             "Seed": request.seed,
             "Samples": request.n_samples,
-            "NoiseLevel": round(sigma, 4),
+            "NoiseLevel": {f"b={shell.bval:.0f}": round(shell_sigma(scan, shell), 4) for shell in shells},
             "Device": str(request.device),
             "Precision": precision,
             "Seconds": round(time.monotonic() - begun, 1),
@@ -155,8 +154,8 @@ class QID2:
 class _Filler:
     """Generates the missing directions of one scan, slice by slice."""
 
-    def __init__(self, net, scan: Scan, sigma: float, request: Request, steps: int, precision: str):
-        self.net, self.scan, self.sigma, self.request, self.precision = net, scan, sigma, request, precision
+    def __init__(self, net, scan: Scan, request: Request, steps: int, precision: str):
+        self.net, self.scan, self.request, self.precision = net, scan, request, precision
         self.sampler = dpm_solver_pp_2m if request.sampler == "fast" else ancestral
         self.times = even_times(PROCESS.steps, steps)
         inside = np.argwhere(scan.mask)
@@ -175,10 +174,11 @@ class _Filler:
         """
         data, request = self.scan.data, self.request
         unit = float(data[self.scan.mask][:, shell.volumes].mean())
+        sigma = shell_sigma(self.scan, shell)
         mean = np.zeros((*data.shape[:3], len(shell.wanted)), np.float32)
         std = np.zeros_like(mean) if request.n_samples > 1 else None
         for done, z in enumerate(self.slices):
-            known = self._known(shell, z, unit)
+            known = self._known(shell, z, unit, sigma)
             samples = torch.stack([self._sample(known, z, first, k) for k in range(request.n_samples)])
             inside = torch.from_numpy(np.ascontiguousarray(self.scan.mask[(*self.box, z)]))
             samples = (samples.clamp_min(0) * inside).permute(0, 2, 3, 1)  # (samples, h, w, T)
@@ -189,7 +189,7 @@ class _Filler:
                 request.progress(f"b = {shell.bval:.0f}, slices", done + 1, len(self.slices))
         return mean, std
 
-    def _known(self, shell: Shell, z: int, unit: float) -> Known:
+    def _known(self, shell: Shell, z: int, unit: float, sigma: float) -> Known:
         """Return what is known of all wanted directions in a slice."""
         around = [min(max(z + k, 0), self.scan.data.shape[2] - 1) for k in (-1, 0, 1)]
 
@@ -204,7 +204,7 @@ class _Filler:
             torch.as_tensor(shell.acquired, dtype=torch.float32, device=device)[None] @ self.axes.to(device),
             torch.as_tensor(shell.wanted, dtype=torch.float32, device=device)[None] @ self.axes.to(device),
             torch.tensor([shell.bval], device=device, dtype=torch.float32),
-            torch.tensor([self.sigma], device=device, dtype=torch.float32),
+            torch.tensor([sigma], device=device, dtype=torch.float32),
             torch.tensor([unit], device=device),
             self.request.size,
         )
@@ -231,6 +231,25 @@ class _Filler:
 
 def _evaluate(net: nn.Module, x: Tensor, t: Tensor, known: Known) -> Tensor:
     return net(torch.cat([x, known.images], dim=1), t.float(), known.bvecs, known.bvals, known.log_sigma)
+
+
+def shell_sigma(scan: Scan, shell: Shell) -> float:
+    """Return the noise level of a shell, signal units: b0s of several runs differ by more than noise."""
+    data = np.concatenate([scan.mean_b0()[..., None], scan.data[..., shell.volumes]], axis=3)
+    first = np.flatnonzero(scan.gradients.is_b0)[0]
+    return estimate_sigma(Scan(data, scan.affine, scan.gradients[np.r_[first, shell.volumes]], scan.mask)).sigma
+
+
+def _default_steps(request: Request) -> int:
+    """Return the sampler's evaluations: one image is the mean of what could be drawn, several show its spread."""
+    if request.sampler == "paper":
+        return PAPER_STEPS
+    return MEAN_STEPS if request.n_samples == 1 else FAST_STEPS
+
+
+def _sampler_name(request: Request, steps: int) -> str:
+    name = QID2.spec.samplers[request.sampler]
+    return "mean of the distribution, estimated from noise alone" if steps == MEAN_STEPS else name
 
 
 def _outside(shells: list[Shell]) -> list[str]:

@@ -22,6 +22,7 @@ SIDE = 64  # of training slices
 TARGETS = 4  # directions per training slice
 DIRECTIONS = (6, 64)  # acquired directions of training examples
 BVALS = (600.0, 3200.0)  # s/mm²
+SIGMA_ERROR = 0.25  # relative: how well a noise level is known
 OUTSIDE = 0.1  # weight of voxels outside the brain in the loss
 
 UNTOLD = 0.01  # share of the image's variance in x_t below which x_t tells nothing of it
@@ -134,13 +135,16 @@ def examples(source: People | Prepared, size: str, batch: int, generator: torch.
     brain = a.mask.sum(dim=(1, 2)).clamp_min(1)
     unit = ((a.shell[..., 1].mean(dim=1) * a.mask).sum(dim=(1, 2)) / brain).clamp_min(1e-3)
     unit = unit * torch.exp(0.2 * normal(len(unit)))  # of a whole brain it would be another than of the slice
-    known = known_of(a.b0, a.shell, a.acquired, a.wanted, a.bval, a.sigma, unit, size)
+    sigma = a.sigma * torch.exp(SIGMA_ERROR * normal(len(unit)))
+    known = known_of(a.b0, a.shell, a.acquired, a.wanted, a.bval, sigma, unit, size)
     x0 = (a.target.reshape(-1, 1, SIDE, SIDE) - known.centre) / known.scale
     # Nothing is known of a measured scan outside its mask.
     weight = torch.where(a.mask, 1.0, 0.0 if noisy else OUTSIDE).repeat_interleave(TARGETS, dim=0)[:, None]
     # From a time at which x_t tells nothing of x0 the best answer is the mean, without the target's own noise; from
     # earlier ones it would be learnt.
-    first = FIRST_UNTOLD if noisy and known.with_prediction else 1
+    # The mean is also what is wanted most often: half of all images aim at it.
+    untold = (uniform(len(x0)) < (1.0 if noisy else 0.5)) & known.with_prediction
+    first = torch.where(untold, FIRST_UNTOLD, 1)
     t = first + (uniform(len(x0)) * (PROCESS.steps + 1 - first)).long()
     return Batch(known, x0.clamp(-20, 20), weight, t, normal(*x0.shape))
 

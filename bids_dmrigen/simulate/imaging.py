@@ -29,6 +29,13 @@ class Imaging:
         Share of k-space that is acquired in those, per axis of the slice.
     partial_fourier
         Share of the examples with truncation that lack one side of k-space too: a quarter of it at most.
+    filtered
+        Share of the examples whose k-space is rolled off by a Gaussian, as reconstructions and the interpolation of
+        preprocessing do: noise of neighbouring voxels is then alike.
+    roll_off
+        Its standard deviation s in cycles per voxel; the correlation of neighbours is exp(-pi² s²).
+    across
+        Correlation of the noise of neighbouring slices, at most; of blocks.
     """
 
     snr: tuple[float, float] = (8.0, 120.0)
@@ -37,6 +44,9 @@ class Imaging:
     truncated: float = 0.5
     acquired: tuple[float, float] = (0.6, 1.0)
     partial_fourier: float = 0.5
+    filtered: float = 0.7
+    roll_off: tuple[float, float] = (0.18, 0.6)
+    across: float = 0.45
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +80,8 @@ def measure(
 ) -> Measured:
     """Return noise-free signals as a scanner measures them.
 
-    Noise is white in k-space and drawn before k-space is truncated: where zeros are filled in, it is correlated
-    in space like that of a scanner which interpolates, and edges ring.
+    Noise is white in k-space and drawn before k-space is truncated or filtered: it is correlated in space like that
+    of a scanner which interpolates, and edges ring or blur.
 
     Parameters
     ----------
@@ -96,11 +106,13 @@ def measure(
     low, high = (torch.log(torch.tensor(s)).item() for s in imaging.snr)
     sigma = white / torch.exp(uniform(low, high))
     windows = _windows(imaging, clean.shape[2:4], uniform)
+    alike = imaging.across * uniform() if clean.ndim == 5 and clean.shape[4] > 1 else None
     coils = imaging.coils[int(torch.randint(len(imaging.coils), (), generator=generator, device=device))]
     signal = torch.empty_like(clean)
     # On a CPU one example at a time stays in the cache.
     for part in [slice(None)] if clean.is_cuda else [slice(i, i + 1) for i in range(batch)]:
-        signal[part] = _magnitude(clean[part] * bias[part], sigma[part], windows[part], coils, generator)
+        shared = None if alike is None else alike[part]
+        signal[part] = _magnitude(clean[part] * bias[part], sigma[part], windows[part], shared, coils, generator)
     expected = None
     if noiseless is not None:
         ones = [1] * (clean.ndim - 4)
@@ -110,20 +122,25 @@ def measure(
     return Measured(signal, sigma, bias, expected)
 
 
-def _magnitude(signal, sigma, windows, coils: int, generator: torch.Generator) -> torch.Tensor:
-    """Return the magnitude of signals (B, N, H, W[, D]) with noise (B,) in k-space where windows (B, H, W) let it."""
+def _magnitude(signal, sigma, windows, alike, coils: int, generator: torch.Generator) -> torch.Tensor:
+    """Return the magnitude of signals (B, N, H, W[, D]) with noise (B,) in k-space where windows (B, H, W) let it.
+
+    `alike` (B,) is the correlation of the noise of neighbouring slices, or None.
+    """
     ones = [1] * (signal.ndim - 4)
-    truncated = bool((windows == 0).any())
-    # The noise starts out stronger by what truncation takes of it.
-    before = (sigma / windows.mean(dim=(1, 2)).sqrt()).reshape(-1, 1, 1, 1, *ones)
+    windowed = bool((windows != 1).any())
+    # The noise starts out stronger by what the window takes of it.
+    before = (sigma / windows.square().mean(dim=(1, 2)).sqrt()).reshape(-1, 1, 1, 1, *ones)
     channels = []
     for coil in range(coils):  # all signal in one channel: the sum of squares does not see which
         real, imaginary = (
             torch.randn(signal.shape, generator=generator, device=signal.device).mul_(before) for _ in range(2)
         )
+        if alike is not None:
+            real, imaginary = (_with_neighbours(noise, alike) for noise in (real, imaginary))
         if coil == 0:
             real += signal
-        if truncated:
+        if windowed:
             spectrum = torch.fft.fft2(torch.complex(real, imaginary), dim=(2, 3))
             spectrum *= windows.reshape(-1, 1, *windows.shape[1:], *ones)
             magnitude = torch.fft.ifft2(spectrum, dim=(2, 3)).abs()
@@ -131,6 +148,18 @@ def _magnitude(signal, sigma, windows, coils: int, generator: torch.Generator) -
             magnitude = torch.hypot(real, imaginary)
         channels.append(magnitude)
     return channels[0] if coils == 1 else torch.stack(channels).square_().sum(dim=0).sqrt_()
+
+
+def _with_neighbours(noise: torch.Tensor, alike: torch.Tensor) -> torch.Tensor:
+    """Return white noise (B, N, H, W, D) mixed so that slices next to one another have this correlation (B,).
+
+    n_1 stays, n_k becomes c n_(k-1) + sqrt(1 - c²) n_k: an autoregressive sequence, c^d between slices d apart.
+    """
+    c = alike.reshape(-1, 1, 1, 1)
+    mixed = [noise[..., 0]]
+    for k in range(1, noise.shape[4]):
+        mixed.append(c * mixed[-1] + (1 - c.square()).sqrt() * noise[..., k])
+    return torch.stack(mixed, dim=4)
 
 
 def _bias(strength: torch.Tensor, shape, generator: torch.Generator) -> torch.Tensor:
@@ -142,13 +171,17 @@ def _bias(strength: torch.Tensor, shape, generator: torch.Generator) -> torch.Te
 
 
 def _windows(imaging: Imaging, shape, uniform) -> torch.Tensor:
-    """Return (B, H, W): one where k-space is acquired, zero elsewhere, in the order of the FFT."""
+    """Return (B, H, W): the share of the signal that is kept, 0 where k-space is not acquired, in the FFT's order."""
     truncated = uniform() < imaging.truncated
+    filtered = uniform() < imaging.filtered
     missing = uniform(0.0, 0.25) * (uniform() < imaging.partial_fourier)
     axes = []
     for axis, n in enumerate(shape):
         frequency = torch.fft.fftfreq(n, device=missing.device)[None]  # -1/2 to 1/2
         half = torch.where(truncated, uniform(*imaging.acquired), 1.0)[:, None] / 2
         upper = half * torch.where(truncated, 1 - 2 * missing, 1.0)[:, None] if axis == 1 else half
-        axes.append((frequency >= -half) & (frequency <= upper))
-    return (axes[0][:, :, None] & axes[1][:, None, :]).float()
+        kept = (frequency >= -half) & (frequency <= upper)
+        width = imaging.roll_off[0] * (imaging.roll_off[1] / imaging.roll_off[0]) ** uniform()
+        roll_off = torch.exp(-0.5 * (frequency / width[:, None]).square())
+        axes.append(kept * torch.where(filtered[:, None], roll_off, 1.0))
+    return axes[0][:, :, None] * axes[1][:, None, :]

@@ -9,7 +9,7 @@ from bids_dmrigen.dwi.noise import rician_mean
 from bids_dmrigen.simulate.examples import numbers_of_step
 from bids_dmrigen.simulate.imaging import Imaging, measure
 
-PLAIN = Imaging(snr=(20.0, 20.0), bias=0.0, coils=(1,), truncated=0.0)
+PLAIN = Imaging(snr=(20.0, 20.0), bias=0.0, coils=(1,), truncated=0.0, filtered=0.0)
 
 
 def test_without_truncation_and_bias_magnitudes_are_rician():
@@ -23,14 +23,16 @@ def test_without_truncation_and_bias_magnitudes_are_rician():
 
 
 def test_more_coils_raise_the_floor_as_a_chi_distribution_does():
-    coils = Imaging(snr=(20.0, 20.0), bias=0.0, coils=(4,), truncated=0.0)
+    coils = Imaging(snr=(20.0, 20.0), bias=0.0, coils=(4,), truncated=0.0, filtered=0.0)
     result = measure(torch.zeros(2, 8, 64, 64), torch.ones(2), numbers_of_step(0, 0), coils)
     expected = 0.05 * math.sqrt(2) * math.gamma(4.5) / math.gamma(4)  # of 8 degrees of freedom
     assert float(result.signal.mean()) == pytest.approx(expected, rel=5e-3)
 
 
 def test_sigma_is_that_of_the_images_after_truncation_and_their_noise_is_correlated():
-    cut = Imaging(snr=(20.0, 80.0), bias=0.0, coils=(1,), truncated=1.0, acquired=(0.6, 0.8), partial_fourier=0.0)
+    cut = Imaging(
+        snr=(20.0, 80.0), bias=0.0, coils=(1,), truncated=1.0, acquired=(0.6, 0.8), partial_fourier=0.0, filtered=0.0
+    )
     result = measure(torch.ones(4, 30, 48, 48), torch.ones(4), numbers_of_step(0, 0), cut)
     noise = result.signal - 1
     torch.testing.assert_close(noise.std(dim=(1, 2, 3)), result.sigma, rtol=0.02, atol=0)
@@ -39,10 +41,35 @@ def test_sigma_is_that_of_the_images_after_truncation_and_their_noise_is_correla
     assert ((neighbours > 0.1) & (neighbours < 0.6)).all()
 
 
+def test_a_filter_makes_neighbouring_noise_alike_by_as_much_as_its_width_says():
+    soft = Imaging(snr=(20.0, 20.0), bias=0.0, coils=(1,), truncated=0.0, filtered=1.0, roll_off=(0.2, 0.2), across=0.0)
+    result = measure(torch.ones(2, 30, 64, 64, 3), torch.ones(2), numbers_of_step(0, 0), soft)
+    noise = result.signal - result.signal.mean()
+    torch.testing.assert_close(noise.std(dim=(1, 2, 3, 4)), result.sigma, rtol=0.02, atol=0)
+    for axis in (2, 3):
+        first, second = noise.narrow(axis, 0, 63), noise.narrow(axis, 1, 63)
+        found = float((first * second).mean() / noise.square().mean())
+        assert found == pytest.approx(math.exp(-((math.pi * 0.2) ** 2)), abs=0.02)
+
+
+def test_noise_of_neighbouring_slices_is_alike_by_no_more_than_asked():
+    blocks = Imaging(snr=(20.0, 20.0), bias=0.0, coils=(1,), truncated=0.0, filtered=0.0, across=0.9)
+    result = measure(torch.ones(6, 20, 32, 32, 3), torch.ones(6), numbers_of_step(0, 0), blocks)
+    noise = result.signal - result.signal.mean()
+    torch.testing.assert_close(noise.std(dim=(1, 2, 3)), result.sigma[:, None].expand(-1, 3), rtol=0.03, atol=0)
+    near = (noise[..., 1:] * noise[..., :-1]).mean(dim=(1, 2, 3, 4)) / result.sigma.square()
+    far = (noise[..., 2] * noise[..., 0]).mean(dim=(1, 2, 3)) / result.sigma.square()
+    assert (near < 0.9).all()
+    assert near.max() > 0.4
+    torch.testing.assert_close(far, near.square(), atol=0.03, rtol=0)
+
+
 def test_truncation_keeps_the_low_terms_of_the_fourier_series():
     edge = torch.zeros(1, 1, 64, 64)
     edge[..., 16:48] = 1
-    ringing = Imaging(snr=(1e6, 1e6), bias=0.0, truncated=1.0, acquired=(0.6, 0.6), partial_fourier=0.0, coils=(1,))
+    ringing = Imaging(
+        snr=(1e6, 1e6), bias=0.0, truncated=1.0, acquired=(0.6, 0.6), partial_fourier=0.0, coils=(1,), filtered=0.0
+    )
     found = measure(edge, torch.ones(1), numbers_of_step(0, 0), ringing).signal[0, 0, 32]
     position = torch.arange(64)
     terms = 2 * math.pi * torch.arange(1, 20)[:, None, None] * (position[:, None] - position) / 64  # 19 / 64 < 0.3
@@ -53,7 +80,7 @@ def test_truncation_keeps_the_low_terms_of_the_fourier_series():
 
 def test_bias_is_smooth_and_known():
     clean = torch.rand(3, 2, 48, 40, generator=torch.Generator().manual_seed(0)) + 0.5
-    imaging = Imaging(snr=(1e6, 1e6), bias=0.4, coils=(1,), truncated=0.0)
+    imaging = Imaging(snr=(1e6, 1e6), bias=0.4, coils=(1,), truncated=0.0, filtered=0.0)
     result = measure(clean, torch.ones(3), numbers_of_step(0, 0), imaging)
     torch.testing.assert_close(result.signal, clean * result.bias, atol=1e-4, rtol=1e-4)
     assert result.bias.log().diff(dim=-1).abs().max() < 0.1
@@ -62,7 +89,7 @@ def test_bias_is_smooth_and_known():
 
 def test_blocks_are_truncated_slice_by_slice():
     block = torch.rand(2, 3, 24, 24, 4, generator=torch.Generator().manual_seed(0))
-    imaging = Imaging(snr=(1e6, 1e6), bias=0.0, coils=(1,), truncated=1.0, partial_fourier=0.0)
+    imaging = Imaging(snr=(1e6, 1e6), bias=0.0, coils=(1,), truncated=1.0, partial_fourier=0.0, filtered=0.0)
     whole = measure(block, torch.ones(2), numbers_of_step(0, 0), imaging)
     part = measure(block[..., 1], torch.ones(2), numbers_of_step(0, 0), imaging)
     torch.testing.assert_close(whole.signal[..., 1], part.signal, atol=1e-4, rtol=0)
