@@ -180,9 +180,10 @@ def _checkpoint(scan: Scan, request: Request) -> Path | None:
     digest = hashlib.blake2b(digest_size=8)
     for array in (scan.data, scan.mask, scan.gradients.bvals, scan.gradients.bvecs):
         digest.update(np.ascontiguousarray(array).data)
-    settings = (request.size, request.seed, request.subject, request.run, request.precision, request.options)
-    settings += (request.weights,)
-    digest.update(repr(settings).encode())
+    # What "auto" came to, not that it was asked for: other hardware starts anew.
+    precision = resolve_precision(request.precision, request.device)
+    settings = (request.size, request.seed, request.subject, request.run, request.options, request.weights)
+    digest.update(repr((*settings, precision, request.device.type)).encode())
     path = Path(request.checkpoint)
     return path.with_name(f"{path.stem}-{digest.hexdigest()}.safetensors")
 
