@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..bids.names import figure_path
 from ..bids.sidecars import bids_uri, image_sidecar, versions
 from ..methods import REGISTRY
 from ..qc.report import RunError
@@ -106,17 +105,16 @@ def cache_folder(settings: Settings) -> Path:
 
 
 def _forget_lost(plans: Sequence[RunPlan], base: Path) -> None:
-    """Let results be stored again that are gone from the output folder: for Nipype their sinks are done."""
+    """Let results be stored again that are gone from the output folder, or are now another call's.
+
+    For Nipype their sinks are done: it looks at what went in, not at what became of it.
+    """
+    from ..interfaces.sink import intact
+
     for plan in plans:
-        out_dir = plan.settings.out_dir
-        folder = base / "participant" / plan.node_name
-        figures = out_dir / figure_path(plan.run.entities, "*")
-        if any(not (out_dir / output.path).is_file() for output in plan.outputs):
-            lost = [*folder.glob("sink_*")]
-        else:
-            lost = [] if any(figures.parent.glob(figures.name)) else [folder / "sink_figures"]
-        for sink in lost:
-            shutil.rmtree(sink, ignore_errors=True)
+        for sink in (base / "participant" / plan.node_name).glob("sink_*"):
+            if not intact(sink):
+                shutil.rmtree(sink, ignore_errors=True)
 
 
 def unfinished(plans: Sequence[RunPlan], out_dir: Path) -> dict[str, RunError]:
