@@ -167,6 +167,27 @@ def test_a_series_denoised_by_a_method_is_synthetic(tmp_path):
         assert sidecar["GenerativeModel"]["Method"] == "Di-Fusion"
 
 
+def test_a_failing_method_loses_nothing_but_its_own_results(tmp_path):
+    data = write_dataset(tmp_path / "data", subjects=("01",), shape=FLAT)
+    methods = ["--methods", "difusion", "interp", "--qid2-directions"]
+
+    def measured() -> set[str]:
+        return json.loads((tmp_path / "out/sub-01/dwi/sub-01_desc-quality_metrics.json").read_text()).keys()
+
+    result = call(data, tmp_path / "out", *methods, "12")  # as many as there are
+    assert result.returncode == 1
+    assert "FAILED sub-01, generate_interp: " in result.stderr
+    assert "every shell has as many directions as were asked for" in result.stderr
+    assert result.stdout.count("generating with difusion") == 1
+    assert {"ndc_preproc", "ndc_difusion"} <= measured()
+    assert "ndc_interp" not in measured()
+    assert (tmp_path / "out/sub-01/figures/sub-01_desc-residualdifusion_dwi.svg").is_file()
+    again = call(data, tmp_path / "out", *methods, "20")
+    assert again.returncode == 0, again.stderr
+    assert "generating with difusion" not in again.stdout
+    assert {"ndc_preproc", "ndc_difusion", "ndc_interp"} <= measured()
+
+
 def test_group_level(broken):
     root, out, _ = broken
     result = call(root, out, level="group")

@@ -6,7 +6,6 @@ import gc
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 import tomllib
@@ -17,11 +16,9 @@ from pathlib import Path
 from ..bids.sidecars import bids_uri, image_sidecar, versions
 from ..methods import REGISTRY
 from ..qc.report import RunError
+from .failures import find_failures, owner, without_failed
 from .plan import Output, RunPlan
 from .settings import Settings, SettingsError
-
-RUN_NODE = re.compile(r"^Node: participant\.(?P<run>run_\w+)\.(?P<node>[\w.]+)", re.MULTILINE)
-LAST_ERROR = re.compile(r"^\s*(?P<kind>[\w.]*(?:Error|Exception|BrokenProcessPool)): (?P<text>.+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,6 @@ def execute(
         Processors and memory.
     """
     from nipype import config, logging
-    from nipype.pipeline import engine as pe
 
     logs = settings.out_dir / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     config.update_config({
@@ -75,24 +71,39 @@ def execute(
     })  # fmt: skip
     logging.update_logging(config)
 
-    base = cache_folder(settings)
-    wf = pe.Workflow(name="participant", base_dir=str(base))
     sound = [plan for plan in plans if not plan.fault]
-    _forget_lost(sound, base)
-    for plan in sound:
+    _forget_lost(sound, cache_folder(settings))
+    _run(sound, settings, template, links, resources, logs)
+    failures = find_failures(logs, sound)
+    nodes = {plan.run.name: [f.node for f in failures if f.run == plan.run.name] for plan in sound}
+    rest = [smaller for plan in sound if (smaller := without_failed(plan, nodes[plan.run.name]))]
+    if rest and not settings.stop_on_first_crash:
+        print("figures and metrics of what did not fail", flush=True)
+        _run(rest, settings, template, links, resources, logs)
+        failures = find_failures(logs, sound)
+    first = {failure.run: failure.error for failure in reversed(failures)}
+    return {**unfinished(plans, settings.out_dir), **first}
+
+
+def _run(plans: Sequence[RunPlan], settings: Settings, template: str, links, resources: Resources, logs: Path) -> None:
+    """Execute the graphs of some runs together; each node that fails leaves a crash file among the logs."""
+    from nipype.pipeline import engine as pe
+
+    if not plans:
+        return
+    wf = pe.Workflow(name="participant", base_dir=str(cache_folder(settings)))
+    for plan in plans:
         wf.add_nodes([init_run_wf(plan, template=template, links=links, threads=resources.threads)])
-    if sound:
-        plugin, arguments = _plugin(settings, resources, _weights(wf, sound))
-        gc.freeze()  # MultiProc collects garbage in every round: let it pass over all that is here to stay
-        try:
-            wf.run(plugin=plugin, plugin_args=arguments)
-        except RuntimeError as error:
-            # Nipype raises after the other nodes have run; each failed node left a crash file to read below.
-            if not logs.is_dir():
-                raise RuntimeError(f"the workflow could not start: {error}") from error
-        finally:
-            gc.unfreeze()
-    return {**unfinished(plans, settings.out_dir), **_crashes(logs, plans)}
+    plugin, arguments = _plugin(settings, resources, _weights(wf, plans))
+    gc.freeze()  # MultiProc collects garbage in every round: let it pass over all that is here to stay
+    try:
+        wf.run(plugin=plugin, plugin_args=arguments)
+    except RuntimeError as error:
+        # Nipype raises after the other nodes have run.
+        if not logs.is_dir():
+            raise RuntimeError(f"the workflow could not start: {error}") from error
+    finally:
+        gc.unfreeze()
 
 
 def cache_folder(settings: Settings) -> Path:
@@ -254,16 +265,8 @@ def _groups(outputs: Sequence[Output]) -> dict[str, list[Output]]:
     """Sort outputs by what made them: one sink each, so that a failing step loses nothing but its own."""
     groups: dict[str, list[Output]] = {}
     for output in outputs:
-        owner = output.fields.get("source") or output.fields.get("method") or OWNERS.get(output.key, "preproc")
-        groups.setdefault(owner, []).append(output)
+        groups.setdefault(owner(output), []).append(output)
     return groups
-
-
-OWNERS = {
-    **dict.fromkeys(("preproc", "preproc_bval", "preproc_bvec"), "series"),
-    **dict.fromkeys(("to_t1w", "from_t1w", "to_template", "from_template"), "normalize"),
-    "metrics": "metrics",
-}
 
 
 def _add_sink(wf, plan: RunPlan, group: str, outputs, ports, record, links) -> None:
@@ -352,18 +355,3 @@ def _weights(wf, plans: Sequence[RunPlan]) -> dict[str, tuple[str, str, float]]:
         # Ten million float32 values are 0.04 GB.
         weights[f"participant.{name}"] = (plan.run.name, title, seconds * plan.volume_gb / 0.04)
     return weights
-
-
-def _crashes(logs: Path, plans: Sequence[RunPlan]) -> dict[str, RunError]:
-    """Return one error per crashed run: the message of the first node that failed."""
-    by_node = {plan.node_name: plan.run.name for plan in plans}
-    errors = {}
-    for log in sorted(logs.glob("crash-*.txt"), key=lambda p: p.stat().st_mtime):
-        text = log.read_text(errors="replace")
-        node = RUN_NODE.search(text)
-        if not node or node["run"] not in by_node:
-            continue
-        found = LAST_ERROR.findall(text)
-        message = found[-1][1] if found else text.strip().splitlines()[-1]
-        errors.setdefault(by_node[node["run"]], RunError(node["node"].split(".")[-1], message, str(log)))
-    return errors
