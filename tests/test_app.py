@@ -159,12 +159,23 @@ def test_sources_say_what_a_result_was_made_from(broken):
 
 def test_a_series_denoised_by_a_method_is_synthetic(tmp_path):
     data = write_dataset(tmp_path / "data", subjects=("01",), shape=FLAT)
-    result = call(data, tmp_path / "out", "--denoise", "difusion")
+    methods = ["--methods", "difusion", "interp", "--qid2-directions", "20"]
+    result = call(data, tmp_path / "out", "--denoise", "difusion", *methods)
     assert result.returncode == 0, result.stderr
     for name in ("desc-preproc_dwi", "dwiref", "model-tensor_param-fa_desc-preproc_dwimap"):
         sidecar = json.loads((tmp_path / f"out/sub-01/dwi/sub-01_{name}.json").read_text())
         assert sidecar["Synthetic"] is True, name
         assert sidecar["GenerativeModel"]["Method"] == "Di-Fusion"
+    # Di-Fusion as a method starts from the acquired series, the other one from the denoised.
+    made = [
+        json.loads((tmp_path / f"out/sub-01/dwi/sub-01_desc-{method}_dwi.json").read_text())["GenerativeModel"]
+        for method in ("interp", "difusion")
+    ]
+    assert made[0]["Input"]["Method"] == "Di-Fusion"
+    assert made[0]["InputVolumes"] == [*range(14)]
+    assert "AcquiredVolumes" not in made[0]
+    assert made[1]["AcquiredVolumes"] == []
+    assert "Input" not in made[1]
 
 
 def test_a_failing_method_loses_nothing_but_its_own_results(tmp_path):

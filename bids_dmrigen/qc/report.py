@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bids import names
+from ..bids.sidecars import kept_volumes
 from .pages import DATA
 
 RECORD = "record"  # key of a run's record among the figures
@@ -272,8 +273,10 @@ def _acquired(metrics: Mapping[str, dict]) -> str:
 
 
 def _generated(record: Mapping[str, Any]) -> str:
-    made, kept = len(record.get("GeneratedVolumes", [])), len(record.get("AcquiredVolumes", []))
+    made, kept = len(record.get("GeneratedVolumes", [])), len(kept_volumes(record))
     kept_text = f"{kept} acquired volume{'s' * (kept != 1)} kept unchanged"
+    if "Input" in record:
+        kept_text = f"{kept} kept as {_e(record['Input']['Method'])} made {'it' if kept == 1 else 'them'}"
     return f'{made} <span class="synthetic">synthetic</span> volumes or maps, {kept_text}'
 
 

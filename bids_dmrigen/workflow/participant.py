@@ -176,7 +176,7 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
     if plan.does("denoise") and plan.settings.denoiser in REGISTRY:  # what a method denoised was not measured so
         records["preproc"] = pre["denoise_record"]
     for method in plan.settings.methods:
-        series[method], spread, node = _add_method(wf, plan, method, pre, threads)
+        series[method], spread, node = _add_method(wf, plan, method, pre, threads, records.get("preproc"))
         records[method], ports[("left_out", method)] = (node, "out_sidecar"), (node, "out_left_out")
         for keys, found in (("generated", series[method]), ("spread", spread)):
             for suffix, port in zip(("", "_bval", "_bvec"), found, strict=True):
@@ -203,8 +203,11 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
     return wf
 
 
-def _add_method(wf, plan: RunPlan, method: str, pre: Mapping, threads: int):
-    """Add a method's node; return the ports of its series and of the spread of its samples, and the node."""
+def _add_method(wf, plan: RunPlan, method: str, pre: Mapping, threads: int, record):
+    """Add a method's node; return the ports of its series and of the spread of its samples, and the node.
+
+    `record` is the port that tells how a method denoised the series, or None.
+    """
     from ..methods import load
     from .generate import generate_node
     from .preprocess import init_replay_wf
@@ -213,6 +216,8 @@ def _add_method(wf, plan: RunPlan, method: str, pre: Mapping, threads: int):
     parts = ("file", "bval", "bvec")
     if not load(method).spec.on_acquired:
         _connect_series(wf, [pre[f"out_{part}"] for part in parts], pre["mask"], node)
+        if record:
+            wf.connect(*record, node, "in_record")
         return [(node, f"out_{p}") for p in parts], [(node, f"out_{p}") for p in ("std", "bval", "bvec")], node
     _connect_series(wf, [pre[f"raw_{part}"] for part in parts], pre["raw_mask"], node)
     found = []
