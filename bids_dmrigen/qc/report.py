@@ -62,12 +62,15 @@ class RunRecord:
         Sentences.
     error
         None where the run is complete.
+    methods
+        Paragraphs of the methods text, with [key; key] where a reference belongs; none where nothing was done.
     """
 
     entities: Mapping[str, str]
     steps: Mapping[str, tuple[bool, str]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     error: RunError | None = None
+    methods: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -147,6 +150,12 @@ def find_records(out_dir: Path, subject: str, session: str | None = None) -> lis
     return [read_record(out_dir, runs[name]) for name in sorted(runs)]
 
 
+def all_records(out_dir: Path) -> list[RunRecord]:
+    """Return the record of every run of the dataset that has one on disk."""
+    kept = out_dir.glob(f"sub-*/**/figures/*_{names.FIGURE.format(figure=RECORD, extension='json')}")
+    return [read_record(out_dir, entities_of(path.name)) for path in sorted(kept)]
+
+
 def record_path(entities: Mapping[str, str]) -> Path:
     """Return the path of a run's record relative to the derivative dataset: `RunRecord` as JSON."""
     return names.figure_path(entities, RECORD, "json")
@@ -166,6 +175,7 @@ def read_record(out_dir: Path, entities: Mapping[str, str]) -> RunRecord:
         {step: tuple(outcome) for step, outcome in told.get("steps", {}).items()},
         tuple(told.get("warnings", ())),
         RunError(**told["error"]) if told.get("error") else None,
+        tuple(told.get("methods", ())),
     )
 
 
