@@ -309,11 +309,13 @@ class _Work:
             return total / float(held_out["weight"].sum())
 
         options, tell = self.request.options, self.request.progress
+        steps = int(options.get("training_steps", STEPS))
         plan = Plan(
-            steps=int(options.get("training_steps", STEPS)),
+            steps=steps,
             minutes=self.request.minutes,
             learning_rate=float(options.get("learning_rate", self.learning_rate)),
             precision=self.precision,
+            save_every=min(Plan.save_every, max(1, steps // 8)),  # a short training goes on where it was cut off, too
         )
         progress = None if tell is None else lambda done, total, left: tell("training", done, total)
         return train(net, batch, _loss, score, plan, checkpoint, progress=progress)
