@@ -97,6 +97,8 @@ def simulated(snr: float, shape, args) -> dict[str, np.ndarray]:
             f"FA {psnr(fa_map(scan, made[name]), fa_truth, scan.mask):6.2f} dB   {seconds:5.0f} s",
             flush=True,
         )
+    mixed = np.where(weighted, made["Di-Fusion"], scan.data)
+    print(f"  {'Di-Fusion, acquired b0s':26s} {'':12s}   FA {psnr(fa_map(scan, mixed), fa_truth, scan.mask):6.2f} dB")
     return {"truth": truth} | made
 
 

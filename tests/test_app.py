@@ -17,6 +17,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from .conftest import tiny_gradients, tiny_series, write_dataset, write_run
 
@@ -75,7 +77,7 @@ def broken(tmp_path_factory):
 
 
 FAULTS = {
-    "truncated": "truncated",
+    "truncated": "it may be truncated (",
     "threed": r"expected a 4-D series",
     "zeros": "volumes [3] (counted from 0) hold nothing but zeros",
     "nans": "volumes [5] (counted from 0) hold nothing but NaN",
@@ -162,12 +164,44 @@ def test_sources_say_what_a_result_was_made_from(broken):
 
 def test_a_series_denoised_by_a_method_is_synthetic(tmp_path):
     data = write_dataset(tmp_path / "data", subjects=("01",), shape=FLAT)
-    result = call(data, tmp_path / "out", "--denoise", "difusion")
+    methods = ["--methods", "difusion", "interp", "--qid2-directions", "20"]
+    result = call(data, tmp_path / "out", "--denoise", "difusion", *methods)
     assert result.returncode == 0, result.stderr
     for name in ("desc-preproc_dwi", "dwiref", "model-tensor_param-fa_desc-preproc_dwimap"):
         sidecar = json.loads((tmp_path / f"out/sub-01/dwi/sub-01_{name}.json").read_text())
         assert sidecar["Synthetic"] is True, name
         assert sidecar["GenerativeModel"]["Method"] == "Di-Fusion"
+    # Di-Fusion as a method starts from the acquired series, the other one from the denoised.
+    made = [
+        json.loads((tmp_path / f"out/sub-01/dwi/sub-01_desc-{method}_dwi.json").read_text())["GenerativeModel"]
+        for method in ("interp", "difusion")
+    ]
+    assert made[0]["Input"]["Method"] == "Di-Fusion"
+    assert made[0]["InputVolumes"] == [*range(14)]
+    assert "AcquiredVolumes" not in made[0]
+    assert made[1]["AcquiredVolumes"] == []
+    assert "Input" not in made[1]
+
+
+def test_a_failing_method_loses_nothing_but_its_own_results(tmp_path):
+    data = write_dataset(tmp_path / "data", subjects=("01",), shape=FLAT)
+    methods = ["--methods", "difusion", "interp", "--qid2-directions"]
+
+    def measured() -> set[str]:
+        return json.loads((tmp_path / "out/sub-01/dwi/sub-01_desc-quality_metrics.json").read_text()).keys()
+
+    result = call(data, tmp_path / "out", *methods, "12")  # as many as there are
+    assert result.returncode == 1
+    assert "FAILED sub-01, generate_interp: " in result.stderr
+    assert "every shell has as many directions as were asked for" in result.stderr
+    assert result.stdout.count("generating with difusion") == 1
+    assert {"ndc_preproc", "ndc_difusion"} <= measured()
+    assert "ndc_interp" not in measured()
+    assert (tmp_path / "out/sub-01/figures/sub-01_desc-residualdifusion_dwi.svg").is_file()
+    again = call(data, tmp_path / "out", *methods, "20")
+    assert again.returncode == 0, again.stderr
+    assert "generating with difusion" not in again.stdout
+    assert {"ndc_preproc", "ndc_difusion", "ndc_interp"} <= measured()
 
 
 def test_group_level(broken):
@@ -234,6 +268,16 @@ def test_qsiprep_result_as_input(tmp_path):
     assert sources == [f"bids:qsiprep:sub-01/dwi/{stem}_dwi.nii.gz"]
 
 
+def add_an_hour(checkpoint: Path) -> dict:
+    """Add an hour to the time that a training has taken, as its checkpoint has it; return what it had."""
+    with safe_open(checkpoint, "pt") as stored:
+        metadata, tensors = stored.metadata(), {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    state = json.loads(metadata["state"])
+    metadata["state"] = json.dumps({**state, "seconds": state["seconds"] + 3600})
+    save_file(tensors, checkpoint, metadata)
+    return state
+
+
 def test_killed_in_the_middle_and_started_again(tmp_path):
     data = write_dataset(tmp_path / "data", subjects=("01",), shape=FLAT)
     options = ["--methods", "difusion"]
@@ -244,14 +288,18 @@ def test_killed_in_the_middle_and_started_again(tmp_path):
     )  # fmt: skip
     # Into the training, which is the longest step and has a state of its own.
     deadline = time.monotonic() + 300
-    while not list(tmp_path.glob("cut/work/**/generate_difusion/*")) and time.monotonic() < deadline:
+    while not (kept := list(tmp_path.glob("cut/work/**/generate_difusion/*.safetensors"))):
+        assert time.monotonic() < deadline, "no checkpoint was written"
         time.sleep(0.05)
-    time.sleep(1.0)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not list(tmp_path.glob("cut/sub-01/dwi/*desc-difusion_dwi.nii.gz")), "killed too late to test anything"
+    state = add_an_hour(kept[0])
+    assert 0 < state["step"] < 40, "killed too late to test anything"
     again = call(data, tmp_path / "cut", *options)
     assert again.returncode == 0, again.stderr
+    made = json.loads((tmp_path / "cut/sub-01/dwi/sub-01_desc-difusion_dwi.json").read_text())["GenerativeModel"]
+    assert made["Training"]["Steps"] == 40
+    assert made["Training"]["Minutes"] > 60, "the training began anew"
     whole, cut = images(tmp_path / "whole"), images(tmp_path / "cut")
     assert whole.keys() == cut.keys()
     for name in whole:
@@ -276,9 +324,12 @@ def test_two_participants_at_once_in_one_output_folder(tmp_path):
 
 
 def isolated() -> list[str]:
-    """Return the prefix that runs a command in an empty network namespace, where the kernel lets us have one."""
-    works = shutil.which("unshare") and subprocess.run(["unshare", "-n", "true"], check=False).returncode == 0
-    return ["unshare", "-n"] if works else []
+    """Return the prefix that runs a command in an empty network namespace; skip where the kernel gives us none."""
+    for options in ("-n", "-rn"):
+        prefix = ["unshare", options]
+        if shutil.which("unshare") and subprocess.run([*prefix, "true"], check=False).returncode == 0:
+            return prefix
+    pytest.skip("unshare cannot take the network away here")
 
 
 def test_read_only_input_and_no_home_and_no_network(tmp_path):

@@ -138,7 +138,9 @@ def _map_sidecar(sources: Sequence[str], *, param: str, source: str, **_: str) -
     return sidecar
 
 
-def generative_model(spec, made, extra_warnings: Sequence[str] = ()) -> dict[str, Any]:
+def generative_model(
+    spec, made, extra_warnings: Sequence[str] = (), source: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the part of a sidecar that says how a result was generated.
 
     Parameters
@@ -149,16 +151,21 @@ def generative_model(spec, made, extra_warnings: Sequence[str] = ()) -> dict[str
         Its `Generated`.
     extra_warnings
         From the method's check of its input.
+    source
+        How the input was generated, the same part of its sidecar; None where it was acquired. Volumes that were kept
+        are not called acquired then.
     """
-    acquired = [int(v) for v in made.acquired.nonzero()[0]]
+    kept = [int(v) for v in made.acquired.nonzero()[0]]
     record = {
         "Method": spec.title,
         "Citation": spec.citation.text,
         **made.record,
-        "AcquiredVolumes": acquired,
-        "GeneratedVolumes": [v for v in range(len(made.acquired)) if v not in set(acquired)],
+        "AcquiredVolumes" if source is None else "InputVolumes": kept,
+        "GeneratedVolumes": [v for v in range(len(made.acquired)) if v not in set(kept)],
         "Versions": versions(),
     }
+    if source is not None:
+        record["Input"] = source["GenerativeModel"]
     if made.left_out is not None:
         record["LeftOutVolumes"] = [int(v) for v in made.left_out.volumes]
     if made.checks:
@@ -167,3 +174,8 @@ def generative_model(spec, made, extra_warnings: Sequence[str] = ()) -> dict[str
     if warnings:
         record["Warnings"] = warnings
     return {"Synthetic": True, "GenerativeModel": record}
+
+
+def kept_volumes(record: Mapping[str, Any]) -> list[int]:
+    """Return the volumes that a generated series has from its input unchanged, from its `GenerativeModel`."""
+    return record.get("AcquiredVolumes", record.get("InputVolumes", []))

@@ -89,10 +89,10 @@ def _participants(settings: Settings) -> int:
     from ..workflow import methods_text, participant, report
 
     if settings.boilerplate_only:
-        print(methods_text.as_markdown(settings, plans))
+        print(methods_text.as_markdown(methods_text.paragraphs(settings, plans)))
         return DONE
     links = _links(settings)
-    report.write_dataset_files(settings, plans, links)
+    report.write_dataset_files(settings, links)
     started = time.monotonic()
     if settings.reports_only:
         errors = participant.unfinished(plans, settings.out_dir)

@@ -6,7 +6,7 @@ import json
 import time
 from pathlib import Path
 
-from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, traits
+from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, isdefined, traits
 
 from .base import SeriesInputSpec
 from .io import read_scan, write_gradients, write_image
@@ -30,6 +30,7 @@ def progress_printer(label: str, every_s: float = 20.0):
 
 class _GenerateInput(SeriesInputSpec):
     in_mask = File(exists=True, desc="brain mask (default: the whole field of view)")
+    in_record = File(exists=True, desc="JSON: how the series was generated; not given: it was acquired")
     method = traits.Str(mandatory=True, desc="name in the registry of methods")
     size = traits.Str("small", usedefault=True, desc="network size")
     sampler = traits.Str("fast", usedefault=True, desc="paper or fast")
@@ -97,7 +98,8 @@ class Generate(SimpleInterface):
             options=dict(i.options),
         )
         made = method.generate(None, scan, request)
-        sidecar = generative_model(method.spec, made, extra_warnings=warnings)
+        source = json.loads(Path(i.in_record).read_text()) if isdefined(i.in_record) else None
+        sidecar = generative_model(method.spec, made, warnings, source)
         (cwd / "sidecar.json").write_text(json.dumps(sidecar, indent=2))
         self._results["out_sidecar"] = str(cwd / "sidecar.json")
         self._results["out_file"] = str(write_image(cwd / "generated.nii", made.mean, image))

@@ -20,30 +20,42 @@ def read_image(path: str | Path) -> tuple[np.ndarray, nib.Nifti1Image]:
     Raises
     ------
     ScanError
-        Where the file is missing, truncated or not an image; the message names the file.
+        Where the file is missing, truncated, not an image or not one of real numbers; the message names the file.
     """
     try:
         image = nib.load(path)
-        data = np.asarray(image.dataobj, dtype=np.float32)
+        values = image.get_data_dtype()
+        data = np.asarray(image.dataobj, dtype=np.float32) if values.kind in "iuf" else None
     except FileNotFoundError:
         raise ScanError(f"{path}: no such file") from None
     except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
         raise ScanError(f"{path}: cannot be read as an image, it may be truncated ({error}); copy it anew") from error
+    if data is None:
+        raise ScanError(f"{path}: expected one real number per voxel, found {values}; store the magnitude")
     return data, image
 
 
+def read_volume(path: str | Path) -> tuple[np.ndarray, nib.Nifti1Image]:
+    """Return one volume (X, Y, Z), also where it is stored as (X, Y, Z, 1), and the image; as `read_image`."""
+    data, image = read_image(path)
+    if data.shape[3:].count(1) != data.ndim - 3:
+        raise ScanError(f"{path}: expected a single volume (x, y, z), found shape {data.shape}")
+    return data.reshape(data.shape[:3]), image
+
+
 def write_image(path: str | Path, data: np.ndarray, like: nib.Nifti1Image, dtype=np.float32) -> Path:
-    """Write an array on the grid of `like`, keeping its orientation codes and units; atomic."""
+    """Write an array on the grid of `like`, keeping its sform, qform, their codes and units; atomic."""
     header = nib.Nifti1Header() if not isinstance(like.header, nib.Nifti1Header) else like.header.copy()
     header.set_data_dtype(dtype)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
     image = nib.Nifti1Image(np.asarray(data, dtype=dtype), like.affine, header)
-    image.set_sform(like.affine, code=int(like.header["sform_code"]) or 1)
-    image.set_qform(like.affine, code=int(like.header["qform_code"]) or 1)
-    if data.ndim > 3:
-        step = float(like.header["pixdim"][4]) if like.ndim > 3 else 1.0
-        image.header.set_zooms((*nib.affines.voxel_sizes(like.affine), *([step] + [1.0] * (data.ndim - 4))))
+    image.set_sform(like.affine, code=int(header["sform_code"]) or 1)
+    if not header["qform_code"]:  # it may be another one than the sform, and is kept then
+        image.set_qform(like.affine, code=1)
+    image.header["pixdim"][4:] = 1.0  # the first three belong to the qform
+    if data.ndim > 3 and like.ndim > 3:
+        image.header["pixdim"][4] = header["pixdim"][4]
     return write_atomically(path, lambda part: nib.save(image, part))
 
 
@@ -124,7 +136,7 @@ def read_scan(
     gradients = read_gradients(bval, bvec, data.shape[3], b0_threshold)
     if not gradients.is_b0.any():
         raise ScanError(f"{bval}: " + NO_B0.format(threshold=b0_threshold, lowest=gradients.bvals.min()))
-    inside = np.ones(data.shape[:3], bool) if mask is None else read_image(mask)[0] > 0.5
+    inside = np.ones(data.shape[:3], bool) if mask is None else read_volume(mask)[0] > 0.5
     return Scan(data, image.affine, gradients, inside), image
 
 

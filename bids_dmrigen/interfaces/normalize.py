@@ -43,20 +43,20 @@ class Brain:
 def load_template(found: Template | None = None) -> Brain:
     """Return a template from its files, or the embedded one, on a grid of 2 mm."""
     from .ants_tools import from_ants, to_ants
-    from .io import read_image
+    from .io import read_volume
     from .templates import EMBEDDED_NAME, embedded_mni
 
     if found is None:
         arrays, affine = embedded_mni(int(WORKING_MM))
         return Brain(EMBEDDED_NAME, arrays["t1w"], arrays["brain"], affine, arrays["white"])
-    t1w, image = read_image(found.t1w)
+    t1w, image = read_volume(found.t1w)
     grid = _coarse(to_ants(t1w, image.affine))
     values, affine = from_ants(grid)
 
     def on_grid(path: Path) -> np.ndarray:
         from .ants_tools import warp
 
-        data, source = read_image(path)
+        data, source = read_volume(path)
         return warp(to_ants(data, source.affine), grid, ()).numpy()
 
     mask = on_grid(found.mask) > 0.5
@@ -379,10 +379,10 @@ class Normalize(SimpleInterface):
 
     def _through_t1w(self, b0, mask, image, template: Brain, folder: Path) -> tuple[Path, Path]:
         from .ants_tools import from_ants, to_ants, warp, write_matrix
-        from .io import read_image, write_image
+        from .io import read_volume, write_image
 
         seed = self.inputs.random_seed
-        t1w, t1w_image = read_image(self.inputs.in_t1w)
+        t1w, t1w_image = read_volume(self.inputs.in_t1w)
         brain = t1w_brain(t1w, t1w_image.affine, template, folder / "extract", seed)
         to_scan = register_to_t1w(b0, image.affine, mask, t1w * brain, t1w_image.affine, seed)
         self._results["out_to_t1w"] = str(write_matrix(folder / "to_t1w.mat", to_scan))

@@ -14,6 +14,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from ..bids.sidecars import kept_volumes
 from ..dwi.gradients import GradientTable
 from ..dwi.series import Scan
 from .io import read_gradients, read_image, read_scan
@@ -167,7 +168,7 @@ class RunData:
         if self.has("generated_record"):
             record = json.loads(Path(i.generated_record[k]).read_text()).get("GenerativeModel", {})
         made = np.ones(data.shape[3], bool)
-        made[list(record.get("AcquiredVolumes", []))] = False
+        made[kept_volumes(record)] = False
         return data, gradients, made, record
 
     def left_out(self, method: str) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -21,11 +22,12 @@ from nipype.interfaces.base import (
 from ..bids.names import sidecar_path
 from .io import write_atomically
 
+WRITTEN = "written.json"  # in the sink's working folder: path -> size and time of last change
 NO_SPACE = "{path}: no space left in the output folder; free some and call again, finished steps are kept"
 
 
-def store(source: Path, target: Path, sidecar: dict | None) -> None:
-    """Copy a result to its place, atomically; images are compressed and must be finite.
+def store(source: Path, target: Path, sidecar: dict | None) -> list[Path]:
+    """Copy a result to its place, atomically; images are compressed and must be finite. Return what was written.
 
     Raises
     ------
@@ -45,11 +47,32 @@ def store(source: Path, target: Path, sidecar: dict | None) -> None:
             write_atomically(target, lambda part: shutil.copyfile(source, part))
         if sidecar is not None:
             text = json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n"
-            write_atomically(sidecar_path(target), lambda part: Path(part).write_text(text))
+            return [target, write_atomically(sidecar_path(target), lambda part: Path(part).write_text(text))]
+        return [target]
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(error.errno, NO_SPACE.format(path=target)) from error
         raise
+
+
+def remember(folder: Path, written: list[Path]) -> list[str]:
+    """Note in a sink's working folder what it wrote, for `intact`; return the paths."""
+    text = json.dumps({str(path): _state(path) for path in written})
+    write_atomically(folder / WRITTEN, lambda part: Path(part).write_text(text))
+    return [str(path) for path in written]
+
+
+def intact(folder: Path) -> bool:
+    """Return whether all that a sink wrote is still there as it wrote it: another call may have put its own there."""
+    try:
+        return all(_state(path) == state for path, state in json.loads((folder / WRITTEN).read_text()).items())
+    except FileNotFoundError:
+        return False
+
+
+def _state(path: str | Path) -> list[int]:
+    found = os.stat(path)
+    return [found.st_size, found.st_mtime_ns]
 
 
 class _SinkInput(BaseInterfaceInputSpec):
@@ -75,9 +98,8 @@ class Sink(SimpleInterface):
         record = json.loads(Path(i.in_record).read_text()) if isdefined(i.in_record) else {}
         out_dir, written = Path(i.out_dir), []
         for source, target, sidecar in zip(i.in_files, i.targets, i.sidecars, strict=True):
-            store(Path(source), out_dir / target, {**sidecar, **record} if sidecar else None)
-            written.append(str(out_dir / target))
-        self._results["out_files"] = written
+            written += store(Path(source), out_dir / target, {**sidecar, **record} if sidecar else None)
+        self._results["out_files"] = remember(Path(runtime.cwd), written)
         return runtime
 
 
@@ -105,7 +127,6 @@ class FigureSink(SimpleInterface):
         for key, source in i.figures:
             extension = Path(source).suffix.lstrip(".")
             target = Path(i.out_dir) / figure_path(i.entities, key, extension)
-            store(Path(source), target, None)
-            written.append(str(target))
-        self._results["out_files"] = written
+            written += store(Path(source), target, None)
+        self._results["out_files"] = remember(Path(runtime.cwd), written)
         return runtime

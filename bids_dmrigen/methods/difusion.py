@@ -180,9 +180,10 @@ def _checkpoint(scan: Scan, request: Request) -> Path | None:
     digest = hashlib.blake2b(digest_size=8)
     for array in (scan.data, scan.mask, scan.gradients.bvals, scan.gradients.bvecs):
         digest.update(np.ascontiguousarray(array).data)
-    settings = (request.size, request.seed, request.subject, request.run, request.precision, request.options)
-    settings += (request.weights,)
-    digest.update(repr(settings).encode())
+    # What "auto" came to, not that it was asked for: other hardware starts anew.
+    precision = resolve_precision(request.precision, request.device)
+    settings = (request.size, request.seed, request.subject, request.run, request.options, request.weights)
+    digest.update(repr((*settings, precision, request.device.type)).encode())
     path = Path(request.checkpoint)
     return path.with_name(f"{path.stem}-{digest.hexdigest()}.safetensors")
 
@@ -308,11 +309,13 @@ class _Work:
             return total / float(held_out["weight"].sum())
 
         options, tell = self.request.options, self.request.progress
+        steps = int(options.get("training_steps", STEPS))
         plan = Plan(
-            steps=int(options.get("training_steps", STEPS)),
+            steps=steps,
             minutes=self.request.minutes,
             learning_rate=float(options.get("learning_rate", self.learning_rate)),
             precision=self.precision,
+            save_every=min(Plan.save_every, max(1, steps // 8)),  # a short training goes on where it was cut off, too
         )
         progress = None if tell is None else lambda done, total, left: tell("training", done, total)
         return train(net, batch, _loss, score, plan, checkpoint, progress=progress)

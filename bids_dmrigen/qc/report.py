@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bids import names
+from ..bids.sidecars import kept_volumes
 from .pages import DATA
 
 RECORD = "record"  # key of a run's record among the figures
@@ -61,12 +62,15 @@ class RunRecord:
         Sentences.
     error
         None where the run is complete.
+    methods
+        Paragraphs of the methods text, with [key; key] where a reference belongs; none where nothing was done.
     """
 
     entities: Mapping[str, str]
     steps: Mapping[str, tuple[bool, str]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     error: RunError | None = None
+    methods: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -146,6 +150,12 @@ def find_records(out_dir: Path, subject: str, session: str | None = None) -> lis
     return [read_record(out_dir, runs[name]) for name in sorted(runs)]
 
 
+def all_records(out_dir: Path) -> list[RunRecord]:
+    """Return the record of every run of the dataset that has one on disk."""
+    kept = out_dir.glob(f"sub-*/**/figures/*_{names.FIGURE.format(figure=RECORD, extension='json')}")
+    return [read_record(out_dir, entities_of(path.name)) for path in sorted(kept)]
+
+
 def record_path(entities: Mapping[str, str]) -> Path:
     """Return the path of a run's record relative to the derivative dataset: `RunRecord` as JSON."""
     return names.figure_path(entities, RECORD, "json")
@@ -165,6 +175,7 @@ def read_record(out_dir: Path, entities: Mapping[str, str]) -> RunRecord:
         {step: tuple(outcome) for step, outcome in told.get("steps", {}).items()},
         tuple(told.get("warnings", ())),
         RunError(**told["error"]) if told.get("error") else None,
+        tuple(told.get("methods", ())),
     )
 
 
@@ -274,8 +285,10 @@ def _acquired(metrics: Mapping[str, dict]) -> str:
 
 
 def _generated(record: Mapping[str, Any]) -> str:
-    made, kept = len(record.get("GeneratedVolumes", [])), len(record.get("AcquiredVolumes", []))
+    made, kept = len(record.get("GeneratedVolumes", [])), len(kept_volumes(record))
     kept_text = f"{kept} acquired volume{'s' * (kept != 1)} kept unchanged"
+    if "Input" in record:
+        kept_text = f"{kept} kept as {_e(record['Input']['Method'])} made {'it' if kept == 1 else 'them'}"
     return f'{made} <span class="synthetic">synthetic</span> volumes or maps, {kept_text}'
 
 

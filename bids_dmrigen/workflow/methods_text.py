@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..methods.base import Citation
+from ..qc.report import RunRecord
 from .plan import RunPlan
 from .settings import Settings
 
@@ -59,6 +60,11 @@ REFERENCES = {
     )
 }  # fmt: skip
 
+MADE_WITH = (
+    f"Results were made with bids_dmrigen {__version__}, a BIDS App built on Nipype [nipype], PyBIDS [pybids], "
+    "DIPY [dipy] and ANTs [ants]."
+)
+NOTHING_DONE = "No run could be processed."
 # step -> sentence; the keys in brackets are references
 SENTENCES = {
     "denoise": {
@@ -96,12 +102,9 @@ def paragraphs(settings: Settings, plans: Sequence[RunPlan]) -> list[str]:
     def some(step: str) -> bool:
         return any(plan.does(step) for plan in sound)
 
-    text = [
-        f"Results were made with bids_dmrigen {__version__}, a BIDS App built on Nipype [nipype], PyBIDS [pybids], "
-        "DIPY [dipy] and ANTs [ants]."
-    ]
+    text = [MADE_WITH]
     if not sound:
-        return [*text, "No run could be processed."]
+        return [*text, NOTHING_DONE]
     steps = []
     # What suits a run depends on the methods that can work on it.
     denoisers = dict.fromkeys(plan.settings.denoiser for plan in sound if plan.does("denoise"))
@@ -154,8 +157,19 @@ def citations(text: Sequence[str]) -> list[Citation]:
     return [known[key] for key in dict.fromkeys(keys) if key in known]
 
 
-def as_markdown(settings: Settings, plans: Sequence[RunPlan]) -> str:
-    """Return the methods text with its references, as Markdown."""
-    text = paragraphs(settings, plans)
+def of_runs(records: Sequence[RunRecord]) -> list[str]:
+    """Return the methods text of runs from their records, whichever call made them; those done alike share one."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for record in records:
+        if record.methods:
+            alike.setdefault(record.methods, []).append(record.name)
+    text = []
+    for told, runs in alike.items():
+        text += [f"Of {', '.join(runs)}:", *told] if len(alike) > 1 else told
+    return text or [MADE_WITH, NOTHING_DONE]
+
+
+def as_markdown(text: Sequence[str]) -> str:
+    """Return a methods text with its references, as Markdown."""
     references = "\n".join(f"- [{c.key}] {c.text}" for c in citations(text))
     return "\n\n".join(text) + "\n\n### References\n\n" + references + "\n"

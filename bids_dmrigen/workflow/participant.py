@@ -6,7 +6,6 @@ import gc
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 import tomllib
@@ -14,15 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..bids.names import figure_path
 from ..bids.sidecars import bids_uri, image_sidecar, versions
 from ..methods import REGISTRY
 from ..qc.report import RunError
+from .failures import find_failures, owner, without_failed
 from .plan import Output, RunPlan
 from .settings import Settings, SettingsError
-
-RUN_NODE = re.compile(r"^Node: participant\.(?P<run>run_\w+)\.(?P<node>[\w.]+)", re.MULTILINE)
-LAST_ERROR = re.compile(r"^\s*(?P<kind>[\w.]*(?:Error|Exception|BrokenProcessPool)): (?P<text>.+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,6 @@ def execute(
         Processors and memory.
     """
     from nipype import config, logging
-    from nipype.pipeline import engine as pe
 
     logs = settings.out_dir / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     config.update_config({
@@ -76,24 +71,47 @@ def execute(
     })  # fmt: skip
     logging.update_logging(config)
 
-    base = cache_folder(settings)
-    wf = pe.Workflow(name="participant", base_dir=str(base))
+    sound = [plan for plan in plans if not plan.fault]
+    _forget_lost(sound, cache_folder(settings))
+    sound = _run(sound, settings, template, links, resources, logs)
+    built = {plan.run.name: plan for plan in sound}
+    plans = [built.get(plan.run.name, plan) for plan in plans]
+    sound = [plan for plan in sound if not plan.fault]
+    failures = find_failures(logs, sound)
+    nodes = {plan.run.name: [f.node for f in failures if f.run == plan.run.name] for plan in sound}
+    rest = [smaller for plan in sound if (smaller := without_failed(plan, nodes[plan.run.name]))]
+    if rest and not settings.stop_on_first_crash:
+        print("figures and metrics of what did not fail", flush=True)
+        _run(rest, settings, template, links, resources, logs)
+        failures = find_failures(logs, sound)
+    _keep_traces(logs, plans)
+    first = {failure.run: failure.error for failure in reversed(failures)}
+    return {**unfinished(plans, settings.out_dir), **first}
+
+
+def _run(plans: Sequence[RunPlan], settings, template: str, links, resources: Resources, logs: Path) -> list[RunPlan]:
+    """Execute the graphs of some runs together; each node that fails leaves a crash file among the logs.
+
+    Returns the plans, with a fault where a graph could not be built.
+    """
+    from nipype.pipeline import engine as pe
+
+    wf = pe.Workflow(name="participant", base_dir=str(cache_folder(settings)))
     plans = [_add_run(wf, plan, template=template, links=links, threads=resources.threads) for plan in plans]
     sound = [plan for plan in plans if not plan.fault]
-    _forget_lost(sound, base)
-    if sound:
-        plugin, arguments = _plugin(settings, resources, _weights(wf, sound))
-        gc.freeze()  # MultiProc collects garbage in every round: let it pass over all that is here to stay
-        try:
-            wf.run(plugin=plugin, plugin_args=arguments)
-        except RuntimeError as error:
-            # Nipype raises after the other nodes have run; each failed node left a crash file to read below.
-            if not logs.is_dir():
-                raise RuntimeError(f"the workflow could not start: {error}") from error
-        finally:
-            gc.unfreeze()
-    _keep_traces(logs, plans)
-    return {**unfinished(plans, settings.out_dir), **_crashes(logs, plans)}
+    if not sound:
+        return plans
+    plugin, arguments = _plugin(settings, resources, _weights(wf, sound))
+    gc.freeze()  # MultiProc collects garbage in every round: let it pass over all that is here to stay
+    try:
+        wf.run(plugin=plugin, plugin_args=arguments)
+    except RuntimeError as error:
+        # Nipype raises after the other nodes have run.
+        if not logs.is_dir():
+            raise RuntimeError(f"the workflow could not start: {error}") from error
+    finally:
+        gc.unfreeze()
+    return plans
 
 
 def _add_run(wf, plan: RunPlan, **common) -> RunPlan:
@@ -126,17 +144,16 @@ def cache_folder(settings: Settings) -> Path:
 
 
 def _forget_lost(plans: Sequence[RunPlan], base: Path) -> None:
-    """Let results be stored again that are gone from the output folder: for Nipype their sinks are done."""
+    """Let results be stored again that are gone from the output folder, or are now another call's.
+
+    For Nipype their sinks are done: it looks at what went in, not at what became of it.
+    """
+    from ..interfaces.sink import intact
+
     for plan in plans:
-        out_dir = plan.settings.out_dir
-        folder = base / "participant" / plan.node_name
-        figures = out_dir / figure_path(plan.run.entities, "*")
-        if any(not (out_dir / output.path).is_file() for output in plan.outputs):
-            lost = [*folder.glob("sink_*")]
-        else:
-            lost = [] if any(figures.parent.glob(figures.name)) else [folder / "sink_figures"]
-        for sink in lost:
-            shutil.rmtree(sink, ignore_errors=True)
+        for sink in (base / "participant" / plan.node_name).glob("sink_*"):
+            if not intact(sink):
+                shutil.rmtree(sink, ignore_errors=True)
 
 
 def unfinished(plans: Sequence[RunPlan], out_dir: Path) -> dict[str, RunError]:
@@ -190,7 +207,7 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
     if plan.does("denoise") and plan.settings.denoiser in REGISTRY:  # what a method denoised was not measured so
         records["preproc"] = pre["denoise_record"]
     for method in plan.settings.methods:
-        series[method], spread, node = _add_method(wf, plan, method, pre, threads)
+        series[method], spread, node = _add_method(wf, plan, method, pre, threads, records.get("preproc"))
         records[method], ports[("left_out", method)] = (node, "out_sidecar"), (node, "out_left_out")
         for keys, found in (("generated", series[method]), ("spread", spread)):
             for suffix, port in zip(("", "_bval", "_bvec"), found, strict=True):
@@ -217,8 +234,11 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
     return wf
 
 
-def _add_method(wf, plan: RunPlan, method: str, pre: Mapping, threads: int):
-    """Add a method's node; return the ports of its series and of the spread of its samples, and the node."""
+def _add_method(wf, plan: RunPlan, method: str, pre: Mapping, threads: int, record):
+    """Add a method's node; return the ports of its series and of the spread of its samples, and the node.
+
+    `record` is the port that tells how a method denoised the series, or None.
+    """
     from ..methods import load
     from .generate import generate_node
     from .preprocess import init_replay_wf
@@ -227,6 +247,8 @@ def _add_method(wf, plan: RunPlan, method: str, pre: Mapping, threads: int):
     parts = ("file", "bval", "bvec")
     if not load(method).spec.on_acquired:
         _connect_series(wf, [pre[f"out_{part}"] for part in parts], pre["mask"], node)
+        if record:
+            wf.connect(*record, node, "in_record")
         return [(node, f"out_{p}") for p in parts], [(node, f"out_{p}") for p in ("std", "bval", "bvec")], node
     _connect_series(wf, [pre[f"raw_{part}"] for part in parts], pre["raw_mask"], node)
     found = []
@@ -279,16 +301,8 @@ def _groups(outputs: Sequence[Output]) -> dict[str, list[Output]]:
     """Sort outputs by what made them: one sink each, so that a failing step loses nothing but its own."""
     groups: dict[str, list[Output]] = {}
     for output in outputs:
-        owner = output.fields.get("source") or output.fields.get("method") or OWNERS.get(output.key, "preproc")
-        groups.setdefault(owner, []).append(output)
+        groups.setdefault(owner(output), []).append(output)
     return groups
-
-
-OWNERS = {
-    **dict.fromkeys(("preproc", "preproc_bval", "preproc_bvec"), "series"),
-    **dict.fromkeys(("to_t1w", "from_t1w", "to_template", "from_template"), "normalize"),
-    "metrics": "metrics",
-}
 
 
 def _add_sink(wf, plan: RunPlan, group: str, outputs, ports, record, links) -> None:
@@ -377,18 +391,3 @@ def _weights(wf, plans: Sequence[RunPlan]) -> dict[str, tuple[str, str, float]]:
         # Ten million float32 values are 0.04 GB.
         weights[f"participant.{name}"] = (plan.run.name, title, seconds * plan.volume_gb / 0.04)
     return weights
-
-
-def _crashes(logs: Path, plans: Sequence[RunPlan]) -> dict[str, RunError]:
-    """Return one error per crashed run: the message of the first node that failed."""
-    by_node = {plan.node_name: plan.run.name for plan in plans}
-    errors = {}
-    for log in sorted(logs.glob("crash-*.txt"), key=lambda p: p.stat().st_mtime):
-        text = log.read_text(errors="replace")
-        node = RUN_NODE.search(text)
-        if not node or node["run"] not in by_node:
-            continue
-        found = LAST_ERROR.findall(text)
-        message = found[-1][1] if found else text.strip().splitlines()[-1]
-        errors.setdefault(by_node[node["run"]], RunError(node["node"].split(".")[-1], message, str(log)))
-    return errors

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -133,20 +135,18 @@ def _merged(wf, listed: dict[str, list]) -> dict:
     return nodes
 
 
-def write_dataset_files(settings: Settings, plans: Sequence[RunPlan], links: Mapping[str, Path]) -> None:
+def write_dataset_files(settings: Settings, links: Mapping[str, Path]) -> None:
     """Write what makes the output folder a derivative dataset; safe when two calls do it at once."""
     from ..interfaces.io import write_atomically
-    from . import methods_text
 
     description = json.dumps(sidecars.dataset_description(settings.bids_dir, links), indent=2) + "\n"
-    text = methods_text.paragraphs(settings, plans)
+    call = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     contents = {
         "dataset_description.json": description,
         "README": README,
         ".bidsignore": "\n".join(names.BIDSIGNORE) + "\n",
-        "logs/CITATION.md": methods_text.as_markdown(settings, plans),
-        "logs/CITATION.bib": "\n".join(citation.bibtex for citation in methods_text.citations(text)),
         "logs/settings.toml": settings.to_toml(),
+        f"logs/settings-{call}.toml": settings.to_toml(),
     }
     for name, content in contents.items():
         write_atomically(settings.out_dir / name, lambda part, content=content: Path(part).write_text(content))
@@ -160,7 +160,8 @@ def write_reports(
     A report that cannot be built does not stop the others: results come first.
     """
     from ..methods import load
-    from ..qc.report import subject_report
+    from ..qc.report import find_records, subject_report
+    from . import methods_text
 
     groups: dict[tuple[str, str | None], list[RunPlan]] = {}
     for plan in plans:
@@ -173,7 +174,7 @@ def write_reports(
         try:
             for plan in own:
                 _write_record(plan, errors.get(plan.run.name))
-            methods = _methods(settings, own)
+            methods = methods_text.as_markdown(methods_text.of_runs(find_records(settings.out_dir, subject, session)))
             page = subject_report(settings.out_dir, subject, session, methods, titles, sidecars.versions())
         except Exception as error:
             if not isinstance(error, (ReportError, OSError)):  # those say all there is to say
@@ -181,15 +182,23 @@ def write_reports(
             missing.append(f"report of {name}: {type(error).__name__}: {error}")
         else:
             pages.append(page)
+    try:
+        _write_citations(settings.out_dir)
+    except (ReportError, OSError) as error:
+        missing.append(f"logs/CITATION.md: {error}")
     return pages, missing
 
 
-def _methods(settings: Settings, plans: Sequence[RunPlan]) -> str:
-    """Return the methods text of some runs as Markdown; the report may hold more runs, of earlier calls."""
+def _write_citations(out_dir: Path) -> None:
+    """Write the methods text and the references of all runs of the dataset, also of those of other calls."""
+    from ..interfaces.io import write_atomically
+    from ..qc.report import all_records
     from . import methods_text
 
-    runs = ", ".join(plan.run.name for plan in plans)
-    return f"Of {runs}, by the latest call:\n\n{methods_text.as_markdown(settings, plans)}"
+    text = methods_text.of_runs(all_records(out_dir))
+    bibtex = "\n".join(citation.bibtex for citation in methods_text.citations(text))
+    for name, content in (("CITATION.md", methods_text.as_markdown(text)), ("CITATION.bib", bibtex)):
+        write_atomically(out_dir / "logs" / name, lambda part, content=content: Path(part).write_text(content))
 
 
 def _write_record(plan: RunPlan, error: RunError | None) -> None:
@@ -197,19 +206,26 @@ def _write_record(plan: RunPlan, error: RunError | None) -> None:
     from ..interfaces.io import write_atomically
 
     out_dir = plan.settings.out_dir
-    if plan.settings.reports_only and error and error.step == "outputs":
-        # Nothing was run, so that all that is known now is which files are missing; why is in the record.
-        error = read_record(out_dir, plan.run.entities).error or error
-    text = json.dumps(asdict(_record(plan, error)), indent=2, ensure_ascii=False) + "\n"
+    record = _record(plan, error)
+    if plan.settings.reports_only:
+        # Nothing was run: what was done is in the record, and why it failed; only what is missing is known now.
+        known = read_record(out_dir, plan.run.entities)
+        record = replace(record, methods=known.methods or record.methods)
+        if error and error.step == "outputs":
+            record = replace(record, error=known.error or error)
+    text = json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n"
     path = out_dir / record_path(plan.run.entities)
     write_atomically(path, lambda part: Path(part).write_text(text, encoding="utf-8"))
 
 
 def _record(plan: RunPlan, error: RunError | None) -> RunRecord:
+    from .methods_text import paragraphs
+
     steps = {name: (step.active, step.reason) for name, step in (plan.steps or {}).items()}
     sidecar = plan.settings.out_dir / names.sidecar_path(names.output_path(plan.run.entities, "preproc"))
     told = json.loads(sidecar.read_text()) if sidecar.is_file() else {}
     if "denoise" in steps and told.get("Noise"):
         steps["denoise"] = (steps["denoise"][0], f"{steps['denoise'][1]}. {told['Noise']}")
     warnings = (*plan.warnings, *told.get("Warnings", ()))
-    return replace(RunRecord(plan.run.entities), steps=steps, warnings=warnings, error=error)
+    methods = () if plan.fault else tuple(paragraphs(plan.settings, [plan]))
+    return RunRecord(plan.run.entities, steps, warnings, error, methods)

@@ -150,12 +150,13 @@ def test_metrics_need_only_the_series_and_its_mask(inputs, tmp_path, monkeypatch
     assert not {"b0_snr", "mean_fd", "registration_dice"} & set(entries)
 
 
-def test_residual_pairs_volumes_by_direction_and_leaves_acquired_ones_out(inputs, tmp_path):
+@pytest.mark.parametrize("kept", ["AcquiredVolumes", "InputVolumes"])  # the latter where a method made the input
+def test_residual_pairs_volumes_by_direction_and_leaves_kept_ones_out(inputs, tmp_path, kept):
     table, order = tiny_gradients(), np.r_[0, 1, np.arange(13, 1, -1)]
     data = tiny_series(table, noise=NOISE)
     stem = str(write_run(tmp_path, "made", 0.9 * data[..., order], table[order], AFFINE)).removesuffix(".nii.gz")
     record = tmp_path / "record.json"
-    record.write_text(json.dumps({"GenerativeModel": {"AcquiredVolumes": [0, 1, 2, 3]}}))
+    record.write_text(json.dumps({"GenerativeModel": {kept: [0, 1, 2, 3]}}))
     made = {
         "generated": [f"{stem}.nii.gz"],
         "generated_bval": [f"{stem}.bval"],

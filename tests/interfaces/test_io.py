@@ -14,6 +14,7 @@ from bids_dmrigen.interfaces.io import (
     read_gradients,
     read_image,
     read_scan,
+    read_volume,
     write_atomically,
     write_gradients,
     write_image,
@@ -153,6 +154,35 @@ def test_round_trip_keeps_geometry_and_values(run, tmp_path):
     np.testing.assert_allclose(back.affine, like.affine, atol=1e-5)
     assert back.header.get_zooms()[3] == pytest.approx(8.5)
     assert back.header.get_xyzt_units() == ("mm", "sec")
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 7), (5, 6, 7, 3)])
+def test_a_qform_of_its_own_is_kept(tmp_path, shape):
+    like = nib.Nifti1Image(np.zeros((5, 6, 7, 3), np.int16), np.eye(4))
+    like.set_sform(np.diag([2.0, 2, 2, 1]), code=4)
+    like.set_qform(np.diag([-2.5, 2.5, 3, 1]), code=1)
+    nib.save(like, tmp_path / "like.nii")
+    like = nib.load(tmp_path / "like.nii")
+    back = nib.load(write_image(tmp_path / "out.nii", np.zeros(shape), like))
+    for get in ("get_sform", "get_qform"):
+        expected, found = (getattr(image, get)(coded=True) for image in (like, back))
+        np.testing.assert_allclose(found[0], expected[0], err_msg=get)
+        assert found[1] == expected[1], get
+
+
+def test_complex_images_are_refused(tmp_path):
+    nib.save(nib.Nifti1Image(np.ones((2, 2, 2), np.complex64), np.eye(4)), tmp_path / "x.nii")
+    with pytest.raises(ScanError, match=r"x\.nii: expected one real number per voxel, found complex64"):
+        read_image(tmp_path / "x.nii")
+
+
+def test_a_volume_may_have_axes_of_one(tmp_path):
+    for shape in ((2, 3, 4), (2, 3, 4, 1), (2, 3, 4, 1, 1)):
+        nib.save(nib.Nifti1Image(np.ones(shape, np.float32), np.eye(4)), tmp_path / "x.nii")
+        assert read_volume(tmp_path / "x.nii")[0].shape == (2, 3, 4)
+    nib.save(nib.Nifti1Image(np.ones((2, 3, 4, 2), np.float32), np.eye(4)), tmp_path / "x.nii")
+    with pytest.raises(ScanError, match="expected a single volume"):
+        read_volume(tmp_path / "x.nii")
 
 
 def test_gradients_round_trip(tmp_path):

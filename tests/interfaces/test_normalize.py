@@ -88,7 +88,7 @@ def test_normalize_both_ways(scan, template, tmp_path, monkeypatch, with_t1w):
         small = ndimage.zoom(template.t1w, 0.5, order=1, grid_mode=True, mode="nearest")
         coarse = grid @ np.diag([2, 2, 2, 1.0])
         coarse[:3, 3] += grid[:3, :3] @ [0.5, 0.5, 0.5]
-        nib.save(nib.Nifti1Image(small, coarse), tmp_path / "t1w.nii")
+        nib.save(nib.Nifti1Image(small[..., None], coarse), tmp_path / "t1w.nii")  # some converters add an axis
         arguments["in_t1w"] = tmp_path / "t1w.nii"
     outputs = Normalize(**arguments).run(cwd=tmp_path).outputs
     with open(outputs.out_report) as stream:

@@ -10,7 +10,7 @@ from bids_dmrigen.diffusion.processes import rev_warmup70
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan, ScanError
 from bids_dmrigen.dwi.stack import slice_stack
-from bids_dmrigen.methods import REGISTRY, load
+from bids_dmrigen.methods import REGISTRY, difusion, load
 from bids_dmrigen.methods.base import Request
 from bids_dmrigen.methods.difusion import DiFusion, _Extended, _Published, direction_contrast
 
@@ -127,6 +127,18 @@ def test_a_checkpoint_is_only_used_for_the_same_training(scan, made, tmp_path):
     other = replace(scan, data=scan.data[::-1].copy(), mask=scan.mask[::-1].copy())
     DiFusion().generate(None, other, request)
     assert len(list(tmp_path.iterdir())) == len(kept) + 1
+
+
+def test_other_hardware_starts_the_training_anew(scan, tmp_path, monkeypatch):
+    request = replace(QUICK, checkpoint=tmp_path / "training", precision="auto")
+    for resolved in ("fp32", "bf16"):  # what "auto" comes to on one machine and on another
+        monkeypatch.setattr(difusion, "resolve_precision", lambda *_, resolved=resolved: resolved)
+        assert DiFusion().generate(None, scan, request).record["Precision"] == resolved
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert len(kept) == 2
+    monkeypatch.undo()
+    elsewhere = difusion._checkpoint(scan, replace(request, device=torch.device("cuda"), precision="fp32"))
+    assert elsewhere.name not in kept
 
 
 def test_samples_give_a_spread(scan):

@@ -55,6 +55,14 @@ def _section(page: str, name: str) -> str:
     return re.search(rf'<section id="{name}">(.*?)</section>', page, re.DOTALL).group(1)
 
 
+def test_volumes_are_only_called_acquired_where_they_were():
+    assert "1 acquired volume kept unchanged" in report.provenance_html(MODEL)
+    kept = {"InputVolumes": [0, 1], "Input": {"Method": "Di-Fusion"}, "GeneratedVolumes": [2]}
+    text = report.provenance_html(kept)
+    assert "2 kept as Di-Fusion made them" in text
+    assert "acquired volume" not in text
+
+
 def test_report_from_files_alone(derivatives):
     methods = "# Methods\n\nData were **processed** with `ants`.\n\n- Wu 2025\n- Basser 1994\n"
     path = report.subject_report(derivatives, "01", methods=methods)

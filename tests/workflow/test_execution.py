@@ -220,3 +220,37 @@ def test_deterministic_results_have_a_cache_of_their_own(tmp_path):
 
     assert cache_folder(settings()) != cache_folder(settings(deterministic=True))
     assert cache_folder(settings()) == cache_folder(settings(seed=3))
+
+
+def test_results_that_another_call_overwrote_are_stored_again(tmp_path):
+    from bids_dmrigen.interfaces.sink import FigureSink, Sink
+    from bids_dmrigen.workflow.participant import _forget_lost
+    from bids_dmrigen.workflow.plan import plan_run
+
+    from .test_plan import make_run, settings
+
+    plan = plan_run(make_run(tmp_path), settings(), "TPL")
+    folder = tmp_path / "work/participant" / plan.node_name
+    results = {name: tmp_path / f"made.{name}" for name in ("tsv", "json", "svg")}
+    for path in results.values():
+        path.write_text("made by one call")
+    out = {"out_dir": str(tmp_path / "out")}
+    sinks = {
+        "sink_preproc": Sink(**out, in_files=[results["tsv"]], targets=["x.tsv"], sidecars=[{"Description": "x"}]),
+        "sink_metrics": Sink(**out, in_files=[results["json"]], targets=["m.json"], sidecars=[{}]),
+        "sink_figures": FigureSink(**out, figures=[("fa", str(results["svg"]))], entities={"subject": "1"}),
+    }
+
+    def kept_after(change) -> set[str]:
+        for name, sink in sinks.items():
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            sink.run(cwd=str(folder / name))
+        change()
+        _forget_lost([plan], tmp_path / "work")
+        return {path.name for path in folder.iterdir()}
+
+    figure = tmp_path / "out/sub-1/figures/sub-1_desc-fa_dwi.svg"
+    assert kept_after(lambda: None) == set(sinks)
+    assert kept_after((tmp_path / "out/x.json").unlink) == set(sinks) - {"sink_preproc"}
+    assert kept_after(lambda: (tmp_path / "out/m.json").write_text("by another")) == set(sinks) - {"sink_metrics"}
+    assert kept_after(lambda: os.utime(figure, (1, 1))) == set(sinks) - {"sink_figures"}

@@ -1,11 +1,12 @@
 """Reports of several calls into one folder, and the methods text of what was done."""
 
+import os
 from dataclasses import replace
 
 import pytest
 
 from bids_dmrigen.bids.query import Run
-from bids_dmrigen.qc.report import RunError, read_record
+from bids_dmrigen.qc.report import RunError, read_record, record_path
 from bids_dmrigen.workflow import methods_text
 from bids_dmrigen.workflow.plan import plan_run
 from bids_dmrigen.workflow.report import write_dataset_files, write_reports
@@ -18,14 +19,14 @@ def faulty(tmp_path, subject: str, run: str):
     return Run({"subject": subject, "run": run}, tmp_path / "in.nii", None, None, fault="no b-values; give them")
 
 
-def call(out_dir, runs, errors=None, **changes) -> str:
+def call(out_dir, runs, errors=None, expected_missing=(), **changes) -> str:
     """Do as one call of the app does at its end; return the page that it wrote last."""
     one = Settings(bids_dir=out_dir / "in", out_dir=out_dir, analysis_level="participant", **changes)
     plans = [plan_run(run, one, "TPL") for run in runs]
-    write_dataset_files(one, plans, {})
+    write_dataset_files(one, {})
     pages, missing = write_reports(one, plans, errors or {})
-    assert not missing
-    return pages[-1].read_text(encoding="utf-8")
+    assert [what.split(":")[0] for what in missing] == list(expected_missing)
+    return pages[-1].read_text(encoding="utf-8") if pages else ""
 
 
 def test_a_later_call_does_not_forget_the_runs_of_an_earlier_one(tmp_path):
@@ -72,19 +73,58 @@ def test_a_report_that_cannot_be_written_is_told_and_the_others_are_written(tmp_
     assert "Ended: 2 of 2 runs complete" in said.out
 
 
-def test_each_report_has_the_methods_of_its_own_subject(tmp_path):
-    """Two calls into one folder: the dataset's own text is the latter's, the subject's report is its own."""
+def other_run(run):
+    return replace(run, entities={"subject": "2"})
+
+
+def test_methods_and_references_are_of_all_runs_of_the_dataset(tmp_path):
     run = make_run(tmp_path, metadata={"PhaseEncodingDirection": "j"})
     page = call(tmp_path, [run])
+    citation, references = tmp_path / "logs/CITATION.md", tmp_path / "logs/CITATION.bib"
     assert "Marchenko-Pastur" in page
-    assert "Of sub-1, by the latest call" in page
-    other = call(tmp_path, [faulty(tmp_path, "2", "1")])
-    assert "Marchenko-Pastur" not in other
-    assert "No run could be processed." in other
+    assert "Of sub-1" not in citation.read_text()
+    page = call(tmp_path, [other_run(run)], denoise="patch2self", methods=("difusion",))
+    assert "Patch2Self" in page
+    assert "Marchenko-Pastur" not in page
+    one, other = citation.read_text().split("Of sub-2:")
+    assert "Of sub-1:" in one
+    assert "Marchenko-Pastur" in one
+    assert "Patch2Self" in other
+    for key in ("mppca", "patch2self", "wu2025difusion"):
+        assert references.read_text().count(f"{{{key},") == 1
+    call(tmp_path, [other_run(run)])  # and now as the other one: they share one text
+    assert citation.read_text().count("Marchenko-Pastur") == 1
+    assert "patch2self" not in references.read_text()
+
+
+def test_reports_only_keeps_what_was_done(tmp_path):
+    run = make_run(tmp_path)
+    call(tmp_path, [run], denoise="patch2self")
+    assert "Patch2Self" in call(tmp_path, [run], reports_only=True)
+    assert "Marchenko-Pastur" not in (tmp_path / "logs/CITATION.md").read_text()
+
+
+def test_where_nothing_was_done_the_methods_say_so(tmp_path):
+    page = call(tmp_path, [faulty(tmp_path, "2", "1")])
+    assert "No run could be processed." in page
     assert "No run could be processed." in (tmp_path / "logs/CITATION.md").read_text()
-    both = [faulty(tmp_path, "2", "1"), run]
-    assert "Marchenko-Pastur" in call(tmp_path, both)
-    assert "Marchenko-Pastur" not in (tmp_path / "sub-2.html").read_text()
+
+
+def test_a_record_that_cannot_be_read_costs_no_report(tmp_path):
+    run = make_run(tmp_path)
+    call(tmp_path, [run])
+    (tmp_path / record_path(run.entities)).write_text("{")
+    assert "Marchenko-Pastur" in call(tmp_path, [other_run(run)], expected_missing=["logs/CITATION.md"])
+
+
+def test_the_settings_of_every_call_are_kept(tmp_path, monkeypatch):
+    for pid in (1, 2):
+        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+        call(tmp_path, [], seed=pid)
+    kept = {path.name.split("-")[-1]: path.read_text() for path in (tmp_path / "logs").glob("settings*.toml")}
+    assert kept.keys() == {"1.toml", "2.toml", "settings.toml"}
+    assert "seed = 1" in kept["1.toml"]
+    assert kept["2.toml"] == kept["settings.toml"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,80 @@
+"""What failed, as Nipype's crash files tell it, and what of a run can be done without it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..qc.report import RunError
+from .plan import Output, RunPlan, Step
+
+RUN_NODE = re.compile(r"^Node: participant\.(?P<run>run_\w+)\.(?P<node>[\w.]+)", re.MULTILINE)
+LAST_ERROR = re.compile(r"^\s*(?P<kind>[\w.]*(?:Error|Exception|BrokenProcessPool)): (?P<text>.+)", re.MULTILINE)
+OWNERS = {
+    **dict.fromkeys(("preproc", "preproc_bval", "preproc_bvec"), "series"),
+    **dict.fromkeys(("to_t1w", "from_t1w", "to_template", "from_template"), "normalize"),
+    "metrics": "metrics",
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A node that failed."""
+
+    run: str  # the run's name
+    node: str  # its path in the run's graph
+    error: RunError
+
+
+def find_failures(logs: Path, plans: Iterable[RunPlan]) -> list[Failure]:
+    """Return every node of these runs that left a crash file in a folder, the first to fail first."""
+    by_node = {plan.node_name: plan.run.name for plan in plans}
+    found = []
+    for log in sorted(logs.glob("crash-*.txt"), key=lambda p: p.stat().st_mtime):
+        text = log.read_text(errors="replace")
+        node = RUN_NODE.search(text)
+        if not node or node["run"] not in by_node:
+            continue
+        said = LAST_ERROR.findall(text)
+        message = said[-1][1] if said else text.strip().splitlines()[-1]
+        error = RunError(node["node"].split(".")[-1], message, str(log))
+        found.append(Failure(by_node[node["run"]], node["node"], error))
+    return found
+
+
+def owner(output: Output) -> str:
+    """Return what makes an output: a method, or a part of the graph."""
+    return output.fields.get("source") or output.fields.get("method") or OWNERS.get(output.key, "preproc")
+
+
+def without_failed(plan: RunPlan, nodes: Sequence[str]) -> RunPlan | None:
+    """Return the plan without the methods and the normalisation that failed; None where all hangs on a failed node.
+
+    Figures and metrics take the results of all, and Nipype runs nothing that comes after a failed node.
+
+    Parameters
+    ----------
+    plan
+        Of the run.
+    nodes
+        The run's nodes that failed, by their paths.
+    """
+    failed = {_node_owner(node) for node in nodes}
+    if not failed or not failed <= {"normalize", *plan.settings.methods}:
+        return None
+    left = tuple(method for method in plan.settings.methods if method not in failed)
+    return replace(
+        plan,
+        # The denoiser is named, or it would follow from the methods that are left.
+        settings=replace(plan.settings, methods=left, denoise=plan.settings.denoiser),
+        steps={**plan.steps, **dict.fromkeys(failed, Step(False, "failed"))},
+        outputs=tuple(output for output in plan.outputs if owner(output) not in failed),
+    )
+
+
+def _node_owner(node: str) -> str:
+    """Return the method of one of its nodes, as in replay_difusion_file.gibbs; else the node's own name."""
+    kind, *rest = node.split(".")[0].split("_")
+    return rest[0] if rest and kind in ("generate", "replay", "maps") else node

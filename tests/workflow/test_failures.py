@@ -1,0 +1,50 @@
+"""What is left of a run where one of its methods, or the normalisation, failed."""
+
+from pathlib import Path
+
+import pytest
+
+from bids_dmrigen.qc.report import RunError
+from bids_dmrigen.workflow.failures import Failure, find_failures, without_failed
+from bids_dmrigen.workflow.plan import plan_run
+
+from .test_plan import make_run, promised, settings
+
+CRASH = "Node: participant.{run}.{node}\nWorking directory: /w\n\nTraceback:\n  ValueError: first\n{said}\n"
+
+
+@pytest.fixture
+def plan(tmp_path):
+    return plan_run(make_run(tmp_path), settings(methods=("difusion", "interp")), "TPL")
+
+
+def test_crash_files_are_read_in_order_of_time(plan, tmp_path):
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    for name, node, said in (("b", "preprocess.motion", "ScanError: too dark"), ("a", "maps_preproc", "KeyError: x")):
+        log = logs / f"crash-{name}.txt"
+        log.write_text(CRASH.format(run=plan.node_name, node=node, said=said))
+    Path(logs / "crash-c.txt").write_text(CRASH.format(run="run_of_another_call", node="x", said=""))
+    first, second = find_failures(logs, [plan])
+    assert first == Failure("sub-1", "preprocess.motion", RunError("motion", "too dark", str(logs / "crash-b.txt")))
+    assert (second.node, second.error.message) == ("maps_preproc", "x")
+
+
+@pytest.mark.parametrize("node", ["generate_difusion", "replay_difusion_file.gibbs", "maps_difusion"])
+def test_a_method_that_failed_is_left_out_and_nothing_else_changes(plan, node):
+    rest = without_failed(plan, [node])
+    assert rest.settings.methods == ("interp",)
+    assert rest.settings.denoiser == plan.settings.denoiser == "none"  # without Di-Fusion it would be MP-PCA
+    assert promised(rest) == {name for name in promised(plan) if "difusion" not in name}
+    assert rest.does("normalize")
+
+
+def test_without_the_normalisation_its_transforms_are_not_promised(plan):
+    rest = without_failed(plan, ["normalize", "generate_interp"])
+    assert not rest.does("normalize")
+    assert promised(rest) == {name for name in promised(plan) if "TPL" not in name and "interp" not in name}
+
+
+@pytest.mark.parametrize("nodes", [[], ["preprocess.motion"], ["maps_preproc"], ["normalize", "preprocess.bias"]])
+def test_where_nothing_failed_or_all_hangs_on_it_there_is_nothing_left_to_do(plan, nodes):
+    assert without_failed(plan, nodes) is None
