@@ -37,11 +37,17 @@ class MethodSpec:
     good_directions: int  # fewer than this gets a warning
     needs_weights: bool
     gives_series: bool  # a DWI series; otherwise maps
-    samplers: dict[str, str] = field(default_factory=dict)  # {"paper": ..., "fast": ...}: names for the record
+    # Names for the record: "paper", "fast", and "mean" where the fast one does not draw a single sample.
+    samplers: dict[str, str] = field(default_factory=dict)
     # True: runs on the series as acquired, before interpolation makes the noise of neighbouring voxels alike; its
     # result then goes through the steps that the series itself goes through.
     on_acquired: bool = False
     sizes: tuple[str, ...] = ("small", "paper")
+
+    def sampler_name(self, sampler: str, n_samples: int = 1, steps: int | None = None) -> str:
+        """Return what a request's sampler is called in the record."""
+        mean = sampler == "fast" and n_samples == 1 and steps in (None, 1)
+        return self.samplers["mean" if mean and "mean" in self.samplers else sampler]
 
     def check(self, scan: Scan) -> list[str]:
         """Return warnings about this scan; raise `ScanError` where the method cannot run on it."""

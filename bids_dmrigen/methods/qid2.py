@@ -59,7 +59,11 @@ class QID2:
         good_directions=12,
         needs_weights=True,
         gives_series=True,
-        samplers={"paper": "ancestral", "fast": "DPM-Solver++(2M)"},
+        samplers={
+            "paper": "ancestral",
+            "fast": "DPM-Solver++(2M)",
+            "mean": "none: the mean of the distribution, estimated from noise alone",
+        },
     )
 
     def network(self, size: str) -> DirectionUNet:
@@ -140,7 +144,11 @@ class QID2:
         record = {
             "Size": request.size,
             "Weights": weights,
-            "Sampler": {"Name": _sampler_name(request, steps), "Steps": steps, "NetworkEvaluations": steps},
+            "Sampler": {
+                "Name": self.spec.sampler_name(request.sampler, request.n_samples, request.steps),
+                "Steps": steps,
+                "NetworkEvaluations": steps,
+            },
             "Seed": request.seed,
             "Samples": request.n_samples,
             "NoiseLevel": {f"b={shell.bval:.0f}": round(shell_sigma(scan, shell), 4) for shell in shells},
@@ -245,11 +253,6 @@ def _default_steps(request: Request) -> int:
     if request.sampler == "paper":
         return PAPER_STEPS
     return MEAN_STEPS if request.n_samples == 1 else FAST_STEPS
-
-
-def _sampler_name(request: Request, steps: int) -> str:
-    name = QID2.spec.samplers[request.sampler]
-    return "mean of the distribution, estimated from noise alone" if steps == MEAN_STEPS else name
 
 
 def _outside(shells: list[Shell]) -> list[str]:

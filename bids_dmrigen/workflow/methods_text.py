@@ -141,7 +141,7 @@ def _method_paragraphs(settings: Settings, methods: Sequence[str]) -> list[str]:
     return [
         f"{spec.title} {spec.summary} [{spec.citation.key}]. Its outputs are synthetic data: "
         f"{settings.n_samples} sample(s), seed {settings.seed}, network size {settings.size}, "
-        f"sampler {spec.samplers[settings.sampler]}."
+        f"sampler {spec.sampler_name(settings.sampler, settings.n_samples, settings.steps)}."
         for spec in (load(name).spec for name in methods)
     ]
 

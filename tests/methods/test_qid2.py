@@ -81,6 +81,16 @@ def test_samples_have_a_spread_and_acquired_volumes_none(scan):
     assert (made.std[scan.mask][:, 14:] > 0).all()
 
 
+def test_one_image_is_the_mean_and_several_are_samples(scan):
+    def sampler(**more):
+        made = QID2().generate(perturbed(), scan, request_(**{"steps": None, **more}))
+        return made.record["Sampler"]["Name"].split(":")[0], made.record["Sampler"]["NetworkEvaluations"]
+
+    assert sampler() == ("none", 1)
+    assert sampler(n_samples=2) == ("DPM-Solver++(2M)", 8)
+    assert sampler(steps=3) == ("DPM-Solver++(2M)", 3)
+
+
 def test_missing_weights_and_foreign_b_values_are_told(scan):
     with pytest.raises(WeightsError, match="qid2-small"):
         QID2().generate(None, scan, request_())
