@@ -20,7 +20,7 @@ from .base import SeriesInputSpec
 COARSE_MM, FINE_MM = 8.0, 5.0  # grids that the registration looks at
 RIM_MM = 6.0
 INNER_MM = 4.0  # deeper than most of the fluid around the brain
-EDDY_ROUNDS, PREDICTED_ROUNDS = 2, 2
+EDDY_ROUNDS, PREDICTED_ROUNDS, TIE_ROUNDS = 2, 2, 3
 ENOUGH = 8  # volumes of a shell, from which the others predict one better than their mean does
 RIDGE = 0.3  # on the five parameters of a shell's contrast between directions
 SAMPLES = 40_000  # grid points that the metric takes, about a third of them in the brain
@@ -200,11 +200,12 @@ class _Aligner:
         from .ants_tools import Stage
 
         # Fluid is bright in one contrast and dark in the other: smoothed or reduced, the brain's edge shifts
-        # apart by up to a millimetre. So the scan's own resolution decides, inside the brain. Between contrasts the
-        # metric is flat: with small steps the optimiser stops short.
+        # apart by up to a millimetre. So the scan's own resolution decides, inside the brain.
         start = self._register(mean, reference_b0, start, self._rigid(False), self.rim)
-        fine = Stage("Rigid[0.5]", (50,), (1,), (0,), sampling=1.0)
-        return self._register(mean, reference_b0, start, [fine], self.inner)
+        fine = Stage("Rigid[0.1]", (50,), (1,), (0,), sampling=1.0)
+        for _ in range(TIE_ROUNDS):  # between contrasts the metric is flat, and the optimiser stops short
+            start = self._register(mean, reference_b0, start, [fine], self.inner)
+        return start
 
     def _to_reference(self, reference: np.ndarray, volume: int, start: np.ndarray, stages) -> np.ndarray:
         return self._register(self.data[..., volume], reference, start, stages, self.rim)

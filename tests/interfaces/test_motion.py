@@ -70,7 +70,7 @@ def test_known_motion_is_found(moved):
     found = estimate_motion(data, AFFINE, gradients, mask)
     np.testing.assert_allclose(found[0], np.eye(4), atol=1e-9)  # the reference space is the first b0's
     left = motion_parameters(np.linalg.inv(truth) @ found, CENTER)
-    assert np.abs(left[:, :3]).max() < 0.4  # voxels of 3 mm; that of real anatomy: benchmarks/motion.py
+    assert np.abs(left[:, :3]).max() < 0.35  # voxels of 3 mm; that of real anatomy: benchmarks/motion.py
     assert np.degrees(np.abs(left[:, 3:])).max() < 0.3
 
 
