@@ -27,13 +27,14 @@ from ..nets.direction_unet import DirectionUNet
 from ..nets.unet import UNetSpec
 from ..simulate.examples import People, numbers_of_step
 from .base import Generated, MethodSpec, Request
-from .interpolation import LinearInterpolation
+from .interpolation import HarmonicInterpolation, LinearInterpolation
 from .qid2_examples import BVALS, DIRECTIONS, PROCESS, Batch, examples
 from .qid2_inputs import EXTRA, REFERENCES, Known, known_of
 from .upsampling import Shell, assemble, check_left_out, shells_to_fill, wanted_directions
 
 MEAN_STEPS, FAST_STEPS, PAPER_STEPS = 1, 8, 1000
 IMAGES_AT_ONCE = 24
+CHECKED = 4  # acquired directions of a shell that are left out to find how far the network is to be trusted
 MARGIN = 4  # voxels around the brain that the network sees
 SIZES = {
     "small": UNetSpec(1 + REFERENCES + EXTRA, base=24, multipliers=(1, 2, 4), blocks=1, attention=(2,), groups=0,
@@ -124,12 +125,16 @@ class QID2:
             weights = card.record()
         net = net.to(request.device, memory_format=torch.channels_last).eval()
 
-        def fill(scan: Scan, request: Request) -> Generated:
-            return self._fill(net, scan, request, weights)
+        trust: dict[float, float] = {}
 
+        def fill(scan: Scan, request: Request) -> Generated:
+            return self._fill(net, scan, request, weights, trust)
+
+        if request.size == "small":
+            trust = trust_in_correction(fill, scan, request)
         return replace(fill(scan, request), left_out=check_left_out(fill, scan, request, REFERENCES))
 
-    def _fill(self, net: nn.Module, scan: Scan, request: Request, weights: dict[str, Any]) -> Generated:
+    def _fill(self, net: nn.Module, scan: Scan, request: Request, weights: dict, trust: dict[float, float]):
         begun = time.monotonic()
         warnings = self.spec.check(scan)
         shells, more = shells_to_fill(scan, self.spec.title, REFERENCES, wanted_directions(request))
@@ -138,8 +143,9 @@ class QID2:
         precision = resolve_precision(request.precision, request.device)
         filler = _Filler(net, scan, request, steps, precision)
         made, first = [], 0
+        trusted = {shell.bval: _nearest(trust, shell.bval) for shell in shells}
         for shell in shells:
-            made.append(filler.fill(shell, first))
+            made.append(filler.fill(shell, first, trusted[shell.bval]))
             first += len(shell.wanted)
         record = {
             "Size": request.size,
@@ -151,6 +157,7 @@ class QID2:
             },
             "Seed": request.seed,
             "Samples": request.n_samples,
+            "TrustInCorrection": {f"b={bval:.0f}": round(value, 3) for bval, value in trusted.items()},
             "NoiseLevel": {f"b={shell.bval:.0f}": round(shell_sigma(scan, shell), 4) for shell in shells},
             "Device": str(request.device),
             "Precision": precision,
@@ -175,10 +182,11 @@ class _Filler:
         self.b0 = scan.mean_b0()
 
     @torch.inference_mode()
-    def fill(self, shell: Shell, first: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def fill(self, shell: Shell, first: int, trust: float) -> tuple[np.ndarray, np.ndarray | None]:
         """Return mean and (of several samples) spread (X, Y, Z, T) of a shell's wanted directions.
 
-        `first` is the number of the first one among all that are generated: it addresses the noise.
+        `first` is the number of the first one among all that are generated: it addresses the noise. `trust` is the
+        share of the network's correction that is taken.
         """
         data, request = self.scan.data, self.request
         unit = float(data[self.scan.mask][:, shell.volumes].mean())
@@ -187,6 +195,7 @@ class _Filler:
         std = np.zeros_like(mean) if request.n_samples > 1 else None
         for done, z in enumerate(self.slices):
             known = self._known(shell, z, unit, sigma)
+            known = replace(known, scale=trust * known.scale) if trust != 1 else known
             samples = torch.stack([self._sample(known, z, first, k) for k in range(request.n_samples)])
             inside = torch.from_numpy(np.ascontiguousarray(self.scan.mask[(*self.box, z)]))
             samples = (samples.clamp_min(0) * inside).permute(0, 2, 3, 1)  # (samples, h, w, T)
@@ -239,6 +248,35 @@ class _Filler:
 
 def _evaluate(net: nn.Module, x: Tensor, t: Tensor, known: Known) -> Tensor:
     return net(torch.cat([x, known.images], dim=1), t.float(), known.bvecs, known.bvals, known.log_sigma)
+
+
+def trust_in_correction(fill: Callable[[Scan, Request], Generated], scan: Scan, request: Request) -> dict[float, float]:
+    """Return for each shell how much of the network's correction the scan itself confirms, 0 to 1.
+
+    Some acquired directions are left out and made from the others. With s what spherical harmonics predict for them, q
+    what the network makes of it and y what was acquired, the trust is the least-squares share
+    sum (y - s)(q - s) / sum (q - s)². The noise in y is in neither s nor q, so that it costs precision, not truth.
+    Shells with too few directions to leave any out are not in the result.
+    """
+    asked = replace(request, n_samples=1, sampler="fast", steps=None, options={"left_out": CHECKED})
+    made = check_left_out(fill, scan, asked, REFERENCES)
+    classical = check_left_out(lambda *few: HarmonicInterpolation().generate(None, *few), scan, asked, REFERENCES)
+    if made is None or classical is None:
+        return {}
+    trust = {}
+    for bval, members in scan.gradients.shells():
+        of_shell = np.isin(made.volumes, members)
+        if of_shell.any():
+            base = classical.mean[scan.mask][:, of_shell].astype(np.float64)
+            change = made.mean[scan.mask][:, of_shell] - base
+            error = scan.data[scan.mask][:, made.volumes[of_shell]] - base
+            trust[bval] = float(np.clip((change * error).sum() / max((change**2).sum(), 1e-12), 0, 1))
+    return trust
+
+
+def _nearest(trust: dict[float, float], bval: float) -> float:
+    """Return the trust of the shell at this b-value; all of it where none was found."""
+    return min((abs(known - bval), value) for known, value in (trust or {bval: 1.0}).items())[1]
 
 
 def shell_sigma(scan: Scan, shell: Shell) -> float:

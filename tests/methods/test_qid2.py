@@ -1,5 +1,7 @@
 """QID²: where it starts, what it leaves alone, one seed one result, examples that agree with their own description."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -89,6 +91,37 @@ def test_one_image_is_the_mean_and_several_are_samples(scan):
     assert sampler() == ("none", 1)
     assert sampler(n_samples=2) == ("DPM-Solver++(2M)", 8)
     assert sampler(steps=3) == ("DPM-Solver++(2M)", 3)
+
+
+@pytest.mark.parametrize(("change", "trust"), [(2.0, 0.5), (1.0, 1.0), (-1.0, 0.0), (0.5, 1.0)])
+def test_trust_is_the_share_of_the_correction_that_the_scan_confirms(scan, change, trust):
+    """A network that goes `change` times as far as the acquired volumes say."""
+
+    def fill(few, request):
+        made = load("sh").generate(None, few, request)
+        wanted = made.gradients.bvecs[~made.acquired]
+        volumes = np.abs(scan.gradients.bvecs @ wanted.T).argmax(axis=0)
+        mean = made.mean.copy()
+        mean[..., ~made.acquired] += change * (scan.data[..., volumes] - mean[..., ~made.acquired])
+        return replace(made, mean=mean)
+
+    found = qid2.trust_in_correction(fill, scan, request_())
+    assert found == {1000.0: pytest.approx(trust, abs=1e-3)}
+
+
+def test_what_the_scan_does_not_confirm_is_left_out(scan):
+    net = perturbed().eval()
+    net.head[-1].weight.data *= 30  # far too large a correction
+    made = QID2().generate(net, scan, request_())
+    harmonic = load("sh").generate(None, scan, request_())
+    told = made.record["TrustInCorrection"]["b=1000"]
+    assert 0 < told < 0.5
+    whole = QID2()._fill(net, scan, request_(), {}, {})
+    inside = scan.mask
+    correction = whole.mean[inside][:, 14:] - harmonic.mean[inside][:, 14:]
+    taken = made.mean[inside][:, 14:] - harmonic.mean[inside][:, 14:]
+    positive = (whole.mean[inside][:, 14:] > 0) & (made.mean[inside][:, 14:] > 0)
+    np.testing.assert_allclose(taken[positive], told * correction[positive], atol=0.02 * np.abs(taken).max())
 
 
 def test_missing_weights_and_foreign_b_values_are_told(scan):
