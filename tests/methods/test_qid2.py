@@ -125,8 +125,8 @@ def test_what_the_scan_does_not_confirm_is_left_out(scan):
 
 
 def test_missing_weights_and_foreign_b_values_are_told(scan):
-    with pytest.raises(WeightsError, match="qid2-small"):
-        QID2().generate(None, scan, request_())
+    with pytest.raises(WeightsError, match="no weights 'qid2-paper'"):
+        QID2().generate(None, scan, request_(size="paper"))
     high = Scan(scan.data, AFFINE, GradientTable(scan.gradients.bvals * 4.5, scan.gradients.bvecs), scan.mask)
     made = QID2().generate(QID2().network("small"), high, request_())
     assert any("outside what the weights were trained on" in w for w in made.warnings)
