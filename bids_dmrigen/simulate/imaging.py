@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,11 @@ class Imaging:
         Its standard deviation s in cycles per voxel; the correlation of neighbours is exp(-pi² s²).
     across
         Correlation of the noise of neighbouring slices, at most; of blocks.
+    uneven
+        Largest standard deviation of the logarithm of every volume's own gain at its nodes: head and coil move, and
+        runs are put together.
+    displaced
+        Largest standard deviation, in voxels per axis of the slice, of what correcting motion leaves of every volume's.
     """
 
     snr: tuple[float, float] = (8.0, 120.0)
@@ -47,6 +53,8 @@ class Imaging:
     filtered: float = 0.7
     roll_off: tuple[float, float] = (0.18, 0.6)
     across: float = 0.45
+    uneven: float = 0.05
+    displaced: float = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +70,8 @@ class Measured:
     bias
         (B, 1, H, W[, D]) gain of the coil: without noise and truncation, `signal` is the clean signal times this.
     expected
-        (B, T, H, W[, D]) signals that went through everything but noise, or None where there were none.
+        (B, T, H, W[, D]) signals that went through all but noise and a volume's own gain and place, or None where
+        there were none.
     """
 
     signal: torch.Tensor
@@ -94,7 +103,7 @@ def measure(
     imaging
         None for the default ranges.
     noiseless
-        (B, T, H, W[, D]) more noise-free signals of the same views, which are measured without noise.
+        (B, T, H, W[, D]) more noise-free signals of the same views: see `Measured.expected`.
     """
     imaging = imaging or Imaging()
     batch, device = len(clean), clean.device
@@ -106,31 +115,41 @@ def measure(
     low, high = (torch.log(torch.tensor(s)).item() for s in imaging.snr)
     sigma = white / torch.exp(uniform(low, high))
     windows = _windows(imaging, clean.shape[2:4], uniform)
+    uneven, displaced = imaging.uneven * uniform(), imaging.displaced * uniform()
     alike = imaging.across * uniform() if clean.ndim == 5 and clean.shape[4] > 1 else None
     coils = imaging.coils[int(torch.randint(len(imaging.coils), (), generator=generator, device=device))]
     signal = torch.empty_like(clean)
     # On a CPU one example at a time stays in the cache.
     for part in [slice(None)] if clean.is_cuda else [slice(i, i + 1) for i in range(batch)]:
         shared = None if alike is None else alike[part]
-        signal[part] = _magnitude(clean[part] * bias[part], sigma[part], windows[part], shared, coils, generator)
+        seen = clean[part] * bias[part]
+        if imaging.uneven:
+            seen *= _gains(uneven[part], clean.shape[1:], generator)
+        ramps = _ramps(displaced[part], clean.shape[1:4], generator) if imaging.displaced else (1, 1)
+        axes = [window[part] * ramp for window, ramp in zip(windows, ramps, strict=True)]
+        signal[part] = _magnitude(seen, sigma[part], axes, shared, coils, generator)
     expected = None
     if noiseless is not None:
         ones = [1] * (clean.ndim - 4)
         gain = bias[..., : noiseless.shape[4]] if noiseless.ndim == 5 else bias
-        spectrum = torch.fft.fft2(noiseless * gain, dim=(2, 3)) * windows.reshape(batch, 1, *windows.shape[1:], *ones)
+        spectrum = torch.fft.fft2(noiseless * gain, dim=(2, 3))
+        for window in windows:
+            spectrum *= window.reshape(*window.shape, *ones)
         expected = torch.fft.ifft2(spectrum, dim=(2, 3)).abs()
     return Measured(signal, sigma, bias, expected)
 
 
-def _magnitude(signal, sigma, windows, alike, coils: int, generator: torch.Generator) -> torch.Tensor:
-    """Return the magnitude of signals (B, N, H, W[, D]) with noise (B,) in k-space where windows (B, H, W) let it.
+def _magnitude(signal, sigma, axes, alike, coils: int, generator: torch.Generator) -> torch.Tensor:
+    """Return the magnitude of signals (B, N, H, W[, D]) with noise (B,), after k-space is multiplied along its axes.
 
-    `alike` (B,) is the correlation of the noise of neighbouring slices, or None.
+    `axes` are (B, 1 or N, H, 1) and (B, 1 or N, 1, W), `alike` (B,) the correlation of the noise of slices side by side,
+    or None.
     """
     ones = [1] * (signal.ndim - 4)
-    windowed = bool((windows != 1).any())
-    # The noise starts out stronger by what the window takes of it.
-    before = (sigma / windows.square().mean(dim=(1, 2)).sqrt()).reshape(-1, 1, 1, 1, *ones)
+    changed = any(bool((axis != 1).any()) for axis in axes)
+    # The noise starts out stronger by what is taken of it.
+    passed = [axis[:, 0].abs().square().mean(dim=(1, 2)).sqrt() for axis in axes]
+    before = (sigma / (passed[0] * passed[1])).reshape(-1, 1, 1, 1, *ones)
     channels = []
     for coil in range(coils):  # all signal in one channel: the sum of squares does not see which
         real, imaginary = (
@@ -140,9 +159,10 @@ def _magnitude(signal, sigma, windows, alike, coils: int, generator: torch.Gener
             real, imaginary = (_with_neighbours(noise, alike) for noise in (real, imaginary))
         if coil == 0:
             real += signal
-        if windowed:
+        if changed:
             spectrum = torch.fft.fft2(torch.complex(real, imaginary), dim=(2, 3))
-            spectrum *= windows.reshape(-1, 1, *windows.shape[1:], *ones)
+            for axis in axes:
+                spectrum *= axis.reshape(*axis.shape, *ones)
             magnitude = torch.fft.ifft2(spectrum, dim=(2, 3)).abs()
         else:
             magnitude = torch.hypot(real, imaginary)
@@ -164,14 +184,38 @@ def _with_neighbours(noise: torch.Tensor, alike: torch.Tensor) -> torch.Tensor:
 
 def _bias(strength: torch.Tensor, shape, generator: torch.Generator) -> torch.Tensor:
     """Return (B, 1, *shape) smooth gains; strength (B,)."""
-    nodes = torch.randn((len(strength), 1, BIAS_NODES, BIAS_NODES), generator=generator, device=strength.device)
-    log = F.interpolate(nodes, size=tuple(shape[:2]), mode="bicubic", align_corners=True)
-    log = log * strength[:, None, None, None]
-    return torch.exp(log.reshape(*log.shape, *[1] * (len(shape) - 2)).expand(-1, -1, *shape))
+    return _gains(strength, (1, *shape), generator)
 
 
-def _windows(imaging: Imaging, shape, uniform) -> torch.Tensor:
-    """Return (B, H, W): the share of the signal that is kept, 0 where k-space is not acquired, in the FFT's order."""
+def _gains(strength: torch.Tensor, shape, generator: torch.Generator) -> torch.Tensor:
+    """Return (B, N, H, W[, D]) smooth gains, one for each volume; strength (B,)."""
+    n, height, width, *depth = shape
+    nodes = torch.randn((len(strength), n, BIAS_NODES, BIAS_NODES), generator=generator, device=strength.device)
+    rows, columns = (_from_nodes(size, strength.device) for size in (height, width))
+    gains = (rows @ (strength[:, None, None, None] * nodes) @ columns.T).exp_()
+    return gains.reshape(*gains.shape, *[1] * len(depth)).expand(-1, -1, height, width, *depth)
+
+
+@cache
+def _from_nodes(size: int, device: torch.device) -> torch.Tensor:
+    """Return (size, nodes): the weights of cubic interpolation along an axis."""
+    each = torch.eye(BIAS_NODES, device=device)[None]
+    return F.interpolate(each[..., None], size=(size, 1), mode="bicubic", align_corners=True)[0, :, :, 0].T
+
+
+def _ramps(strength: torch.Tensor, shape, generator: torch.Generator) -> list[torch.Tensor]:
+    """Return phases (B, N, H, 1) and (B, N, 1, W) that move every volume by some voxels; strength (B,)."""
+    n, height, width = shape
+    moved = strength[:, None, None] * torch.randn((len(strength), n, 2), generator=generator, device=strength.device)
+    ramps = []
+    for distance, size in zip(moved.unbind(2), (height, width), strict=True):
+        phase = -2 * torch.pi * distance[..., None] * torch.fft.fftfreq(size, device=strength.device)
+        ramps.append(torch.polar(torch.ones_like(phase), phase))
+    return [ramps[0][..., :, None], ramps[1][..., None, :]]
+
+
+def _windows(imaging: Imaging, shape, uniform) -> list[torch.Tensor]:
+    """Return (B, 1, H, 1) and (B, 1, 1, W): what is kept of k-space along its axes, in the FFT's order."""
     truncated = uniform() < imaging.truncated
     filtered = uniform() < imaging.filtered
     missing = uniform(0.0, 0.25) * (uniform() < imaging.partial_fourier)
@@ -184,4 +228,4 @@ def _windows(imaging: Imaging, shape, uniform) -> torch.Tensor:
         width = imaging.roll_off[0] * (imaging.roll_off[1] / imaging.roll_off[0]) ** uniform()
         roll_off = torch.exp(-0.5 * (frequency / width[:, None]).square())
         axes.append(kept * torch.where(filtered[:, None], roll_off, 1.0))
-    return axes[0][:, :, None] * axes[1][:, None, :]
+    return [axes[0][:, None, :, None], axes[1][:, None, None, :]]
