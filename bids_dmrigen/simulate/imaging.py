@@ -142,8 +142,8 @@ def measure(
 def _magnitude(signal, sigma, axes, alike, coils: int, generator: torch.Generator) -> torch.Tensor:
     """Return the magnitude of signals (B, N, H, W[, D]) with noise (B,), after k-space is multiplied along its axes.
 
-    `axes` are (B, 1 or N, H, 1) and (B, 1 or N, 1, W), `alike` (B,) the correlation of the noise of slices side by side,
-    or None.
+    `axes` are (B, 1 or N, H, 1) and (B, 1 or N, 1, W); `alike` (B,) is the correlation of the noise of slices next to
+    one another, or None.
     """
     ones = [1] * (signal.ndim - 4)
     changed = any(bool((axis != 1).any()) for axis in axes)
