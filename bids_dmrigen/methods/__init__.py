@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 REGISTRY = {
     "difusion": ("difusion", "DiFusion"),
     "qid2": ("qid2", "QID2"),
+    "diffdti": ("diffdti", "DiffDTI"),
     "interp": ("interpolation", "LinearInterpolation"),
     "sh": ("interpolation", "HarmonicInterpolation"),
 }

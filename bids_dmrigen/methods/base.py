@@ -15,6 +15,8 @@ from ..dwi.gradients import GradientTable
 from ..dwi.series import Scan, ScanError
 from ..simulate.examples import People
 
+MAP_WIDTHS = {"dec": 3}  # volumes of maps that have more than one
+
 
 @dataclass(frozen=True)
 class Citation:
@@ -104,7 +106,8 @@ class Generated:
     Parameters
     ----------
     mean
-        (X, Y, Z, N) float32 in the scan's own units: the series, or one volume per map.
+        (X, Y, Z, N) float32: the series in the scan's own units, or the maps one after another: a volume for each,
+        three for `dec`. Diffusivities are in mm²/s.
     std
         Same shape: voxel-wise standard deviation of the samples, or None for a single sample.
     gradients
@@ -112,7 +115,7 @@ class Generated:
     maps
         Names of the maps, in order; empty for a series.
     acquired
-        (N,) bool: True where the volume is an acquired one, unchanged.
+        (N,) bool: True where the volume is an acquired one, unchanged; for maps False throughout.
     record
         How it was made, JSON-serialisable: Size, Weights, Sampler {Name, Steps, NetworkEvaluations}, Seed,
         Samples, Training, Device, Precision, Seconds.
@@ -133,6 +136,15 @@ class Generated:
     checks: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     left_out: LeftOut | None = None
+
+    def named_maps(self, values: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Return the maps by name, (X, Y, Z) or for `dec` (X, Y, Z, 3): of `mean`, or of `values` of that shape."""
+        values, named, first = self.mean if values is None else values, {}, 0
+        for name in self.maps:
+            width = MAP_WIDTHS.get(name, 1)
+            named[name] = values[..., first : first + width] if width > 1 else values[..., first]
+            first += width
+        return named
 
 
 class Method(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -135,12 +136,19 @@ class UNet(nn.Module):
             )
         return self._through(x, self.embed(level))
 
-    def _through(self, x: Tensor, told: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """Go down and up again; `told` (B, base) reaches every block, `tokens` (B, N, context) the attention."""
+    def _through(
+        self, x: Tensor, told: Tensor, tokens: Tensor | None = None, fuse: Callable[[int, Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Go down and up again.
+
+        `told` (B, base) reaches every block, `tokens` (B, N, context) the attention; `fuse` (number of a layer on the
+        way down, what it gives) -> what goes on from there.
+        """
         h = self.stem(x)
         kept = [h]
-        for layer in self.down:
+        for number, layer in enumerate(self.down):
             h = layer(h, told, tokens) if isinstance(layer, Stage) else layer(h)
+            h = h if fuse is None else fuse(number, h)
             kept.append(h)
         for layer in self.bottom:
             h = layer(h, told, tokens)

@@ -149,11 +149,7 @@ def _outcome(scan: Scan, kept, truth, reference, mask, label: tuple[str, int, in
     try:
         made = arm(few, scan.gradients[wanted])
         seconds = time.monotonic() - begun
-        places = generated_places(made, scan.gradients[wanted])
-        # What a method adds beyond the volumes that were asked for is left out: the reference does not have it.
-        used = np.arange(len(made.gradients)) if places is None else np.r_[np.flatnonzero(made.acquired), places]
-        series = Scan(made.mean[..., used], scan.affine, made.gradients[used], scan.mask)
-        maps = summary_maps(series, fit)
+        maps, places = _maps_of(made, scan, wanted, fit)
     except (ScanError, GradientError) as error:
         return Outcome(*label, scores, fault=str(error))
     scores |= map_scores(maps, reference, mask)
@@ -161,6 +157,16 @@ def _outcome(scan: Scan, kept, truth, reference, mask, label: tuple[str, int, in
         scores |= volume_scores(made.mean[..., places], truth[..., wanted], mask)
     shown = {name: maps[name] for name in ("fa", "dec")}
     return Outcome(*label, scores, shown, seconds, made.record, made.warnings)
+
+
+def _maps_of(made: Generated, scan: Scan, wanted, fit: str) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Return the maps of what an arm made, and where in a series the wanted volumes are."""
+    if made.gradients is None:
+        return made.named_maps(), None
+    places = generated_places(made, scan.gradients[wanted])
+    # What a method adds beyond the volumes that were asked for is left out: the reference does not have it.
+    used = np.arange(len(made.gradients)) if places is None else np.r_[np.flatnonzero(made.acquired), places]
+    return summary_maps(Scan(made.mean[..., used], scan.affine, made.gradients[used], scan.mask), fit), places
 
 
 def kept_volumes(gradients: GradientTable, keep: int, rotation: int = 0, rotations: int = 1) -> np.ndarray:
@@ -225,7 +231,15 @@ def tensor_volumes(gradients: GradientTable) -> np.ndarray:
 
 
 def map_scores(estimate: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], mask) -> dict[str, float]:
-    """Return the scores of maps, as `summary_maps` gives them, against those of all acquired volumes."""
+    """Return the scores of maps, as `summary_maps` gives them, against those of all acquired volumes.
+
+    The angle of the principal direction is NaN for estimates that have none.
+    """
+    angle = float("nan")
+    if "direction" in estimate:
+        angle = metrics.direction_angle(
+            estimate["direction"], reference["direction"], reference["fa"], mask, DIRECTION_FA_MIN
+        )
     fa = metrics.scores(estimate["fa"], reference["fa"], mask)
     return {
         "fa_psnr": fa["psnr"],
@@ -234,9 +248,7 @@ def map_scores(estimate: Mapping[str, np.ndarray], reference: Mapping[str, np.nd
         "fa_error": fa["mae"],
         "dec_psnr": metrics.psnr(estimate["dec"], reference["dec"], mask),
         "md_psnr": metrics.psnr(estimate["md"], reference["md"], mask),
-        "direction_angle": metrics.direction_angle(
-            estimate["direction"], reference["direction"], reference["fa"], mask, DIRECTION_FA_MIN
-        ),
+        "direction_angle": angle,
     }
 
 

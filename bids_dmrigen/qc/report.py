@@ -304,6 +304,8 @@ def provenance_html(record: Mapping[str, Any]) -> str:
         "Sampler",
         "Seed",
         "Samples",
+        "NoiseLevel",
+        "TrustInCorrection",
         "Device",
         "Precision",
         "Seconds",

@@ -1,0 +1,344 @@
+"""Diff-DTI: FA, MD and colour FA from three to six directions by a joint diffusion model (Zhang et al. 2024).
+
+`paper` is the paper's: the maps are made from noise, beside the images. `small`, the default, is also told what a ridge
+fit says of the tensor, how noisy that is and which directions it stands on, and makes the maps' difference from it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..diffusion.noise import NoiseSource
+from ..diffusion.samplers import heun, karras_times, predictor_corrector
+from ..diffusion.training import Plan, resolve_precision
+from ..diffusion.weights import load_weights
+from ..dwi.gradients import GradientTable, even_subset
+from ..dwi.noise import estimate_sigma
+from ..dwi.series import Scan, ScanError
+from ..nets.fefm import FENSpec, FusedUNet
+from ..nets.unet import UNetSpec
+from ..simulate.examples import People, numbers_of_step
+from .base import Citation, Generated, MethodSpec, Request
+from .diffdti_examples import BVALS, PROCESS, Batch, examples
+from .diffdti_inputs import CHANNELS, IMAGES, LEAST, MAPS, MD_UNIT, MOST, NUMBERS, Known, known_of
+
+MEAN_STEPS, FAST_STEPS, PAPER_STEPS = 1, 12, 1000  # of Heun's method, two evaluations each but the last; of the paper's
+CORRECTOR_SNR = 0.075
+SLICES_AT_ONCE = 8
+MARGIN = 4  # voxels around the brain that the network sees
+SAME_DEGREES = 3.0  # nearer ones are one direction
+BEST_B = 1000.0  # s/mm²: of several shells the nearest to it is used
+SIZES = {
+    "small": UNetSpec(CHANNELS + IMAGES, CHANNELS, base=32, multipliers=(1, 2, 3, 4), blocks=1, attention=(3,),
+                      groups=0, bottom=False, heads=4, zero_output=True),
+    "paper": UNetSpec(CHANNELS + 1 + MOST, CHANNELS, base=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(2,)),
+}  # fmt: skip
+FEN = {
+    "small": FENSpec(),
+    "paper": FENSpec(patch=16, width=512, layers=6, heads=8, directions=False),
+}
+TOO_FEW = "Diff-DTI needs at least {least} different directions on a shell, found {found}"
+UNTRAINED_B = "b = {bval:.0f} s/mm² lies outside what the weights were trained on, {low:.0f} to {high:.0f}"
+NOT_ALL = "{used} of {found} directions at b = {bval:.0f} s/mm² were used; see Volumes in the sidecar"
+
+
+class DiffDTI:
+    """Diff-DTI. `Request.options`: none."""
+
+    spec = MethodSpec(
+        name="diffdti",
+        title="Diff-DTI",
+        summary=(
+            "makes fractional anisotropy, mean diffusivity and colour FA jointly from a b0 and three to six directions "
+            "by a diffusion model"
+        ),
+        citation=Citation(
+            key="zhang2024diffdti",
+            text=(
+                "Zhang L, He J, Liang D, Zheng H, Zhu Y (2024). Diff-DTI: Fast Diffusion Tensor Imaging Using A "
+                "Feature-Enhanced Joint Diffusion Model. arXiv:2405.15830"
+            ),
+            bibtex=(
+                "@article{zhang2024diffdti,\n"
+                "  title = {{Diff-DTI}: Fast Diffusion Tensor Imaging Using A Feature-Enhanced Joint Diffusion "
+                "Model},\n"
+                "  author = {Zhang, Lang and He, Jinling and Liang, Dong and Zheng, Hairong and Zhu, Yanjie},\n"
+                "  year = {2024},\n  eprint = {2405.15830},\n  archivePrefix = {arXiv}\n}"
+            ),
+        ),
+        min_directions=LEAST,
+        good_directions=LEAST,
+        needs_weights=True,
+        gives_series=False,
+        samplers={
+            "paper": "predictor-corrector",
+            "fast": "Heun",
+            "mean": "none: the mean of the distribution, estimated from noise alone",
+        },
+    )
+
+    def network(self, size: str, fefm: bool = True) -> FusedUNet:
+        """Return an untrained network, always the same; without FEFM it is the paper's ablation."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return FusedUNet(SIZES[size], FEN[size] if fefm else None, NUMBERS if size == "small" else 0)
+
+    def configuration(self, size: str) -> dict[str, Any]:
+        """Return what the network of this size is built from and trained within."""
+        return {**vars(SIZES[size]), "fen": vars(FEN[size]), "bvals": list(BVALS), "directions": [LEAST, MOST]}
+
+    # -- training
+
+    def plan(self, size: str) -> Plan:
+        """Return the training's default budget and settings; `paper` has the paper's rate, clipping and average."""
+        common = {"evaluate_every": 250, "patience": 1000, "save_every": 250, "ema": 0.999}
+        if size == "paper":
+            return Plan(steps=1_000_000, learning_rate=2e-4, warmup=0, **common)
+        return Plan(steps=200_000, learning_rate=1e-3, warmup=200, **common)
+
+    def examples(self, source: People, size: str, batch: int, seed: int) -> Callable[[int], Batch]:
+        """Return index -> batch of examples on the source's device."""
+        return lambda index: examples(source, size, batch, numbers_of_step(seed, index, source.device))
+
+    def loss(self, net: nn.Module, batch: Batch) -> Tensor:
+        """Return the weighted mean squared error, in the network's units: of the noise (`paper`) or of the maps."""
+        t = batch.t.reshape(-1, 1, 1, 1)
+        x_t = PROCESS.add_noise(batch.x0, t, batch.noise)
+        found = _raw(net, x_t, batch.t, batch.known)
+        target = batch.noise
+        if batch.known.with_fit:
+            skip, out = _preconditioning(batch.t, x_t)
+            target = (batch.x0 - skip * x_t) / out
+        return ((found - target).square() * batch.weight).sum() / (CHANNELS * batch.weight.sum())
+
+    def held_out(self, source: People, size: str, seed: int, batches: int = 8) -> Callable[[nn.Module], float]:
+        """Return a score on fixed examples of people who are never trained on."""
+        make = self.examples(source, size, 32, seed)
+        fixed = [make(index) for index in range(batches)]
+
+        @torch.no_grad()
+        def score(net: nn.Module) -> float:
+            with torch.autocast(source.device.type, torch.bfloat16, enabled=source.device.type == "cuda"):
+                return float(torch.stack([self.loss(net, batch) for batch in fixed]).mean())
+
+        return score
+
+    # -- generation
+
+    def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
+        """Make the maps of a scan with `net`, or with stored weights where there is none."""
+        begun = time.monotonic()
+        weights = {"Name": "given"}
+        if net is None:
+            net = self.network(request.size)
+            name = request.weights or f"diffdti-{request.size}"
+            _, card = load_weights(net, name, "diffdti", request.size, request.weights_dir)
+            weights = card.record()
+        net = net.to(request.device, memory_format=torch.channels_last).eval()
+        warnings = self.spec.check(scan)
+        bval, volumes, found = choose_volumes(scan.gradients)
+        if len(volumes) < found:
+            warnings.append(NOT_ALL.format(used=len(volumes), found=found, bval=bval))
+        if not BVALS[0] <= bval <= BVALS[1]:
+            warnings.append(UNTRAINED_B.format(bval=bval, low=BVALS[0], high=BVALS[1]))
+        steps = request.steps or _default_steps(request)
+        # The largest sigma times a small error of bfloat16 would not be small.
+        precision = resolve_precision(request.precision, request.device) if request.size == "small" else "fp32"
+        maker = _Maker(net, scan, bval, volumes, request, steps, precision)
+        mean, std, mismatch = maker.make()
+        record = {
+            "Size": request.size,
+            "Weights": weights,
+            "Sampler": {
+                "Name": self.spec.sampler_name(request.sampler, request.n_samples, request.steps),
+                "Steps": steps,
+                "NetworkEvaluations": 2 * steps - 1 if request.sampler == "fast" else 2 * steps,
+            },
+            "Seed": request.seed,
+            "Samples": request.n_samples,
+            "Volumes": {"b0": np.flatnonzero(scan.gradients.is_b0).tolist(), f"b={bval:.0f}": volumes.tolist()},
+            "NoiseLevel": round(maker.sigma, 4),
+            "Device": str(request.device),
+            "Precision": precision,
+            "Seconds": round(time.monotonic() - begun, 1),
+        }
+        acquired = np.zeros(CHANNELS, bool)
+        return Generated(mean, std, None, MAPS, acquired, record, {"colour_mismatch": mismatch}, tuple(warnings))
+
+
+class _Maker:
+    """Makes the maps of one scan, slice by slice."""
+
+    def __init__(self, net, scan: Scan, bval: float, volumes: np.ndarray, request: Request, steps: int, precision: str):
+        self.net, self.scan, self.request, self.precision = net, scan, request, precision
+        self.volumes, self.bval = volumes, bval
+        used = np.r_[np.flatnonzero(scan.gradients.is_b0), volumes]
+        few = Scan(scan.data[..., used], scan.affine, scan.gradients[used], scan.mask)
+        self.sigma = float(estimate_sigma(few).sigma)
+        self.b0 = scan.mean_b0()
+        self.unit = float(self.b0[scan.mask].mean())
+        self.bvecs = torch.as_tensor(scan.gradients.world_directions(scan.affine)[volumes], dtype=torch.float32)
+        self.times = _times(request.sampler, steps)
+        inside = np.argwhere(scan.mask)
+        low, high = np.maximum(inside.min(axis=0) - MARGIN, 0), inside.max(axis=0) + 1 + MARGIN
+        self.box = tuple(slice(a, b) for a, b in zip(low[:2], high[:2], strict=True))
+        self.slices = np.flatnonzero(scan.mask.any(axis=(0, 1)))
+
+    @torch.no_grad()  # inference mode would not reach the threads of the tensor maps
+    def make(self) -> tuple[np.ndarray, np.ndarray | None, float]:
+        """Return mean and (of several samples) spread (X, Y, Z, 5), and how far colour FA and FA disagreed."""
+        scan, request = self.scan, self.request
+        mean = np.zeros((*scan.mask.shape, CHANNELS), np.float32)
+        std = np.zeros_like(mean) if request.n_samples > 1 else None
+        mismatch, voxels, done = 0.0, 0, 0
+        for part in np.split(self.slices, range(SLICES_AT_ONCE, len(self.slices), SLICES_AT_ONCE)):
+            known = self._known(part)
+            inside = torch.from_numpy(np.ascontiguousarray(scan.mask[self.box][:, :, part])).permute(2, 0, 1)[:, None]
+            samples = []
+            for k in range(request.n_samples):
+                maps, difference = consistent(self._sample(known, part, k))
+                samples.append(maps * inside)
+                mismatch += float((difference * inside[:, 0]).sum())
+                voxels += int(inside.sum())
+            samples = torch.stack(samples).permute(0, 3, 4, 1, 2)  # (samples, h, w, slices, 5)
+            mean[self.box][:, :, part] = samples.mean(dim=0).numpy()
+            if std is not None:
+                std[self.box][:, :, part] = samples.std(dim=0).numpy()
+            done += len(part)
+            if request.progress is not None:
+                request.progress("slices", done, len(self.slices))
+        for volume in (mean, std):
+            if volume is not None:
+                volume[..., 1] *= MD_UNIT
+        return mean, std, mismatch / max(voxels, 1)
+
+    def _known(self, part: np.ndarray) -> Known:
+        """Return what is known of some slices."""
+        around = np.clip(part[:, None] + [-1, 0, 1], 0, self.scan.mask.shape[2] - 1)  # (S, 3)
+
+        def block(volume: np.ndarray) -> Tensor:  # (h, w, S, 3, ...)
+            return torch.from_numpy(np.ascontiguousarray(volume[self.box][:, :, around], dtype=np.float32))
+
+        device, n = self.request.device, len(part)
+        return known_of(
+            block(self.b0).permute(2, 0, 1, 3).to(device),
+            block(self.scan.data[..., self.volumes]).permute(2, 4, 0, 1, 3).to(device),
+            self.bvecs.to(device).expand(n, -1, -1),
+            torch.full((n,), self.bval, device=device),
+            torch.full((n,), self.sigma, device=device),
+            torch.full((n,), self.unit, device=device),
+            self.request.size,
+        )
+
+    def _sample(self, known: Known, part: np.ndarray, sample: int) -> Tensor:
+        """Return one sample (S, 5, h, w) of the maps of some slices, MD in units of `MD_UNIT`."""
+        request = self.request
+        addresses = [(0, int(z), sample) for z in part]
+        shape = (CHANNELS, *known.centre.shape[2:])
+        noise = NoiseSource(request.seed, request.subject, request.run, "diffdti", addresses, shape, request.device)
+
+        def denoise(x: Tensor, t: int) -> Tensor:
+            times = torch.full((len(x),), t, device=x.device)
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                raw = _raw(self.net, x, times, known).float()
+            if not known.with_fit:
+                return PROCESS.to_x0(x, t, raw, "noise")
+            skip, out = _preconditioning(times, x)
+            return skip * x + out * raw
+
+        start = noise(0) * PROCESS.marginal(self.times[0])[1].to(known.centre)
+        if request.sampler == "fast":
+            found = heun(denoise, PROCESS, start, self.times).x0
+        else:
+            found = predictor_corrector(denoise, PROCESS, start, self.times, noise, 1, CORRECTOR_SNR).x0
+        return (known.centre + known.scale * found).float().cpu()
+
+
+def choose_volumes(gradients: GradientTable) -> tuple[float, np.ndarray, int]:
+    """Return the b-value of the shell that is used, its volumes, and how many different directions it has.
+
+    The shell nearest to b = 1000 s/mm² with at least three different directions; of more than six the six whose
+    products determine a tensor best, by condition number.
+
+    Raises
+    ------
+    ScanError
+        Where no shell has three.
+    """
+    shells = [(bval, volumes[_different(gradients.bvecs[volumes])]) for bval, volumes in gradients.shells()]
+    enough = [(abs(bval - BEST_B), bval, volumes) for bval, volumes in shells if len(volumes) >= LEAST]
+    if not enough:
+        raise ScanError(TOO_FEW.format(least=LEAST, found=max((len(v) for _, v in shells), default=0)))
+    _, bval, volumes = min(enough, key=lambda shell: shell[0])
+    found = len(volumes)
+    if found > MOST:
+        volumes = np.sort(volumes[best_conditioned(gradients.bvecs[volumes], MOST)])
+    return float(bval), volumes, found
+
+
+def best_conditioned(bvecs: np.ndarray, n: int) -> np.ndarray:
+    """Return indices of n of the (N, 3) directions whose tensor design has a small condition number.
+
+    An even subset, improved by exchanges of one until none helps.
+    """
+    x, y, z = np.asarray(bvecs, dtype=np.float64).T
+    design = np.stack([x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z], axis=1)
+    chosen = list(even_subset(bvecs, n))
+    best = np.linalg.cond(design[chosen])
+    while True:
+        rest = np.setdiff1d(np.arange(len(design)), chosen)
+        tried = [[*chosen[:k], int(other), *chosen[k + 1 :]] for k in range(n) for other in rest]
+        if not tried:
+            return np.array(chosen)
+        conditions = np.linalg.cond(design[np.array(tried)])
+        if conditions.min() >= best * (1 - 1e-9):
+            return np.array(chosen)
+        best, chosen = conditions.min(), tried[int(conditions.argmin())]
+
+
+def consistent(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return maps (S, 5, H, W) within their ranges, colour FA as long as FA, and by how much it was not (S, H, W)."""
+    fa, md, colour = maps[:, :1].clamp(0, 1), maps[:, 1:2].clamp_min(0), maps[:, 2:].clamp_min(0)
+    length = colour.norm(dim=1, keepdim=True)
+    return torch.cat([fa, md, colour * fa / length.clamp_min(1e-6)], dim=1), (length - fa).abs()[:, 0]
+
+
+def _raw(net: nn.Module, x: Tensor, t: Tensor, known: Known) -> Tensor:
+    """Return the network's output; what it sees of x_t has about unit variance at every time."""
+    sigma = PROCESS.marginal(t.cpu())[1].to(x).reshape(-1, 1, 1, 1)
+    seen = torch.cat([x / (1 + sigma.square()).sqrt(), known.images], dim=1)
+    return net(seen, t.float(), known.acquired, known.bvecs, known.bvals, known.numbers)
+
+
+def _preconditioning(t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return factors with x_0 = skip x_t + out network, for x_0 of unit variance (Karras et al. 2022, Table 1)."""
+    sigma = PROCESS.marginal(t.cpu())[1].to(x).reshape(-1, 1, 1, 1)
+    return 1 / (1 + sigma.square()), sigma / (1 + sigma.square()).sqrt()
+
+
+def _default_steps(request: Request) -> int:
+    """Return the sampler's steps: one image is the mean of what could be drawn, several show its spread."""
+    if request.sampler == "paper":
+        return PAPER_STEPS
+    return MEAN_STEPS if request.n_samples == 1 else FAST_STEPS
+
+
+def _times(sampler: str, steps: int) -> list[int]:
+    if sampler == "paper":
+        return list(range(steps, 0, -1)) if steps == PROCESS.steps else karras_times(PROCESS, PROCESS.steps, steps)
+    return karras_times(PROCESS, PROCESS.steps, steps)
+
+
+def _different(directions: np.ndarray) -> np.ndarray:
+    """Return indices of the directions that repeat no earlier one or its antipode."""
+    kept: list[int] = []
+    for k, direction in enumerate(directions):
+        if not kept or np.abs(directions[kept] @ direction).max() < np.cos(np.deg2rad(SAME_DEGREES)):
+            kept.append(k)
+    return np.array(kept, dtype=int)
