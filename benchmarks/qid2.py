@@ -20,22 +20,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
+from scenes import REAL, dense_scan, held_out_scan, matrix_rate, middle
 
 from bids_dmrigen.cli.atlases import EMBEDDED, load_atlas
 from bids_dmrigen.diffusion.training import resolve_precision
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
-from bids_dmrigen.interfaces.io import read_scan
 from bids_dmrigen.methods import load
 from bids_dmrigen.methods.base import Request
 from bids_dmrigen.methods.qid2 import FAST_STEPS, MEAN_STEPS, PAPER_STEPS, QID2
 from bids_dmrigen.qc import evaluation, metrics
-from bids_dmrigen.simulate.anatomy import deform
-from bids_dmrigen.simulate.examples import HELD_OUT
-from bids_dmrigen.simulate.scanner import acquire, scan_grid
-from bids_dmrigen.simulate.signal import Tissue
 
-REAL = "reference/sub-canon_desc-merged"
 PEOPLE = 2
 SLICES = 6  # of each simulated scan that are scored
 ARMS = ("none", "interp", "sh", "qid2")
@@ -64,25 +59,6 @@ def show(result: evaluation.Evaluation, keep: int, title: str) -> None:
         print(f"{name:>17s}" + "".join(f"{value:17.4f}" for value in values), flush=True)
 
 
-def held_out_scan(atlas, seed: int, snr: float, gradients: GradientTable, voxel_mm: float = 2.5):
-    """Return a scan of somebody who was not trained on, and its noise-free signals."""
-    person = deform(atlas, HELD_OUT + 100 + seed)
-    shape = (72, 88, 64) if voxel_mm < 3 else (46, 56, 40)
-    affine = scan_grid(person, voxel_mm, shape)
-    simulated = acquire(person, gradients, affine, shape, snr, seed, tissue=Tissue.random(HELD_OUT + seed))
-    return simulated.scan, simulated.clean
-
-
-def middle(scan: Scan, clean: np.ndarray, n: int) -> tuple[Scan, np.ndarray]:
-    """Return the middle of a scan: so many slices that n are left of its mask when its rim is not scored."""
-    rim = evaluation.EROSIONS
-    first = scan.data.shape[2] // 2 - n // 2 - rim
-    part = np.s_[:, :, first : first + n + 2 * rim]
-    affine = scan.affine.copy()
-    affine[:3, 3] = (scan.affine @ [0, 0, first, 1])[:3]
-    return Scan(scan.data[part], affine, scan.gradients, scan.mask[part]), clean[part]
-
-
 def simulated(args) -> None:
     """Print the paper's Table 1 on simulated people."""
     atlas = load_atlas(args.atlas)
@@ -100,17 +76,11 @@ def simulated(args) -> None:
 
 def real(args) -> None:
     """Print the scores on a real dense scan."""
-    scan = dense_scan(args)
+    scan = dense_scan(args.data)
     arms = {name: arm(name, args) for name in ARMS}
     result = evaluation.evaluate(scan, [12, 30], arms)
     for keep in (12, 30):
         show(result, keep, f"{REAL}, {keep} directions of 84")
-
-
-def dense_scan(args) -> Scan:
-    """Return the real dense scan."""
-    stem = args.data / REAL
-    return read_scan(f"{stem}_dwi.nii.gz", f"{stem}_dwi.bval", f"{stem}_dwi.bvec", f"{stem}_mask.nii.gz", 50.0)[0]
 
 
 def samplers(args) -> None:
@@ -139,7 +109,7 @@ def samplers(args) -> None:
 
 def cost(args) -> None:
     """Print time, memory and the share of the machine's matrix products, 12 directions to 60."""
-    scan = dense_scan(args)
+    scan = dense_scan(args.data)
     few = scan.data[..., evaluation.kept_volumes(scan.gradients, 12)]
     scan = Scan(few, scan.affine, scan.gradients[evaluation.kept_volumes(scan.gradients, 12)], scan.mask)
     precision = resolve_precision("auto", torch.device("cpu"))
@@ -174,17 +144,6 @@ def operations(scan: Scan) -> float:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(x, torch.zeros(1), *told)
     return float(counter.get_total_flops())
-
-
-def matrix_rate(dtype: torch.dtype, n: int = 2048, rounds: int = 5) -> float:
-    """Return the operations per second of a large matrix product."""
-    a, b = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        a @ b
-        seconds.append(time.perf_counter() - start)
-    return 2 * n**3 / min(seconds)
 
 
 PARTS = {"simulated": simulated, "real": real, "samplers": samplers, "cost": cost}

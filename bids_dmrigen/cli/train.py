@@ -113,6 +113,8 @@ def _train(args, device) -> Path | None:
     )
     if rank() != 0:
         return None
+    if hasattr(method, "calibrate"):
+        method.calibrate(net, held_out[-1], args.size, args.seed)
     gain = f"held-out loss {trained.start_loss:.5g} at the start, {trained.held_out_loss:.5g} at best"
     print(f"ended after {trained.steps} steps, {trained.minutes:.1f} min ({trained.stopped_because}); {gain}")
     card = _card(args, method, trained, device, trained_on | start)

@@ -7,7 +7,7 @@ fit says of the tensor, how noisy that is and which directions it stands on, and
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ from .diffdti_inputs import CHANNELS, IMAGES, LEAST, MAPS, MD_UNIT, MOST, NUMBER
 MEAN_STEPS, FAST_STEPS, PAPER_STEPS = 1, 12, 1000  # of Heun's method, two evaluations each but the last; of the paper's
 CORRECTOR_SNR = 0.075
 SLICES_AT_ONCE = 8
+CALIBRATION_BATCH, CALIBRATION_SAMPLES = 16, 16
+NORMAL_90 = 1.645  # half a 90 % interval of a normal distribution, standard deviations
 MARGIN = 4  # voxels around the brain that the network sees
 SAME_DEGREES = 3.0  # nearer ones are one direction
 BEST_B = 1000.0  # s/mm²: of several shells the nearest to it is used
@@ -129,6 +131,31 @@ class DiffDTI:
 
         return score
 
+    @torch.no_grad()
+    def calibrate(self, net: FusedUNet, source: People, size: str, seed: int, batches: int = 4) -> None:
+        """Set the factors of the samples' spread so that a 90 % interval holds 90 % of the true values.
+
+        The interval is the mean of `CALIBRATION_SAMPLES` samples plus and minus 1.645 of their standard deviations, the
+        factor included; of people who were not trained on.
+        """
+        make, times = self.examples(source, size, CALIBRATION_BATCH, seed + 1), _times("fast", FAST_STEPS)
+        net.eval()
+        ratios = []
+        for index in range(batches):
+            batch = make(index)
+            addresses = [(index, k, 0) for k in range(CALIBRATION_BATCH)]
+            samples = []
+            for sample in range(CALIBRATION_SAMPLES):
+                noise = NoiseSource(
+                    seed, "calibrate", str(sample), "diffdti", addresses, batch.x0.shape[1:], source.device
+                )
+                samples.append(consistent(draw(net, batch.known, "fast", times, noise, "fp32"))[0])
+            samples = torch.stack(samples)
+            truth = batch.known.centre + batch.known.scale * batch.x0
+            ratio = (truth - samples.mean(dim=0)).abs() / samples.std(dim=0).clamp_min(1e-6)
+            ratios.append(ratio.movedim(1, 3)[batch.weight[:, 0] > 0])
+        net.spread.copy_(torch.cat(ratios).float().quantile(0.9, dim=0) / NORMAL_90)
+
     # -- generation
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
@@ -209,7 +236,7 @@ class _Maker:
             samples = torch.stack(samples).permute(0, 3, 4, 1, 2)  # (samples, h, w, slices, 5)
             mean[self.box][:, :, part] = samples.mean(dim=0).numpy()
             if std is not None:
-                std[self.box][:, :, part] = samples.std(dim=0).numpy()
+                std[self.box][:, :, part] = (samples.std(dim=0) * self.net.spread.cpu()).numpy()
             done += len(part)
             if request.progress is not None:
                 request.progress("slices", done, len(self.slices))
@@ -242,22 +269,45 @@ class _Maker:
         addresses = [(0, int(z), sample) for z in part]
         shape = (CHANNELS, *known.centre.shape[2:])
         noise = NoiseSource(request.seed, request.subject, request.run, "diffdti", addresses, shape, request.device)
+        return draw(self.net, known, request.sampler, self.times, noise, self.precision).cpu()
 
-        def denoise(x: Tensor, t: int) -> Tensor:
-            times = torch.full((len(x),), t, device=x.device)
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                raw = _raw(self.net, x, times, known).float()
-            if not known.with_fit:
-                return PROCESS.to_x0(x, t, raw, "noise")
-            skip, out = _preconditioning(times, x)
-            return skip * x + out * raw
 
-        start = noise(0) * PROCESS.marginal(self.times[0])[1].to(known.centre)
-        if request.sampler == "fast":
-            found = heun(denoise, PROCESS, start, self.times).x0
-        else:
-            found = predictor_corrector(denoise, PROCESS, start, self.times, noise, 1, CORRECTOR_SNR).x0
-        return (known.centre + known.scale * found).float().cpu()
+def draw(
+    net: nn.Module, known: Known, sampler: str, times: Sequence[int], noise: Callable[[int], Tensor], precision: str
+) -> Tensor:
+    """Return maps (S, 5, H, W) as the network makes them from noise: MD in units of `MD_UNIT`, colour FA of any length.
+
+    Parameters
+    ----------
+    net
+        In evaluation mode.
+    known
+        Of S slices.
+    sampler
+        "fast" or "paper".
+    times
+        Of the evaluations, the first the process's last.
+    noise
+        Number of the draw -> standard normal noise (S, 5, H, W).
+    precision
+        "fp32" or "bf16".
+    """
+
+    def denoise(x: Tensor, t: int) -> Tensor:
+        when = torch.full((len(x),), t, device=x.device)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            raw = _raw(net, x, when, known).float()
+        if not known.with_fit:
+            return PROCESS.to_x0(x, t, raw, "noise")
+        skip, out = _preconditioning(when, x)
+        return skip * x + out * raw
+
+    start = noise(0) * PROCESS.marginal(times[0])[1].to(known.centre)
+    if sampler == "fast":
+        found = heun(denoise, PROCESS, start, times).x0
+    else:
+        found = predictor_corrector(denoise, PROCESS, start, times, noise, 1, CORRECTOR_SNR).x0
+    return (known.centre + known.scale * found).float()
 
 
 def choose_volumes(gradients: GradientTable) -> tuple[float, np.ndarray, int]:

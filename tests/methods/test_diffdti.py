@@ -264,3 +264,39 @@ def test_what_is_told_keeps_the_scale_of_the_scan_out(people):
     brighter = known_of(7 * b0, 7 * dwis, g, 1000 * ones, 14 * ones, 700 * ones, "small")
     torch.testing.assert_close(known.images, brighter.images, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(known.numbers, brighter.numbers)
+
+
+def test_the_spread_is_scaled_to_hold_nine_in_ten(people):
+    """A network that answers with the truth plus a known error, and samples of a known, too small spread."""
+    from bids_dmrigen.methods import diffdti
+
+    class Guess(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("spread", torch.ones(5))
+
+    def pretend(net, known, sampler, times, noise, precision):
+        error = torch.randn(known.centre.shape, generator=torch.Generator().manual_seed(len(known.centre)))
+        return truth[known] + 0.02 * error + 0.005 * noise(0)
+
+    truth, original = {}, diffdti.DiffDTI.examples
+
+    def examples(self, *args):
+        def make(index):
+            batch = original(self, *args)(index)
+            # Inside the ranges and with colour as long as FA, so that nothing is cut off.
+            maps = torch.full_like(batch.x0, 0.5) * torch.tensor([1, 1, 3**-0.5, 3**-0.5, 3**-0.5])[:, None, None]
+            truth[batch.known] = maps
+            return batch._replace(x0=(maps - batch.known.centre) / batch.known.scale)
+
+        return make
+
+    net = Guess()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diffdti, "draw", pretend)
+        patch.setattr(diffdti.DiffDTI, "examples", examples)
+        DiffDTI().calibrate(net, people, "small", 0, batches=1)
+    # A mean of 16 samples of standard deviation s lies off by (0.02² + s²/16)^(1/2), in units of a standard deviation
+    # from 16 samples: Student's distribution of 15 degrees of freedom, whose quantile is 1.753.
+    expected = 1.753 / 1.645 * (0.02**2 + 0.005**2 / 16) ** 0.5 / 0.005
+    assert float(net.spread[1]) == pytest.approx(expected, rel=0.03)

@@ -1,0 +1,206 @@
+"""Diff-DTI against least squares: the paper's tables on simulated people, real scans, samplers, spread, cost, ablation.
+
+python benchmarks/diffdti.py [simulated] [real] [rotations] [scans] [samplers] [spread] [cost] [ablation]
+    [--data DATA] [--atlas ATLAS] [--weights NAME_OR_PATH] [--minutes M]
+
+simulated: people who were not trained on, b = 1000, SNR 20, six and three directions (Tables II and III of Zhang et al.
+2024), against the noise-free signal's maps. real: a dense scan of 84 directions, six and three kept; rotations: five
+selections of them. scans: six of the acquired directions of other scans against all. samplers: the mean, the fast one and
+the paper's. spread: what share of true values a 90 % interval of 16 samples holds. cost: six directions of the dense scan.
+ablation (Table IV): both variants trained anew for the same minutes; not part of the default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import time
+from dataclasses import replace
+from pathlib import Path
+
+# Threads that wait by spinning starve each other as soon as anything else runs on the machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+from scenes import REAL, dense_scan, held_out_scan, middle
+
+from bids_dmrigen.cli.atlases import EMBEDDED, load_atlas
+from bids_dmrigen.diffusion.training import resolve_precision, train
+from bids_dmrigen.dwi.gradients import GradientTable, even_directions
+from bids_dmrigen.dwi.series import Scan
+from bids_dmrigen.interfaces.brain import brain_mask, mean_dwi
+from bids_dmrigen.interfaces.io import read_scan
+from bids_dmrigen.methods.base import Request
+from bids_dmrigen.methods.diffdti import NORMAL_90, DiffDTI
+from bids_dmrigen.qc import evaluation
+from bids_dmrigen.simulate.examples import People
+
+PEOPLE, SLICES, SNR = 2, 6, 20.0
+SAMPLES = 16
+SCANS = ("elition", "prisma", "sagittal")  # of data/bids: their first run each
+TABLE = ("fa_psnr", "fa_ssim", "fa_nmse", "md_psnr", "dec_psnr", "fa_error")
+TISSUES = ("white matter", "grey matter", "CSF")
+
+
+def arms(args, **settings) -> dict[str, evaluation.Arm]:
+    """Return least squares and Diff-DTI."""
+
+    def make(kept: Scan, wanted: GradientTable):
+        return DiffDTI().generate(args.net, kept, Request(weights=args.weights, **settings))
+
+    return {"least squares": evaluation.as_acquired, "Diff-DTI": make}
+
+
+def show(outcomes, title: str) -> None:
+    """Print the mean scores of every arm, and where they are several the lowest FA PSNR."""
+    print(f"\n{title}")
+    print("".join(f"{text:>17s}" for text in ("", *(evaluation.SCORES[key].label for key in TABLE), "lowest FA PSNR")))
+    for name in dict.fromkeys(o.arm for o in outcomes):
+        own = [o for o in outcomes if o.arm == name]
+        if own[0].fault:
+            print(f"{name:>17s}  {own[0].fault[:90]}")
+            continue
+        values = [float(np.mean([o.scores[key] for o in own])) for key in TABLE]
+        lowest = min(o.scores["fa_psnr"] for o in own)
+        print(f"{name:>17s}" + "".join(f"{value:17.4f}" for value in [*values, lowest]), flush=True)
+
+
+def people(args, n: int, first: int = 0, voxel_mm: float = 2.5):
+    """Return held-out scans of 60 directions and their noise-free signals."""
+    gradients = GradientTable(
+        np.r_[np.zeros(1), np.full(60, 1000.0)], np.concatenate([np.zeros((1, 3)), even_directions(60)])
+    )
+    atlas = load_atlas(args.atlas)
+    for seed in range(first, first + n):
+        yield middle(*held_out_scan(atlas, seed, SNR, gradients, voxel_mm), SLICES)
+
+
+def simulated(args) -> None:
+    """Print the paper's Tables II and III on simulated people."""
+    scans = list(people(args, PEOPLE))
+    for keep in (6, 3):
+        outcomes = [o for s, clean in scans for o in evaluation.evaluate(s, [keep], arms(args), truth=clean).outcomes]
+        show(outcomes, f"simulated, SNR {SNR:g}, one b0 and {keep} directions, {PEOPLE} people, {SLICES} slices each")
+
+
+def real(args) -> None:
+    """Print the scores on a real dense scan."""
+    result = evaluation.evaluate(dense_scan(args.data), [6, 3], arms(args))
+    for keep in (6, 3):
+        show([o for o in result.outcomes if o.keep == keep], f"{REAL}, {keep} directions of 84")
+
+
+def rotations(args) -> None:
+    """Print the mean and the worst of five selections of directions."""
+    for keep in (6, 3):
+        result = evaluation.evaluate(dense_scan(args.data), [keep], arms(args), rotations=5)
+        show(result.outcomes, f"{REAL}, {keep} directions of 84, five selections")
+
+
+def scans(args) -> None:
+    """Print the scores on other scans: six of their directions against all."""
+    for subject in SCANS:
+        path = sorted((args.data / f"bids/sub-{subject}").rglob("*_dwi.nii.gz"))[0]
+        stem = str(path).removesuffix(".nii.gz")
+        scan, _ = read_scan(path, f"{stem}.bval", f"{stem}.bvec", None, 50.0)
+        mask = brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan)) & (scan.data > 0).all(axis=3)
+        scan = Scan(scan.data, scan.affine, scan.gradients, mask)
+        n = int((~scan.gradients.is_b0).sum())
+        show(evaluation.evaluate(scan, [6], arms(args)).outcomes, f"{path.name}, 6 directions of {n}")
+
+
+def samplers(args) -> None:
+    """Print FA PSNR against the truth with every sampler."""
+    (scan, clean), *_ = people(args, 1, 7, 4.0)
+    settings = {
+        "the mean, 1 evaluation": {},
+        "mean of 4 draws, fast": {"n_samples": 4},
+        "mean of 4 draws, the paper's": {"n_samples": 4, "sampler": "paper"},
+        "one draw, fast": {"steps": 12},
+        "one draw, the paper's": {"sampler": "paper"},
+    }
+    print("\nsamplers, simulated, six directions, against the truth")
+    for name, setting in settings.items():
+        outcome = evaluation.evaluate(scan, [6], {"x": arms(args, **setting)["Diff-DTI"]}, truth=clean).outcomes[0]
+        evaluations = outcome.record["Sampler"]["NetworkEvaluations"]
+        print(
+            f"{name:>30s}: FA PSNR {outcome.scores['fa_psnr']:.2f} dB, {evaluations} evaluations a draw, "
+            f"{outcome.seconds:.0f} s",
+            flush=True,
+        )
+
+
+def spread(args) -> None:
+    """Print the share of the true values in the 90 % interval of 16 samples, by map and tissue."""
+    inside = {}
+    for seed, (scan, clean) in enumerate(people(args, PEOPLE, 20)):
+        for keep in (6, 3):
+            kept = evaluation.kept_volumes(scan.gradients, keep)
+            few = Scan(scan.data[..., kept], scan.affine, scan.gradients[kept], scan.mask)
+            made = DiffDTI().generate(args.net, few, Request(weights=args.weights, n_samples=SAMPLES))
+            truth = evaluation.summary_maps(Scan(clean, scan.affine, scan.gradients, scan.mask))
+            fa, md = truth["fa"], truth["md"]
+            # By the truth's own maps: free water diffuses fast, white matter is anisotropic.
+            tissue = np.where(md > 1.5e-3, 2, np.where(fa > 0.25, 0, 1))
+            for name, std in made.named_maps(made.std).items():
+                error = np.abs(truth[name] - made.named_maps()[name])
+                within = (error <= NORMAL_90 * std)[scan.mask].reshape(scan.mask.sum(), -1).mean(axis=1)
+                for k in range(3):
+                    inside.setdefault((keep, name, TISSUES[k]), []).append(within[tissue[scan.mask] == k])
+                inside.setdefault((keep, name, "all"), []).append(within)
+        print(f"person {seed + 1} of {PEOPLE}", flush=True)
+    print(f"\nshare of true values in the 90 % interval of {SAMPLES} samples, simulated, SNR {SNR:g}")
+    for (keep, name, where), found in inside.items():
+        print(f"{keep} directions, {name:>4s}, {where:>13s}: {np.concatenate(found).mean():.3f}")
+
+
+def cost(args) -> None:
+    """Print time and memory of six directions of the dense scan."""
+    scan = dense_scan(args.data)
+    kept = evaluation.kept_volumes(scan.gradients, 6)
+    few = Scan(scan.data[..., kept], scan.affine, scan.gradients[kept], scan.mask)
+    for samples in (1, SAMPLES):
+        begun = time.perf_counter()
+        DiffDTI().generate(args.net, few, Request(weights=args.weights, n_samples=samples))
+        seconds = time.perf_counter() - begun
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(
+            f"cost, {'x'.join(map(str, few.data.shape))}, {samples} samples: {seconds:.1f} s, peak memory {peak:.2f} GB"
+        )
+
+
+def ablation(args) -> None:
+    """Train with and without feature enhancement for the same minutes, and print both (Table IV)."""
+    method, atlas = DiffDTI(), load_atlas(args.atlas)
+    source, held_out = People.from_atlas(atlas, 20), People.from_atlas(atlas, 4, held_out=True)
+    plan = replace(method.plan("small"), minutes=args.minutes, precision=resolve_precision("auto", source.device))
+    for fefm in (False, True):
+        net = method.network("small", fefm)
+        make, score = method.examples(source, "small", 32, 0), method.held_out(held_out, "small", 0)
+        trained = train(net, make, method.loss, score, plan)
+        args.net = net.eval()
+        outcomes = [o for s, clean in people(args, PEOPLE)
+                    for o in evaluation.evaluate(s, [6], arms(args), truth=clean).outcomes]  # fmt: skip
+        show(outcomes, f"{'with' if fefm else 'without'} FEFM, {trained.steps} steps, {args.minutes:g} minutes")
+
+
+PARTS = {f.__name__: f for f in (simulated, real, rotations, scans, samplers, spread, cost, ablation)}
+
+
+def main() -> None:
+    """Run the parts that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all but ablation")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--atlas", default=EMBEDDED, help="of the simulated people (default: the embedded one)")
+    parser.add_argument("--weights", help="default: diffdti-small")
+    parser.add_argument("--minutes", type=float, default=20, help="of each training of the ablation (default: 20)")
+    args = parser.parse_args()
+    args.net = None
+    for part in args.parts or [name for name in PARTS if name != "ablation"]:
+        PARTS[part](args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Scans that benchmarks of several methods share: people who were not trained on, a real dense scan."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bids_dmrigen.dwi.gradients import GradientTable
+from bids_dmrigen.dwi.series import Scan
+from bids_dmrigen.interfaces.io import read_scan
+from bids_dmrigen.qc import evaluation
+from bids_dmrigen.simulate.anatomy import deform
+from bids_dmrigen.simulate.examples import HELD_OUT
+from bids_dmrigen.simulate.scanner import acquire, scan_grid
+from bids_dmrigen.simulate.signal import Tissue
+
+REAL = "reference/sub-canon_desc-merged"
+
+
+def held_out_scan(atlas, seed: int, snr: float, gradients: GradientTable, voxel_mm: float = 2.5):
+    """Return a scan of somebody who was not trained on, and its noise-free signals."""
+    person = deform(atlas, HELD_OUT + 100 + seed)
+    shape = (72, 88, 64) if voxel_mm < 3 else (46, 56, 40)
+    affine = scan_grid(person, voxel_mm, shape)
+    simulated = acquire(person, gradients, affine, shape, snr, seed, tissue=Tissue.random(HELD_OUT + seed))
+    return simulated.scan, simulated.clean
+
+
+def middle(scan: Scan, clean: np.ndarray, n: int) -> tuple[Scan, np.ndarray]:
+    """Return the middle of a scan: so many slices that n are left of its mask when its rim is not scored."""
+    rim = evaluation.EROSIONS
+    first = scan.data.shape[2] // 2 - n // 2 - rim
+    part = np.s_[:, :, first : first + n + 2 * rim]
+    affine = scan.affine.copy()
+    affine[:3, 3] = (scan.affine @ [0, 0, first, 1])[:3]
+    return Scan(scan.data[part], affine, scan.gradients, scan.mask[part]), clean[part]
+
+
+def dense_scan(data: Path) -> Scan:
+    """Return the real dense scan."""
+    stem = data / REAL
+    return read_scan(f"{stem}_dwi.nii.gz", f"{stem}_dwi.bval", f"{stem}_dwi.bvec", f"{stem}_mask.nii.gz", 50.0)[0]
+
+
+def matrix_rate(dtype: torch.dtype, n: int = 2048, rounds: int = 5) -> float:
+    """Return the operations per second of a large matrix product."""
+    a, b = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - start)
+    return 2 * n**3 / min(seconds)
