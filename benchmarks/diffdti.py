@@ -3,11 +3,11 @@
 python benchmarks/diffdti.py [simulated] [real] [rotations] [scans] [samplers] [spread] [cost] [ablation]
     [--data DATA] [--atlas ATLAS] [--weights NAME_OR_PATH] [--minutes M]
 
-simulated: people who were not trained on, b = 1000, SNR 20, six and three directions (Tables II and III of Zhang et al.
-2024), against the noise-free signal's maps. real: a dense scan of 84 directions, six and three kept; rotations: five
-selections of them. scans: six of the acquired directions of other scans against all. samplers: the mean, the fast one and
-the paper's. spread: what share of true values a 90 % interval of 16 samples holds. cost: six directions of the dense scan.
-ablation (Table IV): both variants trained anew for the same minutes; not part of the default.
+simulated: people who were not trained on, b = 1000, SNR 20, six and three directions (Tables II and III of Zhang et
+al. 2024), against the noise-free signal's maps. real: a dense scan of 84 directions, six and three kept; rotations:
+five selections of them. scans: six of the acquired directions of other scans against all. samplers: the mean, the
+fast one and the paper's. spread: what share of true values a 90 % interval of 16 samples holds. cost: six directions
+of the dense scan. ablation (Table IV): both variants trained anew for the same minutes; not part of the default.
 """
 
 from __future__ import annotations
