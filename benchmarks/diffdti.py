@@ -32,7 +32,7 @@ from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.interfaces.brain import brain_mask, mean_dwi
 from bids_dmrigen.interfaces.io import read_scan
 from bids_dmrigen.methods.base import Request
-from bids_dmrigen.methods.diffdti import NORMAL_90, DiffDTI
+from bids_dmrigen.methods.diffdti import FAST_STEPS, NORMAL_90, DiffDTI
 from bids_dmrigen.qc import evaluation
 from bids_dmrigen.simulate.examples import People
 
@@ -117,7 +117,7 @@ def samplers(args) -> None:
         "the mean, 1 evaluation": {},
         "mean of 4 draws, fast": {"n_samples": 4},
         "mean of 4 draws, the paper's": {"n_samples": 4, "sampler": "paper"},
-        "one draw, fast": {"steps": 12},
+        "one draw, fast": {"steps": FAST_STEPS},
         "one draw, the paper's": {"sampler": "paper"},
     }
     print("\nsamplers, simulated, six directions, against the truth")

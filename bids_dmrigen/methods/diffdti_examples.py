@@ -20,7 +20,7 @@ SIDE = 64  # of training slices
 BVALS = (600.0, 3200.0)  # s/mm²
 UNEVEN = 0.25  # how far directions stray from even ones
 SIGMA_ERROR = 0.25  # relative: how well a noise level is known
-TRUTH_DIRECTIONS = 30  # noise-free, for the true maps
+TRUTH_DIRECTIONS = 20  # noise-free, for the true maps
 
 PROCESS = VarianceExploding()
 UNTOLD_SIGMA = 30.0  # noise in x_t beside which an image of about unit variance does not show
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 def examples(people: People, size: str, batch: int, generator: torch.Generator) -> Batch:
     """Return a batch of training examples.
 
-    The maps are those of a least-squares fit to 30 even directions without noise, at the b-value of the example.
+    The maps are those of a least-squares fit to 20 even directions without noise, at the b-value of the example.
 
     Parameters
     ----------

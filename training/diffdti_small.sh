@@ -1,0 +1,12 @@
+#!/bin/sh
+# Train the default weights of Diff-DTI: sh training/diffdti_small.sh ATLAS OUT
+#
+# ATLAS  folder with T1w, brain_mask, tissue_wm_gm_csf_percent, peaks_world_ras and qa (HCP-1065 directions)
+# OUT    folder for the weights, OUT/diffdti-small.safetensors
+#
+# The training goes on where it stopped when this is called again; the spread of samples is calibrated at its end.
+set -eu
+atlas=$1 out=$2
+
+dmrigen train diffdti --out "$out" --atlas "$atlas" --people 60 --batch 16 --minutes 55 --precision bf16
+dmrigen weights verify "$out/diffdti-small.safetensors"
