@@ -132,6 +132,19 @@ def estimate_sigma(scan: Scan) -> NoiseEstimate:
     return NoiseEstimate(sigma, typical_b0 / sigma, freedom, int(usable.sum()), bool(spatial))
 
 
+def shell_sigma(scan: Scan, volumes: np.ndarray) -> float:
+    """Return the noise level of some volumes of a shell: b0s of several runs differ by more than noise.
+
+    Raises
+    ------
+    ScanError
+        As `estimate_sigma`.
+    """
+    data = np.concatenate([scan.mean_b0()[..., None], scan.data[..., volumes]], axis=3)
+    first = np.flatnonzero(scan.gradients.is_b0)[0]
+    return estimate_sigma(Scan(data, scan.affine, scan.gradients[np.r_[first, volumes]], scan.mask)).sigma
+
+
 def _foreground(scan: Scan) -> np.ndarray:
     b0 = scan.mean_b0()
     inside = scan.mask & np.isfinite(b0) & (b0 > 0)

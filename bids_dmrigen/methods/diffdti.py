@@ -19,7 +19,7 @@ from ..diffusion.samplers import dpm_solver_pp_2m, karras_times, predictor_corre
 from ..diffusion.training import Plan, resolve_precision
 from ..diffusion.weights import load_weights
 from ..dwi.gradients import GradientTable, even_subset
-from ..dwi.noise import estimate_sigma
+from ..dwi.noise import shell_sigma
 from ..dwi.series import Scan, ScanError
 from ..nets.fefm import FENSpec, FusedUNet
 from ..nets.unet import UNetSpec
@@ -205,9 +205,7 @@ class _Maker:
     def __init__(self, net, scan: Scan, bval: float, volumes: np.ndarray, request: Request, steps: int, precision: str):
         self.net, self.scan, self.request, self.precision = net, scan, request, precision
         self.volumes, self.bval = volumes, bval
-        used = np.r_[np.flatnonzero(scan.gradients.is_b0), volumes]
-        few = Scan(scan.data[..., used], scan.affine, scan.gradients[used], scan.mask)
-        self.sigma = float(estimate_sigma(few).sigma)
+        self.sigma = float(shell_sigma(scan, volumes))
         self.b0 = scan.mean_b0()
         self.unit = float(self.b0[scan.mask].mean())
         self.bvecs = torch.as_tensor(scan.gradients.world_directions(scan.affine)[volumes], dtype=torch.float32)

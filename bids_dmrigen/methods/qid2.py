@@ -21,7 +21,7 @@ from ..diffusion.noise import NoiseSource
 from ..diffusion.samplers import ancestral, dpm_solver_pp_2m, even_times
 from ..diffusion.training import Plan, resolve_precision
 from ..diffusion.weights import load_weights
-from ..dwi.noise import estimate_sigma
+from ..dwi.noise import shell_sigma
 from ..dwi.series import Scan
 from ..nets.direction_unet import DirectionUNet
 from ..nets.unet import UNetSpec
@@ -158,7 +158,7 @@ class QID2:
             "Seed": request.seed,
             "Samples": request.n_samples,
             "TrustInCorrection": {f"b={bval:.0f}": round(value, 3) for bval, value in trusted.items()},
-            "NoiseLevel": {f"b={shell.bval:.0f}": round(shell_sigma(scan, shell), 4) for shell in shells},
+            "NoiseLevel": {f"b={shell.bval:.0f}": round(shell_sigma(scan, shell.volumes), 4) for shell in shells},
             "Device": str(request.device),
             "Precision": precision,
             "Seconds": round(time.monotonic() - begun, 1),
@@ -190,7 +190,7 @@ class _Filler:
         """
         data, request = self.scan.data, self.request
         unit = float(data[self.scan.mask][:, shell.volumes].mean())
-        sigma = shell_sigma(self.scan, shell)
+        sigma = shell_sigma(self.scan, shell.volumes)
         mean = np.zeros((*data.shape[:3], len(shell.wanted)), np.float32)
         std = np.zeros_like(mean) if request.n_samples > 1 else None
         for done, z in enumerate(self.slices):
@@ -277,13 +277,6 @@ def trust_in_correction(fill: Callable[[Scan, Request], Generated], scan: Scan, 
 def _nearest(trust: dict[float, float], bval: float) -> float:
     """Return the trust of the shell at this b-value; all of it where none was found."""
     return min((abs(known - bval), value) for known, value in (trust or {bval: 1.0}).items())[1]
-
-
-def shell_sigma(scan: Scan, shell: Shell) -> float:
-    """Return the noise level of a shell, signal units: b0s of several runs differ by more than noise."""
-    data = np.concatenate([scan.mean_b0()[..., None], scan.data[..., shell.volumes]], axis=3)
-    first = np.flatnonzero(scan.gradients.is_b0)[0]
-    return estimate_sigma(Scan(data, scan.affine, scan.gradients[np.r_[first, shell.volumes]], scan.mask)).sigma
 
 
 def _default_steps(request: Request) -> int:

@@ -6,7 +6,7 @@ import torch
 
 from bids_dmrigen.dwi import noise as module
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
-from bids_dmrigen.dwi.noise import estimate_sigma, rician_mean, rician_signal
+from bids_dmrigen.dwi.noise import estimate_sigma, rician_mean, rician_signal, shell_sigma
 from bids_dmrigen.dwi.series import Scan, ScanError
 
 SHAPE = (24, 24, 10)
@@ -135,3 +135,15 @@ def test_pulsating_voxels_hardly_count():
     data[moving] *= rng.normal(1, 0.3, (moving.sum(), data.shape[3]))
     disturbed = Scan(np.abs(data), scan.affine, scan.gradients, scan.mask)
     assert estimate_sigma(disturbed).sigma == pytest.approx(sigma, rel=0.12)
+
+
+def test_the_level_of_a_shell_does_not_see_how_b0s_differ():
+    rng = np.random.default_rng(3)
+    gradients = GradientTable(np.r_[0, 0, np.full(12, 1000.0)], np.concatenate([np.zeros((2, 3)), even_directions(12)]))
+    data = 100 * np.exp(-0.7e-3 * gradients.bvals) * rng.uniform(0.8, 1.2, (16, 16, 8, 1)) + rng.normal(
+        0, 2, (16, 16, 8, 14)
+    )
+    data[..., 1] *= 1.3  # another run's receiver
+    scan = Scan(data.astype(np.float32), np.eye(4), gradients, np.ones((16, 16, 8), bool))
+    assert shell_sigma(scan, np.arange(2, 14)) == pytest.approx(2, rel=0.08)
+    assert estimate_sigma(scan).sigma > 2.2
