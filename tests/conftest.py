@@ -68,6 +68,19 @@ def write_dataset(root: Path, subjects=("01", "02"), **series) -> Path:
     return root
 
 
+def diffdti_weights(folder: Path) -> Path:
+    """Write weights of Diff-DTI that were never trained but make something, and return their file."""
+    import torch
+
+    from bids_dmrigen.diffusion.weights import Card, save_weights
+    from bids_dmrigen.methods import load
+
+    net = load("diffdti").network("small")
+    torch.nn.init.normal_(net.head[-1].weight, std=0.05, generator=torch.Generator().manual_seed(1))
+    card = Card("diffdti", "small", {}, {}, 1, 0.1, 0, "a test", {}, "Apache-2.0")
+    return save_weights(folder, "diffdti-small", net, card)
+
+
 @pytest.fixture
 def dataset(tmp_path) -> Path:
     """Two subjects, one tiny run each."""

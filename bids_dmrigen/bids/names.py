@@ -44,7 +44,14 @@ DWI = {
     "metrics": "desc-quality_metrics.json",
 }
 FIGURE = "desc-{figure}_dwi.{extension}"
-TENSOR_MAPS = ("fa", "md", "ad", "rd", "dec", "tensor")
+TENSOR_MAPS = {  # parameter -> what a reader calls it
+    "fa": "FA",
+    "md": "MD",
+    "ad": "AD",
+    "rd": "RD",
+    "dec": "colour FA",
+    "tensor": "tensor",
+}
 
 # What the BIDS schema does not know yet; no trailing slashes, or the validator ignores the line.
 BIDSIGNORE = (

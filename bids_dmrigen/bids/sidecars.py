@@ -32,7 +32,8 @@ DESCRIPTIONS = {
     "confounds": "Head motion per volume",
     "generated": "Diffusion-weighted series made by {title}",
     "spread": "Voxel-wise standard deviation of the samples of {title}",
-    "map_spread": "Voxel-wise standard deviation of the samples of {title}: {param}",
+    "map_spread": "Voxel-wise standard deviation of the samples of {title}, times the factor stored with its weights: "
+    "{param}",
     "to_t1w": "Rigid transform, preprocessed series to T1w",
     "from_t1w": "Rigid transform, T1w to preprocessed series",
     "to_template": "Composite transform, preprocessed series to {template}",
@@ -114,21 +115,27 @@ def image_sidecar(key: str, sources: Sequence[str], **fields: str) -> dict[str, 
         sidecar["Type"] = "Brain"
     if key in ("preproc", "dwiref", "generated", "spread"):
         sidecar |= {"SkullStripped": False, "Units": "arbitrary"}
+    if key == "map_spread":
+        sidecar |= {"SkullStripped": True, "Units": MAPS[fields["param"]][1]}
     return sidecar
 
 
-def _map_sidecar(sources: Sequence[str], *, param: str, source: str, **_: str) -> dict[str, Any]:
+def _map_sidecar(sources: Sequence[str], *, param: str, source: str, title: str = "") -> dict[str, Any]:
+    """Return the sidecar of a map: made by the method of this title, without one a fit to the source's series."""
     description, units = MAPS[param]
+    model: dict[str, Any] = {"Description": "Diffusion tensor", "URL": TENSOR_URL}
+    if title:
+        origin = f"made by {title} from b0 and the directions that GenerativeModel names under Volumes"
+        model["Description"] += "; its maps were generated, no tensor was fitted"
+    else:
+        origin = f"from the {source} series"
+        model["Parameters"] = {"FitMethod": "wls"}
     sidecar: dict[str, Any] = {
-        "Description": f"{description}, from the {source} series",
+        "Description": f"{description}, {origin}",
         "Sources": list(sources),
         "SkullStripped": True,
         "Units": units,
-        "Model": {
-            "Description": "Diffusion tensor",
-            "URL": TENSOR_URL,
-            "Parameters": {"FitMethod": "wls"},
-        },
+        "Model": model,
     }
     if param == "dec":
         sidecar["OrientationEncoding"] = {"Reference": "xyz", "EncodingAxis": 3, "Type": "dec"}
@@ -153,17 +160,16 @@ def generative_model(
         From the method's check of its input.
     source
         How the input was generated, the same part of its sidecar; None where it was acquired. Volumes that were kept
-        are not called acquired then.
+        are not called acquired then. Of maps, no volume is an acquired or a generated one.
     """
-    kept = [int(v) for v in made.acquired.nonzero()[0]]
-    record = {
-        "Method": spec.title,
-        "Citation": spec.citation.text,
-        **made.record,
-        "AcquiredVolumes" if source is None else "InputVolumes": kept,
-        "GeneratedVolumes": [v for v in range(len(made.acquired)) if v not in set(kept)],
-        "Versions": versions(),
-    }
+    record = {"Method": spec.title, "Citation": spec.citation.text, **made.record}
+    if made.maps:
+        record["Maps"] = list(made.maps)
+    else:
+        kept = [int(v) for v in made.acquired.nonzero()[0]]
+        record["AcquiredVolumes" if source is None else "InputVolumes"] = kept
+        record["GeneratedVolumes"] = [v for v in range(len(made.acquired)) if v not in set(kept)]
+    record["Versions"] = versions()
     if source is not None:
         record["Input"] = source["GenerativeModel"]
     if made.left_out is not None:

@@ -7,6 +7,7 @@ import html
 import json
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, traits
 from ..dwi.gradients import GradientError
 from ..dwi.series import Scan
 from .io import read_image
-from .run_data import Missing, RunData, RunInput
+from .run_data import ONE_SAMPLE, Missing, RunData, RunInput
 
+MD_SCALE, MD_UNIT = 1e3, "10⁻³ mm²/s"
 SERIES_METRICS = ("ndc", "tensor_residual", "direction_contrast", "dwi_cnr", "sample_spread")
 
 
@@ -73,6 +75,9 @@ def _figure_list(run: RunData) -> list[Drawing]:
     ]
     for method in run.methods():
         drawings += _method_figures(run, method)
+    for method in run.map_methods():  # its maps stand beside the classical ones
+        title = f"{method}: spread of the samples"
+        drawings.append((f"spread{method}", title, partial(_draw_map_spread, run, method)))
 
     def draw_maps(path):
         made = frozenset(s for s in run.inputs.map_sources if s != "preproc" or run.inputs.preproc_generated)
@@ -153,6 +158,17 @@ def _draw_template(run: RunData, path: Path) -> None:
     figures.flicker(moved, template, image.affine, brain, ("b0", name), f"Registration to {name}", path)
 
 
+def _draw_map_spread(run: RunData, method: str, path: Path) -> None:
+    from ..bids.names import TENSOR_MAPS
+    from ..qc import comparison
+
+    images = {}
+    for kind, (mean, std) in run.map_spread(method).items():
+        scale, unit = (MD_SCALE, MD_UNIT) if kind == "md" else (1.0, TENSOR_MAPS[kind])
+        images[TENSOR_MAPS[kind]] = scale * mean, scale * std, unit
+    comparison.spread(images, run.preproc.affine, run.preproc.mask, method, path)
+
+
 def _method_figures(run: RunData, method: str) -> list[Drawing]:
     from ..qc import comparison, figures
 
@@ -193,12 +209,12 @@ def _method_figures(run: RunData, method: str) -> list[Drawing]:
 
     def spread(path):
         if not run.has("generated_std"):
-            raise Missing("one sample only (--n-samples)")
+            raise Missing(ONE_SAMPLE)
         data, gradients, made, _ = run.generated(method)
         std, scan = read_image(run.inputs.generated_std[run.methods().index(method)])[0], run.preproc
         shown = made & ~gradients.is_b0
-        mean = data[..., shown].mean(axis=3)
-        comparison.spread(mean, std[..., shown].mean(axis=3), scan.affine, scan.mask, method, path)
+        images = {"signal": (data[..., shown].mean(axis=3), std[..., shown].mean(axis=3), "signal")}
+        comparison.spread(images, scan.affine, scan.mask, method, path)
 
     return [
         (f"inputoutput{method}", f"{method}: acquired against generated", input_output),
@@ -232,6 +248,8 @@ class QualityMetrics(SimpleInterface):
             entries |= describe_all(_run_metrics(run))
             for source in ["preproc", *run.methods()]:
                 entries |= describe_all(_series_metrics(run, source), source)
+            for method in run.map_methods():
+                entries |= describe_all(_own_map_metrics(run, method), method)
             for source, values in _map_metrics(run).items():
                 entries |= describe_all(_known(values), source)
         path = Path(runtime.cwd) / "metrics.json"
@@ -331,11 +349,21 @@ def _map_metrics(run: RunData) -> dict[str, dict[str, float]]:
     values = {source: {"fa_median": float(np.median(volume[mask]))} for source, volume in fa.items()}
     if run.has("md"):
         for source, volume in run.maps("md").items():
-            values[source]["md_median"] = float(1e3 * np.median(volume[mask]))
+            values[source]["md_median"] = float(MD_SCALE * np.median(volume[mask]))
     for source, volume in fa.items():
         if source != "preproc" and "preproc" in fa:
             values[source]["fa_difference"] = float(np.abs(volume - fa["preproc"])[mask].mean())
     return values
+
+
+def _own_map_metrics(run: RunData, method: str) -> dict[str, float]:
+    """Return the checks of a method that made maps, and how much its samples differ."""
+    values, mask = _own_checks(run.record(method).get("Checks", {}), method), run.preproc.mask
+    with contextlib.suppress(Missing):
+        spread = run.map_spread(method)
+        values["fa_spread"] = float(np.median(spread["fa"][1][mask]))
+        values["md_spread"] = float(np.median(spread["md"][1][mask]) * MD_SCALE)
+    return _known(values)
 
 
 def _known(values: dict[str, float]) -> dict[str, float]:

@@ -50,23 +50,28 @@ class _GenerateInput(SeriesInputSpec):
 
 
 class _GenerateOutput(TraitedSpec):
-    out_file = File(desc="generated series or maps")
-    out_std = File(desc="voxel-wise standard deviation of the samples")
+    out_file = File(desc="generated series")
+    out_std = File(desc="voxel-wise standard deviation of its samples")
     out_bval = File(desc="b-values of the generated series")
     out_bvec = File(desc="directions of the generated series")
     out_sidecar = File(desc="JSON: how it was made")
     out_left_out = File(desc=".npz: volumes (K,) and what was made of them unseen (X, Y, Z, K); K may be 0")
+    out_fa = File(desc="fractional anisotropy, of a method that makes maps in place of a series")
+    out_md = File(desc="its mean diffusivity, mm²/s")
+    out_dec = File(desc="its direction-encoded colour, (X, Y, Z, 3)")
+    out_fa_std = File(desc="voxel-wise standard deviation of the samples' fractional anisotropy")
+    out_md_std = File(desc="of their mean diffusivity, mm²/s")
+    out_dec_std = File(desc="of their direction-encoded colour, (X, Y, Z, 3)")
 
 
 class Generate(SimpleInterface):
-    """Run a method on a series and write what it made, with the record of how."""
+    """Run a method on a series and write what it made, a series or maps, with the record of how."""
 
     input_spec = _GenerateInput
     output_spec = _GenerateOutput
     _can_resume = True  # Nipype would empty the folder, and with it the training's checkpoint
 
     def _run_interface(self, runtime):
-        import numpy as np
         import torch
 
         from ..bids.sidecars import generative_model
@@ -102,18 +107,38 @@ class Generate(SimpleInterface):
         sidecar = generative_model(method.spec, made, warnings, source)
         (cwd / "sidecar.json").write_text(json.dumps(sidecar, indent=2))
         self._results["out_sidecar"] = str(cwd / "sidecar.json")
-        self._results["out_file"] = str(write_image(cwd / "generated.nii", made.mean, image))
-        left = made.left_out
-        self._results["out_left_out"] = str(cwd / "left_out.npz")
-        np.savez(
-            cwd / "left_out.npz",
-            volumes=np.zeros(0, int) if left is None else left.volumes,
-            mean=np.zeros((*scan.mask.shape, 0), np.float32) if left is None else left.mean,
-        )
-        if made.std is not None:
-            self._results["out_std"] = str(write_image(cwd / "std.nii", made.std, image))
-        if made.gradients is not None:
-            write_gradients(made.gradients, cwd / "generated.bval", cwd / "generated.bvec")
-            self._results["out_bval"] = str(cwd / "generated.bval")
-            self._results["out_bvec"] = str(cwd / "generated.bvec")
+        self._results |= _write_maps(made, image, cwd) if made.maps else _write_series(made, image, cwd)
         return runtime
+
+
+def _write_maps(made, image, folder: Path) -> dict[str, str]:
+    """Write a method's maps and their spread; return output -> path."""
+    named = {f"out_{name}": volume for name, volume in made.named_maps().items()}
+    if made.std is not None:
+        named |= {f"out_{name}_std": volume for name, volume in made.named_maps(made.std).items()}
+    return {
+        output: str(write_image(folder / f"{output.removeprefix('out_')}.nii", volume, image))
+        for output, volume in named.items()
+    }
+
+
+def _write_series(made, image, folder: Path) -> dict[str, str]:
+    """Write a method's series, its spread and what was left out; return output -> path."""
+    import numpy as np
+
+    left, none = made.left_out, np.zeros((*made.mean.shape[:3], 0), np.float32)
+    np.savez(
+        folder / "left_out.npz",
+        volumes=np.zeros(0, int) if left is None else left.volumes,
+        mean=none if left is None else left.mean,
+    )
+    write_gradients(made.gradients, folder / "generated.bval", folder / "generated.bvec")
+    results = {
+        "out_file": str(write_image(folder / "generated.nii", made.mean, image)),
+        "out_bval": str(folder / "generated.bval"),
+        "out_bvec": str(folder / "generated.bvec"),
+        "out_left_out": str(folder / "left_out.npz"),
+    }
+    if made.std is not None:
+        results["out_std"] = str(write_image(folder / "std.nii", made.std, image))
+    return results

@@ -21,6 +21,8 @@ from .io import read_gradients, read_image, read_scan
 
 SAME_DIRECTION_COSINE = np.cos(np.radians(1.0))
 CONFOUND_COLUMNS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z", "framewise_displacement")
+MAP_KINDS = ("fa", "md", "dec")
+ONE_SAMPLE = "one sample only (--n-samples)"
 GROUPS = {  # inputs that come together, and how a reader of the report would call them
     "raw": ("raw_dwi", "raw_bval", "raw_bvec"),
     "preproc": ("preproc_dwi", "preproc_bval", "preproc_bvec"),
@@ -76,6 +78,11 @@ class RunInput(BaseInterfaceInputSpec):
     fa = traits.List(File(exists=True), desc="fractional anisotropy per source")
     md = traits.List(File(exists=True), desc="mean diffusivity per source, mm²/s")
     dec = traits.List(File(exists=True), desc="direction-encoded colour per source")
+    map_methods = traits.List(traits.Str, desc="methods that made maps alone; they are among map_sources")
+    map_record = traits.List(File(exists=True), desc="JSON with GenerativeModel: how each of them made its maps")
+    fa_std = traits.List(File(exists=True), desc="standard deviation of their samples' fractional anisotropy")
+    md_std = traits.List(File(exists=True), desc="of their mean diffusivity, mm²/s")
+    dec_std = traits.List(File(exists=True), desc="of their direction-encoded colour")
     preproc_generated = traits.Bool(
         False, usedefault=True, desc="the preprocessed series was denoised by a generative method"
     )
@@ -159,15 +166,24 @@ class RunData:
         """Return the methods that made a series."""
         return list(self.inputs.methods) if self.has("methods", "generated") else []
 
+    def map_methods(self) -> list[str]:
+        """Return the methods that made maps alone."""
+        return list(self.inputs.map_methods) if self.has("map_methods") else []
+
+    def record(self, method: str) -> dict:
+        """Return how a method made its series or maps; empty where that is not known."""
+        for methods, records in ((self.methods(), "generated_record"), (self.map_methods(), "map_record")):
+            if method in methods and self.has(records):
+                path = getattr(self.inputs, records)[methods.index(method)]
+                return json.loads(Path(path).read_text()).get("GenerativeModel", {})
+        return {}
+
     def generated(self, method: str) -> tuple[np.ndarray, GradientTable, np.ndarray, dict]:
         """Return a method's series, its gradients, which volumes were made, and the record of how."""
         i, k = self.inputs, self.methods().index(method)
         data = read_image(i.generated[k])[0]
         gradients = read_gradients(i.generated_bval[k], i.generated_bvec[k], data.shape[3], i.b0_threshold)
-        record = {}
-        if self.has("generated_record"):
-            record = json.loads(Path(i.generated_record[k]).read_text()).get("GenerativeModel", {})
-        made = np.ones(data.shape[3], bool)
+        made, record = np.ones(data.shape[3], bool), self.record(method)
         made[kept_volumes(record)] = False
         return data, gradients, made, record
 
@@ -197,6 +213,15 @@ class RunData:
         self.need(kind)
         files = getattr(self.inputs, kind)
         return {source: read_image(path)[0] for source, path in zip(self.inputs.map_sources, files, strict=True)}
+
+    def map_spread(self, method: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return `fa`, `md` and `dec` -> mean and standard deviation of the samples of a method that made maps."""
+        k, spread = self.map_methods().index(method), {}
+        for kind in MAP_KINDS:
+            if not self.has(f"{kind}_std"):
+                raise Missing(ONE_SAMPLE)
+            spread[kind] = self.maps(kind)[method], read_image(getattr(self.inputs, f"{kind}_std")[k])[0]
+        return spread
 
 
 def same_volumes(acquired: GradientTable, generated: GradientTable, made: np.ndarray) -> list[tuple[int, int]]:

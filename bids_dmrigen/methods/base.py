@@ -39,6 +39,7 @@ class MethodSpec:
     good_directions: int  # fewer than this gets a warning
     needs_weights: bool
     gives_series: bool  # a DWI series; otherwise maps
+    maps: tuple[str, ...] = ()  # what it gives in place of a series, in order
     # Names for the record: "paper", "fast", and "mean" where the fast one does not draw a single sample.
     samplers: dict[str, str] = field(default_factory=dict)
     # True: runs on the series as acquired, before interpolation makes the noise of neighbouring voxels alike; its

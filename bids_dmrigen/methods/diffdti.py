@@ -50,10 +50,17 @@ UNTRAINED_B = "b = {bval:.0f} s/mm² lies outside what the weights were trained 
 NOT_ALL = "{used} of {found} directions at b = {bval:.0f} s/mm² were used; see Volumes in the sidecar"
 
 
+class _Spec(MethodSpec):
+    def check(self, scan: Scan) -> list[str]:
+        warnings = super().check(scan)
+        choose_volumes(scan.gradients)  # three volumes may be of one direction, or of three shells
+        return warnings
+
+
 class DiffDTI:
     """Diff-DTI. `Request.options`: none."""
 
-    spec = MethodSpec(
+    spec = _Spec(
         name="diffdti",
         title="Diff-DTI",
         summary=(
@@ -78,6 +85,7 @@ class DiffDTI:
         good_directions=LEAST,
         needs_weights=True,
         gives_series=False,
+        maps=MAPS,
         samplers={
             "paper": "predictor-corrector",
             "fast": "DPM-Solver++(2M)",

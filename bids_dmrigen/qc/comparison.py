@@ -229,23 +229,34 @@ def fractional_anisotropy(
 
 
 def spread(
-    mean: np.ndarray, std: np.ndarray, affine: np.ndarray, mask: np.ndarray, method: str, path: str | Path
+    images: Mapping[str, tuple[np.ndarray, np.ndarray, str]],
+    affine: np.ndarray,
+    mask: np.ndarray,
+    method: str,
+    path: str | Path,
 ) -> Path:
-    """Draw the voxel-wise standard deviation of the samples below their mean.
+    """Draw the voxel-wise standard deviation of the samples below their mean, for every image in turn.
 
     Parameters
     ----------
-    mean, std
-        (X, Y, Z) mean and standard deviation of the samples.
+    images
+        Name -> (X, Y, Z) mean and standard deviation of the samples, and their unit. Colours are (X, Y, Z, 3): their
+        standard deviation is drawn as its length.
     affine, mask
         (4, 4) and (X, Y, Z) bool of the grid.
     method, path
         Name of the method; SVG or PNG to write.
     """
-    rows = [
-        Row("mean of\nthe samples", mean, *display_range(mean, mask), unit="signal", provenance=GENERATED),
-        Row("standard\ndeviation", std, 0, display_range(std, mask)[1], "inferno", "signal", provenance=GENERATED),
-    ]
+    rows = []
+    for name, (mean, std, unit) in images.items():
+        coloured = mean.ndim == 4
+        std = np.linalg.norm(std, axis=3) if coloured else std
+        scale = {} if coloured else dict(zip(("vmin", "vmax"), display_range(mean, mask), strict=True), unit=unit)
+        high = display_range(std, mask)[1]
+        rows += [
+            Row(f"{name}:\nmean of\nthe samples", mean, provenance=GENERATED, **scale),
+            Row(f"{name}:\nstandard\ndeviation", std, 0, high, "inferno", unit, provenance=GENERATED),
+        ]
     return save(mosaic(rows, affine, mask, f"{method}: how much the samples differ"), path)
 
 

@@ -139,7 +139,8 @@ def _method_paragraphs(settings: Settings, methods: Sequence[str]) -> list[str]:
     from ..methods import load
 
     return [
-        f"{spec.title} {spec.summary} [{spec.citation.key}]. Its outputs are synthetic data: "
+        f"{spec.title} {spec.summary} [{spec.citation.key}]. "
+        f"Its {'maps are synthetic data, not a tensor fit' if spec.maps else 'outputs are synthetic data'}: "
         f"{settings.n_samples} sample(s), seed {settings.seed}, network size {settings.size}, "
         f"sampler {spec.sampler_name(settings.sampler, settings.n_samples, settings.steps)}."
         for spec in (load(name).spec for name in methods)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..bids.names import TENSOR_MAPS
 from ..bids.sidecars import bids_uri, image_sidecar, versions
 from ..methods import REGISTRY
 from ..qc.report import RunError
@@ -207,15 +208,15 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
     if plan.does("denoise") and plan.settings.denoiser in REGISTRY:  # what a method denoised was not measured so
         records["preproc"] = pre["denoise_record"]
     for method in plan.settings.methods:
-        series[method], spread, node = _add_method(wf, plan, method, pre, threads, records.get("preproc"))
-        records[method], ports[("left_out", method)] = (node, "out_sidecar"), (node, "out_left_out")
-        for keys, found in (("generated", series[method]), ("spread", spread)):
-            for suffix, port in zip(("", "_bval", "_bvec"), found, strict=True):
-                ports[(f"{keys}{suffix}", method)] = port
+        node, made = _add_method(wf, plan, method, pre, threads, records.get("preproc"))
+        records[method] = (node, "out_sidecar")
+        ports |= made
+        if ("generated", method) in made:
+            series[method] = [made[(key, method)] for key in ("generated", "generated_bval", "generated_bvec")]
     if plan.does("maps"):
         for source in series:
             node = _maps_node(wf, plan, source, series[source], pre["mask"], threads)
-            for param in MAP_PORTS:
+            for param in TENSOR_MAPS:
                 ports[("map", source, param)] = (node, param)
     normalize = None
     if plan.does("normalize"):
@@ -235,40 +236,45 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
 
 
 def _add_method(wf, plan: RunPlan, method: str, pre: Mapping, threads: int, record):
-    """Add a method's node; return the ports of its series and of the spread of its samples, and the node.
+    """Add a method's node; return it and, by output, the ports of its series or maps and of its samples' spread.
 
     `record` is the port that tells how a method denoised the series, or None.
     """
     from ..methods import load
     from .generate import generate_node
+
+    node, spec = generate_node(plan, method, threads=threads), load(method).spec
+    stage = "raw" if spec.on_acquired else "out"
+    mask = pre["raw_mask"] if spec.on_acquired else pre["mask"]
+    _connect_series(wf, [pre[f"{stage}_{part}"] for part in ("file", "bval", "bvec")], mask, node)
+    if record and not spec.on_acquired:
+        wf.connect(*record, node, "in_record")
+    ports = {("map", method, param): (node, f"out_{param}") for param in spec.maps}
+    ports |= {("map_spread", method, param): (node, f"out_{param}_std") for param in spec.maps}
+    if not spec.gives_series:
+        return node, ports
+    ports[("left_out", method)] = (node, "out_left_out")
+    for key, part in (("generated", "file"), ("spread", "std")):
+        found = [(node, f"out_{name}") for name in (part, "bval", "bvec")]
+        if spec.on_acquired and (key == "generated" or plan.settings.n_samples > 1):
+            found = _replayed(wf, plan, method, part, found, pre, threads)
+        ports |= {(f"{key}{end}", method): port for end, port in zip(("", "_bval", "_bvec"), found, strict=True)}
+    return node, ports
+
+
+def _replayed(wf, plan: RunPlan, method: str, part: str, made, pre: Mapping, threads: int):
+    """Return the ports of what a method made of the acquired series, after the steps that the series goes through."""
     from .preprocess import init_replay_wf
 
-    node = generate_node(plan, method, threads=threads)
-    parts = ("file", "bval", "bvec")
-    if not load(method).spec.on_acquired:
-        _connect_series(wf, [pre[f"out_{part}"] for part in parts], pre["mask"], node)
-        if record:
-            wf.connect(*record, node, "in_record")
-        return [(node, f"out_{p}") for p in parts], [(node, f"out_{p}") for p in ("std", "bval", "bvec")], node
-    _connect_series(wf, [pre[f"raw_{part}"] for part in parts], pre["raw_mask"], node)
-    found = []
-    for source, gibbs in (("file", True), ("std", False)):
-        made = [(node, f"out_{part}") for part in (source, "bval", "bvec")]
-        wanted = source == "file" or plan.settings.n_samples > 1
-        replay = init_replay_wf(plan, name=f"replay_{method}_{source}", threads=threads, gibbs=gibbs)
-        if replay is None or not wanted:
-            found.append(made)
-            continue
-        for part, port in zip(parts, made, strict=True):
-            wf.connect(*port, replay, f"input.in_{part}")
-        for step, name in (("motion", "transforms"), ("susceptibility", "field"), ("bias", "bias_field")):
-            if plan.does(step):
-                wf.connect(*pre[name], replay, f"input.{name}")
-        found.append([(replay, f"output.out_{part}") for part in parts])
-    return found[0], found[1], node
-
-
-MAP_PORTS = ("fa", "md", "ad", "rd", "dec", "tensor")
+    replay = init_replay_wf(plan, name=f"replay_{method}_{part}", threads=threads, gibbs=part == "file")
+    if replay is None:
+        return made
+    for name, port in zip(("file", "bval", "bvec"), made, strict=True):
+        wf.connect(*port, replay, f"input.in_{name}")
+    for step, name in (("motion", "transforms"), ("susceptibility", "field"), ("bias", "bias_field")):
+        if plan.does(step):
+            wf.connect(*pre[name], replay, f"input.{name}")
+    return [(replay, f"output.out_{name}") for name in ("file", "bval", "bvec")]
 
 
 def _connect_series(wf, series, mask, node) -> None:

@@ -281,7 +281,14 @@ def _outputs(run: Run, settings: Settings, steps: Mapping[str, Step], template: 
 def _method_outputs(output, settings: Settings, method: str, maps: bool):
     from ..methods import load
 
-    title = load(method).spec.title
+    spec = load(method).spec
+    title = spec.title
+    for param in spec.maps:
+        yield output("map", param=param, source=method, title=title)
+        if settings.n_samples > 1:
+            yield output("map_spread", param=param, method=method, title=title)
+    if not spec.gives_series:
+        return
     for key in ("generated", "generated_bval", "generated_bvec"):
         yield output(key, method=method, title=title)
     if settings.n_samples > 1:

@@ -42,8 +42,7 @@ NORMALIZED_INPUTS = {  # inputs of the figure and metric nodes -> outputs of the
     "template": "out_template_t1w",
     "template_mask": "out_template_mask",
 }
-LISTS = ("generated", "generated_bval", "generated_bvec", "generated_record", "generated_std", "generated_left_out",
-         "fa", "md", "dec")  # fmt: skip
+COMPARED = ("fa", "md", "dec")  # maps that are shown and measured
 
 
 def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: Mapping, normalize, template: str):
@@ -60,7 +59,7 @@ def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: M
     ports
         Output of the run -> port.
     records
-        Method -> port of its record.
+        Method -> port of its record. A method without a series among `ports` makes maps alone.
     normalize
         The normalisation node, or None.
     template
@@ -71,9 +70,10 @@ def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: M
     from ..interfaces.figures import QualityMetrics, RunFigures
     from ..interfaces.sink import FigureSink
 
-    methods = list(plan.settings.methods)
-    sources = ["preproc", *methods] if plan.does("maps") else []
-    lists = _merged(wf, _listed(plan, methods, sources, ports, records))
+    methods = {"methods": [name for name in plan.settings.methods if ("generated", name) in ports]}
+    methods["map_methods"] = [name for name in plan.settings.methods if name not in methods["methods"]]
+    methods["map_sources"] = [s for s in ("preproc", *plan.settings.methods) if ("map", s, "fa") in ports]
+    lists = _merged(wf, _listed(plan, **methods, ports=ports, records=records))
     single = dict(FIGURE_INPUTS)
     single |= MOTION_INPUTS if plan.does("motion") else {}
     single |= FIELD_INPUTS if plan.does("susceptibility") else {}
@@ -86,10 +86,9 @@ def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: M
         for target, merged in lists.items():
             wf.connect(merged, "out", node, target)
         node.inputs.preproc_generated = plan.does("denoise") and plan.settings.denoiser == "difusion"
-        if methods:
-            node.inputs.methods = methods
-        if sources:
-            node.inputs.map_sources = sources
+        for target, found in methods.items():
+            if found:
+                setattr(node.inputs, target, found)
         if normalize is not None:
             t1w = {"t1w": "out_t1w"} if plan.run.t1w else {}
             for target, source in {**NORMALIZED_INPUTS, **t1w}.items():
@@ -106,19 +105,16 @@ def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: M
     return nodes["metrics"], "out_metrics"
 
 
-def _listed(plan: RunPlan, methods, sources, ports: Mapping, records: Mapping) -> dict[str, list]:
+def _listed(plan: RunPlan, methods, map_methods, map_sources, ports: Mapping, records: Mapping) -> dict[str, list]:
     """Return input of the figures -> ports, for the inputs that take a list: one entry per method or source of maps."""
-    listed = {name: [] for name in LISTS}
-    for method in methods:
-        for name in ("generated", "generated_bval", "generated_bvec"):
-            listed[name].append(ports[(name, method)])
-        listed["generated_record"].append(records[method])
-        listed["generated_left_out"].append(ports[("left_out", method)])
-        if plan.settings.n_samples > 1:
-            listed["generated_std"].append(ports[("spread", method)])
-    for source in sources:
-        for name in ("fa", "md", "dec"):
-            listed[name].append(ports[("map", source, name)])
+    listed = {name: [ports[(name, m)] for m in methods] for name in ("generated", "generated_bval", "generated_bvec")}
+    listed["generated_record"] = [records[method] for method in methods]
+    listed["generated_left_out"] = [ports[("left_out", method)] for method in methods]
+    listed["map_record"] = [records[method] for method in map_methods]
+    listed |= {name: [ports[("map", source, name)] for source in map_sources] for name in COMPARED}
+    if plan.settings.n_samples > 1:
+        listed["generated_std"] = [ports[("spread", method)] for method in methods]
+        listed |= {f"{name}_std": [ports[("map_spread", m, name)] for m in map_methods] for name in COMPARED}
     return {name: found for name, found in listed.items() if found}
 
 

@@ -141,6 +141,72 @@ def test_metrics_of_a_complete_run(inputs, tmp_path, monkeypatch):
     assert value["direction_contrast_clean"] == pytest.approx(value["direction_contrast_preproc"], rel=0.1)
 
 
+@pytest.fixture
+def with_maps(inputs, tmp_path) -> dict:
+    """The same run, with a method that made maps and no series."""
+    mask, affine = nib.load(inputs["mask"]).get_fdata() > 0, AFFINE
+
+    def image(name, values):
+        nib.save(nib.Nifti1Image(np.asarray(values, np.float32), affine), tmp_path / name)
+        return str(tmp_path / name)
+
+    fa = 0.25 * mask
+    record = tmp_path / "maps.json"
+    model = {"Maps": ["fa", "md", "dec"], "Checks": {"colour_mismatch": 0.03}}
+    record.write_text(json.dumps({"Synthetic": True, "GenerativeModel": model}))
+    added = {
+        "fa": image("made_fa.nii", fa),
+        "md": image("made_md.nii", 3e-3 * fa),
+        "dec": image("made_dec.nii", np.stack([fa, 0 * fa, 0 * fa], 3)),
+    }
+    spread = {
+        "fa_std": [image("fa_std.nii", 0.2 * fa)],
+        "md_std": [image("md_std.nii", 4e-4 * fa)],
+        "dec_std": [image("dec_std.nii", np.stack([0.2 * fa] * 3, 3))],
+    }
+    lists = {kind: [*inputs[kind], path] for kind, path in added.items()}
+    sources = [*inputs["map_sources"], "mapped"]
+    return {**inputs, **lists, "map_sources": sources, "map_methods": ["mapped"], "map_record": [str(record)], **spread}
+
+
+def test_a_method_that_makes_maps_is_shown_and_measured_beside_the_others(with_maps, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    series = [name for name in with_maps if name.startswith(("methods", "generated", "raw", "sdc", "template", "t1w"))]
+    given = {name: value for name, value in with_maps.items() if name not in series}  # drawn elsewhere
+    outputs = RunFigures(**given).run().outputs
+    keys = [key for key, _ in outputs.figures]
+    assert [key for key in keys if "mapped" in key] == ["spreadmapped"]
+    assert {"fa", "fahistogram"} <= set(keys)
+    assert not any("mapped" in title for title in outputs.skipped)
+    path = QualityMetrics(**with_maps).run().outputs.out_metrics
+    entries = json.loads(Path(path).read_text(encoding="utf-8"))
+    found = {key.removesuffix("_mapped"): e["value"] for key, e in entries.items() if key.endswith("_mapped")}
+    assert found.keys() == {
+        "fa_median", "md_median", "fa_difference", "fa_spread", "md_spread", "colour_mismatch"
+    }  # fmt: skip
+    assert (found["fa_median"], found["colour_mismatch"]) == (0.25, 0.03)
+    assert found["md_median"] == pytest.approx(0.75)
+    assert (found["fa_spread"], found["md_spread"]) == pytest.approx((0.05, 0.1))
+    mask, preproc = nib.load(with_maps["mask"]).get_fdata() > 0, nib.load(with_maps["fa"][0]).get_fdata()
+    assert found["fa_difference"] == pytest.approx(np.abs(0.25 - preproc[mask]).mean(), rel=1e-4)
+    for key in found:
+        assert entries[f"{key}_mapped"]["definition"] == DEFINITIONS[key].text
+
+
+def test_maps_of_a_method_alone_have_nothing_to_be_compared_with(with_maps, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    kept = ("preproc_dwi", "preproc_bval", "preproc_bvec", "mask", "map_methods", "map_record")
+    given = {name: with_maps[name] for name in kept}
+    given |= {kind: with_maps[kind][-1:] for kind in ("fa", "md", "dec")} | {"map_sources": ["mapped"]}
+    outputs = RunFigures(**given).run().outputs
+    assert {"fa", "fahistogram"} <= {key for key, _ in outputs.figures}
+    assert outputs.skipped["mapped: spread of the samples"] == "one sample only (--n-samples)"
+    assert not [title for title in outputs.skipped if "mapped" in title and "spread" not in title]
+    entries = json.loads(Path(QualityMetrics(**given).run().outputs.out_metrics).read_text(encoding="utf-8"))
+    assert "fa_median_mapped" in entries
+    assert not {"fa_difference_mapped", "fa_spread_mapped", "ndc_mapped"} & set(entries)
+
+
 def test_metrics_need_only_the_series_and_its_mask(inputs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     needed = ("preproc_dwi", "preproc_bval", "preproc_bvec", "mask")

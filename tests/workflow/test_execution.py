@@ -254,3 +254,37 @@ def test_results_that_another_call_overwrote_are_stored_again(tmp_path):
     assert kept_after((tmp_path / "out/x.json").unlink) == set(sinks) - {"sink_preproc"}
     assert kept_after(lambda: (tmp_path / "out/m.json").write_text("by another")) == set(sinks) - {"sink_metrics"}
     assert kept_after(lambda: os.utime(figure, (1, 1))) == set(sinks) - {"sink_figures"}
+
+
+@pytest.mark.parametrize("n_directions", [3, 6])
+def test_the_graph_of_a_method_that_makes_maps(tmp_path, n_directions):
+    from nipype.interfaces.base import isdefined
+
+    from bids_dmrigen.workflow.participant import init_run_wf
+    from bids_dmrigen.workflow.plan import plan_run
+
+    from ..conftest import diffdti_weights
+    from .test_plan import make_run, promised, settings
+
+    weights = (f"diffdti={diffdti_weights(tmp_path / 'weights')}",)
+    methods = ("diffdti", "interp") if n_directions == 6 else ("diffdti",)
+    asked = settings(methods=methods, weights=weights, n_samples=2)
+    plan = plan_run(make_run(tmp_path, n_directions, subject="1"), asked, "TPL")
+    wf = init_run_wf(plan, template="TPL", links={"raw": tmp_path}, threads=1)
+    sinks = [wf.get_node(name) for name in wf.list_node_names() if name.startswith("sink_") and "figures" not in name]
+    pairs = [pair for s in sinks for pair in zip(s.inputs.targets, s.inputs.sidecars, strict=True)]
+    stored = {target.rsplit("/", 1)[-1]: sidecar for target, sidecar in pairs}
+    assert stored.keys() == promised(plan)
+    made = stored["sub-1_model-tensor_param-fa_desc-diffdti_dwimap.nii.gz"]
+    assert made["Sources"] == ["bids::sub-1/dwi/sub-1_desc-preproc_dwi.nii.gz"]
+    assert "Parameters" not in made["Model"]
+    for name in ("figures", "metrics"):
+        inputs = wf.get_node(name).inputs
+        assert inputs.map_methods == ["diffdti"]
+        series = ["interp"] if n_directions == 6 else []
+        assert (inputs.methods if isdefined(inputs.methods) else []) == series
+        assert inputs.map_sources == (["preproc", "diffdti", "interp"] if n_directions == 6 else ["diffdti"])
+    given = {link["connect"][0][1] for node, _, link in wf._graph.in_edges(wf.get_node("metrics"), data=True)}
+    assert {"fa", "md", "dec", "fa_std", "md_std", "dec_std", "map_record"} <= given
+    assert ("generated" in given) == (n_directions == 6)
+    assert "maps_diffdti" not in wf.list_node_names()

@@ -48,3 +48,15 @@ def test_without_the_normalisation_its_transforms_are_not_promised(plan):
 @pytest.mark.parametrize("nodes", [[], ["preprocess.motion"], ["maps_preproc"], ["normalize", "preprocess.bias"]])
 def test_where_nothing_failed_or_all_hangs_on_it_there_is_nothing_left_to_do(plan, nodes):
     assert without_failed(plan, nodes) is None
+
+
+def test_maps_that_could_not_be_made_cost_only_themselves(tmp_path):
+    asked = settings(methods=("diffdti", "interp"), n_samples=2)
+    plan = plan_run(make_run(tmp_path), asked, "TPL")
+    rest = without_failed(plan, ["generate_diffdti"])
+    assert rest.settings.methods == ("interp",)
+    assert promised(rest) == {name for name in promised(plan) if "diffdti" not in name}
+    assert len(promised(plan)) == len(promised(rest)) + 6
+    alone = plan_run(make_run(tmp_path / "few", n_directions=3), settings(methods=("diffdti",)), "TPL")
+    few = without_failed(alone, ["generate_diffdti"])
+    assert promised(few) == promised(plan_run(alone.run, settings(), "TPL"))

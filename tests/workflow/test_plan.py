@@ -171,6 +171,36 @@ def test_a_denoiser_that_cannot_work_on_a_run_leaves_the_rest(tmp_path):
     assert not plan_run(replace(run, preprocessed=True), settings(denoise="difusion"), "TPL").refused
 
 
+@pytest.mark.parametrize("n_directions", [3, 6])
+def test_a_method_that_makes_maps_promises_maps_whether_or_not_a_tensor_can_be_fitted(tmp_path, n_directions):
+    plan = plan_run(make_run(tmp_path, n_directions), settings(methods=("diffdti",), n_samples=2), "TPL")
+    own = {name for name in promised(plan) if "diffdti" in name}
+    stem = "sub-1_model-tensor_param-{}_desc-diffdti{}_dwimap.nii.gz"
+    assert own == {stem.format(param, end) for param in ("fa", "md", "dec") for end in ("", "std")}
+    assert plan.does("diffdti")
+    assert plan.does("maps") == (n_directions == 6)
+    assert any("desc-preproc_dwimap" in name for name in promised(plan)) == (n_directions == 6)
+    assert f"  writes sub-1/dwi/{stem.format('dec', 'std')}" in describe(plan)
+    single = plan_run(plan.run, settings(methods=("diffdti",)), "TPL")
+    assert {name for name in promised(single) if "diffdti" in name} == {name for name in own if "std" not in name}
+
+
+def test_without_three_different_directions_no_maps_are_made(tmp_path):
+    asked = settings(methods=("diffdti",))
+    run = make_run(tmp_path, n_directions=2)
+    plan = plan_run(run, asked, "TPL")
+    assert plan.fault is None
+    assert "at least 3 diffusion-weighted volumes, found 2" in plan.refused["diffdti"]
+    assert plan.outputs == plan_run(run, settings(), "TPL").outputs
+    repeated = make_run(tmp_path / "repeated", n_directions=6)
+    table = np.loadtxt(repeated.bvec)
+    table[:, 3:] = -table[:, [1, 2, 1, 2]]
+    np.savetxt(repeated.bvec, table)
+    assert "3 different directions on a shell, found 2" in plan_run(repeated, asked, "TPL").refused["diffdti"]
+    error = unfinished([replace(plan, outputs=())], tmp_path)["sub-1"]
+    assert (error.step, "everything else is done" in error.message) == ("diffdti", True)
+
+
 def test_few_directions_are_warned_of(tmp_path):
     plan = plan_run(make_run(tmp_path, n_directions=8), settings(methods=("difusion",)), "TPL")
     assert "8 directions" in plan.warnings[0]

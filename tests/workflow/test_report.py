@@ -1,10 +1,12 @@
 """Reports of several calls into one folder, and the methods text of what was done."""
 
+import json
 import os
 from dataclasses import replace
 
 import pytest
 
+from bids_dmrigen.bids import names
 from bids_dmrigen.bids.query import Run
 from bids_dmrigen.qc.report import RunError, read_record, record_path
 from bids_dmrigen.workflow import methods_text
@@ -158,3 +160,29 @@ def test_without_motion_correction_nothing_is_said_of_eddy_currents(tmp_path):
     one = settings(motion=False)
     text = " ".join(methods_text.paragraphs(one, [plan_run(make_run(tmp_path), one, "TPL")]))
     assert "ddy currents" not in text
+
+
+def test_maps_that_were_made_are_not_called_a_fit(tmp_path):
+    one = settings(methods=("diffdti",))
+    text = " ".join(methods_text.paragraphs(one, [plan_run(make_run(tmp_path, n_directions=3), one, "TPL")]))
+    assert "Diff-DTI makes fractional anisotropy" in text
+    assert "Its maps are synthetic data, not a tensor fit: 1 sample(s)" in text
+    assert "least squares" not in text
+    assert [c.key for c in methods_text.citations([text])][-1] == "zhang2024diffdti"
+    text = " ".join(methods_text.paragraphs(one, [plan_run(make_run(tmp_path / "6", n_directions=6), one, "TPL")]))
+    assert "Tensor maps were fitted by weighted linear least squares" in text
+
+
+def test_the_report_names_maps_and_says_where_nothing_classical_stands_beside_them(tmp_path):
+    model = {"Method": "Diff-DTI", "Maps": ["fa", "md", "dec"], "Volumes": {"b0": [0], "b=1000": [1, 2, 3]}}
+    for n_directions, subject in ((3, "1"), (6, "2")):
+        run = make_run(tmp_path / subject, n_directions, subject=subject)
+        path = names.sidecar_path(names.output_path(run.entities, "map", param="fa", source="diffdti"))
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text(json.dumps({"Synthetic": True, "GenerativeModel": model}))
+        page = call(tmp_path, [run], methods=("diffdti",))
+        assert page.count("synthetic</span> maps: FA, MD, colour FA") == 2  # in the summary, and where they are shown
+        assert "<tr><th>Volumes</th><td>b0: 0; b=1000: 1, 2, 3</td></tr>" in page
+        assert "kept unchanged" not in page
+        said = "there is no classical map to compare with. To be exact: the gradient table determines 4 of"
+        assert (said in page) == (n_directions == 3)

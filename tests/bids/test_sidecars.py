@@ -1,0 +1,48 @@
+"""Sidecars of maps: what was fitted is called a fit, what was made is not."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+
+from bids_dmrigen.bids.sidecars import image_sidecar
+from bids_dmrigen.interfaces.sink import Sink
+
+SOURCE = "bids::sub-1/dwi/sub-1_desc-preproc_dwi.nii.gz"
+
+
+def test_a_fitted_map_is_a_fit_and_a_generated_one_is_not():
+    fitted = image_sidecar("map", [SOURCE], param="dec", source="preproc")
+    made = image_sidecar("map", [SOURCE], param="dec", source="diffdti", title="Diff-DTI")
+    assert fitted["Model"]["Parameters"] == {"FitMethod": "wls"}
+    assert "from the preproc series" in fitted["Description"]
+    assert "wls" not in json.dumps(made)
+    assert "made by Diff-DTI from b0 and the directions" in made["Description"]
+    assert "no tensor was fitted" in made["Model"]["Description"]
+    for key in ("OrientationEncoding", "Units", "SkullStripped", "Sources"):
+        assert made[key] == fitted[key]
+
+
+def test_spread_of_a_map_has_its_unit():
+    spread = image_sidecar("map_spread", [SOURCE], param="md", method="diffdti", title="Diff-DTI")
+    assert spread["Units"] == "mm^2/s"
+    assert "standard deviation of the samples of Diff-DTI" in spread["Description"]
+
+
+def test_the_record_joins_every_map(tmp_path):
+    nib.save(nib.Nifti1Image(np.ones((2, 2, 2, 3), np.float32), np.eye(4)), tmp_path / "dec.nii")
+    record = {"Synthetic": True, "GenerativeModel": {"Method": "Diff-DTI", "Volumes": {"b0": [0], "b=1000": [1, 2, 3]}}}
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    target = "sub-1/dwi/sub-1_model-tensor_param-dec_desc-diffdti_dwimap"
+    Sink(
+        out_dir=str(tmp_path / "out"),
+        in_files=[str(tmp_path / "dec.nii")],
+        targets=[f"{target}.nii.gz"],
+        sidecars=[image_sidecar("map", [SOURCE], param="dec", source="diffdti", title="Diff-DTI")],
+        in_record=str(tmp_path / "record.json"),
+    ).run(cwd=str(tmp_path))
+    stored = json.loads((tmp_path / f"out/{target}.json").read_text())
+    assert stored["GenerativeModel"] == record["GenerativeModel"]
+    assert stored["Synthetic"] is True
+    assert stored["Sources"] == [SOURCE]
+    assert stored["OrientationEncoding"]["Type"] == "dec"

@@ -1,0 +1,58 @@
+"""One method on image files: what is written for a method that makes maps, and the record beside it."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nipype.interfaces.base import isdefined
+
+from bids_dmrigen.interfaces.generate import Generate
+from bids_dmrigen.methods import REGISTRY, load
+
+from ..conftest import diffdti_weights, tiny_gradients, tiny_series, write_run
+
+
+@pytest.mark.parametrize("n_samples", [1, 2])
+def test_maps_are_written_one_by_one_and_told_as_maps(tmp_path, n_samples):
+    gradients, shape = tiny_gradients(3, 1), (16, 14, 4)
+    data = tiny_series(gradients, shape)
+    image = str(write_run(tmp_path, "sub-1", data, gradients))
+    mask = nib.Nifti1Image((data[..., 0] > 100).astype(np.uint8), np.diag([-3.0, 3, 3, 1]))
+    nib.save(mask, tmp_path / "mask.nii")
+    table = {f"in_{end}": image.replace("nii.gz", end) for end in ("bval", "bvec")}
+    made = Generate(
+        in_file=image, **table, in_mask=str(tmp_path / "mask.nii"), method="diffdti", n_samples=n_samples,
+        steps=2 if n_samples > 1 else None, subject="1", run="sub-1", precision="fp32",
+        weights=str(diffdti_weights(tmp_path / "weights")),
+    ).run(cwd=str(tmp_path)).outputs  # fmt: skip
+    for name, wide in (("fa", ()), ("md", ()), ("dec", (3,))):
+        found = nib.load(getattr(made, f"out_{name}"))
+        assert found.shape == shape + wide
+        np.testing.assert_array_equal(found.affine, mask.affine)
+        assert isdefined(getattr(made, f"out_{name}_std")) == (n_samples > 1)
+        if n_samples > 1:
+            spread = nib.load(getattr(made, f"out_{name}_std")).get_fdata()
+            assert spread.shape == shape + wide
+            assert (spread[mask.get_fdata() > 0] > 0).any()
+    fa, md, dec = (nib.load(getattr(made, f"out_{name}")).get_fdata() for name in ("fa", "md", "dec"))
+    assert 0 <= fa.min() < fa.max() <= 1
+    assert 0 <= md.min() < md.max() < 0.02  # mm²/s
+    assert not fa[mask.get_fdata() == 0].any()
+    if n_samples == 1:
+        np.testing.assert_allclose(np.linalg.norm(dec, axis=3), fa, atol=1e-5)
+    for absent in ("out_file", "out_bval", "out_bvec", "out_std", "out_left_out"):
+        assert not isdefined(getattr(made, absent))
+    told = json.loads((tmp_path / "sidecar.json").read_text())
+    record = told["GenerativeModel"]
+    assert told["Synthetic"] is True
+    assert record["Maps"] == ["fa", "md", "dec"]
+    assert record["Volumes"] == {"b0": [0], "b=1000": [1, 2, 3]}
+    assert not {"AcquiredVolumes", "InputVolumes", "GeneratedVolumes", "LeftOutVolumes"} & set(record)
+    assert record["Checks"].keys() == {"colour_mismatch"}
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_a_method_gives_a_series_or_the_maps_that_the_report_compares(name):
+    spec = load(name).spec
+    assert spec.maps == (() if spec.gives_series else ("fa", "md", "dec"))
