@@ -140,7 +140,7 @@ class DiffDTI:
         return score
 
     @torch.no_grad()
-    def calibrate(self, net: FusedUNet, source: People, size: str, seed: int, batches: int = 4) -> None:
+    def calibrate(self, net: FusedUNet, source: People, size: str, seed: int, batches: int = 2) -> None:
         """Set the factors of the samples' spread so that a 90 % interval holds 90 % of the true values.
 
         The interval is the mean of `CALIBRATION_SAMPLES` samples plus and minus 1.645 of their standard deviations, the
