@@ -176,7 +176,7 @@ def generative_model(
         record["LeftOutVolumes"] = [int(v) for v in made.left_out.volumes]
     if made.checks:
         record["Checks"] = made.checks
-    warnings = [*extra_warnings, *made.warnings]
+    warnings = list(dict.fromkeys([*extra_warnings, *made.warnings]))
     if warnings:
         record["Warnings"] = warnings
     return {"Synthetic": True, "GenerativeModel": record}

@@ -53,7 +53,12 @@ NOT_ALL = "{used} of {found} directions at b = {bval:.0f} s/mm² were used; see 
 class _Spec(MethodSpec):
     def check(self, scan: Scan) -> list[str]:
         warnings = super().check(scan)
-        choose_volumes(scan.gradients)  # three volumes may be of one direction, or of three shells
+        # Three volumes may be of one direction, or of three shells.
+        bval, volumes, found = choose_volumes(scan.gradients)
+        if len(volumes) < found:
+            warnings.append(NOT_ALL.format(used=len(volumes), found=found, bval=bval))
+        if not BVALS[0] <= bval <= BVALS[1]:
+            warnings.append(UNTRAINED_B.format(bval=bval, low=BVALS[0], high=BVALS[1]))
         return warnings
 
 
@@ -177,11 +182,7 @@ class DiffDTI:
             weights = card.record()
         net = net.to(request.device, memory_format=torch.channels_last).eval()
         warnings = self.spec.check(scan)
-        bval, volumes, found = choose_volumes(scan.gradients)
-        if len(volumes) < found:
-            warnings.append(NOT_ALL.format(used=len(volumes), found=found, bval=bval))
-        if not BVALS[0] <= bval <= BVALS[1]:
-            warnings.append(UNTRAINED_B.format(bval=bval, low=BVALS[0], high=BVALS[1]))
+        bval, volumes, _ = choose_volumes(scan.gradients)
         steps = request.steps or _default_steps(request)
         # The largest sigma times a small error of bfloat16 would not be small.
         precision = resolve_precision(request.precision, request.device) if request.size == "small" else "fp32"
@@ -203,6 +204,8 @@ class DiffDTI:
             "Precision": precision,
             "Seconds": round(time.monotonic() - begun, 1),
         }
+        if std is not None:
+            record["SpreadFactors"] = [round(float(factor), 3) for factor in net.spread]
         acquired = np.zeros(CHANNELS, bool)
         return Generated(mean, std, None, MAPS, acquired, record, {"colour_mismatch": mismatch}, tuple(warnings))
 
