@@ -161,6 +161,28 @@ def train(
     return Trained(state.step, state.seconds / 60, state.stopped, state.best_loss, state.start_loss, state.history)
 
 
+def fixed_score(make: Callable, loss: Callable, device: torch.device, batches: int = 8) -> Callable[[nn.Module], float]:
+    """Return network -> mean loss on the same few batches, which are kept in memory.
+
+    Parameters
+    ----------
+    make
+        Index -> batch.
+    loss
+        (network, batch) -> scalar tensor.
+    device
+        Of the batches; on a GPU the loss is computed in bfloat16.
+    """
+    fixed = [make(index) for index in range(batches)]
+
+    @torch.no_grad()
+    def score(net: nn.Module) -> float:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            return float(torch.stack([loss(net, batch) for batch in fixed]).mean())
+
+    return score
+
+
 def _begin(net: nn.Module, held_out, plan: Plan, checkpoint: Path | None) -> tuple[Training, nn.Module]:
     """Return the training at its start or where its checkpoint left it, and the network that takes the steps."""
     # Wrapping gives all processes the weights of the first, so it comes before they are copied.

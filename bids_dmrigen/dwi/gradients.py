@@ -9,6 +9,7 @@ import numpy as np
 B0_THRESHOLD_S_PER_MM2 = 50.0
 SHELL_GAP_S_PER_MM2 = 100.0  # a shell spans less than this, or than 5 % of its lowest b-value
 NORM_TOLERANCE = 0.1  # further from one, a vector's length is no rounding error
+SAME_DEGREES = 3.0  # nearer ones are one direction
 
 LENGTH_MISMATCH = "{n_bvals} b-values but {n_bvecs} directions; both need one entry per volume"
 NOT_FINITE = "b-table entries {volumes} are not finite numbers; correct or remove these volumes"
@@ -189,6 +190,15 @@ def pair_energies(directions: np.ndarray) -> np.ndarray:
     energy = np.minimum(energy, 1e6)
     np.fill_diagonal(energy, 0.0)
     return energy
+
+
+def distinct(directions: np.ndarray) -> np.ndarray:
+    """Return indices of the (N, 3) unit vectors that repeat no earlier one or its antipode, within `SAME_DEGREES`."""
+    kept: list[int] = []
+    for k, direction in enumerate(directions):
+        if not kept or np.abs(directions[kept] @ direction).max() < np.cos(np.deg2rad(SAME_DEGREES)):
+            kept.append(k)
+    return np.array(kept, dtype=int)
 
 
 def even_directions(n: int, iterations: int = 500) -> np.ndarray:

@@ -57,3 +57,15 @@ class Scan:
         if not self.gradients.is_b0.any():
             raise ScanError(NO_B0.format(threshold=self.gradients.b0_threshold, lowest=self.gradients.bvals.min()))
         return np.asarray(self.data[..., self.gradients.is_b0], dtype=np.float32).mean(axis=3)
+
+    def brain_window(self, margin: int) -> tuple[tuple[slice, slice], np.ndarray]:
+        """Return the rows and columns that hold the mask with so many voxels around it, and the slices that have any.
+
+        The window ends where the image does.
+        """
+        inside = np.argwhere(self.mask)
+        low, high = np.maximum(inside.min(axis=0) - margin, 0), inside.max(axis=0) + 1 + margin
+        rows, columns = (
+            slice(int(a), int(b)) for a, b in zip(low[:2], np.minimum(high, self.mask.shape)[:2], strict=True)
+        )
+        return (rows, columns), np.flatnonzero(self.mask.any(axis=(0, 1)))

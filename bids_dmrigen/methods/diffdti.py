@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ..diffusion.noise import NoiseSource
 from ..diffusion.samplers import dpm_solver_pp_2m, karras_times, predictor_corrector
-from ..diffusion.training import Plan, resolve_precision
+from ..diffusion.training import Plan, fixed_score, resolve_precision
 from ..diffusion.weights import load_weights
-from ..dwi.gradients import GradientTable, even_subset
+from ..dwi.gradients import GradientTable, distinct, even_subset
 from ..dwi.noise import shell_sigma
 from ..dwi.series import Scan, ScanError
 from ..nets.fefm import FENSpec, FusedUNet
@@ -34,7 +34,6 @@ SLICES_AT_ONCE = 8
 CALIBRATION_BATCH, CALIBRATION_SAMPLES = 16, 16
 NORMAL_90 = 1.645  # half a 90 % interval of a normal distribution, standard deviations
 MARGIN = 4  # voxels around the brain that the network sees
-SAME_DEGREES = 3.0  # nearer ones are one direction
 BEST_B = 1000.0  # s/mm²: of several shells the nearest to it is used
 SIZES = {
     "small": UNetSpec(CHANNELS + IMAGES, CHANNELS, base=24, multipliers=(1, 2, 3, 4), blocks=1, attention=(3,),
@@ -134,15 +133,7 @@ class DiffDTI:
 
     def held_out(self, source: People, size: str, seed: int, batches: int = 8) -> Callable[[nn.Module], float]:
         """Return a score on fixed examples of people who are never trained on."""
-        make = self.examples(source, size, 32, seed)
-        fixed = [make(index) for index in range(batches)]
-
-        @torch.no_grad()
-        def score(net: nn.Module) -> float:
-            with torch.autocast(source.device.type, torch.bfloat16, enabled=source.device.type == "cuda"):
-                return float(torch.stack([self.loss(net, batch) for batch in fixed]).mean())
-
-        return score
+        return fixed_score(self.examples(source, size, 32, seed), self.loss, source.device, batches)
 
     @torch.no_grad()
     def calibrate(self, net: FusedUNet, source: People, size: str, seed: int, batches: int = 2) -> None:
@@ -221,10 +212,7 @@ class _Maker:
         self.unit = float(self.b0[scan.mask].mean())
         self.bvecs = torch.as_tensor(scan.gradients.world_directions(scan.affine)[volumes], dtype=torch.float32)
         self.times = _times(request.sampler, steps)
-        inside = np.argwhere(scan.mask)
-        low, high = np.maximum(inside.min(axis=0) - MARGIN, 0), inside.max(axis=0) + 1 + MARGIN
-        self.box = tuple(slice(a, b) for a, b in zip(low[:2], high[:2], strict=True))
-        self.slices = np.flatnonzero(scan.mask.any(axis=(0, 1)))
+        self.box, self.slices = scan.brain_window(MARGIN)
 
     @torch.no_grad()  # inference mode would not reach the threads of the tensor maps
     def make(self) -> tuple[np.ndarray, np.ndarray | None, float]:
@@ -330,7 +318,7 @@ def choose_volumes(gradients: GradientTable) -> tuple[float, np.ndarray, int]:
     ScanError
         Where no shell has three.
     """
-    shells = [(bval, volumes[_different(gradients.bvecs[volumes])]) for bval, volumes in gradients.shells()]
+    shells = [(bval, volumes[distinct(gradients.bvecs[volumes])]) for bval, volumes in gradients.shells()]
     enough = [(abs(bval - BEST_B), bval, volumes) for bval, volumes in shells if len(volumes) >= LEAST]
     if not enough:
         raise ScanError(TOO_FEW.format(least=LEAST, found=max((len(v) for _, v in shells), default=0)))
@@ -392,12 +380,3 @@ def _times(sampler: str, steps: int) -> list[int]:
     if sampler == "paper":
         return list(range(steps, 0, -1)) if steps == PROCESS.steps else karras_times(PROCESS, PROCESS.steps, steps)
     return karras_times(PROCESS, PROCESS.steps, steps)
-
-
-def _different(directions: np.ndarray) -> np.ndarray:
-    """Return indices of the directions that repeat no earlier one or its antipode."""
-    kept: list[int] = []
-    for k, direction in enumerate(directions):
-        if not kept or np.abs(directions[kept] @ direction).max() < np.cos(np.deg2rad(SAME_DEGREES)):
-            kept.append(k)
-    return np.array(kept, dtype=int)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..diffusion.arrays import Prepared
 from ..diffusion.noise import NoiseSource
 from ..diffusion.samplers import ancestral, dpm_solver_pp_2m, even_times
-from ..diffusion.training import Plan, resolve_precision
+from ..diffusion.training import Plan, fixed_score, resolve_precision
 from ..diffusion.weights import load_weights
 from ..dwi.noise import shell_sigma
 from ..dwi.series import Scan
@@ -102,15 +102,7 @@ class QID2:
         self, source: People | Prepared, size: str, seed: int, batches: int = 8
     ) -> Callable[[nn.Module], float]:
         """Return a score on fixed examples of people, or parts of scans, that are never trained on."""
-        make = self.examples(source, size, 32, seed)
-        fixed = [make(index) for index in range(batches)]
-
-        @torch.no_grad()
-        def score(net: nn.Module) -> float:
-            with torch.autocast(source.device.type, torch.bfloat16, enabled=source.device.type == "cuda"):
-                return float(torch.stack([self.loss(net, batch) for batch in fixed]).mean())
-
-        return score
+        return fixed_score(self.examples(source, size, 32, seed), self.loss, source.device, batches)
 
     # -- generation
 
@@ -173,10 +165,7 @@ class _Filler:
         self.net, self.scan, self.request, self.precision = net, scan, request, precision
         self.sampler = dpm_solver_pp_2m if request.sampler == "fast" else ancestral
         self.times = even_times(PROCESS.steps, steps)
-        inside = np.argwhere(scan.mask)
-        low, high = np.maximum(inside.min(axis=0) - MARGIN, 0), inside.max(axis=0) + 1 + MARGIN
-        self.box = tuple(slice(a, b) for a, b in zip(low[:2], high[:2], strict=True))
-        self.slices = np.flatnonzero(scan.mask.any(axis=(0, 1)))
+        self.box, self.slices = scan.brain_window(MARGIN)
         linear_part = np.asarray(scan.affine)[:3, :3]
         self.axes = torch.as_tensor(linear_part / np.linalg.norm(linear_part, axis=0), dtype=torch.float32)
         self.b0 = scan.mean_b0()

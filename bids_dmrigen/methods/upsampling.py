@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..dwi.gradients import GradientTable, even_directions, even_subset
+from ..dwi.gradients import SAME_DEGREES, GradientTable, distinct, even_directions, even_subset
 from ..dwi.series import Scan, ScanError
 from .base import Generated, LeftOut, Request
 
-SAME_DEGREES = 3.0  # nearer to an acquired direction than this a wanted one adds nothing
 CANDIDATES = 8  # per wanted direction
 DEFAULT_DIRECTIONS = 60
 
@@ -68,7 +67,7 @@ def shells_to_fill(scan: Scan, title: str, needed: int, directions: int | np.nda
     shells, warnings, problems = [], [], []
     for bval, volumes in scan.gradients.shells():
         acquired = world[volumes]
-        found = len(_different(acquired))
+        found = len(distinct(acquired))
         if found < needed:
             problems.append(TOO_FEW.format(title=title, needed=needed, found=found, bval=bval))
             continue
@@ -142,7 +141,7 @@ def check_left_out(generate: Callable[[Scan, Request], Generated], scan: Scan, r
         world = scan.gradients.world_directions(scan.affine)[members]
         apart = np.abs(world @ world.T) - 2 * np.eye(len(world))
         once = np.flatnonzero(apart.max(axis=1) < np.cos(np.deg2rad(SAME_DEGREES)))  # not measured again
-        n = min(request.options.get("left_out", 0), len(once), len(_different(world)) - needed)
+        n = min(request.options.get("left_out", 0), len(once), len(distinct(world)) - needed)
         if n < 1:
             continue
         hidden = members[once[even_subset(world[once], n)]]
@@ -164,12 +163,3 @@ def wanted_directions(request: Request) -> int | np.ndarray:
 def shell_signal(scan: Scan, shell: Shell) -> Tensor:
     """Return a shell's acquired volumes (X, Y, Z, N), float32."""
     return torch.from_numpy(np.ascontiguousarray(scan.data[..., shell.volumes], dtype=np.float32))
-
-
-def _different(directions: np.ndarray) -> np.ndarray:
-    """Return the directions without those that repeat an earlier one or its antipode."""
-    kept: list[np.ndarray] = []
-    for direction in directions:
-        if not kept or np.abs(np.array(kept) @ direction).max() < np.cos(np.deg2rad(SAME_DEGREES)):
-            kept.append(direction)
-    return np.array(kept).reshape(-1, 3)

@@ -7,6 +7,7 @@ from bids_dmrigen.dwi import gradients as module
 from bids_dmrigen.dwi.gradients import (
     GradientError,
     GradientTable,
+    distinct,
     even_directions,
     even_subset,
     nearest_rotation,
@@ -227,3 +228,11 @@ def test_bad_tables_are_refused(bvals, bvecs, message):
 def test_singular_affine_is_refused():
     with pytest.raises(GradientError, match="singular or not finite"):
         GradientTable([1000], [[1, 0, 0]]).world_directions(np.diag([1, 1, 0, 1.0]))
+
+
+def test_repeated_directions_and_antipodes_count_once():
+    directions = even_directions(5)
+    near = directions[0] + 0.03 * directions[1]  # under two degrees away
+    again = np.concatenate([directions[:2], -directions[:1], near[None] / np.linalg.norm(near), directions[2:]])
+    assert distinct(again).tolist() == [0, 1, 4, 5, 6]
+    assert distinct(np.zeros((0, 3))).tolist() == []
