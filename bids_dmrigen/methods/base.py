@@ -38,7 +38,6 @@ class MethodSpec:
     min_directions: int  # diffusion-weighted volumes without which it cannot run
     good_directions: int  # fewer than this gets a warning
     needs_weights: bool
-    gives_series: bool  # a DWI series; otherwise maps
     maps: tuple[str, ...] = ()  # what it gives in place of a series, in order
     # Names for the record: "paper", "fast", and "mean" where the fast one does not draw a single sample.
     samplers: dict[str, str] = field(default_factory=dict)
@@ -46,6 +45,11 @@ class MethodSpec:
     # result then goes through the steps that the series itself goes through.
     on_acquired: bool = False
     sizes: tuple[str, ...] = ("small", "paper")
+
+    @property
+    def gives_series(self) -> bool:
+        """Whether it gives a DWI series, or else maps."""
+        return not self.maps
 
     def sampler_name(self, sampler: str, n_samples: int = 1, steps: int | None = None) -> str:
         """Return what a request's sampler is called in the record."""

@@ -88,7 +88,6 @@ class DiffDTI:
         min_directions=LEAST,
         good_directions=LEAST,
         needs_weights=True,
-        gives_series=False,
         maps=MAPS,
         samplers={
             "paper": "predictor-corrector",

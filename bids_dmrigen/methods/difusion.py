@@ -90,7 +90,6 @@ class DiFusion:
         min_directions=6,
         good_directions=12,
         needs_weights=False,
-        gives_series=True,
         on_acquired=True,
         samplers={
             "paper": "run-walk, 76 evaluations of 4 flips",

@@ -80,7 +80,6 @@ class LinearInterpolation(_Interpolation):
         min_directions=6,
         good_directions=6,
         needs_weights=False,
-        gives_series=True,
         samplers={"fast": "none: a weighted sum", "paper": "none: a weighted sum"},
         sizes=("small",),
     )
@@ -123,7 +122,6 @@ class HarmonicInterpolation(_Interpolation):
         min_directions=6,
         good_directions=15,
         needs_weights=False,
-        gives_series=True,
         samplers={"fast": "none: a least-squares fit", "paper": "none: a least-squares fit"},
         sizes=("small",),
     )

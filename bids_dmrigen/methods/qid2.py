@@ -59,7 +59,6 @@ class QID2:
         min_directions=REFERENCES,
         good_directions=12,
         needs_weights=True,
-        gives_series=True,
         samplers={
             "paper": "ancestral",
             "fast": "DPM-Solver++(2M)",

@@ -55,4 +55,5 @@ def test_maps_are_written_one_by_one_and_told_as_maps(tmp_path, n_samples):
 @pytest.mark.parametrize("name", REGISTRY)
 def test_a_method_gives_a_series_or_the_maps_that_the_report_compares(name):
     spec = load(name).spec
-    assert spec.maps == (() if spec.gives_series else ("fa", "md", "dec"))
+    assert spec.gives_series == (name != "diffdti")
+    assert spec.maps in ((), ("fa", "md", "dec"))
