@@ -14,6 +14,7 @@ FOREGROUND = 0.1  # share of the b0's 99th percentile: darker voxels are backgro
 WEAK_CONTRAST = 0.5  # share of the voxels, those of weakest direction contrast, that are read
 QUANTILE = 0.2  # of the residual power, where the noise is read: all that is not noise adds power
 MIN_VOXELS = 100
+MIN_IN_SLICE = 30
 MAX_VOXELS = 100_000  # more would only cost memory: a quantile over these is good to a fraction of a percent
 MAX_ITERATIONS = 50
 
@@ -145,6 +146,42 @@ def shell_sigma(scan: Scan, volumes: np.ndarray) -> float:
     return estimate_sigma(Scan(data, scan.affine, scan.gradients[np.r_[first, volumes]], scan.mask)).sigma
 
 
+def shell_contrast_noise(dwis: torch.Tensor, mask: torch.Tensor, apart: int) -> torch.Tensor:
+    """Return what differences between voxels tell of the noise of a shell's few volumes, slice by slice.
+
+    Mixed second differences of voxels `apart` voxels apart along both axes of the slice, of the volumes' deviations
+    from their mean: anatomy and coil cancel mostly. Noise that is alike in such voxels cancels too, so two distances
+    tell how smooth it is. Read at a low quantile, as in `estimate_sigma`, and blind to the noise floor.
+
+    Parameters
+    ----------
+    dwis
+        (S, n, H, W), n of 2 or more.
+    mask
+        (S, H, W) bool.
+    apart
+        Voxels.
+
+    Returns
+    -------
+    torch.Tensor
+        (S,) standard deviations; NaN where a slice has fewer than `MIN_IN_SLICE` usable voxels.
+    """
+    near, far = slice(None, -apart), slice(apart, None)
+    deviation = dwis - dwis.mean(dim=1, keepdim=True)
+    difference = deviation[..., near, near] - deviation[..., far, near]
+    difference = (difference - deviation[..., near, far] + deviation[..., far, far]) / 2
+    inside = mask[:, near, near] & mask[:, far, near] & mask[:, near, far] & mask[:, far, far]
+    freedom = dwis.shape[1] - 1
+    power = difference.square().sum(dim=1)
+    usable = inside & (power > 0)  # constant voxels were filled in, not measured
+    found = [
+        p[u].float().quantile(QUANTILE) if u.sum() >= MIN_IN_SLICE else p.new_tensor(torch.nan)
+        for p, u in zip(power, usable, strict=True)
+    ]
+    return (torch.stack(found) / _chi_squared_quantile(freedom)).sqrt()
+
+
 def _foreground(scan: Scan) -> np.ndarray:
     b0 = scan.mean_b0()
     inside = scan.mask & np.isfinite(b0) & (b0 > 0)
@@ -201,9 +238,7 @@ def _even_polynomials(directions: np.ndarray, order: int) -> np.ndarray:
 
 def _solve(power: np.ndarray, fitted: np.ndarray, leverage: np.ndarray, freedom: int) -> float:
     """Return the sigma for which a quantile of power / sum_i P_ii xi_i is that of sigma² chi²_n / n."""
-    grid = torch.linspace(0, 3 * freedom, 3001, dtype=torch.float64)
-    chances = torch.special.gammainc(torch.full_like(grid, freedom / 2), grid / 2)  # chi² distribution function
-    expected = float(np.interp(QUANTILE, chances, grid)) / freedom
+    expected = _chi_squared_quantile(freedom) / freedom
     means, _, survivals = _moments()
     sigma = float(np.sqrt(np.quantile(power, QUANTILE) / (freedom * expected)))
     for _ in range(MAX_ITERATIONS):
@@ -213,6 +248,13 @@ def _solve(power: np.ndarray, fitted: np.ndarray, leverage: np.ndarray, freedom:
             break
         sigma = updated
     return updated
+
+
+def _chi_squared_quantile(freedom: int) -> float:
+    """Return the `QUANTILE` of chi² with so many degrees of freedom."""
+    grid = torch.linspace(0, 3 * freedom, 3001, dtype=torch.float64)
+    chances = torch.special.gammainc(torch.full_like(grid, freedom / 2), grid / 2)
+    return float(np.interp(QUANTILE, chances, grid))
 
 
 def _moments() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -76,8 +76,11 @@ def _figure_list(run: RunData) -> list[Drawing]:
     for method in run.methods():
         drawings += _method_figures(run, method)
     for method in run.map_methods():  # its maps stand beside the classical ones
-        title = f"{method}: spread of the samples"
-        drawings.append((f"spread{method}", title, partial(_draw_map_spread, run, method)))
+        drawings += [
+            (f"tensorcheck{method}", f"{method}: a check against the data", partial(_draw_check, run, method)),
+            (f"volumecheck{method}", f"{method}: each acquired volume", partial(_draw_volumes, run, method)),
+            (f"spread{method}", f"{method}: spread of the samples", partial(_draw_map_spread, run, method)),
+        ]
 
     def draw_maps(path):
         made = frozenset(s for s in run.inputs.map_sources if s != "preproc" or run.inputs.preproc_generated)
@@ -156,6 +159,20 @@ def _draw_template(run: RunData, path: Path) -> None:
     template, name = run.volume("template"), run.inputs.template_name
     brain = run.volume("template_mask") > 0.5 if run.has("template_mask") else template > 0
     figures.flicker(moved, template, image.affine, brain, ("b0", name), f"Registration to {name}", path)
+
+
+def _draw_check(run: RunData, method: str, path: Path) -> None:
+    from ..qc import comparison
+
+    scan, check = run.preproc, run.tensor_check(method)
+    comparison.tensor_check(check, run.known_sigma(), scan.affine, scan.mask, method, path)
+
+
+def _draw_volumes(run: RunData, method: str, path: Path) -> None:
+    from ..qc import comparison
+
+    scan, check = run.preproc, run.tensor_check(method)
+    comparison.volume_check(check, run.known_sigma(), scan.gradients.bvals, scan.mask, method, path)
 
 
 def _draw_map_spread(run: RunData, method: str, path: Path) -> None:
@@ -359,6 +376,10 @@ def _map_metrics(run: RunData) -> dict[str, dict[str, float]]:
 def _own_map_metrics(run: RunData, method: str) -> dict[str, float]:
     """Return the checks of a method that made maps, and how much its samples differ."""
     values, mask = _own_checks(run.record(method).get("Checks", {}), method), run.preproc.mask
+    with contextlib.suppress(Missing):
+        check, sigma = run.tensor_check(method), run.known_sigma()
+        for key, left in (("data_residual", check.generated), ("data_residual_fit", check.fitted)):
+            values[key] = float(np.sqrt((left[mask].astype(np.float64) ** 2).mean()) / sigma)
     with contextlib.suppress(Missing):
         spread = run.map_spread(method)
         values["fa_spread"] = float(np.median(spread["fa"][1][mask]))

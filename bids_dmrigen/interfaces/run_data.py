@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from nipype.interfaces.base import (
@@ -15,9 +16,12 @@ from nipype.interfaces.base import (
 )
 
 from ..bids.sidecars import kept_volumes
-from ..dwi.gradients import GradientTable
+from ..dwi.gradients import GradientError, GradientTable
 from ..dwi.series import Scan
 from .io import read_gradients, read_image, read_scan
+
+if TYPE_CHECKING:  # it loads torch
+    from ..qc.tensor_check import TensorCheck
 
 SAME_DIRECTION_COSINE = np.cos(np.radians(1.0))
 CONFOUND_COLUMNS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z", "framewise_displacement")
@@ -97,6 +101,7 @@ class RunData:
 
     def __init__(self, inputs):
         self.inputs = inputs
+        self.tensor_checks: dict[str, TensorCheck] = {}
 
     def has(self, *names: str) -> bool:
         """Return whether all inputs (or groups of inputs) were given."""
@@ -213,6 +218,21 @@ class RunData:
         self.need(kind)
         files = getattr(self.inputs, kind)
         return {source: read_image(path)[0] for source, path in zip(self.inputs.map_sources, files, strict=True)}
+
+    def tensor_check(self, method: str) -> TensorCheck:
+        """Return what the tensor of a method's maps leaves of every acquired volume of the shell they stand on."""
+        from ..qc.tensor_check import check_maps
+
+        if method not in self.tensor_checks:
+            bvals = [float(key.removeprefix("b=")) for key in self.record(method).get("Volumes", {}) if "=" in key]
+            if not bvals:
+                raise Missing("the record does not say which shell the maps stand on")
+            try:
+                maps = (self.maps(kind)[method] for kind in MAP_KINDS)
+                self.tensor_checks[method] = check_maps(self.preproc, bvals[0], *maps)
+            except GradientError as reason:
+                raise Missing(str(reason)) from None
+        return self.tensor_checks[method]
 
     def map_spread(self, method: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Return `fa`, `md` and `dec` -> mean and standard deviation of the samples of a method that made maps."""

@@ -26,7 +26,7 @@ from ..nets.unet import UNetSpec
 from ..simulate.examples import People, numbers_of_step
 from .base import Citation, Generated, MethodSpec, Request
 from .diffdti_examples import BVALS, PROCESS, Batch, examples
-from .diffdti_inputs import CHANNELS, IMAGES, LEAST, MAPS, MD_UNIT, MOST, NUMBERS, Known, known_of
+from .diffdti_inputs import CHANNELS, IMAGES, LEAST, MAPS, MD_UNIT, MOST, NUMBERS, Known, known_of, noise_levels
 
 MEAN_STEPS, FAST_STEPS, PAPER_STEPS = 1, 24, 1000  # the paper's evaluate twice
 CORRECTOR_SNR = 0.075
@@ -128,7 +128,7 @@ class DiffDTI:
         if batch.known.with_fit:
             skip, out = _preconditioning(batch.t, x_t)
             target = (batch.x0 - skip * x_t) / out
-        return ((found - target).square() * batch.weight).sum() / (CHANNELS * batch.weight.sum())
+        return ((found - target).square() * batch.weight).sum() / batch.weight.sum()
 
     def held_out(self, source: People, size: str, seed: int, batches: int = 8) -> Callable[[nn.Module], float]:
         """Return a score on fixed examples of people who are never trained on."""
@@ -189,7 +189,7 @@ class DiffDTI:
             "Seed": request.seed,
             "Samples": request.n_samples,
             "Volumes": {"b0": np.flatnonzero(scan.gradients.is_b0).tolist(), f"b={bval:.0f}": volumes.tolist()},
-            "NoiseLevel": round(maker.sigma, 4),
+            "NoiseLevel": [round(float(level), 4) for level in maker.noise],
             "Device": str(request.device),
             "Precision": precision,
             "Seconds": round(time.monotonic() - begun, 1),
@@ -206,7 +206,7 @@ class _Maker:
     def __init__(self, net, scan: Scan, bval: float, volumes: np.ndarray, request: Request, steps: int, precision: str):
         self.net, self.scan, self.request, self.precision = net, scan, request, precision
         self.volumes, self.bval = volumes, bval
-        self.sigma = float(shell_sigma(scan, volumes))
+        self.noise = self._noise()
         self.b0 = scan.mean_b0()
         self.unit = float(self.b0[scan.mask].mean())
         self.bvecs = torch.as_tensor(scan.gradients.world_directions(scan.affine)[volumes], dtype=torch.float32)
@@ -241,6 +241,15 @@ class _Maker:
                 volume[..., 1] *= MD_UNIT
         return mean, std, mismatch / max(voxels, 1)
 
+    def _noise(self) -> Tensor:
+        """Return the noise levels (2,): the median over the slices."""
+        data = torch.from_numpy(np.ascontiguousarray(self.scan.data[..., self.volumes], dtype=np.float32))
+        levels = noise_levels(data.permute(2, 3, 0, 1), torch.from_numpy(self.scan.mask).permute(2, 0, 1))
+        found = levels.nanmedian(dim=0).values
+        if not found.isfinite().all():  # no slice shows enough brain
+            found = torch.full((2,), shell_sigma(self.scan, self.volumes))
+        return found
+
     def _known(self, part: np.ndarray) -> Known:
         """Return what is known of some slices."""
         around = np.clip(part[:, None] + [-1, 0, 1], 0, self.scan.mask.shape[2] - 1)  # (S, 3)
@@ -254,7 +263,7 @@ class _Maker:
             block(self.scan.data[..., self.volumes]).permute(2, 4, 0, 1, 3).to(device),
             self.bvecs.to(device).expand(n, -1, -1),
             torch.full((n,), self.bval, device=device),
-            torch.full((n,), self.sigma, device=device),
+            self.noise.to(device).expand(n, -1),
             torch.full((n,), self.unit, device=device),
             self.request.size,
         )

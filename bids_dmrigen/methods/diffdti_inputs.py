@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..dwi.noise import shell_contrast_noise
 from ..dwi.tensor import MIN_SIGNAL, TensorFit, design_matrix, tensor_maps
 from ..nets.direction_unet import dyadic_features
 
@@ -21,9 +22,10 @@ LEAST_DIFFUSIVITY = 1e-6  # mm²/s: smaller eigenvalues are noise
 LARGEST_ADC = 5.0  # of these units
 DARKEST = 0.01  # of the mean b0: signals are raised to this before the logarithm
 RIDGE = 0.02  # of the tensor fitted to three to six directions, beside the unit vectors' products
-RESIDUAL = (0.1, 0.05, 0.1, 0.1, 0.1)  # units of the five maps' differences from that tensor's
+COLOUR_ERROR = 0.75  # of FA's
+APART = (1, 2)  # voxels, of the differences that noise is read from
 IMAGES = 3 * 6 + CHANNELS + 3  # given beside the noisy maps (`small`)
-NUMBERS = 3 + 21
+NUMBERS = 4 + 21
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +41,11 @@ class Known:
     bvecs, bvals
         (B, n, 3) unit vectors in world RAS+ and (B, n) s/mm².
     numbers
-        (B, K) noise level, b-value, number of directions, and what they tell of a tensor; K = 0 for `paper`.
+        (B, K) noise levels, b-value, number of directions, and what they tell of a tensor; K = 0 for `paper`.
     centre
         (B, 5, H, W) the maps of a ridge fit (`small`), or zero.
     scale
-        (5, 1, 1).
+        (B, 5, H, W) about the error of that fit, so that little is changed where little is uncertain; or one.
     """
 
     images: Tensor
@@ -60,7 +62,7 @@ class Known:
         return self.numbers.shape[1] > 0
 
 
-def known_of(b0: Tensor, dwis: Tensor, bvecs: Tensor, bval: Tensor, sigma: Tensor, unit: Tensor, size: str) -> Known:
+def known_of(b0: Tensor, dwis: Tensor, bvecs: Tensor, bval: Tensor, noise: Tensor, unit: Tensor, size: str) -> Known:
     """Return what the network is told of S slices.
 
     Parameters
@@ -71,8 +73,10 @@ def known_of(b0: Tensor, dwis: Tensor, bvecs: Tensor, bval: Tensor, sigma: Tenso
         (S, n, H, W, 3).
     bvecs
         (S, n, 3) unit vectors in world RAS+.
-    bval, sigma, unit
-        (S,) b-value, noise level, and the mean b0 in the brain, by which all is divided.
+    bval, unit
+        (S,) b-value, and the mean b0 in the brain, by which all is divided.
+    noise
+        (S, 2) noise levels, see `noise_levels`.
     """
     n = dwis.shape[1]
     b0 = b0 / unit[:, None, None, None]
@@ -83,7 +87,7 @@ def known_of(b0: Tensor, dwis: Tensor, bvecs: Tensor, bval: Tensor, sigma: Tenso
         images = F.pad(acquired, (0, 0, 0, 0, 0, MOST - n))
         centre = images.new_zeros((len(images), CHANNELS, *images.shape[2:]))
         none = images.new_zeros((len(images), 0))
-        return Known(images, acquired, bvecs, bvals, none, centre, images.new_ones((CHANNELS, 1, 1)))
+        return Known(images, acquired, bvecs, bvals, none, centre, torch.ones_like(centre))
     attenuation = torch.log(b0.clamp_min(DARKEST)[:, None] / dwis.clamp_min(DARKEST))
     adc = (attenuation / (DIFFUSIVITY * bval[:, None, None, None, None])).clamp(-LARGEST_ADC, LARGEST_ADC)
     gain, kernel = ridge_fit(bvecs)
@@ -91,17 +95,48 @@ def known_of(b0: Tensor, dwis: Tensor, bvecs: Tensor, bval: Tensor, sigma: Tenso
     tensor = torch.einsum("skn,snhwz->skhwz", gain, adc - mean)
     tensor[:, :3] += mean
     maps = maps_of(tensor[..., 1])
-    uncertain = (sigma / unit)[:, None, None] * dwis[..., 1].clamp_min(DARKEST).pow(-2).mean(dim=1).sqrt()
+    noise = noise / unit[:, None]
+    uncertain = noise.prod(dim=1).sqrt()[:, None, None] * dwis[..., 1].clamp_min(DARKEST).pow(-2).mean(dim=1).sqrt()
     uncertain = (uncertain / (DIFFUSIVITY * bval[:, None, None])).clamp_max(LARGEST_ADC)
     alone = torch.stack([b0[..., 1], 2 * dwis[..., 1].mean(dim=1), uncertain], dim=1)
     images = torch.cat([tensor.permute(0, 1, 4, 2, 3).flatten(1, 2), maps, alone], dim=1)
     upper = torch.triu_indices(6, 6, device=kernel.device)
-    least = (sigma / unit).clamp_min(1e-3).log()
-    numbers = torch.stack([least, bval / 1000, torch.full_like(bval, n / MOST)], dim=1)
-    numbers = torch.cat([numbers, kernel[:, upper[0], upper[1]]], dim=1)
-    scale = torch.tensor(RESIDUAL, device=images.device)[:, None, None]
+    numbers = torch.stack([bval / 1000, torch.full_like(bval, n / MOST)], dim=1)
+    numbers = torch.cat([noise.clamp_min(1e-3).log(), numbers, kernel[:, upper[0], upper[1]]], dim=1)
     images = images.contiguous(memory_format=torch.channels_last)
-    return Known(images, acquired, bvecs, bvals, numbers, maps, scale)
+    return Known(images, acquired, bvecs, bvals, numbers, maps, fit_error(uncertain, n))
+
+
+def noise_levels(dwis: Tensor, mask: Tensor) -> Tensor:
+    """Return what is told of the noise (S, 2): the same reading of so few volumes in training and in use.
+
+    What such a reading misses the network learns; that the two distances disagree tells how smooth the noise is.
+
+    Parameters
+    ----------
+    dwis
+        (S, n, H, W).
+    mask
+        (S, H, W) bool.
+    """
+    return torch.stack([shell_contrast_noise(dwis, mask, apart) for apart in APART], dim=1)
+
+
+def fit_error(uncertain: Tensor, n: int) -> Tensor:
+    """Return about how far maps of the ridge fit are from the true ones (S, 5, H, W).
+
+    As measured on simulated people: what n directions leave open, and noise, which saturates where it exceeds signal.
+
+    Parameters
+    ----------
+    uncertain
+        (S, H, W) standard deviations of apparent diffusion coefficients, in units of `DIFFUSIVITY`.
+    n
+        Directions.
+    """
+    fa = torch.hypot(1.5 * uncertain / (1 + 3 * uncertain), uncertain.new_tensor(0.04 + 0.03 * (MOST - n)))
+    md = torch.hypot(0.4 * uncertain / (1 + 2 * uncertain), uncertain.new_tensor(0.015))
+    return torch.stack([fa, md, *[COLOUR_ERROR * fa] * 3], dim=1)
 
 
 def ridge_fit(bvecs: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from ..dwi.gradients import GradientTable
 from .figures import display_range
 from .slices import ACQUIRED, DERIVED, GENERATED, STYLE, WIDTH_IN, Row, mosaic, save
+from .tensor_check import TensorCheck
 
 FA_MAX = 1.0
 MOST_LEFT_OUT = 2
@@ -226,6 +227,54 @@ def fractional_anisotropy(
         rows.append(Row(label, volume, -limit, limit, "RdBu_r", "ΔFA", provenance=DERIVED))
     title = "Fractional anisotropy; colours: red right-left, green front-back, blue up-down"
     return save(mosaic(rows, affine, mask, title), path)
+
+
+def tensor_check(
+    check: TensorCheck, sigma: float, affine: np.ndarray, mask: np.ndarray, method: str, path: str | Path
+) -> Path:
+    """Draw, voxel by voxel, what generated maps' tensor and the fitted one leave of the acquired signal.
+
+    Parameters
+    ----------
+    check
+        The residuals.
+    sigma
+        Noise standard deviation, signal units.
+    affine, mask
+        (4, 4) and (X, Y, Z) bool of the grid.
+    method, path
+        Name of the method; SVG or PNG to write.
+    """
+    rms = {name: np.sqrt((left**2).mean(axis=3)) / sigma for name, left in _both_residuals(check, method)}
+    high = max(2.0, *(display_range(volume, mask)[1] for volume in rms.values()))
+    rows = [
+        Row(f"RMS residual,\n{name}", volume, 0, high, "inferno", "σ", provenance=DERIVED)
+        for name, volume in rms.items()
+    ]
+    title = f"{method}: acquired volumes minus the signal of its maps' tensor, in units of the noise level σ"
+    return save(mosaic(rows, affine, mask, title), path)
+
+
+def volume_check(
+    check: TensorCheck, sigma: float, bvals: np.ndarray, mask: np.ndarray, method: str, path: str | Path
+) -> Path:
+    """Draw the RMS of those residuals over the mask, volume by volume; `bvals` (N,) are of the series."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_IN, 2.8))
+        axes = figure.add_axes((0.07, 0.19, 0.74, 0.66))
+        for (name, left), colour in zip(_both_residuals(check, method), SOURCE_COLOURS, strict=False):
+            rms = np.sqrt((left[np.asarray(mask, bool)].astype(np.float64) ** 2).mean(axis=0)) / sigma
+            axes.plot(check.volumes, rms, "o", color=colour, markersize=4, label=name)
+        axes.axhline(1, color="black", linewidth=0.8, linestyle=":", label="noise alone")
+        axes.set(xlabel="volume of the preprocessed series", ylabel="RMS residual / σ",
+                 title=f"Each acquired volume at b = {np.mean(bvals[check.volumes]):.0f} s/mm²")  # fmt: skip
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return save(figure, path)
+
+
+def _both_residuals(check: TensorCheck, method: str) -> list[tuple[str, np.ndarray]]:
+    return [("classical fit", check.fitted), (method, check.generated)]
 
 
 def spread(

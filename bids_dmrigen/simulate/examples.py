@@ -75,6 +75,16 @@ class Slices:
         """Return (B, 3, 3): columns are the world directions of the view's axes."""
         return F.normalize(self.affine[:, :3, :3], dim=1)
 
+    def layer(self, k: int) -> Slices:
+        """Return slice k of a block alone, with only the points that lie in it."""
+        batch, per_voxel = len(self.inside), self.inside.shape[2]
+        own = self.inside.unflatten(1, self.shape)[:, :, :, k].reshape(batch, -1)
+        kept, inside = _compact(own, self.points.shape[2])
+        points = self.points.gather(2, kept[:, None].expand(-1, self.points.shape[1], -1))
+        affine = self.affine.clone()
+        affine[:, :, 3] += k * self.affine[:, :, 2]
+        return Slices(points, inside.reshape(batch, -1, per_voxel), self.shape[:2], self.tissue, affine)
+
     def _averaged(self, values: torch.Tensor) -> torch.Tensor:
         """Return (B, C, *shape) means over the points in every voxel of values (B, C, P)."""
         batch, channels, n_points = values.shape
@@ -194,14 +204,8 @@ class People:
         for axis, n in enumerate(self.index.shape[1:]):
             flat = flat * n + voxels[:, axis].round_().clamp_(0, n - 1)
         rows = self.index.flatten()[person[:, None] * self.index[0].numel() + flat.long()].long()
-        # Of each example only the rows that occur are kept, in their order: neighbours stay neighbours.
-        present = torch.zeros((len(person), self.table.shape[1]), dtype=torch.bool, device=self.device)
-        present.scatter_(1, rows, True)
-        rank = present.cumsum(dim=1, dtype=torch.int32) - 1
-        inside = rank.gather(1, rows).long().reshape(len(person), int(np.prod(shape)), -1)
-        example, row = present.nonzero(as_tuple=True)
-        kept = torch.zeros((len(person), int(rank[:, -1].max()) + 1), dtype=torch.long, device=self.device)
-        kept[example, rank[example, row].long()] = row
+        kept, inside = _compact(rows, self.table.shape[1])
+        inside = inside.reshape(len(person), int(np.prod(shape)), -1)
         tissue_points = self.table[person[:, None], kept].transpose(1, 2).contiguous()
         return Slices(tissue_points, inside, tuple(size), tissue, affine)
 
@@ -218,6 +222,20 @@ def numbers_of_step(seed: int, step: int, device: torch.device | str = "cpu") ->
     """Return the random numbers of one training step: they depend on nothing else, so that a run can resume."""
     state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(state[0] >> 1))
+
+
+def _compact(rows: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return which of n rows occur in (B, M) rows, in their order (B, P), and where in that list each of them is.
+
+    Their order stays, so neighbours stay neighbours; shorter lists end in zeros.
+    """
+    present = torch.zeros((len(rows), n), dtype=torch.bool, device=rows.device)
+    present.scatter_(1, rows, True)
+    rank = present.cumsum(dim=1, dtype=torch.int32) - 1
+    example, row = present.nonzero(as_tuple=True)
+    kept = torch.zeros((len(rows), int(rank[:, -1].max()) + 1), dtype=torch.long, device=rows.device)
+    kept[example, rank[example, row].long()] = row
+    return kept, rank.gather(1, rows).long()
 
 
 def _jittered_lattice(shape, supersample, generator: torch.Generator) -> torch.Tensor:

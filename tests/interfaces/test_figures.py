@@ -152,7 +152,7 @@ def with_maps(inputs, tmp_path) -> dict:
 
     fa = 0.25 * mask
     record = tmp_path / "maps.json"
-    model = {"Maps": ["fa", "md", "dec"], "Checks": {"colour_mismatch": 0.03}}
+    model = {"Maps": ["fa", "md", "dec"], "Volumes": {"b0": [0], "b=1000": [1]}, "Checks": {"colour_mismatch": 0.03}}
     record.write_text(json.dumps({"Synthetic": True, "GenerativeModel": model}))
     added = {
         "fa": image("made_fa.nii", fa),
@@ -175,18 +175,20 @@ def test_a_method_that_makes_maps_is_shown_and_measured_beside_the_others(with_m
     given = {name: value for name, value in with_maps.items() if name not in series}  # drawn elsewhere
     outputs = RunFigures(**given).run().outputs
     keys = [key for key, _ in outputs.figures]
-    assert [key for key in keys if "mapped" in key] == ["spreadmapped"]
+    assert [key for key in keys if "mapped" in key] == ["tensorcheckmapped", "volumecheckmapped", "spreadmapped"]
     assert {"fa", "fahistogram"} <= set(keys)
     assert not any("mapped" in title for title in outputs.skipped)
     path = QualityMetrics(**with_maps).run().outputs.out_metrics
     entries = json.loads(Path(path).read_text(encoding="utf-8"))
     found = {key.removesuffix("_mapped"): e["value"] for key, e in entries.items() if key.endswith("_mapped")}
     assert found.keys() == {
-        "fa_median", "md_median", "fa_difference", "fa_spread", "md_spread", "colour_mismatch"
+        "fa_median", "md_median", "fa_difference", "fa_spread", "md_spread", "colour_mismatch",
+        "data_residual", "data_residual_fit",
     }  # fmt: skip
     assert (found["fa_median"], found["colour_mismatch"]) == (0.25, 0.03)
     assert found["md_median"] == pytest.approx(0.75)
     assert (found["fa_spread"], found["md_spread"]) == pytest.approx((0.05, 0.1))
+    assert found["data_residual"] > found["data_residual_fit"] > 0, "these maps are not those of the data"
     mask, preproc = nib.load(with_maps["mask"]).get_fdata() > 0, nib.load(with_maps["fa"][0]).get_fdata()
     assert found["fa_difference"] == pytest.approx(np.abs(0.25 - preproc[mask]).mean(), rel=1e-4)
     for key in found:
@@ -201,7 +203,7 @@ def test_maps_of_a_method_alone_have_nothing_to_be_compared_with(with_maps, tmp_
     outputs = RunFigures(**given).run().outputs
     assert {"fa", "fahistogram"} <= {key for key, _ in outputs.figures}
     assert outputs.skipped["mapped: spread of the samples"] == "one sample only (--n-samples)"
-    assert not [title for title in outputs.skipped if "mapped" in title and "spread" not in title]
+    assert outputs.skipped["mapped: a check against the data"] == "no noise level"
     entries = json.loads(Path(QualityMetrics(**given).run().outputs.out_metrics).read_text(encoding="utf-8"))
     assert "fa_median_mapped" in entries
     assert not {"fa_difference_mapped", "fa_spread_mapped", "ndc_mapped"} & set(entries)

@@ -1,0 +1,111 @@
+"""Do generated tensor maps agree with what was measured? Their tensor's signal against every acquired volume."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..dwi.gradients import GradientError
+from ..dwi.series import Scan
+from ..dwi.tensor import TensorFit, check_table, design_matrix, fit_tensor, tensor_maps
+
+LEAST_DIRECTIONS = 6
+TOO_FEW = "fewer than six directions on the shell: they determine no tensor to compare with"
+
+
+@dataclass(frozen=True)
+class TensorCheck:
+    """What two tensors leave of the acquired signal, in signal units.
+
+    Parameters
+    ----------
+    volumes
+        (K,) of the series.
+    generated, fitted
+        (X, Y, Z, K) acquired minus predicted signal, of the generated maps' tensor and of the one fitted to these
+        volumes; 0 outside the mask.
+    """
+
+    volumes: np.ndarray
+    generated: np.ndarray
+    fitted: np.ndarray
+
+
+def check_maps(scan: Scan, bval: float, fa: np.ndarray, md: np.ndarray, dec: np.ndarray) -> TensorCheck:
+    """Predict every volume of a shell, S = S0 exp(-b g^T D g), from generated maps and from the classical fit.
+
+    Both start from the mean b0. For the truth as D the residual is noise, that of the b0 included; of six directions the
+    classical fit leaves next to nothing, which shows that it fits noise and not that it is right.
+
+    Parameters
+    ----------
+    scan
+        The acquired series with its mask.
+    bval
+        Of the shell that the maps stand on, s/mm².
+    fa, md, dec
+        (X, Y, Z), (X, Y, Z) in mm²/s and (X, Y, Z, 3) in world axes.
+
+    Raises
+    ------
+    GradientError
+        Where the shell determines no tensor.
+    """
+    shells = dict(scan.gradients.shells())
+    volumes = shells[min(shells, key=lambda b: abs(b - bval))] if shells else np.zeros(0, int)
+    if len(volumes) < LEAST_DIRECTIONS:
+        raise GradientError(TOO_FEW)
+    inside = scan.mask
+    bvals, directions = scan.gradients.bvals[volumes], scan.gradients.world_directions(scan.affine)[volumes]
+    with_b0 = np.r_[0.0, bvals], np.concatenate([np.zeros((1, 3)), directions])
+    check_table(*with_b0)
+    b0, signal = scan.mean_b0()[inside], np.asarray(scan.data[inside][:, volumes], np.float32)
+    series = torch.from_numpy(np.concatenate([b0[:, None], signal], axis=1).astype(np.float32))
+    fit = fit_tensor(series, *with_b0)
+    maps = (torch.from_numpy(np.ascontiguousarray(m[inside], dtype=np.float32)) for m in (fa, md, dec))
+    design = torch.as_tensor(design_matrix(bvals, directions)[:, :6], dtype=torch.float32)
+    left = []
+    for tensor in (tensor_of_maps(fit, *maps), fit.tensor):
+        # A fit to noise may have negative eigenvalues: no direction raises the signal above the b0.
+        predicted = b0[:, None] * (tensor.float() @ design.T).clamp_max(0).exp().numpy()
+        left.append(np.zeros((*inside.shape, len(volumes)), np.float32))
+        left[-1][inside] = signal - predicted
+    return TensorCheck(volumes, *left)
+
+
+def tensor_of_maps(fit: TensorFit, fa: torch.Tensor, md: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
+    """Return tensors (V, 6), lower triangles, that have the maps given; what maps leave open is the fit's.
+
+    Maps tell of a tensor its mean, how far it is from a sphere and its principal axis but for the signs. Signs, the
+    middle eigenvalue's place between the others and the axes across come from the fit: with its eigenvalues' deviations d
+    from their mean, D = md + q d / |d| and q² = 3 md² fa² / (3/2 - fa²).
+
+    Parameters
+    ----------
+    fit
+        Of V voxels.
+    fa, md, dec
+        (V,), (V,) in mm²/s and (V, 3).
+    """
+    own = tensor_maps(fit)
+    values, vectors = own["eigenvalues"], own["eigenvectors"]  # (V, 3), (V, 3, 3)
+    deviation = values - values.mean(dim=1, keepdim=True)
+    size = deviation.norm(dim=1, keepdim=True)
+    stick = deviation.new_tensor([2.0, -1, -1]) / 6**0.5
+    shape = torch.where(size > 1e-3 * values[:, :1], deviation / size.clamp_min(1e-12), stick)
+    far = md * fa * (3 / (1.5 - fa.square())).sqrt()
+    values = (md[:, None] + far[:, None] * shape).clamp_min(0)
+    first, second = vectors[:, :, 0], vectors[:, :, 1]
+    length = dec.norm(dim=1, keepdim=True)
+    axis = torch.where(first < 0, -dec, dec) / length.clamp_min(1e-12)
+    axis = torch.where(length > 0, axis, first)
+    across = second - (second * axis).sum(dim=1, keepdim=True) * axis
+    size = across.norm(dim=1, keepdim=True)
+    third = torch.linalg.cross(axis, vectors[:, :, 2])  # where the axis has become the fit's second
+    across = torch.where(size > 1e-3, across / size.clamp_min(1e-12), third / third.norm(dim=1, keepdim=True))
+    frame = torch.stack([axis, across, torch.linalg.cross(axis, across)], dim=2)
+    tensor = frame @ (values[:, :, None] * frame.mT)
+    row, column = torch.tril_indices(3, 3)
+    return tensor[:, row, column]
