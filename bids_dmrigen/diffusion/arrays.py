@@ -21,6 +21,7 @@ MARGIN = 2  # voxels kept around the mask
 HELD_OUT = 10  # one subject of so many is held out
 
 NOT_PREPARED = "{path}: not a file of prepared scans ({reason}); make one with `dmrigen prepare`"
+NO_SHELL = "{path}: no shell has the {needed} directions between b = {low:.0f} and {high:.0f} s/mm² that training needs"
 EMPTY = "{path}: no scan to prepare"
 DARK = "the median b0 signal in the mask is {scale:g}; expected a positive one: check mask and b0s"
 
@@ -184,6 +185,43 @@ class Prepared:
             self._get(index, "directions").to(self.device), self.about[index]["sigma"],
             (linear / linear.norm(dim=0)).to(self.device),
         )  # fmt: skip
+
+    def shell_slices(
+        self, generator: torch.Generator, batch: int, size: tuple[int, ...], needed: int, bvals: tuple[float, float]
+    ) -> tuple[MeasuredSlices, Tensor, Tensor]:
+        """Return random windows of a scan, its b0s, and the volumes of one of its shells, in random order.
+
+        Parameters
+        ----------
+        generator, batch, size
+            As `slices`.
+        needed
+            Directions that the shell has at least.
+        bvals
+            Between which its b-value lies, s/mm².
+
+        Raises
+        ------
+        ValueError
+            Where no scan has such a shell.
+        """
+
+        def usable(bval: float, directions: int) -> bool:
+            return directions >= needed and bvals[0] <= bval <= bvals[1]
+
+        if not any(
+            usable(*shell) for a, c in zip(self.about, self.counts, strict=True) if c.any() for shell in a["shells"]
+        ):
+            raise ValueError(NO_SHELL.format(path=self.path, needed=needed, low=bvals[0], high=bvals[1]))
+        shells = []
+        while not shells:  # a scan is drawn by its share of brain
+            views = self.slices(generator, batch, size)
+            table = GradientTable(views.bvals.cpu().numpy(), views.directions.cpu().numpy())
+            shells = [volumes for b, volumes in table.shells() if usable(b, len(volumes))]
+        which = int(torch.randint(len(shells), (), generator=generator, device=generator.device))
+        volumes = torch.as_tensor(shells[which], device=self.device)
+        order = torch.randperm(len(volumes), generator=generator, device=generator.device).to(self.device)
+        return views, torch.as_tensor(np.flatnonzero(table.is_b0), device=self.device), volumes[order]
 
     def _get(self, index: int, name: str) -> Tensor:
         return self._file.get_tensor(f"{index}.{name}")

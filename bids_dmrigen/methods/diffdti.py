@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..diffusion.arrays import Prepared
 from ..diffusion.noise import NoiseSource
 from ..diffusion.samplers import dpm_solver_pp_2m, karras_times, predictor_corrector
 from ..diffusion.training import Plan, fixed_score, resolve_precision
@@ -115,7 +116,7 @@ class DiffDTI:
             return Plan(steps=1_000_000, learning_rate=2e-4, warmup=0, **common)
         return Plan(steps=200_000, learning_rate=1e-3, warmup=200, **common)
 
-    def examples(self, source: People, size: str, batch: int, seed: int) -> Callable[[int], Batch]:
+    def examples(self, source: People | Prepared, size: str, batch: int, seed: int) -> Callable[[int], Batch]:
         """Return index -> batch of examples on the source's device."""
         return lambda index: examples(source, size, batch, numbers_of_step(seed, index, source.device))
 
@@ -130,12 +131,14 @@ class DiffDTI:
             target = (batch.x0 - skip * x_t) / out
         return ((found - target).square() * batch.weight).sum() / batch.weight.sum()
 
-    def held_out(self, source: People, size: str, seed: int, batches: int = 8) -> Callable[[nn.Module], float]:
+    def held_out(
+        self, source: People | Prepared, size: str, seed: int, batches: int = 8
+    ) -> Callable[[nn.Module], float]:
         """Return a score on fixed examples of people who are never trained on."""
         return fixed_score(self.examples(source, size, 32, seed), self.loss, source.device, batches)
 
     @torch.no_grad()
-    def calibrate(self, net: FusedUNet, source: People, size: str, seed: int, batches: int = 2) -> None:
+    def calibrate(self, net: FusedUNet, source: People | Prepared, size: str, seed: int, batches: int = 2) -> None:
         """Set the factors of the samples' spread so that a 90 % interval holds 90 % of the true values.
 
         The interval is the mean of `CALIBRATION_SAMPLES` samples plus and minus 1.645 of their standard deviations, the

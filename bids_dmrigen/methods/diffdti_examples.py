@@ -1,4 +1,4 @@
-"""What Diff-DTI is trained on: slices of simulated people, measured along few directions, and their true maps."""
+"""What Diff-DTI is trained on: slices along few directions, of simulated people or measured scans, and their maps."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..diffusion.arrays import Prepared
 from ..diffusion.processes import VarianceExploding
-from ..dwi.gradients import even_directions
-from ..simulate.examples import People
+from ..dwi.gradients import even_directions, even_subset
+from ..simulate.examples import People, numbers_from
 from ..simulate.imaging import measure
 from .diffdti_inputs import LEAST, MOST, Known, fit_error, fitted_maps, known_of, noise_levels
 
@@ -22,6 +23,7 @@ UNEVEN = 0.25  # how far directions stray from even ones
 TYPICAL = 0.1  # uncertainty of an apparent diffusion coefficient, in units of `DIFFUSIVITY`
 SIGMA_ERROR = 0.1  # relative, beyond what a slice's reading of its noise varies
 TRUTH_DIRECTIONS = 12  # noise-free: their FA is within 1e-3 of that of 90
+MEASURED_DIRECTIONS = 12  # at least, of a measured shell whose maps are to be made
 
 PROCESS = VarianceExploding()
 UNTOLD_SIGMA = 30.0  # noise in x_t beside which an image of about unit variance does not show
@@ -38,35 +40,26 @@ class Batch(NamedTuple):
     noise: Tensor  # (B, 5, H, W)
 
 
-def examples(people: People, size: str, batch: int, generator: torch.Generator) -> Batch:
-    """Return a batch of training examples.
+class Acquisition(NamedTuple):
+    """Slices along few directions, and the maps that they should give."""
 
-    The maps are those of a least-squares fit to even directions without noise, at the b-value of the example.
+    b0: Tensor  # (B, H, W, 3) the slice between its neighbours
+    dwis: Tensor  # (B, n, H, W, 3)
+    bvecs: Tensor  # (B, n, 3) world RAS+
+    bval: Tensor  # (B,)
+    sigma: Tensor  # (B,) noise level, where slices show too little to read it
+    mask: Tensor  # (B, H, W)
+    truth: Tensor  # (B, 5, H, W) as `fitted_maps`
 
-    Parameters
-    ----------
-    people
-        Whom to measure.
-    size
-        Of the network.
-    batch
-        Slices.
-    generator
-        The only source of chance.
-    """
+
+def simulated(people: People, batch: int, generator: torch.Generator) -> Acquisition:
+    """Return slices of simulated people; the maps are those of even directions without noise, by least squares."""
     device = people.device
-
-    def uniform(*shape):
-        return torch.rand(shape, generator=generator, device=device)
-
-    def normal(*shape):
-        return torch.randn(shape, generator=generator, device=device)
-
+    uniform, normal = numbers_from(generator)
     n = LEAST + int(uniform(1) * (MOST - LEAST + 1))
     bval = BVALS[0] * (BVALS[1] / BVALS[0]) ** uniform(batch)
     turn = torch.linalg.qr(normal(batch, 3, 3)).Q
     bvecs = F.normalize(_even(n, device) @ turn + UNEVEN * uniform(batch, 1, 1) * normal(batch, n, 3), dim=2)
-    dense = _even(TRUTH_DIRECTIONS, device)
     nothing = torch.zeros_like(bvecs[:, :1])
     slices = people.slices(generator, batch, (SIDE, SIDE, 3))
     clean = slices.signal(F.pad(bval[:, None].expand(-1, n), (1, 0)), torch.cat([nothing, bvecs], dim=1))
@@ -75,18 +68,58 @@ def examples(people: People, size: str, batch: int, generator: torch.Generator) 
     wanted = torch.cat([nothing, dense.expand(batch, -1, -1)], dim=1)
     noiseless = middle.signal(F.pad(bval[:, None].expand(-1, TRUTH_DIRECTIONS), (1, 0)), wanted)
     measured = measure(clean, torch.ones_like(bval), generator, noiseless=noiseless[..., None])
-    b0, dwis = measured.signal[:, 0], measured.signal[:, 1:]
-    mask = middle.mask()
     truth = fitted_maps(measured.expected[..., 0], bval, dense)
-    unit = ((b0[..., 1] * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp_min(1)).clamp_min(1e-3)
+    return Acquisition(measured.signal[:, 0], measured.signal[:, 1:], bvecs, bval, measured.sigma, middle.mask(), truth)
+
+
+def measured(scans: Prepared, batch: int, generator: torch.Generator) -> Acquisition:
+    """Return slices of a measured shell: few of its directions, and the least-squares maps of all of them.
+
+    Raises
+    ------
+    ValueError
+        Where no scan has a shell in range with enough directions.
+    """
+    uniform, _ = numbers_from(generator)
+    views, b0s, volumes = scans.shell_slices(generator, batch, (SIDE, SIDE, 3), MEASURED_DIRECTIONS, BVALS)
+    n = LEAST + int(uniform(1) * (MOST - LEAST + 1))
+    few = volumes[even_subset(views.directions[volumes].cpu().numpy(), n)]
+    ones = torch.ones(batch, device=scans.device)
+    bval = views.bvals[volumes].mean() * ones
+    b0 = views.signal[:, b0s].mean(dim=1)
+    dense = torch.cat([b0[:, None], views.signal[:, volumes]], dim=1)[..., 1]
+    return Acquisition(
+        b0, views.signal[:, few], views.directions[few].expand(batch, -1, -1), bval, views.sigma * ones,
+        views.mask[..., 1], fitted_maps(dense, bval, views.directions[volumes]),
+    )  # fmt: skip
+
+
+def examples(source: People | Prepared, size: str, batch: int, generator: torch.Generator) -> Batch:
+    """Return a batch of training examples.
+
+    Parameters
+    ----------
+    source
+        Simulated people or measured scans.
+    size
+        Of the network.
+    batch
+        Slices.
+    generator
+        The only source of chance.
+    """
+    a = (simulated if isinstance(source, People) else measured)(source, batch, generator)
+    uniform, normal = numbers_from(generator)
+    unit = ((a.b0[..., 1] * a.mask).sum(dim=(1, 2)) / a.mask.sum(dim=(1, 2)).clamp_min(1)).clamp_min(1e-3)
     unit = unit * torch.exp(0.2 * normal(batch))  # of a whole brain it would be another than of the slice
-    noise = noise_levels(dwis[..., 1], mask)
-    noise = torch.where(noise.isfinite(), noise, measured.sigma[:, None]) * torch.exp(SIGMA_ERROR * normal(batch, 1))
-    known = known_of(b0, dwis, bvecs, bval, noise, unit, size)
+    noise = noise_levels(a.dwis[..., 1], a.mask)
+    noise = torch.where(noise.isfinite(), noise, a.sigma[:, None]) * torch.exp(SIGMA_ERROR * normal(batch, 1))
+    known = known_of(a.b0, a.dwis, a.bvecs, a.bval, noise, unit, size)
     # Between errors relative to what was to be expected of the fit, all of the same weight, and absolute ones.
-    weight = mask[:, None] * known.scale / fit_error(torch.full((1, 1, 1), TYPICAL, device=device), MOST)
+    typical = fit_error(torch.full((1, 1, 1), TYPICAL, device=a.mask.device), MOST)
+    weight = a.mask[:, None] * known.scale / typical
     # Outside the brain small networks' examples show the fit, and nothing is asked there.
-    x0 = (torch.where(mask[:, None], truth, known.centre) - known.centre).div(known.scale).clamp(-10, 10)
+    x0 = (torch.where(a.mask[:, None], a.truth, known.centre) - known.centre).div(known.scale).clamp(-10, 10)
     # What is wanted most often is the mean, which is made from x_t that tells nothing: half of all slices aim at it.
     first = torch.where((uniform(batch) < 0.5) & known.with_fit, FIRST_UNTOLD, 1)
     t = first + (uniform(batch) * (PROCESS.steps + 1 - first)).long()

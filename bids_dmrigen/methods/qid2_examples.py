@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import NamedTuple
 
@@ -12,9 +13,9 @@ from torch.nn import functional as F
 
 from ..diffusion.arrays import Prepared
 from ..diffusion.processes import linear
-from ..dwi.gradients import GradientTable, even_directions, even_subset
+from ..dwi.gradients import even_directions, even_subset
 from ..dwi.noise import rician_mean
-from ..simulate.examples import People
+from ..simulate.examples import People, numbers_from
 from ..simulate.imaging import measure
 from .qid2_inputs import REFERENCES, Known, known_of
 
@@ -29,7 +30,6 @@ UNTOLD = 0.01  # share of the image's variance in x_t below which x_t tells noth
 
 PROCESS = linear()
 FIRST_UNTOLD = int((PROCESS.marginal(torch.arange(PROCESS.steps + 1))[0].square() >= UNTOLD).sum())
-TOO_FEW = "{path}: no shell has the {needed} directions that QID² needs to train on it"
 
 
 class Batch(NamedTuple):
@@ -60,7 +60,7 @@ def simulated(people: People, batch: int, generator: torch.Generator) -> Acquisi
 
     Acquired volumes are magnitudes: a target is what one would be on average.
     """
-    uniform, normal = _numbers(generator)
+    uniform, normal = numbers_from(generator)
     n_slices = max(batch // TARGETS, 1)
     n = int(_log_uniform(*DIRECTIONS, uniform(1)))
     bval = BVALS[0] * (BVALS[1] / BVALS[0]) ** uniform(n_slices)
@@ -90,16 +90,9 @@ def measured(scans: Prepared, batch: int, generator: torch.Generator) -> Acquisi
     ValueError
         Where no scan has a shell with enough directions.
     """
-    if not any(_enough(n) for about in scans.about for _, n in about["shells"]):
-        raise ValueError(TOO_FEW.format(path=scans.path, needed=REFERENCES + TARGETS))
-    uniform, _ = _numbers(generator)
-    shells = []
-    while not shells:  # a scan is drawn by its share of brain
-        views = scans.slices(generator, max(batch // TARGETS, 1), (SIDE, SIDE, 3))
-        table = GradientTable(views.bvals.cpu().numpy(), views.directions.cpu().numpy())
-        shells = [volumes for _, volumes in table.shells() if _enough(len(volumes))]
-    volumes = torch.as_tensor(shells[int(uniform(1) * len(shells))], device=scans.device)
-    volumes = volumes[torch.randperm(len(volumes), generator=generator, device=scans.device)]
+    uniform, _ = numbers_from(generator)
+    needed, n_slices = REFERENCES + TARGETS, max(batch // TARGETS, 1)
+    views, b0s, volumes = scans.shell_slices(generator, n_slices, (SIDE, SIDE, 3), needed, (0.0, math.inf))
     targets, rest = volumes[:TARGETS], volumes[TARGETS:]
     n = int(_log_uniform(REFERENCES, min(len(rest), DIRECTIONS[1]), uniform(1)))
     directions = views.directions
@@ -110,7 +103,7 @@ def measured(scans: Prepared, batch: int, generator: torch.Generator) -> Acquisi
         return (directions[chosen] @ views.axes).expand(len(ones), -1, -1)
 
     return Acquisition(
-        views.signal[:, torch.tensor(table.is_b0)].mean(dim=1), views.signal[:, kept], views.signal[:, targets][..., 1],
+        views.signal[:, b0s].mean(dim=1), views.signal[:, kept], views.signal[:, targets][..., 1],
         along(kept), along(targets), views.bvals[volumes].mean() * ones, views.sigma * ones, views.mask[..., 1],
     )  # fmt: skip
 
@@ -131,7 +124,7 @@ def examples(source: People | Prepared, size: str, batch: int, generator: torch.
     """
     noisy = isinstance(source, Prepared)
     a = (measured if noisy else simulated)(source, batch, generator)
-    uniform, normal = _numbers(generator)
+    uniform, normal = numbers_from(generator)
     brain = a.mask.sum(dim=(1, 2)).clamp_min(1)
     unit = ((a.shell[..., 1].mean(dim=1) * a.mask).sum(dim=(1, 2)) / brain).clamp_min(1e-3)
     unit = unit * torch.exp(0.2 * normal(len(unit)))  # of a whole brain it would be another than of the slice
@@ -149,24 +142,11 @@ def examples(source: People | Prepared, size: str, batch: int, generator: torch.
     return Batch(known, x0.clamp(-20, 20), weight, t, normal(*x0.shape))
 
 
-@cache
-def _even(n: int) -> np.ndarray:
-    return even_directions(n)
-
-
-def _enough(n: int) -> bool:
-    return n >= REFERENCES + TARGETS
-
-
 def _log_uniform(low: int, high: int, uniform: Tensor) -> float:
     """Return a number from `low` to just below `high + 1`, small ones as often as large ones."""
     return low * ((high + 1) / low) ** float(uniform)
 
 
-def _numbers(generator: torch.Generator):
-    """Return functions of a shape that draw from the uniform and the normal distribution."""
-    device = generator.device
-    return (
-        lambda *shape: torch.rand(shape, generator=generator, device=device),
-        lambda *shape: torch.randn(shape, generator=generator, device=device),
-    )
+@cache
+def _even(n: int) -> np.ndarray:
+    return even_directions(n)

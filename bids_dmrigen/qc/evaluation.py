@@ -48,7 +48,7 @@ class Outcome:
     scores
         A value for each key of `SCORES`; NaN where it does not apply.
     maps
-        `fa` (X, Y, Z) and `dec` (X, Y, Z, 3); empty where the arm failed.
+        `fa`, `md` (X, Y, Z; mm²/s) and `dec` (X, Y, Z, 3); empty where the arm failed.
     seconds
         Taken by the arm.
     record, warnings
@@ -155,7 +155,7 @@ def _outcome(scan: Scan, kept, truth, reference, mask, label: tuple[str, int, in
     scores |= map_scores(maps, reference, mask)
     if places is not None:
         scores |= volume_scores(made.mean[..., places], truth[..., wanted], mask)
-    shown = {name: maps[name] for name in ("fa", "dec")}
+    shown = {name: maps[name] for name in ("fa", "md", "dec")}
     return Outcome(*label, scores, shown, seconds, made.record, made.warnings)
 
 

@@ -36,8 +36,8 @@ class TensorCheck:
 def check_maps(scan: Scan, bval: float, fa: np.ndarray, md: np.ndarray, dec: np.ndarray) -> TensorCheck:
     """Predict every volume of a shell, S = S0 exp(-b g^T D g), from generated maps and from the classical fit.
 
-    Both start from the mean b0. For the truth as D the residual is noise, that of the b0 included; of six directions the
-    classical fit leaves next to nothing, which shows that it fits noise and not that it is right.
+    Both start from the mean b0. For the truth as D the residual is noise, that of the b0 included; of six directions
+    the classical fit leaves next to nothing, which shows that it fits noise and not that it is right.
 
     Parameters
     ----------
@@ -79,8 +79,8 @@ def tensor_of_maps(fit: TensorFit, fa: torch.Tensor, md: torch.Tensor, dec: torc
     """Return tensors (V, 6), lower triangles, that have the maps given; what maps leave open is the fit's.
 
     Maps tell of a tensor its mean, how far it is from a sphere and its principal axis but for the signs. Signs, the
-    middle eigenvalue's place between the others and the axes across come from the fit: with its eigenvalues' deviations d
-    from their mean, D = md + q d / |d| and q² = 3 md² fa² / (3/2 - fa²).
+    middle eigenvalue's place between the others and the axes across come from the fit: with its eigenvalues'
+    deviations d from their mean the eigenvalues are md + q d / |d|, q² = 3 md² fa² / (3/2 - fa²).
 
     Parameters
     ----------

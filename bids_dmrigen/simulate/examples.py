@@ -224,6 +224,15 @@ def numbers_of_step(seed: int, step: int, device: torch.device | str = "cpu") ->
     return torch.Generator(device).manual_seed(int(state[0] >> 1))
 
 
+def numbers_from(generator: torch.Generator):
+    """Return functions of a shape that draw from the uniform and the normal distribution."""
+    device = generator.device
+    return (
+        lambda *shape: torch.rand(shape, generator=generator, device=device),
+        lambda *shape: torch.randn(shape, generator=generator, device=device),
+    )
+
+
 def _compact(rows: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return which of n rows occur in (B, M) rows, in their order (B, P), and where in that list each of them is.
 

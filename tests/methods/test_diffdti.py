@@ -6,13 +6,22 @@ import numpy as np
 import pytest
 import torch
 
+from bids_dmrigen.diffusion.arrays import Prepared, write_prepared
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan, ScanError
 from bids_dmrigen.dwi.tensor import fit_maps
 from bids_dmrigen.interfaces.templates import embedded_mni
 from bids_dmrigen.methods.base import Request
 from bids_dmrigen.methods.diffdti import DiffDTI, best_conditioned, choose_volumes, consistent
-from bids_dmrigen.methods.diffdti_inputs import DIFFUSIVITY, MD_UNIT, fitted_maps, known_of, maps_of, ridge_fit
+from bids_dmrigen.methods.diffdti_inputs import (
+    DIFFUSIVITY,
+    MD_UNIT,
+    fitted_maps,
+    known_of,
+    maps_of,
+    noise_levels,
+    ridge_fit,
+)
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import procedural_atlas
 from bids_dmrigen.simulate.examples import People
@@ -301,3 +310,39 @@ def test_the_spread_is_scaled_to_hold_nine_in_ten(people):
     # from 16 samples: Student's distribution of 15 degrees of freedom, whose quantile is 1.753.
     expected = 1.753 / 1.645 * (0.02**2 + 0.005**2 / 16) ** 0.5 / 0.005
     assert float(net.spread[1]) == pytest.approx(expected, rel=0.03)
+
+
+def test_measured_scans_give_few_of_their_directions_and_the_maps_of_all(tmp_path):
+    gradients = table(14)
+    scan = scan_of(gradients, noise=0.5, shape=(24, 20, 5))
+    write_prepared(tmp_path / "scans.safetensors", [("run", "01", scan, 0.5)])
+    source = Prepared(tmp_path / "scans.safetensors")
+    make = DiffDTI().examples(source, "small", 2, 0)
+    batch = make(1)
+    torch.testing.assert_close(batch.x0, make(1).x0, rtol=0, atol=0)
+    known, inside = batch.known, batch.weight[:, 0] > 0
+    expected = fit_maps(scan, "ols", names=("fa", "md"))
+    fa, md = (known.centre + known.scale * batch.x0)[:, :2].movedim(1, 3)[inside].T
+    assert fa.mean() == pytest.approx(expected["fa"][scan.mask].mean(), abs=0.01)
+    assert md.mean() * MD_UNIT == pytest.approx(expected["md"][scan.mask].mean(), rel=0.01)
+    cosine = (known.bvecs[0] @ torch.as_tensor(gradients.world_directions(AFFINE)[2:], dtype=torch.float32).T).abs()
+    assert (cosine.amax(dim=1) > 1 - 1e-5).all()
+    few = Scan(scan.data[..., :11], AFFINE, gradients[np.arange(11)], scan.mask)
+    write_prepared(tmp_path / "few.safetensors", [("run", "01", few, 0.5)])
+    with pytest.raises(ValueError, match="no shell has the 12 directions between b = 600 and 3200"):
+        DiffDTI().examples(Prepared(tmp_path / "few.safetensors"), "small", 2, 0)(0)
+
+
+def test_noise_is_read_from_a_shells_few_volumes():
+    """White noise reads alike at both distances; noise that neighbours share reads lower between them."""
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.ones(4, 64, 64, dtype=torch.bool)
+    for n in (3, 6):
+        white = 2.0 * torch.randn((4, n, 64, 64), generator=generator)
+        level = 100 + torch.linspace(0, 50, 64)  # anatomy that varies slowly
+        torch.testing.assert_close(noise_levels(level + white, mask), torch.full((4, 2), 2.0), rtol=0.06, atol=0)
+        smooth = (white + white.roll(1, 3) + white.roll(1, 2) + white.roll((1, 1), (2, 3))) / 2
+        near, far = noise_levels(level + smooth, mask).mean(dim=0)
+        assert near == pytest.approx(1.0, rel=0.08), "half of it, in each axis, is shared"
+        assert far == pytest.approx(2.0, rel=0.08)
+    assert noise_levels(white, torch.zeros_like(mask)).isnan().all()

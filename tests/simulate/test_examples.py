@@ -92,6 +92,18 @@ def test_every_example_has_its_own_gradient_table(crowd):
         torch.testing.assert_close(together[i], alone.signal(bvals[i : i + 1], directions[i : i + 1])[0])
 
 
+def test_a_layer_of_a_block_is_that_slice_with_fewer_points(crowd):
+    block = crowd.slices(numbers_of_step(0, 1), 2, (16, 12, 3))
+    bvals, directions = scheme(2)
+    whole = block.signal(bvals, directions)
+    for k in range(3):
+        layer = block.layer(k)
+        torch.testing.assert_close(layer.signal(bvals, directions), whole[..., k], rtol=1e-5, atol=1e-6)
+        assert layer.points.shape[2] < block.points.shape[2]
+        corner = torch.tensor([0.0, 0, k, 1])
+        torch.testing.assert_close(layer.affine[..., 3], block.affine @ corner)
+
+
 def test_a_voxel_across_an_edge_averages_signals(ball):
     atlas = ball(radius=60)
     white = (torch.arange(atlas.shape[0]) < 15).float()[:, None, None].expand(*atlas.shape)
