@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from bids_dmrigen.diffusion.processes import Process, VariancePreserving, rev_warmup70
+from bids_dmrigen.diffusion.processes import (
+    PhysicsGuided,
+    Process,
+    VariancePreserving,
+    linear,
+    relative_attenuation,
+    rev_warmup70,
+)
 
 
 def test_rev_warmup70_has_the_published_noise_level():
@@ -97,3 +104,47 @@ def test_alpha_and_sigma_may_vary_by_voxel():
     expected = alone.posterior(x0[2, 0, 1, 1], x_t[2, 0, 1, 1], 2, 1)
     assert float(mean[2, 0, 1, 1]) == pytest.approx(float(expected[0]))
     assert float(std[1, 1]) == pytest.approx(float(expected[1]))
+
+
+@pytest.mark.parametrize("strength", [1e-3, 1e-2])
+def test_physics_guided_noise_is_the_product_of_its_steps(strength):
+    """Step by step, as the authors' code has it: alpha_t = (1 - beta_t) - g (1 - u)."""
+    plain, u = linear(), torch.rand(2, 1, 3, 4, generator=torch.Generator().manual_seed(0))
+    process = PhysicsGuided(plain.betas, u, strength)
+    keep = torch.ones(2, 1, 3, 4, dtype=torch.float64)
+    for t in range(1, 1001):
+        keep = keep * (1 - plain.betas[t - 1] - strength * (1 - u.double()))
+        if t in (1, 300, 800, 1000):
+            alpha, sigma = process.marginal(t)
+            torch.testing.assert_close(alpha**2, keep, rtol=1e-7, atol=0)
+            torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(keep))
+    assert process.marginal(0)[0].eq(1).all()
+    assert process.marginal(0)[1].eq(0).all()
+    times = torch.tensor([300, 800]).reshape(2, 1, 1, 1)
+    each = process.marginal(times)[0]
+    torch.testing.assert_close(each[0], process.marginal(300)[0][0])
+    torch.testing.assert_close(each[1], process.marginal(800)[0][1])
+
+
+def test_where_nothing_is_attenuated_there_is_no_physics():
+    plain = linear()
+    guided = PhysicsGuided(plain.betas, torch.ones(1))
+    for t in (1, 500, 1000):
+        torch.testing.assert_close(guided.marginal(t)[1], plain.marginal(t)[1].reshape(1))
+
+
+def test_relative_attenuation_spans_each_image():
+    adc = torch.tensor([[0.5e-3, 1e-3], [3e-3, 2e-3]])[None, None].repeat(2, 1, 1, 1)
+    adc[1] = 1e-3
+    u = relative_attenuation(torch.tensor([1000.0, 2000.0]), adc)
+    expected = (math.exp(-2) - math.exp(-6)) / (math.exp(-1) - math.exp(-6))
+    torch.testing.assert_close(
+        u[0, 0], torch.tensor([[1, expected], [0, (math.exp(-4) - math.exp(-6)) / (math.exp(-1) - math.exp(-6))]])
+    )
+    assert u[1].eq(1).all(), "an image that is alike everywhere has no physics to tell"
+
+
+@pytest.mark.parametrize(("u", "strength"), [(1.5, 1e-3), (-0.1, 1e-3), (0.5, 0.1)])
+def test_physics_out_of_range_is_refused(u, strength):
+    with pytest.raises(ValueError, match="expected relative attenuations in"):
+        PhysicsGuided(linear().betas, torch.tensor([u]), strength)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bids_dmrigen.diffusion.noise import NoiseSource, noise
-from bids_dmrigen.diffusion.processes import Process, VarianceExploding, linear, rev_warmup70
+from bids_dmrigen.diffusion.processes import PhysicsGuided, Process, VarianceExploding, linear, rev_warmup70
 from bids_dmrigen.diffusion.samplers import (
     ancestral,
     ddim,
@@ -112,7 +112,13 @@ class ByVoxel(Process):
         return alpha, (1 - alpha**2).sqrt()
 
 
-PROCESSES = {"vp": linear(), "warmup": rev_warmup70(), "ve": VarianceExploding(0.01, 50.0), "voxel": ByVoxel()}
+PROCESSES = {
+    "vp": linear(),
+    "warmup": rev_warmup70(),
+    "ve": VarianceExploding(0.01, 50.0),
+    "voxel": ByVoxel(),
+    "physics": PhysicsGuided(linear().betas, torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)),
+}
 CENTRE = torch.tensor([0.5, -1.0, 0.2], dtype=torch.float64)
 COVARIANCE = torch.tensor([[0.5, 0.3, 0.0], [0.3, 0.4, -0.1], [0.0, -0.1, 0.2]], dtype=torch.float64)
 DETERMINISTIC = {"ddim": (ddim, 1), "2m": (dpm_solver_pp_2m, 2), "heun": (heun, 2)}  # and their order
