@@ -15,12 +15,11 @@ from ..diffusion.processes import VarianceExploding
 from ..dwi.gradients import even_directions, even_subset
 from ..simulate.examples import People, numbers_from
 from ..simulate.imaging import measure
-from .diffdti_inputs import LEAST, MOST, Known, fit_error, fitted_maps, known_of, noise_levels
+from .diffdti_inputs import LEAST, MOST, Known, fitted_maps, known_of, noise_levels
 
 SIDE = 64  # of training slices
 BVALS = (600.0, 3200.0)  # s/mm²
 UNEVEN = 0.25  # how far directions stray from even ones
-TYPICAL = 0.1  # uncertainty of an apparent diffusion coefficient, in units of `DIFFUSIVITY`
 SIGMA_ERROR = 0.1  # relative, beyond what a slice's reading of its noise varies
 TRUTH_DIRECTIONS = 12  # noise-free: their FA is within 1e-3 of that of 90
 MEASURED_DIRECTIONS = 12  # at least, of a measured shell whose maps are to be made
@@ -115,9 +114,10 @@ def examples(source: People | Prepared, size: str, batch: int, generator: torch.
     noise = noise_levels(a.dwis[..., 1], a.mask)
     noise = torch.where(noise.isfinite(), noise, a.sigma[:, None]) * torch.exp(SIGMA_ERROR * normal(batch, 1))
     known = known_of(a.b0, a.dwis, a.bvecs, a.bval, noise, unit, size)
-    # Between errors relative to what was to be expected of the fit, all of the same weight, and absolute ones.
-    typical = fit_error(torch.full((1, 1, 1), TYPICAL, device=a.mask.device), MOST)
-    weight = a.mask[:, None] * known.scale / typical
+    # Within a slice errors count as they are; from slice to slice relative to what was to be expected of the fit, so that
+    # good scans are not outweighed by bad ones.
+    expected = a.mask[:, None] * known.scale.square()
+    weight = expected / expected.mean(dim=(2, 3), keepdim=True).clamp_min(1e-12)
     # Outside the brain small networks' examples show the fit, and nothing is asked there.
     x0 = (torch.where(a.mask[:, None], a.truth, known.centre) - known.centre).div(known.scale).clamp(-10, 10)
     # What is wanted most often is the mean, which is made from x_t that tells nothing: half of all slices aim at it.

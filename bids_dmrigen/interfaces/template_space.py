@@ -1,0 +1,183 @@
+"""A scan in the template's space and back: for methods that know brains by their place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ..dwi.gradients import GradientTable
+from ..dwi.series import Scan
+
+MARGIN_MM, NODES_MM = 60.0, 20.0  # of the box in which a transform is read, beyond the images; its spacing
+MOST_MM = 2.0  # voxels of the template's grid at most: what a coarse scan shows is not finer
+ROUND_MM = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class TemplateSpace:
+    """A scan's grid, a grid over the template, and where each one's voxels lie on the other.
+
+    Directions turn with the head as a whole: by the rotation in the affine map that is nearest to the transform over the
+    brain. What the warp turns locally is left to anatomy, as one vector per volume cannot hold it.
+
+    Parameters
+    ----------
+    scan_shape, scan_affine
+        Of the scan's grid, (3,) and (4, 4) voxel indices to world RAS+, mm.
+    shape, affine
+        Of the template's grid.
+    to_scan
+        (*shape, 3) world point, mm, in the scan of every voxel of the template's grid.
+    to_template
+        (*scan_shape, 3) world point, mm, in the template of every voxel of the scan.
+    mask
+        (*scan_shape) bool: the brain, over which the rotation is found.
+    """
+
+    scan_shape: tuple[int, int, int]
+    scan_affine: np.ndarray
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    to_scan: np.ndarray
+    to_template: np.ndarray
+    mask: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        mask: np.ndarray,
+        scan_affine: np.ndarray,
+        grid: tuple[tuple[int, int, int], np.ndarray],
+        to_template: Sequence[str | Path],
+        from_template: Sequence[str | Path],
+    ) -> TemplateSpace:
+        """Return the space of a scan's brain (X, Y, Z) and its transforms.
+
+        Parameters
+        ----------
+        mask, scan_affine
+            Brain on the scan's grid, and that grid.
+        grid
+            Shape and affine over the template, see `template_grid`.
+        to_template, from_template
+            Transform files as `Normalize` gives them: the first resamples the scan onto the template.
+        """
+        shape, affine = grid
+        # A transform maps points of the grid that is resampled onto to points of the image that is read.
+        to_scan = mapped_points(to_template, shape, affine, mask.shape, scan_affine)
+        back = mapped_points(from_template, mask.shape, scan_affine, shape, affine)
+        return cls(mask.shape, np.asarray(scan_affine), shape, affine, to_scan, back, mask)
+
+    @cached_property
+    def rotation(self) -> np.ndarray:
+        """(3, 3) from directions in the scan's world to those in the template's."""
+        points = np.argwhere(self.mask) @ self.scan_affine[:3, :3].T
+        target = self.to_template[self.mask].astype(np.float64)
+        linear = np.linalg.lstsq(points - points.mean(axis=0), target - target.mean(axis=0), rcond=None)[0].T
+        left, _, right = np.linalg.svd(linear)
+        return left @ np.diag([1, 1, np.linalg.det(left @ right)]) @ right
+
+    def onto_template(self, volume: np.ndarray, order: int = 3) -> np.ndarray:
+        """Return an image of the scan (X, Y, Z[, N]) on the template's grid; 0 outside its field of view."""
+        return _read(volume, self.to_scan, self.scan_affine, order)
+
+    def onto_scan(self, volume: np.ndarray, order: int = 3) -> np.ndarray:
+        """Return an image on the template's grid (U, V, W[, N]) on the scan's; 0 outside the template's box."""
+        return _read(volume, self.to_template, self.affine, order)
+
+    def scan_on_template(self, scan: Scan) -> Scan:
+        """Return a series on the template's grid, its directions turned."""
+        mask = self.onto_template(scan.mask, order=1) > 0.5
+        return Scan(self.onto_template(scan.data), self.affine, self.table_on_template(scan.gradients), mask)
+
+    def table_on_template(self, gradients: GradientTable) -> GradientTable:
+        """Return a table of the scan as one of an image on the template's grid."""
+        world = gradients.world_directions(self.scan_affine) @ self.rotation.T
+        return GradientTable.from_world(gradients.bvals, world, self.affine, gradients.b0_threshold)
+
+    def table_on_scan(self, gradients: GradientTable) -> GradientTable:
+        """Return a table of an image on the template's grid as one of the scan's."""
+        world = gradients.world_directions(self.affine) @ self.rotation
+        return GradientTable.from_world(gradients.bvals, world, self.scan_affine, gradients.b0_threshold)
+
+
+def template_grid(
+    mask: np.ndarray, affine: np.ndarray, scan_affine: np.ndarray, margin_mm: float = 6.0
+) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Return shape and affine of a grid over the template's brain that loses nothing of a scan.
+
+    Voxels are cubes, half as long as the scan's shortest edge and at most `MOST_MM`, axes those of the world.
+
+    Parameters
+    ----------
+    mask, affine
+        (X, Y, Z) bool brain of the template, and its grid.
+    scan_affine
+        (4, 4) of the scan.
+    margin_mm
+        Left around the brain.
+    """
+    finest = np.linalg.norm(np.asarray(scan_affine)[:3, :3], axis=0).min()
+    edge = min(MOST_MM, max(ROUND_MM, np.floor(finest / 2 / ROUND_MM) * ROUND_MM))
+    corners = np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]
+    low = np.floor((corners.min(axis=0) - margin_mm) / MOST_MM) * MOST_MM  # grids of every resolution share a corner
+    shape = np.ceil((corners.max(axis=0) + margin_mm - low) / edge).astype(int) + 1
+    grid = np.diag([edge, edge, edge, 1.0])
+    grid[:3, 3] = low
+    return tuple(int(n) for n in shape), grid
+
+
+def mapped_points(
+    transforms: Sequence[str | Path], shape: Sequence[int], affine: np.ndarray, moving_shape, moving_affine
+) -> np.ndarray:
+    """Return (*shape, 3) float32: the world point, mm, in the moving image of every voxel of a grid.
+
+    The moving image's coordinates are read through the transforms like an image. Between nodes they are linear, so that
+    few nodes are exact; beyond their box, `MARGIN_MM` around the image, a point is NaN.
+
+    Parameters
+    ----------
+    transforms
+        Files, ITK's order: the last acts first.
+    shape, affine
+        Of the grid.
+    moving_shape, moving_affine
+        Of the image that the transforms lead to.
+    """
+    from .ants_tools import to_ants, warp
+
+    ends = np.stack(np.meshgrid(*[(0, n - 1) for n in moving_shape], indexing="ij"), axis=-1).reshape(-1, 3)
+    world = ends @ moving_affine[:3, :3].T + moving_affine[:3, 3]
+    low, high = world.min(axis=0) - MARGIN_MM, world.max(axis=0) + MARGIN_MM
+    box = np.diag([NODES_MM, NODES_MM, NODES_MM, 1.0])
+    box[:3, 3] = low
+    nodes = np.indices(np.ceil((high - low) / NODES_MM).astype(int) + 1, dtype=np.float32)
+    reference = to_ants(np.zeros(shape, np.float32), affine)
+    points = np.empty((*shape, 3), np.float32)
+    for axis in range(3):
+        # Counted from 1: 0 is what ANTs puts where nothing is known.
+        read = warp(to_ants(nodes[axis] + 1, box), reference, transforms).numpy()
+        points[..., axis] = np.where(read >= 1, (read - 1) * NODES_MM + low[axis], np.nan)
+    return points
+
+
+def _read(volume: np.ndarray, points: np.ndarray, affine: np.ndarray, order: int) -> np.ndarray:
+    """Return an image (X, Y, Z[, N]) read by splines at world points (..., 3); 0 where they lie outside it."""
+    from scipy import ndimage
+
+    inverse = np.linalg.inv(affine)
+    index = np.moveaxis(points @ inverse[:3, :3].T + inverse[:3, 3], -1, 0).astype(np.float32)
+    size = np.array(volume.shape[:3]).reshape(3, *[1] * (index.ndim - 1))
+    with np.errstate(invalid="ignore"):
+        inside = ((index >= -0.5) & (index <= size - 0.5)).all(axis=0)
+    at = np.clip(index[:, inside], 0, size.reshape(3, 1) - 1)
+    volumes = volume[..., None] if volume.ndim == 3 else volume
+    out = np.zeros((*points.shape[:-1], volumes.shape[3]), np.float32)
+    for k in range(volumes.shape[3]):
+        source = np.asarray(volumes[..., k], np.float32)
+        out[..., k][inside] = ndimage.map_coordinates(source, at, order=order, mode="mirror", output=np.float32)
+    return out[..., 0] if volume.ndim == 3 else out
