@@ -21,8 +21,8 @@ ROUND_MM = 0.5
 class TemplateSpace:
     """A scan's grid, a grid over the template, and where each one's voxels lie on the other.
 
-    Directions turn with the head as a whole: by the rotation in the affine map that is nearest to the transform over the
-    brain. What the warp turns locally is left to anatomy, as one vector per volume cannot hold it.
+    Directions turn with the head as a whole: by the rotation in the affine map that is nearest to the transform over
+    the brain. What the warp turns locally is left to anatomy, as one vector per volume cannot hold it.
 
     Parameters
     ----------

@@ -114,10 +114,10 @@ def examples(source: People | Prepared, size: str, batch: int, generator: torch.
     noise = noise_levels(a.dwis[..., 1], a.mask)
     noise = torch.where(noise.isfinite(), noise, a.sigma[:, None]) * torch.exp(SIGMA_ERROR * normal(batch, 1))
     known = known_of(a.b0, a.dwis, a.bvecs, a.bval, noise, unit, size)
-    # Within a slice errors count as they are; from slice to slice relative to what was to be expected of the fit, so that
-    # good scans are not outweighed by bad ones.
-    expected = a.mask[:, None] * known.scale.square()
-    weight = expected / expected.mean(dim=(2, 3), keepdim=True).clamp_min(1e-12)
+    # Within a slice errors count as they are; from slice to slice relative to what was to be expected of the fit, so
+    # that good scans are not outweighed by bad ones.
+    expected, voxels = a.mask[:, None] * known.scale.square(), a.mask.sum(dim=(1, 2)).clamp_min(1)
+    weight = expected / (expected.sum(dim=(2, 3)) / voxels[:, None]).clamp_min(1e-12)[:, :, None, None]
     # Outside the brain small networks' examples show the fit, and nothing is asked there.
     x0 = (torch.where(a.mask[:, None], a.truth, known.centre) - known.centre).div(known.scale).clamp(-10, 10)
     # What is wanted most often is the mean, which is made from x_t that tells nothing: half of all slices aim at it.
