@@ -13,8 +13,9 @@ from ..dwi.gradients import GradientTable
 from ..dwi.series import Scan
 
 MARGIN_MM, NODES_MM = 60.0, 20.0  # of the box in which a transform is read, beyond the images; its spacing
-MOST_MM = 2.0  # voxels of the template's grid at most: what a coarse scan shows is not finer
-ROUND_MM = 0.5
+MOST_MM, ROUND_MM = 2.0, 0.5  # edge of the template grid's voxels: at most, and a multiple of
+FINER = 0.75  # than the scan's shortest edge, so that going there and back changes little
+BORDER_MM = 6.0  # around the brain
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,26 +52,33 @@ class TemplateSpace:
         cls,
         mask: np.ndarray,
         scan_affine: np.ndarray,
-        grid: tuple[tuple[int, int, int], np.ndarray],
+        template_mask: np.ndarray,
+        template_affine: np.ndarray,
         to_template: Sequence[str | Path],
         from_template: Sequence[str | Path],
     ) -> TemplateSpace:
-        """Return the space of a scan's brain (X, Y, Z) and its transforms.
+        """Return the space of a scan's brain, with a grid that holds the template's brain and all of the scan's.
+
+        Voxels are cubes of at most three quarters of the scan's shortest edge and `MOST_MM`, axes those of the world.
 
         Parameters
         ----------
         mask, scan_affine
             Brain on the scan's grid, and that grid.
-        grid
-            Shape and affine over the template, see `template_grid`.
+        template_mask, template_affine
+            Brain of the template, and its grid.
         to_template, from_template
             Transform files as `Normalize` gives them: the first resamples the scan onto the template.
         """
-        shape, affine = grid
         # A transform maps points of the grid that is resampled onto to points of the image that is read.
+        to_points = mapped_points(from_template, mask.shape, scan_affine, template_mask.shape, template_affine)
+        own = to_points[mask]
+        brain = np.argwhere(template_mask) @ template_affine[:3, :3].T + template_affine[:3, 3]
+        edge = np.linalg.norm(np.asarray(scan_affine)[:3, :3], axis=0).min() * FINER
+        edge = min(MOST_MM, max(ROUND_MM, np.floor(edge / ROUND_MM + 0.01) * ROUND_MM))
+        shape, affine = _box(np.concatenate([brain, own[np.isfinite(own).all(axis=1)]]), edge)
         to_scan = mapped_points(to_template, shape, affine, mask.shape, scan_affine)
-        back = mapped_points(from_template, mask.shape, scan_affine, shape, affine)
-        return cls(mask.shape, np.asarray(scan_affine), shape, affine, to_scan, back, mask)
+        return cls(mask.shape, np.asarray(scan_affine), shape, affine, to_scan, to_points, mask)
 
     @cached_property
     def rotation(self) -> np.ndarray:
@@ -105,30 +113,14 @@ class TemplateSpace:
         return GradientTable.from_world(gradients.bvals, world, self.scan_affine, gradients.b0_threshold)
 
 
-def template_grid(
-    mask: np.ndarray, affine: np.ndarray, scan_affine: np.ndarray, margin_mm: float = 6.0
-) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Return shape and affine of a grid over the template's brain that loses nothing of a scan.
-
-    Voxels are cubes, half as long as the scan's shortest edge and at most `MOST_MM`, axes those of the world.
-
-    Parameters
-    ----------
-    mask, affine
-        (X, Y, Z) bool brain of the template, and its grid.
-    scan_affine
-        (4, 4) of the scan.
-    margin_mm
-        Left around the brain.
-    """
-    finest = np.linalg.norm(np.asarray(scan_affine)[:3, :3], axis=0).min()
-    edge = min(MOST_MM, max(ROUND_MM, np.floor(finest / 2 / ROUND_MM) * ROUND_MM))
-    corners = np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]
-    low = np.floor((corners.min(axis=0) - margin_mm) / MOST_MM) * MOST_MM  # grids of every resolution share a corner
-    shape = np.ceil((corners.max(axis=0) + margin_mm - low) / edge).astype(int) + 1
-    grid = np.diag([edge, edge, edge, 1.0])
-    grid[:3, 3] = low
-    return tuple(int(n) for n in shape), grid
+def _box(points: np.ndarray, edge: float) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Return shape and affine of a grid of cubes around points (P, 3), mm."""
+    # Whole multiples of `MOST_MM`: grids of every resolution share a corner.
+    low = np.floor((points.min(axis=0) - BORDER_MM) / MOST_MM) * MOST_MM
+    shape = np.ceil((points.max(axis=0) + BORDER_MM - low) / edge).astype(int) + 1
+    affine = np.diag([edge, edge, edge, 1.0])
+    affine[:3, 3] = low
+    return tuple(int(n) for n in shape), affine
 
 
 def mapped_points(
