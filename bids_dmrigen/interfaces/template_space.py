@@ -14,7 +14,7 @@ from ..dwi.series import Scan
 
 MARGIN_MM, NODES_MM = 60.0, 20.0  # of the box in which a transform is read, beyond the images; its spacing
 MOST_MM, ROUND_MM = 2.0, 0.5  # edge of the template grid's voxels: at most, and a multiple of
-FINER = 0.75  # than the scan's shortest edge, so that going there and back changes little
+FINER = 2 / 3  # than the scan's shortest edge, so that going there and back changes little
 BORDER_MM = 6.0  # around the brain
 
 
@@ -59,7 +59,7 @@ class TemplateSpace:
     ) -> TemplateSpace:
         """Return the space of a scan's brain, with a grid that holds the template's brain and all of the scan's.
 
-        Voxels are cubes of at most three quarters of the scan's shortest edge and `MOST_MM`, axes those of the world.
+        Voxels are cubes of at most two thirds of the scan's shortest edge and `MOST_MM`, axes those of the world.
 
         Parameters
         ----------
