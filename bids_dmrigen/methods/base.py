@@ -44,6 +44,8 @@ class MethodSpec:
     # True: runs on the series as acquired, before interpolation makes the noise of neighbouring voxels alike; its
     # result then goes through the steps that the series itself goes through.
     on_acquired: bool = False
+    # True: knows brains by their place; works on a scan in the template's space, with `Request.population`.
+    in_template: bool = False
     sizes: tuple[str, ...] = ("small", "paper")
 
     @property
@@ -67,6 +69,25 @@ class MethodSpec:
         return []
 
 
+@dataclass(frozen=True, eq=False)
+class Population:
+    """What is known of people in general, on the grid of a scan in the template's space.
+
+    Parameters
+    ----------
+    adc
+        (X, Y, Z, K) mean apparent diffusion coefficient at each of the b-values, mm²/s; 0 where there is no brain.
+    bvals
+        (K,) s/mm², rising.
+    tracts
+        (X, Y, Z, 42) share of people in whom a voxel belongs to each of XTRACT's tracts, 0 to 1; or None.
+    """
+
+    adc: np.ndarray
+    bvals: np.ndarray
+    tracts: np.ndarray | None = None
+
+
 @dataclass(frozen=True)
 class Request:
     """What a run of a method is asked for."""
@@ -85,6 +106,7 @@ class Request:
     weights_dir: Path | None = None  # looked in before the package
     checkpoint: Path | None = None  # file that training resumes from and writes to
     progress: Callable[[str, int, int], None] | None = None  # (what, done, total)
+    population: Population | None = None  # for methods that work in the template's space
     options: dict[str, Any] = field(default_factory=dict)  # method's own flags
 
 
