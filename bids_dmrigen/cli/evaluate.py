@@ -19,6 +19,7 @@ scores, all in the mask eroded twice (R: 99.9th percentile of the reference ther
 The reference is itself measured, with its noise, and holds the kept volumes: an estimate that is better than the scan
 scores worse than perfect, and no score says that anatomy was not invented. Look at the pictures too.
 """
+NEEDS_TEMPLATE = "{name} starts from the b0, in the template's space: the app's report compares volumes left out"
 
 
 def add(tools) -> None:
@@ -41,8 +42,9 @@ def add(tools) -> None:
     )
     parser.add_argument("--keep", type=int, nargs="+", required=True, metavar="N",
                         help="directions to keep on every shell, spread evenly; several numbers in turn")  # fmt: skip
-    parser.add_argument("--methods", nargs="+", default=[*REGISTRY, NO_METHOD], choices=[*REGISTRY, NO_METHOD],
-                        metavar="METHOD", help=f"of {', '.join(REGISTRY)}, {NO_METHOD} (default: all)")  # fmt: skip
+    parser.add_argument("--methods", nargs="+", choices=[*REGISTRY, NO_METHOD], metavar="METHOD",
+                        help=f"of {', '.join(REGISTRY)}, {NO_METHOD} (default: all that work in a scan's own space)",
+                        )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
                         help="folder for results.json, results.csv, index.html")  # fmt: skip
     parser.add_argument("--reference-method", choices=("ols", "wls"), default="ols",
@@ -68,6 +70,7 @@ def run(args) -> None:
     """Evaluate, print the tables and write the results."""
     from ..dwi.series import Scan
     from ..interfaces.io import read_scan
+    from ..methods import load
     from ..qc import evaluation
     from ..qc.evaluation_page import write_results
 
@@ -83,6 +86,8 @@ def run(args) -> None:
         # A tensor fit makes an outlier of a voxel that is 0 in some volume.
         mask = brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan)) & (scan.data > 0).all(axis=3)
         scan = Scan(scan.data, scan.affine, scan.gradients, mask)
+    if args.methods is None:
+        args.methods = [*(name for name in REGISTRY if not load(name).spec.in_template), NO_METHOD]
     arms = {name: _arm(name, args, stem) for name in dict.fromkeys(args.methods)}
     args.out.mkdir(parents=True, exist_ok=True)
     result = evaluation.evaluate(scan, args.keep, arms, args.rotations, args.reference_method, _tell)
@@ -110,6 +115,8 @@ def _arm(name: str, args, run_name: str):
     weights = weights_by_method(args.weights).get(name)
     check_weights(name, args.size, weights, args.weights_dir)
     method, device = load(name), choose_device(args.device)
+    if method.spec.in_template:
+        raise ValueError(NEEDS_TEMPLATE.format(name=name))
 
     def make(kept, wanted):
         method.spec.check(kept)

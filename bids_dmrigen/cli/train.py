@@ -25,6 +25,7 @@ DESCRIPTION = (
 )
 PEOPLE, HELD_OUT_PEOPLE = 100, 10
 REPORT_EVERY_S = 20.0
+NOT_ON_SCANS = "--data: {name} is trained on people in the template's space, and prepared scans are not; leave it out"
 NOT_TRAINABLE = "{name} has nothing to train beforehand: it needs no weights, or trains on each run itself"
 
 
@@ -96,7 +97,9 @@ def _train(args, device) -> Path | None:
         path, card = load_weights(net, args.init, args.method, args.size, args.weights_dir)
         start = {"started_from": {"name": path.stem, "sha256": card.sha256, "trained_on": card.trained_on}}
     net = net.to(device)
-    sources, held_out, trained_on = _sources(args, device)
+    sources, held_out, trained_on = _sources(args, method, device)
+    if hasattr(method, "freeze"):
+        method.freeze(net, sources[0])
     plan = replace(
         method.plan(args.size), minutes=args.minutes, precision=resolve_precision(args.precision, device),
         **({} if args.steps is None else {"steps": args.steps}),
@@ -121,11 +124,14 @@ def _train(args, device) -> Path | None:
     return save_weights(args.out, args.name or default_name(args.method, args.size), net, card)
 
 
-def _sources(args, device) -> tuple[list, list, dict[str, Any]]:
+def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:
     """Return what to train on, what to score on, and both in words for the card."""
     sources, held_out, words = [], [], {"batch": args.batch}
     if args.data is not None:
         from ..diffusion.arrays import Prepared
+
+        if method.spec.in_template:
+            raise ValueError(NOT_ON_SCANS.format(name=args.method))
 
         parts = [Prepared(args.data, device, part) for part in ("train", "held out")]
         scans = {p.part: [a["name"] for a, c in zip(p.about, p.counts, strict=True) if c.any()] for p in parts}
@@ -135,8 +141,9 @@ def _sources(args, device) -> tuple[list, list, dict[str, Any]]:
         from .atlases import load_atlas
 
         atlas, n = load_atlas(args.atlas), args.people or PEOPLE
-        sources.append(People.from_atlas(atlas, n, device=device))
-        held_out.append(People.from_atlas(atlas, min(n, HELD_OUT_PEOPLE), held_out=True, device=device))
+        make = getattr(method, "people", People.from_atlas)
+        sources.append(make(atlas, n, device=device))
+        held_out.append(make(atlas, min(n, HELD_OUT_PEOPLE), held_out=True, device=device))
         words |= {"atlas": args.atlas if args.atlas == EMBEDDED else Path(args.atlas).name, "people": n}
     kinds = ["prepared scans"] * (args.data is not None) + ["simulated people"] * ("people" in words)
     return sources, held_out, {"examples": " and ".join(kinds), **words}

@@ -44,6 +44,12 @@ class _GenerateInput(SeriesInputSpec):
     weights = traits.Either(None, traits.Str, usedefault=True, desc="path of the weights")
     weights_sha256 = traits.Str(desc="of their file: Nipype computes anew where it is another")
     minutes = traits.Either(None, traits.Float, usedefault=True, desc="training budget, minutes")
+    to_template = File(exists=True, desc=".h5 that resamples the scan onto the template; for methods that work there")
+    from_template = File(exists=True, desc=".h5 that resamples an atlas onto the scan")
+    template_brain = File(exists=True, desc="brain mask of the template, on a grid of its own")
+    adc_atlas = File(exists=True, desc="ADC atlas (default: the packaged one)")
+    xtract = traits.Either(None, File(exists=True), traits.Directory(exists=True), usedefault=True, desc="tracts")
+    fibres = traits.Either(None, traits.Directory(exists=True), usedefault=True, desc="atlas with fibre directions")
     options = traits.Dict(usedefault=True, desc="the method's own options")
     deterministic = traits.Bool(False, usedefault=True, desc="the same bits every time, where the device can")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="occupies a GPU (read by Nipype)")
@@ -102,13 +108,26 @@ class Generate(SimpleInterface):
             progress=progress_printer(f"{i.run}, {method.spec.title}"),
             options=dict(i.options),
         )
-        made = method.generate(None, scan, request)
+        if method.spec.in_template:
+            from .in_template import generate_in_template
+
+            made = generate_in_template(method, scan, request, self._template_files())
+        else:
+            made = method.generate(None, scan, request)
         source = json.loads(Path(i.in_record).read_text()) if isdefined(i.in_record) else None
         sidecar = generative_model(method.spec, made, warnings, source)
         (cwd / "sidecar.json").write_text(json.dumps(sidecar, indent=2))
         self._results["out_sidecar"] = str(cwd / "sidecar.json")
         self._results |= _write_maps(made, image, cwd) if made.maps else _write_series(made, image, cwd)
         return runtime
+
+    def _template_files(self):
+        from .in_template import TemplateFiles
+
+        i = self.inputs
+        adc = Path(i.adc_atlas) if isdefined(i.adc_atlas) else None
+        xtract, fibres = (Path(path) if path else None for path in (i.xtract, i.fibres))
+        return TemplateFiles(Path(i.template_brain), Path(i.to_template), Path(i.from_template), adc, xtract, fibres)
 
 
 def _write_maps(made, image, folder: Path) -> dict[str, str]:

@@ -309,6 +309,7 @@ class _NormalizeOutputSpec(TraitedSpec):
     out_t1w = File(desc="T1w on the scan's grid; only with a T1w")
     out_reference_template = File(exists=True, desc="mean b0 on the template's 2 mm grid")
     out_fa_template = File(desc="FA on the template's 2 mm grid; only with an FA")
+    out_brain_template = File(exists=True, desc="the template's brain on its own 2 mm grid, uint8")
     out_template_mask = File(exists=True, desc="the template's brain on the scan's grid, uint8")
     out_template_t1w = File(exists=True, desc="the template's T1w on the scan's grid")
     out_report = File(exists=True, desc="JSON: template, Dice of its brain with the scan's, mutual information")
@@ -360,6 +361,8 @@ class Normalize(SimpleInterface):
                 self._results[f"out_{name}_template"] = str(
                     _write(folder / f"{name}_template.nii", moved, template.affine)
                 )
+        brain = _write(folder / "brain_template.nii", template.mask, template.affine, np.uint8)
+        self._results["out_brain_template"] = str(brain)
         report = {
             "Template": template.name,
             "ThroughT1w": bool(isdefined(inputs.in_t1w)),
@@ -401,9 +404,9 @@ class Normalize(SimpleInterface):
         return register_to_template({"t1w": coarse}, grid, inside, template, folder, seed)
 
 
-def _write(path: Path, data: np.ndarray, affine: np.ndarray) -> Path:
+def _write(path: Path, data: np.ndarray, affine: np.ndarray, kind=np.float32) -> Path:
     import nibabel as nib
 
     from .io import write_image
 
-    return write_image(path, data, nib.Nifti1Image(np.zeros(data.shape, np.uint8), affine))
+    return write_image(path, data, nib.Nifti1Image(np.zeros(data.shape, np.uint8), affine), kind)

@@ -56,6 +56,7 @@ class TemplateSpace:
         template_affine: np.ndarray,
         to_template: Sequence[str | Path],
         from_template: Sequence[str | Path],
+        edge_mm: float | None = None,
     ) -> TemplateSpace:
         """Return the space of a scan's brain, with a grid that holds the template's brain and all of the scan's.
 
@@ -69,13 +70,15 @@ class TemplateSpace:
             Brain of the template, and its grid.
         to_template, from_template
             Transform files as `Normalize` gives them: the first resamples the scan onto the template.
+        edge_mm
+            Of the grid's voxels; None for fine ones.
         """
         # A transform maps points of the grid that is resampled onto to points of the image that is read.
         to_points = mapped_points(from_template, mask.shape, scan_affine, template_mask.shape, template_affine)
         own = to_points[mask]
         brain = np.argwhere(template_mask) @ template_affine[:3, :3].T + template_affine[:3, 3]
         edge = np.linalg.norm(np.asarray(scan_affine)[:3, :3], axis=0).min() * FINER
-        edge = min(MOST_MM, max(ROUND_MM, np.floor(edge / ROUND_MM + 0.01) * ROUND_MM))
+        edge = edge_mm or min(MOST_MM, max(ROUND_MM, np.floor(edge / ROUND_MM + 0.01) * ROUND_MM))
         shape, affine = _box(np.concatenate([brain, own[np.isfinite(own).all(axis=1)]]), edge)
         to_scan = mapped_points(to_template, shape, affine, mask.shape, scan_affine)
         return cls(mask.shape, np.asarray(scan_affine), shape, affine, to_scan, to_points, mask)

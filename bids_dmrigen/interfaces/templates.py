@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .io import read_image
+
+if TYPE_CHECKING:  # it loads torch
+    from ..simulate.atlas import Atlas
 
 EMBEDDED_NAME = "MNI152NLin2009aSym"  # TemplateFlow's spelling of nilearn's bundled ICBM 2009a symmetric maps
 
@@ -86,6 +90,17 @@ def read_fibre_atlas(folder: str | Path) -> tuple[dict[str, np.ndarray], np.ndar
     arrays["directions"] = np.moveaxis(peaks.reshape(*peaks.shape[:3], 3, 3), (3, 4), (0, 1))
     arrays["strengths"] = np.moveaxis(strengths, 3, 0)
     return arrays, images[0][1].affine
+
+
+def read_anatomy(source: str | Path | None = None) -> Atlas:
+    """Return mean tissue and fibre directions: of a folder as `read_fibre_atlas` takes it, or the embedded ones."""
+    from ..simulate.atlas import fibre_atlas, procedural_atlas
+
+    if source is None:
+        arrays, affine = embedded_mni()
+        return procedural_atlas(**arrays, affine=affine)
+    arrays, affine = read_fibre_atlas(source)
+    return fibre_atlas(**arrays, affine=affine)
 
 
 def find_template(template_dir: str | Path) -> Template:

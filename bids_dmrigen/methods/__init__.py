@@ -14,8 +14,10 @@ REGISTRY = {
     "difusion": ("difusion", "DiFusion"),
     "qid2": ("qid2", "QID2"),
     "diffdti": ("diffdti", "DiffDTI"),
+    "phydiff": ("phydiff", "PhyDiff"),
     "interp": ("interpolation", "LinearInterpolation"),
     "sh": ("interpolation", "HarmonicInterpolation"),
+    "atlas": ("atlas", "AtlasPrediction"),
 }
 
 UNKNOWN_METHOD = "unknown method {name!r}; choose from {names}"

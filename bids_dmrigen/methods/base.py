@@ -13,6 +13,7 @@ import torch
 from ..diffusion.training import Plan
 from ..dwi.gradients import GradientTable
 from ..dwi.series import Scan, ScanError
+from ..simulate.atlas import Atlas
 from ..simulate.examples import People
 
 MAP_WIDTHS = {"dec": 3}  # volumes of maps that have more than one
@@ -81,11 +82,14 @@ class Population:
         (K,) s/mm², rising.
     tracts
         (X, Y, Z, 42) share of people in whom a voxel belongs to each of XTRACT's tracts, 0 to 1; or None.
+    anatomy
+        Mean tissue and fibre directions, on a grid of their own in the template's world; or None.
     """
 
     adc: np.ndarray
     bvals: np.ndarray
     tracts: np.ndarray | None = None
+    anatomy: Atlas | None = None
 
 
 @dataclass(frozen=True)

@@ -23,16 +23,21 @@ from ..dwi.gradients import GradientTable, even_directions
 from ..dwi.series import Scan, ScanError
 from ..nets.adapter import Adapter, tract_condition
 from ..nets.hdit import HDiT, HDiTSpec
-from ..simulate.examples import numbers_of_step
+from ..simulate.adc import mean_adc
+from ..simulate.anatomy import deform
+from ..simulate.atlas import Atlas
+from ..simulate.examples import HELD_OUT, People, numbers_of_step
+from ..simulate.individual import ALIGNED
 from .base import Citation, Generated, MethodSpec, Request
 from .phydiff_examples import BVALS, Batch, Cohort, examples
-from .phydiff_inputs import IMAGES, PROCESS, Known, adc_for, known_of
+from .phydiff_inputs import IMAGES, PROCESS, Known, PopulationMaps, adc_for, known_of
 
 MEAN_STEPS, FAST_STEPS = 1, 20
 STRENGTH = 0.8  # of the process: the paper's sampler starts from the b0 noised so far
 IMAGES_AT_ONCE = 16
 MARGIN = 4  # voxels around the brain that the network sees
 TRACTS = 42
+ADC_PEOPLE = 8  # whose mean ADC is the atlas of a training
 DEFAULT_BVALUES, DEFAULT_DIRECTIONS = (1000.0, 2000.0, 3000.0), 30
 SIZES = {
     "small": HDiTSpec(1 + IMAGES, widths=(64, 128, 256), depths=(2, 2, 4), head=32),
@@ -40,6 +45,7 @@ SIZES = {
 }
 NO_POPULATION = "Phy-Diff needs the ADC atlas on the scan's grid, in the template's space; found none"
 OTHER_GRID = "the ADC atlas has shape {found}, the scan {expected}: both must share one grid"
+NO_TRACTS = "Phy-Diff was told of no tracts: give XTRACT with --xtract-dir"
 UNTRAINED_B = "b = {bvals} s/mm² lie outside what the weights were trained on, {low:.0f} to {high:.0f}"
 
 
@@ -122,6 +128,19 @@ class PhyDiff:
                   "evaluate_every": 250, "patience": 1000, "save_every": 250}  # fmt: skip
         return Plan(steps=1_000_000 if size == "paper" else 200_000, **common)
 
+    def people(self, atlas: Atlas, n: int, held_out: bool = False, device: str | torch.device = "cpu") -> Cohort:
+        """Return simulated people as registration leaves them in the template, and the atlas of their ADC."""
+        first = HELD_OUT * held_out
+        people = People((deform(atlas.to(device), seed, ALIGNED) for seed in range(first, first + n)), device=device)
+        adc = torch.from_numpy(mean_adc(atlas, DEFAULT_BVALUES, ADC_PEOPLE)).permute(3, 0, 1, 2)
+        maps = PopulationMaps(adc.to(device), torch.tensor(DEFAULT_BVALUES, device=device), atlas.affine)
+        return Cohort(people, maps)
+
+    def freeze(self, net: TractHDiT, source: Cohort) -> None:
+        """Leave one part of the network as it is: the adapter without tracts, the backbone with them."""
+        net.adapter.requires_grad_(source.maps.tracts is not None)
+        net.backbone.requires_grad_(source.maps.tracts is None)
+
     def examples(self, source: Cohort, size: str, batch: int, seed: int) -> Callable[[int], Batch]:
         """Return index -> batch of examples on the source's device."""
         return lambda index: examples(source, size, batch, numbers_of_step(seed, index, source.device))
@@ -168,6 +187,7 @@ class PhyDiff:
         mean, std = maker.make()
         bvals = sorted({round(b) for b in table.bvals if not BVALS[0] <= b <= BVALS[1]})
         warnings = [UNTRAINED_B.format(bvals=bvals, low=BVALS[0], high=BVALS[1])] if bvals else []
+        warnings += [] if request.population.tracts is not None else [NO_TRACTS]
         record = {
             "Size": request.size,
             "Weights": weights,

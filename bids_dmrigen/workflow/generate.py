@@ -28,7 +28,7 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
     from ..diffusion.parallel import choose_device
     from ..diffusion.weights import read_card
     from ..interfaces.generate import Generate
-    from ..methods import weights_of
+    from ..methods import load, weights_of
 
     settings = plan.settings
     gpu = settings.device != "cpu" and choose_device(settings.device).type == "cuda"
@@ -40,6 +40,13 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
             options["training_steps"] = settings.difusion_steps
     if method in UPSAMPLERS:
         options = {"directions": directions(settings.qid2_directions), "left_out": LEFT_OUT}
+    spec = load(method).spec
+    if spec.in_template:
+        options = {
+            "bvalues": list(settings.phydiff_bvalues),
+            "directions": directions(settings.phydiff_directions),
+            "left_out": LEFT_OUT,
+        }
     weights = weights_of(method, settings.size, settings.method_weights.get(method), settings.weights_dir)
     node = pe.Node(
         Generate(
@@ -66,6 +73,11 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
         mem_gb=NETWORK_GB[settings.size] + 6 * plan.volume_gb,
         n_procs=1 if gpu else threads,
     )
+    if spec.in_template:
+        node.inputs.xtract = None if settings.xtract_dir is None else str(settings.xtract_dir)
+        node.inputs.fibres = None if settings.fibre_dir is None else str(settings.fibre_dir)
+        if settings.adc_atlas is not None:
+            node.inputs.adc_atlas = str(settings.adc_atlas)
     if weights is not None:
         node.inputs.weights_sha256 = read_card(weights).sha256
     return node

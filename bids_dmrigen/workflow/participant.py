@@ -188,6 +188,7 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
     """
     from nipype.pipeline import engine as pe
 
+    from ..methods import load
     from .normalize import normalize_node
     from .preprocess import init_preprocess_wf
     from .report import add_report_nodes
@@ -229,6 +230,12 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
         for key in ("to_t1w", "from_t1w", "to_template", "from_template"):
             ports[(key,)] = (node, f"out_{key}")
         normalize, records["normalize"] = node, (node, "out_report")
+        for method in plan.settings.methods:
+            if load(method).spec.in_template:
+                generate = wf.get_node(f"generate_{method}")
+                wf.connect([(node, generate, [("out_to_template", "to_template"),
+                                              ("out_from_template", "from_template"),
+                                              ("out_brain_template", "template_brain")])])  # fmt: skip
     ports[("metrics",)] = add_report_nodes(wf, plan, pre, ports, records, normalize, template)
     for group, outputs in _groups(plan.outputs).items():
         _add_sink(wf, plan, group, outputs, ports, records.get(group), links)

@@ -23,6 +23,9 @@ MIN_SLICES = 8  # fewer voxels along an axis: nothing that three-dimensional reg
 TRANSFORM_KEYS = ("to_template", "from_template")
 SPACE_FACTOR = 10  # intermediate and final files together, in multiples of the series as float32
 ONLY_A_PARTNER = "holds only b0s: of use only for the susceptibility correction of {runs}"
+NO_TEMPLATE = (
+    "{name} works in the template's space; the image has {found} slices along one axis, registration needs {needed}"
+)
 UNFORESEEN = (
     "{kind}: {error} (not foreseen by the checks: look at the traceback, in logs/ and in the report, for what is "
     "unusual about this run, and tell the developers)"
@@ -131,6 +134,8 @@ def plan_run(run: Run, settings: Settings, template: str) -> RunPlan:
 
 
 def _plan(run: Run, settings: Settings, template: str) -> RunPlan:
+    from ..methods import load
+
     shape, gradients = _inspect(run, settings.b0_threshold)
     warnings = [note for note in run.notes if not note.startswith("susceptibility: ")]
     denoiser = [settings.denoiser] if settings.denoiser in REGISTRY and not run.preprocessed else []
@@ -138,6 +143,8 @@ def _plan(run: Run, settings: Settings, template: str) -> RunPlan:
     for name in dict.fromkeys([*settings.methods, *denoiser]):
         try:
             warnings += _method_warnings(name, run, shape, gradients)
+            if load(name).spec.in_template and min(shape[:3]) < MIN_SLICES:
+                raise ScanError(NO_TEMPLATE.format(name=name, found=min(shape[:3]), needed=MIN_SLICES))
         except ScanError as error:
             refused[name] = str(error)
     left_out = {name: Step(False, refused[name]) for name in settings.methods if name in refused}

@@ -125,6 +125,19 @@ class Settings:
         metavar="N|FILE",
     )
 
+    phydiff_bvalues: tuple[float, ...] = option(
+        "methods", "Phy-Diff and the atlas it is compared with: b-values to make, s/mm² (default: 1000 2000 3000)",
+        (1000.0, 2000.0, 3000.0), nargs="+", metavar="B",
+    )  # fmt: skip
+
+    phydiff_directions: str = option(
+        "methods",
+        "directions to make at each of them, or a file of b-vectors (FSL convention, the run's voxel axes) "
+        "(default: 30)",
+        "30",
+        metavar="N|FILE",
+    )
+
     # -- preprocessing
     denoise: str | None = option(
         "preprocessing",
@@ -152,6 +165,19 @@ class Settings:
         None,
         metavar="DIR",
     )
+
+    xtract_dir: Path | None = option(
+        "atlases", "XTRACT's tracts, for Phy-Diff: FSL's folder, or one 4-D file with its labels (default: none)", None,
+        metavar="DIR_OR_FILE",
+    )  # fmt: skip
+    adc_atlas: Path | None = option(
+        "atlases", "ADC atlas in MNI space, as `dmrigen prepare --adc-atlas` writes it (default: the packaged one)",
+        None, metavar="FILE",
+    )  # fmt: skip
+    fibre_dir: Path | None = option(
+        "atlases", "fibre atlas in MNI space, for the method atlas: a folder with T1w, brain_mask, "
+        "tissue_wm_gm_csf_percent, peaks_world_ras and qa (default: analytic bundles)", None, metavar="DIR",
+    )  # fmt: skip
 
     # -- resources
     n_cpus: int | None = option("resources", "processors to use in all (default: all there are)", None, metavar="N")
@@ -231,8 +257,18 @@ class Settings:
                 raise SettingsError(f"--derivatives: {path} is the output folder too; give another output folder")
         object.__setattr__(self, "qid2_directions", _number_or_file("--qid2-directions", self.qid2_directions))
         weights_by_method(self.weights)
-        if self.template_dir is not None:  # steps run in folders of their own
-            object.__setattr__(self, "template_dir", self.template_dir.resolve())
+        directions = _number_or_file("--phydiff-directions", self.phydiff_directions)
+        object.__setattr__(self, "phydiff_directions", directions)
+        if min(self.phydiff_bvalues, default=0) <= self.b0_threshold:
+            raise SettingsError(
+                f"--phydiff-bvalues: expected b-values above --b0-threshold, {self.b0_threshold:g}, "
+                f"found {', '.join(f'{b:g}' for b in self.phydiff_bvalues) or 'none'}"
+            )
+        for name in ("template_dir", "xtract_dir", "adc_atlas", "fibre_dir"):  # steps run in folders of their own
+            path = getattr(self, name)
+            if path is not None and name != "template_dir" and not path.exists():
+                raise SettingsError(f"--{name.replace('_', '-')}: {path} does not exist")
+            object.__setattr__(self, name, path and path.resolve())
         if set(",[]") & set(str(self.work)):
             raise SettingsError(f"the work folder {self.work} has one of , [ ] in its path, which ANTs cannot read")
         if self.out_dir.resolve() == self.bids_dir.resolve():
@@ -322,7 +358,8 @@ def _check(spec: Field, value: Any) -> None:
         return
     listed = isinstance(spec.default, tuple)
     values = value if listed and isinstance(value, tuple) else (value,)
-    kinds = {"bool": bool, "int": int, "float": (int, float), "str": str, "Path": Path, "tuple[str, ...]": str}
+    kinds = {"bool": bool, "int": int, "float": (int, float), "str": str, "Path": Path, "tuple[str, ...]": str,
+             "tuple[float, ...]": (int, float)}  # fmt: skip
     kind = kinds[str(spec.type).removesuffix(" | None")]
     flag = f"--{spec.metadata['flag'] or spec.name.replace('_', '-')}"
     if (listed and not isinstance(value, tuple)) or not all(isinstance(v, kind) for v in values):

@@ -1,0 +1,93 @@
+"""Methods in the template's space: what they see, and what comes back on the scan's grid."""
+
+import numpy as np
+import pytest
+
+from bids_dmrigen.dwi.gradients import GradientTable, even_directions
+from bids_dmrigen.dwi.series import Scan
+from bids_dmrigen.interfaces.in_template import TemplateFiles, generate_in_template
+from bids_dmrigen.methods.base import Generated, Request
+
+from .test_template_space import AFFINE, MOTION, SHAPE, TEMPLATE, ball
+
+ants = pytest.importorskip("ants")
+TURN = np.linalg.svd(MOTION[:3, :3])
+TURN = TURN[0] @ TURN[2]  # the rotation in it
+
+
+class Stripes:
+    """b0 times how much a direction points to the template's front: what it makes tells how directions were turned."""
+
+    def __init__(self):
+        self.seen = []
+
+    def generate(self, net, scan, request):
+        table = request.options["table"]
+        self.seen.append((scan, table, request.population))
+        weight = np.abs(table.world_directions(scan.affine)[:, 1])
+        mean = (scan.data * weight).astype(np.float32)
+        std = mean / 10 if request.n_samples > 1 else None
+        return Generated(mean, std, table, (), np.zeros(len(table), bool), {"Sampler": {}})
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    import nibabel as nib
+
+    from bids_dmrigen.interfaces.ants_tools import write_matrix
+
+    folder = tmp_path_factory.mktemp("template")
+    brain, _ = ball((44, 52, 40), TEMPLATE, 50.0)
+    nib.save(nib.Nifti1Image(brain.astype(np.uint8), TEMPLATE), folder / "brain.nii")
+    onto = write_matrix(folder / "to.mat", np.linalg.inv(MOTION))
+    back = write_matrix(folder / "from.mat", MOTION)
+    return TemplateFiles(folder / "brain.nii", onto, back)
+
+
+@pytest.fixture(scope="module")
+def scan():
+    mask, points = ball(SHAPE, AFFINE, 32.0)
+    world = np.concatenate([np.zeros((2, 3)), even_directions(8)])
+    gradients = GradientTable.from_world(np.r_[0.0, 0, np.full(8, 1000.0)], world, AFFINE)
+    smooth = 100 + 20 * np.sin(points / 8).prod(axis=-1)
+    return Scan(np.stack([smooth * mask] * 10, axis=-1).astype(np.float32), AFFINE, gradients, mask)
+
+
+def test_the_b0_goes_there_and_the_images_come_back_beside_the_acquired_ones(scan, files):
+    method = Stripes()
+    options = {"bvalues": [700.0, 1500.0], "directions": 5, "left_out": 3}
+    made = generate_in_template(method, scan, Request(options=options), files)
+    (there, table, population), = method.seen
+    assert there.data.shape[3] == 1, "acquired weighted volumes are not shown"
+    assert np.allclose(np.diag(there.affine)[:3], 2.0)
+    assert population.adc.shape[:3] == there.mask.shape
+    assert population.anatomy is not None
+    assert len(table) == 2 * 5 + 3
+
+    np.testing.assert_array_equal(made.mean[..., :10], scan.data)
+    assert made.acquired.tolist() == [True] * 10 + [False] * 10
+    assert made.gradients.bvals[10:].tolist() == [700.0] * 5 + [1500.0] * 5
+    # Each image as its own direction, seen from the scan, says: turned there, read, and not turned again.
+    world = made.gradients.world_directions(scan.affine)[10:]
+    expected = np.abs(world @ TURN.T)[:, 1]
+    from scipy import ndimage
+
+    inner = ndimage.binary_erosion(scan.mask, iterations=3)
+    ratio = (made.mean[inner][:, 10:] / scan.data[inner][:, :1]).mean(axis=0)
+    np.testing.assert_allclose(ratio, expected, atol=0.01)
+    assert not made.mean[~scan.mask][:, 10:].any()
+    assert len(made.left_out.volumes) == 3
+    assert set(made.left_out.volumes) <= set(range(2, 10))
+    own = np.abs(scan.gradients.world_directions(AFFINE)[made.left_out.volumes] @ TURN.T)[:, 1]
+    ratio = (made.left_out.mean[inner] / scan.data[inner][:, :1]).mean(axis=0)
+    np.testing.assert_allclose(ratio, own, atol=0.01)
+    assert made.std is None
+
+
+def test_spread_comes_back_too_and_nothing_is_checked_where_nothing_is_asked(scan, files):
+    options = {"bvalues": [1000.0], "directions": np.array([[0.0, 1, 0]])}
+    made = generate_in_template(Stripes(), scan, Request(n_samples=2, options=options), files)
+    assert made.left_out is None
+    assert not made.std[..., :10].any()
+    inside = made.mean[..., 10] > 10
+    np.testing.assert_allclose((made.std[..., 10] / made.mean[..., 10].clip(1e-3))[inside].mean(), 0.1, rtol=0.02)
