@@ -8,30 +8,50 @@ from pathlib import Path
 
 from .atlases import EMBEDDED
 
+BVALUES = (1000.0, 2000.0, 3000.0)
+PEOPLE = 20
+
 
 def add(tools) -> None:
     """Add the tool to the parser of `dmrigen`."""
     parser = tools.add_parser(
         "prepare",
-        help="write a BIDS dataset as one array file for `dmrigen train --data`",
+        help="write a BIDS dataset as one array file for `dmrigen train --data`, or an atlas",
         description="Write the diffusion runs of a BIDS dataset, raw or preprocessed, as one array file for training: "
         "masked, cropped, in units of the median b0. A run that cannot be used is named with the reason, and the exit "
         "status is then 1. Preprocessed runs are best: motion stays in raw ones.",
     )
     parser.add_argument("source", metavar="SOURCE", help="root of a BIDS or derivative dataset")
-    parser.add_argument("out", type=Path, metavar="OUT.safetensors", help="file to write")
+    parser.add_argument("out", type=Path, metavar="OUT", help="file to write: .safetensors, an ADC atlas .nii.gz")
     parser.add_argument("--participant-label", nargs="+", default=(), metavar="LABEL", help="subjects (default: all)")
     parser.add_argument("--b0-threshold", type=float, default=50.0, metavar="B",
                         help="volumes at or below this b-value, s/mm², are b0 (default: 50)")  # fmt: skip
-    parser.add_argument("--atlas", action="store_true",
-                        help=f"write an atlas instead: SOURCE is a folder of images, or {EMBEDDED}")  # fmt: skip
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--atlas", action="store_true",
+                      help=f"write an atlas instead: SOURCE is a folder of images, or {EMBEDDED}")  # fmt: skip
+    kind.add_argument("--adc-atlas", action="store_true",
+                      help="write the mean apparent diffusion coefficient, mm²/s, in the template's space instead: "
+                      "of simulated people where SOURCE is an anatomy in MNI coordinates, as for `dmrigen train "
+                      "--atlas`, or of the preprocessed runs of a dataset that bids_dmrigen wrote")  # fmt: skip
+    adc = parser.add_argument_group("with --adc-atlas")
+    adc.add_argument("--bvalues", type=float, nargs="+", metavar="B",
+                     help="b-values, s/mm²; a shell counts for the nearest (default: 1000 2000 3000)")  # fmt: skip
+    adc.add_argument("--people", type=int, metavar="N", help=f"simulated people (default: {PEOPLE})")
+    adc.add_argument("--voxel-mm", type=float, metavar="MM",
+                     help="edge of the atlas's voxels, mm (default: the source's; 2 for a dataset)")  # fmt: skip
     parser.set_defaults(run=run)
 
 
 def run(args) -> int:
-    """Write the array file; return 1 where a run was left out."""
-    if args.out.suffix != ".safetensors":
-        raise ValueError(f"{args.out}: the file's name has to end with .safetensors")
+    """Write the file; return 1 where a run was left out."""
+    suffix = ".nii.gz" if args.adc_atlas else ".safetensors"
+    if not args.out.name.endswith(suffix):
+        raise ValueError(f"{args.out}: the file's name has to end with {suffix}")
+    if args.adc_atlas:
+        return _write_adc_atlas(args)
+    for option in ("bvalues", "people", "voxel_mm"):
+        if getattr(args, option) is not None:
+            raise ValueError(f"--{option.replace('_', '-')} is for --adc-atlas alone; leave it out, or add --adc-atlas")
     if args.atlas:
         from ..simulate.atlas_file import save_atlas
         from .atlases import load_atlas
@@ -43,13 +63,95 @@ def run(args) -> int:
     left_out: list[str] = []
     count = write_prepared(args.out, _scans(args, left_out))
     print(f"{args.out}: {count} runs, {args.out.stat().st_size / 1e6:.0f} MB")
+    return _said(left_out)
+
+
+def _said(left_out: list[str]) -> int:
+    """Say that runs were left out; return the exit status."""
     if left_out:
         print(f"{len(left_out)} runs were left out, see above", file=sys.stderr)
     return 1 if left_out else 0
 
 
 def _scans(args, left_out: list[str]):
-    """Yield (name, subject, scan, noise level) of every usable run; say which are not, and why."""
+    """Yield (name, subject, scan, noise level) of every usable run."""
+    for item, (scan, sigma) in _usable(args, left_out, lambda item: _with_noise(_read(item, args.b0_threshold))):
+        shells = ", ".join(f"{len(v)} at b={b:.0f}" for b, v in scan.gradients.shells())
+        print(f"{item.name}: {shells}; noise level {sigma:.4g}", flush=True)
+        yield item.name, item.entities["subject"], scan, sigma
+
+
+def _write_adc_atlas(args) -> int:
+    """Write the ADC atlas of simulated people or of a dataset's runs; return 1 where a run was left out."""
+    from ..interfaces.population import coarser, write_adc_atlas
+
+    bvals = sorted(set(args.bvalues or BVALUES))
+    if args.voxel_mm is not None and args.voxel_mm <= 0:
+        raise ValueError(f"--voxel-mm: expected an edge in mm above 0, found {args.voxel_mm:g}")
+    root, left_out = Path(args.source), []
+    if _is_derivative(root):
+        data, affine, about = _adc_of_runs(args, bvals, left_out)
+    elif (root / "dataset_description.json").exists():
+        raise ValueError(
+            f"{root}: expected an anatomy or a dataset that bids_dmrigen wrote, found a raw dataset; "
+            "run bids_dmrigen on it and give its output"
+        )
+    else:
+        data, affine, about = _adc_of_people(args, bvals)
+    if args.voxel_mm is not None:
+        data, affine = coarser(data, affine, args.voxel_mm)
+    write_adc_atlas(args.out, data, bvals, affine, about)
+    for k, b in enumerate(bvals):
+        inside = data[..., k][data[..., k] > 0]
+        print(f"b={b:g}: mean {inside.mean() if inside.size else 0:.3g} mm²/s in {inside.size} voxels")
+    print(f"{args.out}: {args.out.stat().st_size / 1e3:.0f} kB")
+    return _said(left_out)
+
+
+def _adc_of_people(args, bvals):
+    """Return the mean ADC of simulated people, its affine, and what its sidecar says."""
+    from ..interfaces.templates import EMBEDDED_NAME
+    from ..simulate.adc import mean_adc
+    from .atlases import load_atlas
+
+    n_people, atlas = PEOPLE if args.people is None else args.people, load_atlas(args.source)
+    data = mean_adc(atlas, bvals, n_people, progress=lambda n: print(f"{n} of {n_people} people", flush=True))
+    source = EMBEDDED if args.source == EMBEDDED else Path(args.source).resolve().name
+    space = EMBEDDED_NAME if args.source == EMBEDDED else "MNI152"
+    return data, atlas.affine, {"Source": f"simulated people of {source}", "People": n_people, "Space": space}
+
+
+def _adc_of_runs(args, bvals, left_out: list[str]):
+    """Return the mean ADC of a dataset's preprocessed runs, its affine, and what its sidecar says."""
+    from ..interfaces.adc_atlas import GRID_AFFINE, find_transform, mean_of_runs, shells_on_template
+
+    if args.people is not None:
+        raise ValueError(f"--people is for simulated people, but {args.source} is a dataset; leave it out")
+    templates: set[str] = set()
+
+    def read(item):
+        transform, template = find_transform(item)
+        scan = _read(item, args.b0_threshold)
+        templates.add(template)
+        return [b for b, _ in scan.gradients.shells()], shells_on_template(scan, transform, bvals)
+
+    def maps():
+        for item, (shells, found) in _usable(args, left_out, read):
+            print(f"{item.name}: b={', '.join(f'{b:.0f}' for b in shells)}", flush=True)
+            yield shells, found
+
+    data, counts = mean_of_runs(maps(), bvals)
+    if len(templates) > 1:
+        raise ValueError(
+            f"{args.source}: expected runs registered to one template, found {', '.join(sorted(templates))}; "
+            "choose those of one with --participant-label"
+        )
+    source = Path(args.source).resolve().name
+    return data, GRID_AFFINE, {"Source": source, "Runs": counts, "Space": templates.pop()}
+
+
+def _usable(args, left_out: list[str], read):
+    """Yield every run with what `read` makes of it; say which runs it cannot read, and why."""
     from ..bids.query import find_preprocessed, find_runs, open_layout
     from ..dwi.gradients import GradientError
     from ..dwi.series import ScanError
@@ -62,19 +164,16 @@ def _scans(args, left_out: list[str]):
         try:
             if item.fault:
                 raise ScanError(item.fault)
-            scan, sigma = _read(item, args.b0_threshold)
+            result = read(item)
         except (ScanError, GradientError) as error:
             left_out.append(item.name)
             print(f"left out: {item.name}: {error}", file=sys.stderr, flush=True)
             continue
-        shells = ", ".join(f"{len(v)} at b={b:.0f}" for b, v in scan.gradients.shells())
-        print(f"{item.name}: {shells}; noise level {sigma:.4g}", flush=True)
-        yield item.name, item.entities["subject"], scan, sigma
+        yield item, result
 
 
 def _read(item, b0_threshold: float):
-    """Return a run as a scan with its brain mask, and its noise level."""
-    from ..dwi.noise import estimate_sigma
+    """Return a run as a scan with its brain mask."""
     from ..dwi.series import Scan, ScanError
     from ..interfaces.brain import brain_mask, mean_dwi
     from ..interfaces.io import read_scan
@@ -84,6 +183,13 @@ def _read(item, b0_threshold: float):
         raise ScanError("all volumes are b0")
     if item.mask is None:
         scan = Scan(scan.data, scan.affine, scan.gradients, brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan)))
+    return scan
+
+
+def _with_noise(scan):
+    """Return a scan and its noise level."""
+    from ..dwi.noise import estimate_sigma
+
     return scan, estimate_sigma(scan).sigma
 
 

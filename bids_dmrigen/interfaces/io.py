@@ -43,16 +43,23 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, nib.Nifti1Image]:
     return data.reshape(data.shape[:3]), image
 
 
-def write_image(path: str | Path, data: np.ndarray, like: nib.Nifti1Image, dtype=np.float32) -> Path:
-    """Write an array on the grid of `like`, keeping its sform, qform, their codes and units; atomic."""
+def write_image(
+    path: str | Path, data: np.ndarray, like: nib.Nifti1Image, dtype=np.float32, step: float | None = None
+) -> Path:
+    """Write an array on the grid of `like`, keeping its sform, qform, their codes and units; atomic.
+
+    With a `step` real values are stored as integers of this `dtype`, in multiples of it, which readers undo.
+    """
     header = nib.Nifti1Header() if not isinstance(like.header, nib.Nifti1Header) else like.header.copy()
     header.set_data_dtype(dtype)
-    header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
+    if step:
+        data = np.rint(np.asarray(data, dtype=np.float64) / step)
     image = nib.Nifti1Image(np.asarray(data, dtype=dtype), like.affine, header)
     image.set_sform(like.affine, code=int(header["sform_code"]) or 1)
     if not header["qform_code"]:  # it may be another one than the sform, and is kept then
         image.set_qform(like.affine, code=1)
+    image.header.set_slope_inter(step or 1, 0)  # making the image has cleared it
     image.header["pixdim"][4:] = 1.0  # the first three belong to the qform
     if data.ndim > 3 and like.ndim > 3:
         image.header["pixdim"][4] = header["pixdim"][4]

@@ -59,6 +59,11 @@ class Variation:
     streak_mm: float = 5.0
 
 
+# People whom registration has brought into the template. Of pose and warp this is what it leaves, one to two mm per
+# axis; tissue edges and microstructure stay each person's own.
+ALIGNED = Variation(rotation_degrees=0.5, translation_mm=0.7, scale=0.01, warp_mm=(1.0, 0.6))
+
+
 def individual(atlas: Atlas, rng: np.random.Generator, variation: Variation) -> Atlas:
     """Return the atlas with a person's own tissue edges, microstructure and direction detail."""
     device, zooms = atlas.brain.device, np.linalg.norm(atlas.affine[:3, :3], axis=0)

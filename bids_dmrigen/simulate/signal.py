@@ -8,11 +8,12 @@ from functools import cache
 import numpy as np
 import torch
 
+from ..dwi.adc import FREE_WATER_MM2_PER_S
 from ..dwi.gradients import GradientTable
 from .atlas import Atlas
 from .fields import stream
 
-CSF_DIFFUSIVITY = 3.0e-3  # mm²/s, free water at 37 °C
+CSF_DIFFUSIVITY = FREE_WATER_MM2_PER_S
 ORDER = 10  # of the Legendre series in the angle between gradient and fibre
 QUADRATURE_POINTS = 24
 TEXTURE_RANGE, TEXTURE_NODES = 0.9, 9  # of the local logarithm of diffusivity, for its interpolation

@@ -1,0 +1,53 @@
+"""The apparent diffusion coefficient: of a shell, and its mean over people."""
+
+from __future__ import annotations
+
+import numpy as np
+
+FREE_WATER_MM2_PER_S = 3.0e-3  # at 37 °C: nothing in a brain diffuses faster
+
+
+def apparent_diffusion(b0: np.ndarray, dwi: np.ndarray, bvals: np.ndarray | float) -> np.ndarray:
+    """Return ln(S0 / S) / b, the mean over volumes, each held between 0 and free water's diffusivity.
+
+    Noise, flow and a signal of zero lead beyond these bounds, anatomy does not.
+
+    Parameters
+    ----------
+    b0
+        (...) signal without diffusion weighting; where it is not positive the result is 0.
+    dwi
+        (..., N) diffusion-weighted signals.
+    bvals
+        (N,) or one for all, s/mm², positive.
+
+    Returns
+    -------
+    (...) float32, mm²/s.
+    """
+    signal, b0 = np.asarray(dwi, dtype=np.float32), np.asarray(b0, dtype=np.float32)
+    present = b0 > 0
+    ratio = signal / np.where(present, b0, 1)[..., None]
+    # Held before the logarithm: a signal of zero has none.
+    ratio = np.clip(ratio, np.exp(-np.asarray(bvals, np.float64) * FREE_WATER_MM2_PER_S), 1)
+    return ((-np.log(ratio) / bvals).mean(axis=-1) * present).astype(np.float32)
+
+
+class MeanOverBrains:
+    """Mean of maps on one grid over the people who have brain in a voxel; 0 where fewer than half of them have."""
+
+    def __init__(self):
+        self.n = 0  # maps that were added
+        self._sum, self._brains = np.float64(0), np.int64(0)
+
+    def add(self, values: np.ndarray, brain: np.ndarray) -> None:
+        """Add one person: values (X, Y, Z) or (X, Y, Z, K), and brain (X, Y, Z) bool."""
+        inside = brain.reshape(*brain.shape, *[1] * (values.ndim - brain.ndim))
+        self._sum = self._sum + np.where(inside, values, 0.0)
+        self._brains = self._brains + inside
+        self.n += 1
+
+    def mean(self) -> np.ndarray:
+        """Return the mean, float32, in the shape of the maps."""
+        common = 2 * self._brains >= max(self.n, 1)
+        return np.where(common, self._sum / np.maximum(self._brains, 1), 0.0).astype(np.float32)

@@ -1,0 +1,107 @@
+"""The ADC of preprocessed runs in the template's space: what an ADC atlas of real people is averaged from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..bids.names import output_path
+from ..bids.query import Run
+from ..dwi.adc import MeanOverBrains, apparent_diffusion
+from ..dwi.series import Scan, ScanError
+
+# FSL's MNI152 at 2 mm; the brain of every MNI template lies within it.
+GRID_SHAPE = (91, 109, 91)
+GRID_AFFINE = np.array([[2.0, 0, 0, -90], [0, 2.0, 0, -126], [0, 0, 2.0, -72], [0, 0, 0, 1]])
+REACH = 0.5  # a shell stands for a b-value no further away than this share of it
+NO_SHELL = (
+    "no run has a shell near b = {missing} s/mm² (found: {found}); name b-values that were measured with --bvalues, "
+    "or add runs"
+)
+
+
+def find_transform(run: Run) -> tuple[Path, str]:
+    """Return the transform that resamples a preprocessed run onto its template, and the template's name.
+
+    Raises
+    ------
+    ScanError
+        Where there is none, or more than one.
+    """
+    pattern = output_path(run.entities, "to_template", template="*").name
+    found = sorted(run.image.parent.glob(pattern))
+    if len(found) != 1:
+        listed = ", ".join(path.name for path in found) or "none"
+        raise ScanError(f"expected one {pattern} beside it, as bids_dmrigen writes it, found {listed}")
+    head, _, tail = pattern.partition("*")
+    return found[0], found[0].name.removeprefix(head).removesuffix(tail)
+
+
+def shells_on_template(scan: Scan, transform: Path, bvals: Sequence[float]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Return index in `bvals` -> ADC and brain of a scan's shells on the template's 2 mm grid.
+
+    A volume counts for the b-value nearest to its own; one beyond `REACH` for none.
+
+    Parameters
+    ----------
+    scan
+        Preprocessed, with its brain as mask.
+    transform
+        From `find_transform`.
+    bvals
+        (K,) s/mm².
+
+    Returns
+    -------
+    ADC (X, Y, Z) float32 in mm²/s and brain (X, Y, Z) bool, of every b-value that the scan has.
+    """
+    from .ants_tools import to_ants, warp
+
+    targets, table = np.asarray(bvals, dtype=np.float64), scan.gradients
+    nearest = np.abs(table.bvals[:, None] - targets).argmin(axis=1)
+    near = ~table.is_b0 & (np.abs(table.bvals - targets[nearest]) <= REACH * targets[nearest])
+    reference = to_ants(np.zeros(GRID_SHAPE, np.float32), GRID_AFFINE)
+
+    def onto_template(volume: np.ndarray) -> np.ndarray:
+        return warp(to_ants(volume * scan.mask, scan.affine), reference, [transform]).numpy()
+
+    if not near.any():
+        return {}
+    share = onto_template(np.ones(scan.mask.shape, np.float32))  # of a voxel's neighbourhood that is brain
+    brain, found = share > 0.5, {}
+    for k in np.unique(nearest[near]):
+        volumes = np.flatnonzero(near & (nearest == k))
+        adc = onto_template(apparent_diffusion(scan.mean_b0(), scan.data[..., volumes], table.bvals[volumes]))
+        found[int(k)] = np.where(brain, adc / np.maximum(share, 0.5), 0).astype(np.float32), brain
+    return found
+
+
+def mean_of_runs(
+    runs: Iterable[tuple[Sequence[float], dict[int, tuple[np.ndarray, np.ndarray]]]], bvals: Sequence[float]
+) -> tuple[np.ndarray, list[int]]:
+    """Return the mean ADC (X, Y, Z, K) of runs, and from how many each b-value's is.
+
+    Parameters
+    ----------
+    runs
+        The b-values of each run's shells, for the message, and what `shells_on_template` made of them.
+    bvals
+        (K,) s/mm².
+
+    Raises
+    ------
+    ScanError
+        Where no run has one of the b-values; it says which ones there are.
+    """
+    means, seen = [MeanOverBrains() for _ in bvals], set()
+    for shells, maps in runs:
+        seen |= {round(b) for b in shells}
+        for k, (adc, brain) in maps.items():
+            means[k].add(adc, brain)
+    missing = [f"{b:g}" for b, mean in zip(bvals, means, strict=True) if not mean.n]
+    if missing:
+        found = ", ".join(str(b) for b in sorted(seen)) or "no usable run"
+        raise ScanError(NO_SHELL.format(missing=", ".join(missing), found=found))
+    return np.stack([mean.mean() for mean in means], axis=-1), [mean.n for mean in means]

@@ -1,0 +1,82 @@
+"""The apparent diffusion coefficient that simulated people have in common, in the template's space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..dwi.adc import MeanOverBrains, apparent_diffusion
+from ..dwi.gradients import B0_THRESHOLD_S_PER_MM2, GradientTable, even_directions
+from .anatomy import deform
+from .atlas import Atlas
+from .individual import ALIGNED, Variation
+from .signal import Tissue, simulate_signal
+
+DIRECTIONS = 12  # the mean over an even dozen is a third of a tensor's trace, to a percent
+WRONG_BVALS = "b-values: expected rising ones above {threshold:g} s/mm², found {found}"
+NO_PEOPLE = "people: expected at least one, found {found}"
+
+
+def mean_adc(
+    atlas: Atlas,
+    bvals: Sequence[float],
+    n_people: int,
+    n_directions: int = DIRECTIONS,
+    variation: Variation = ALIGNED,
+    tissue: Tissue | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """Return the mean ADC of simulated people who lie in the template.
+
+    D(b) = mean of ln(S0 / S(b, g)) / b over people and directions g, without noise: the ADC atlas of Phy-Diff
+    (arXiv 2406.03002, Eq. 4; the sum that is printed there is N times the average of which the text speaks).
+
+    Parameters
+    ----------
+    atlas
+        In the template's space; its grid is that of the result.
+    bvals
+        (K,) s/mm², rising.
+    n_people
+        People number 0 to n - 1.
+    n_directions
+        Of each b-value, even over the sphere.
+    variation
+        How people differ from the atlas; by default as after registration.
+    tissue
+        Microstructure of everybody; None for everybody's own random one.
+    progress
+        Called with the number of people done.
+
+    Returns
+    -------
+    numpy.ndarray
+        (X, Y, Z, K) float32, mm²/s; 0 where fewer than half of the people have brain.
+
+    Raises
+    ------
+    ValueError
+        Where the b-values do not rise or are those of b0s, or there is nobody.
+    """
+    bvals = np.asarray(bvals, dtype=np.float64)
+    if not bvals.size or (np.diff(bvals, prepend=B0_THRESHOLD_S_PER_MM2) <= 0).any():
+        raise ValueError(WRONG_BVALS.format(threshold=B0_THRESHOLD_S_PER_MM2, found=bvals.tolist()))
+    if n_people < 1:
+        raise ValueError(NO_PEOPLE.format(found=n_people))
+    directions = even_directions(n_directions)
+    world = np.concatenate([np.zeros((1, 3)), *[directions] * len(bvals)])
+    table = GradientTable.from_world(np.r_[0.0, np.repeat(bvals, n_directions)], world, atlas.affine)
+    common = MeanOverBrains()
+    for seed in range(n_people):
+        person = deform(atlas, seed, variation)
+        brain = person.brain.cpu().numpy()
+        signal = simulate_signal(person, table, atlas.affine, tissue or Tissue.random(seed)).cpu().numpy()[brain]
+        adc = np.zeros((*brain.shape, len(bvals)), np.float32)
+        for k, b in enumerate(bvals):
+            shell = slice(1 + k * n_directions, 1 + (k + 1) * n_directions)
+            adc[brain, k] = apparent_diffusion(signal[:, 0], signal[:, shell], b)
+        common.add(adc, brain)
+        if progress:
+            progress(seed + 1)
+    return common.mean()
