@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -132,9 +133,8 @@ class PhyDiff:
         """Return simulated people as registration leaves them in the template, and the atlas of their ADC."""
         first = HELD_OUT * held_out
         people = People((deform(atlas.to(device), seed, ALIGNED) for seed in range(first, first + n)), device=device)
-        adc = torch.from_numpy(mean_adc(atlas, DEFAULT_BVALUES, ADC_PEOPLE)).permute(3, 0, 1, 2)
-        maps = PopulationMaps(adc.to(device), torch.tensor(DEFAULT_BVALUES, device=device), atlas.affine)
-        return Cohort(people, maps)
+        adc = _population_adc(atlas).to(device)
+        return Cohort(people, PopulationMaps(adc, torch.tensor(DEFAULT_BVALUES, device=device), atlas.affine))
 
     def freeze(self, net: TractHDiT, source: Cohort) -> None:
         """Leave one part of the network as it is: the adapter without tracts, the backbone with them."""
@@ -327,6 +327,12 @@ def wanted_table(scan: Scan, bvalues, directions: int | np.ndarray) -> GradientT
     bvals = np.repeat(np.asarray(bvalues, dtype=np.float64), len(world))
     world = np.tile(world, (len(bvalues), 1))
     return GradientTable.from_world(bvals, world, scan.affine, scan.gradients.b0_threshold)
+
+
+@cache
+def _population_adc(atlas: Atlas) -> Tensor:
+    """Return (K, X, Y, Z) mean ADC of an anatomy's people, mm²/s: the same for training and for what is held out."""
+    return torch.from_numpy(mean_adc(atlas, DEFAULT_BVALUES, ADC_PEOPLE)).permute(3, 0, 1, 2).contiguous()
 
 
 def _makes_image(known: Known) -> bool:

@@ -57,7 +57,7 @@ def test_the_b0_goes_there_and_the_images_come_back_beside_the_acquired_ones(sca
     method = Stripes()
     options = {"bvalues": [700.0, 1500.0], "directions": 5, "left_out": 3}
     made = generate_in_template(method, scan, Request(options=options), files)
-    (there, table, population), = method.seen
+    ((there, table, population),) = method.seen
     assert there.data.shape[3] == 1, "acquired weighted volumes are not shown"
     assert np.allclose(np.diag(there.affine)[:3], 2.0)
     assert population.adc.shape[:3] == there.mask.shape

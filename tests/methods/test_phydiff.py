@@ -214,6 +214,29 @@ def test_examples_are_what_they_say_and_repeat(cohort):
     assert between < 0.999
 
 
+def test_training_moves_the_backbone_alone_without_tracts_and_the_adapter_alone_with_them(monkeypatch):
+    from dataclasses import replace
+
+    monkeypatch.setattr(phydiff, "ADC_PEOPLE", 1)
+    arrays, affine = embedded_mni(4)
+    atlas = procedural_atlas(**arrays, affine=affine)
+    method = PhyDiff()
+    cohort = method.people(atlas, 1)
+    assert 0.5e-3 < cohort.maps.adc[0][atlas.brain].median() < 1.2e-3
+    assert cohort.maps.adc[2][atlas.brain].mean() < cohort.maps.adc[0][atlas.brain].mean(), "kurtosis"
+    tracts = torch.rand(42, *atlas.shape)
+    for source in (cohort, replace(cohort, maps=replace(cohort.maps, tracts=tracts))):
+        net = tiny()
+        method.freeze(net, source)
+        before = {name: p.clone() for name, p in net.named_parameters()}
+        batch = method.examples(source, "small", 4, 0)(0)
+        optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+        method.loss(net, batch).backward()
+        optimiser.step()
+        moved = {name.split(".")[0] for name, p in net.named_parameters() if not torch.equal(p, before[name])}
+        assert moved == ({"backbone"} if source.maps.tracts is None else {"adapter"})
+
+
 @pytest.mark.parametrize("size", ["small", "paper"])
 def test_both_sizes_train_and_a_perfect_answer_costs_nothing(cohort, size):
     batch = PhyDiff().examples(cohort, size, 4, 0)(0)
