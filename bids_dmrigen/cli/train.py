@@ -25,6 +25,7 @@ DESCRIPTION = (
 )
 PEOPLE, HELD_OUT_PEOPLE = 100, 10
 REPORT_EVERY_S = 20.0
+TRACTS_ALONE = "--xtract trains phydiff's adapter beside a trained network: give that with --init"
 NOT_ON_SCANS = "--data: {name} is trained on people in the template's space, and prepared scans are not; leave it out"
 NOT_TRAINABLE = "{name} has nothing to train beforehand: it needs no weights, or trains on each run itself"
 
@@ -47,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--people", type=int, metavar="K",
                         help=f"simulated people (default: {PEOPLE}, or none beside --data)")  # fmt: skip
     parser.add_argument("--atlas", default=EMBEDDED, metavar="DIR_OR_FILE", help=HELP)
+    parser.add_argument("--xtract", type=Path, metavar="DIR_OR_FILE",
+                        help="Phy-Diff: XTRACT's tracts, FSL's folder or a 4-D file with labels; what is trained then is "
+                        "the adapter that tells of them, beside the network of --init, which stays as it is")  # fmt: skip
     parser.add_argument("--data", type=Path, metavar="FILE",
                         help="prepared scans to train on; with --people on both, in turn")  # fmt: skip
     parser.add_argument("--init", metavar="NAME_OR_PATH", help="weights to start from: fine-tuning")
@@ -92,6 +96,8 @@ def _train(args, device) -> Path | None:
         raise ValueError(NOT_TRAINABLE.format(name=args.method))
     if args.batch < 1 or (args.people is not None and args.people < 1) or (args.steps is not None and args.steps < 1):
         raise ValueError("--batch, --people and --steps: expected at least 1")
+    if args.xtract is not None and (not method.spec.in_template or args.init is None):
+        raise ValueError(TRACTS_ALONE)
     net, start = method.network(args.size), {}
     if args.init is not None:  # before anything that takes long
         path, card = load_weights(net, args.init, args.method, args.size, args.weights_dir)
@@ -141,12 +147,22 @@ def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:
         from .atlases import load_atlas
 
         atlas, n = load_atlas(args.atlas), args.people or PEOPLE
-        make = getattr(method, "people", People.from_atlas)
-        sources.append(make(atlas, n, device=device))
-        held_out.append(make(atlas, min(n, HELD_OUT_PEOPLE), held_out=True, device=device))
+        make, more = getattr(method, "people", People.from_atlas), _tracts(args, atlas)
+        sources.append(make(atlas, n, device=device, **more))
+        held_out.append(make(atlas, min(n, HELD_OUT_PEOPLE), held_out=True, device=device, **more))
+        words |= {"tracts": args.xtract.name} if more else {}
         words |= {"atlas": args.atlas if args.atlas == EMBEDDED else Path(args.atlas).name, "people": n}
     kinds = ["prepared scans"] * (args.data is not None) + ["simulated people"] * ("people" in words)
     return sources, held_out, {"examples": " and ".join(kinds), **words}
+
+
+def _tracts(args, atlas) -> dict[str, Any]:
+    """Return the tracts that were asked for, on the atlas's grid, as an argument of the method's `people`."""
+    if args.xtract is None:
+        return {}
+    from ..interfaces.population import PACKAGED_ADC_ATLAS, population_on
+
+    return {"tracts": population_on(atlas.shape, atlas.affine, PACKAGED_ADC_ATLAS, args.xtract).tracts}
 
 
 def _in_turn(makers: list[Callable[[int], Any]]) -> Callable[[int], Any]:

@@ -129,12 +129,19 @@ class PhyDiff:
                   "evaluate_every": 250, "patience": 1000, "save_every": 250}  # fmt: skip
         return Plan(steps=1_000_000 if size == "paper" else 200_000, **common)
 
-    def people(self, atlas: Atlas, n: int, held_out: bool = False, device: str | torch.device = "cpu") -> Cohort:
-        """Return simulated people as registration leaves them in the template, and the atlas of their ADC."""
+    def people(
+        self, atlas: Atlas, n: int, held_out: bool = False, device: str | torch.device = "cpu", tracts=None
+    ) -> Cohort:
+        """Return simulated people as registration leaves them in the template, and what is known of the population.
+
+        `tracts` (X, Y, Z, 42) are on the atlas's grid.
+        """
         first = HELD_OUT * held_out
         people = People((deform(atlas.to(device), seed, ALIGNED) for seed in range(first, first + n)), device=device)
         adc = _population_adc(atlas).to(device)
-        return Cohort(people, PopulationMaps(adc, torch.tensor(DEFAULT_BVALUES, device=device), atlas.affine))
+        if tracts is not None:
+            tracts = torch.from_numpy(tracts).permute(3, 0, 1, 2).contiguous().to(device)
+        return Cohort(people, PopulationMaps(adc, torch.tensor(DEFAULT_BVALUES, device=device), atlas.affine, tracts))
 
     def freeze(self, net: TractHDiT, source: Cohort) -> None:
         """Leave one part of the network as it is: the adapter without tracts, the backbone with them."""

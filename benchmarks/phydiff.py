@@ -1,0 +1,240 @@
+"""Phy-Diff against the registered atlas: simulated people, real scans, there and back, samplers, cost.
+
+python benchmarks/phydiff.py [roundtrip] [simulated] [real] [samplers] [cost]
+    [--data DATA] [--atlas ATLAS] [--weights NAME_OR_PATH] [--xtract DIR_OR_FILE] [--fibres DIR]
+
+roundtrip: a scan to the template's grid and back, for a dense scan and a whole brain. simulated: people who were not
+trained on, as registration leaves them in the template; b = 1000, 2000 and 3000 and any, against the noise-free images:
+absolute PSNR and SSIM in the mask, and those of the paper (every slice of both images brought to 0 ... 1 before).
+real: the acquired directions of two scans from the b0 alone, and how well the colour FA of the generated shell agrees
+with the acquired one's. samplers: fast against 800 ancestral steps. cost: 30 directions of the dense scan. The arms are
+the atlas of `--fibres` (default: analytic bundles) and, where there are weights, Phy-Diff.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+# Threads that wait by spinning starve each other as soon as anything else runs on the machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+from scenes import REAL, dense_scan
+from scipy import ndimage
+
+from bids_dmrigen.cli.atlases import EMBEDDED, load_atlas
+from bids_dmrigen.diffusion.weights import WeightsError
+from bids_dmrigen.dwi.gradients import GradientTable, even_directions
+from bids_dmrigen.dwi.series import Scan
+from bids_dmrigen.interfaces.brain import brain_mask, mean_dwi
+from bids_dmrigen.interfaces.in_template import TemplateFiles, generate_in_template
+from bids_dmrigen.interfaces.io import read_scan
+from bids_dmrigen.interfaces.normalize import load_template, register_to_template
+from bids_dmrigen.interfaces.population import PACKAGED_ADC_ATLAS, population_on
+from bids_dmrigen.interfaces.template_space import TemplateSpace
+from bids_dmrigen.methods import load
+from bids_dmrigen.methods.base import Request
+from bids_dmrigen.qc import evaluation, metrics
+from bids_dmrigen.simulate.anatomy import deform
+from bids_dmrigen.simulate.examples import HELD_OUT
+from bids_dmrigen.simulate.individual import ALIGNED
+from bids_dmrigen.simulate.scanner import acquire
+from bids_dmrigen.simulate.signal import Tissue
+
+PEOPLE, SLICES, SNR, DIRECTIONS = 2, 8, 25.0, 6
+SHELLS = (1000.0, 2000.0, 3000.0)
+GRID = np.diag([2.0, 2, 2, 1])
+GRID[:3, 3] = [-80, -112, -4]
+SCANS = ("canon", "elition")
+
+
+def arms(args) -> dict:
+    """Return name -> method: the atlas, and Phy-Diff where there are weights."""
+    found = {"atlas": load("atlas")}
+    try:
+        from bids_dmrigen.methods import check_weights
+
+        check_weights("phydiff", "small", args.weights)
+        found["phydiff"] = load("phydiff")
+    except WeightsError as reason:
+        print(f"Phy-Diff is left out: {reason}")
+    return found
+
+
+def in_papers_metric(estimate: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    """Return PSNR and SSIM of slices (X, Y, Z), each brought to 0 ... 1 in both images, means over slices."""
+
+    def scaled(image):
+        low, high = image.min(axis=(0, 1), keepdims=True), image.max(axis=(0, 1), keepdims=True)
+        return (image - low) / np.maximum(high - low, 1e-12)
+
+    e, t = scaled(estimate), scaled(truth)
+    everywhere = np.ones(t.shape, bool)
+    psnr = np.mean([10 * np.log10(1 / np.mean((e[..., z] - t[..., z]) ** 2)) for z in range(t.shape[2])])
+    return float(psnr), metrics.ssim(e, t, everywhere, value_range=1.0, slice_axis=2)
+
+
+def simulated(args) -> None:
+    """Print the paper's Table 1 on simulated people, in its metric and in the absolute one."""
+    atlas, shape = load_atlas(args.atlas), (80, 96, SLICES)
+    maps = population_on(shape, GRID, args.adc or PACKAGED_ADC_ATLAS, args.xtract)
+    maps = replace(maps, anatomy=atlas)
+    rows: dict[tuple[str, str], list] = {}
+    for seed in range(PEOPLE):
+        person = deform(atlas, HELD_OUT + 100 + seed, ALIGNED)
+        any_b = np.random.default_rng(seed).uniform(500, 3200, DIRECTIONS)
+        bvals = np.concatenate([np.repeat(SHELLS, DIRECTIONS), any_b])
+        world = np.tile(even_directions(DIRECTIONS), (4, 1))
+        table = GradientTable.from_world(bvals, world, GRID)
+        whole = GradientTable.from_world(np.r_[0.0, bvals], np.concatenate([np.zeros((1, 3)), world]), GRID)
+        made = acquire(person, whole, GRID, shape, SNR, seed, tissue=Tissue.random(HELD_OUT + seed))
+        b0 = Scan(made.scan.data[..., :1], GRID, made.scan.gradients[:1], made.scan.mask)
+        for name, method in arms(args).items():
+            request = Request(weights=args.weights, population=maps, options={"table": table})
+            result = method.generate(None, b0, request).mean
+            for k, b in enumerate(("1000", "2000", "3000", "any")):
+                for v in range(k * DIRECTIONS, (k + 1) * DIRECTIONS):
+                    truth = made.clean[..., 1 + v] * b0.mask
+                    own = metrics.psnr(result[..., v], truth, b0.mask), metrics.ssim(result[..., v], truth, b0.mask)
+                    rows.setdefault((name, b), []).append([*own, *in_papers_metric(result[..., v], truth)])
+    print(f"\nsimulated, b0 of SNR {SNR:g}, {PEOPLE} people, {SLICES} slices, {DIRECTIONS} directions each")
+    print(f"{'arm':>10s}{'b':>6s}{'PSNR':>9s}{'SSIM':>9s}{'PSNR, paper':>13s}{'SSIM, paper':>13s}")
+    for (name, b), values in rows.items():
+        psnr, ssim, paper_psnr, paper_ssim = np.mean(values, axis=0)
+        print(f"{name:>10s}{b:>6s}{psnr:9.2f}{ssim:9.4f}{paper_psnr:13.2f}{paper_ssim:13.4f}", flush=True)
+
+
+def scan_of(args, subject: str) -> Scan:
+    """Return a real scan with its brain."""
+    if subject == "canon":
+        scan = dense_scan(args.data)
+    else:
+        path = sorted((args.data / f"bids/sub-{subject}").rglob("*_dwi.nii.gz"))[0]
+        stem = str(path).removesuffix(".nii.gz")
+        scan, _ = read_scan(path, f"{stem}.bval", f"{stem}.bvec", None, 50.0)
+    return Scan(scan.data, scan.affine, scan.gradients, brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan)))
+
+
+def registered(args, subject: str) -> tuple[Scan, TemplateFiles]:
+    """Return a real scan and its place in the embedded template; a registration is kept in the work folder."""
+    import nibabel as nib
+
+    scan, template = scan_of(args, subject), load_template()
+    folder = args.work / subject
+    folder.mkdir(parents=True, exist_ok=True)
+    to, back = folder / "template-InverseComposite.h5", folder / "template-Composite.h5"
+    if not to.exists():
+        images = {"b0": scan.mean_b0(), "fa": evaluation.summary_maps(scan)["fa"]}
+        register_to_template(images, scan.affine, scan.mask, template, folder)
+    nib.save(nib.Nifti1Image(template.mask.astype(np.uint8), template.affine), folder / "brain.nii")
+    return scan, TemplateFiles(folder / "brain.nii", to, back, args.adc, args.xtract, args.fibres)
+
+
+def roundtrip(args) -> None:
+    """Print by how much going to the template and back changes a scan and its directions."""
+    template = load_template()
+    for subject in SCANS:
+        scan, files = registered(args, subject)
+        space = TemplateSpace.of(
+            scan.mask, scan.affine, template.mask, template.affine, [files.to_template], [files.from_template]
+        )
+        inner = ndimage.binary_erosion(scan.mask, iterations=3)
+        series = np.asarray(scan.data[..., :3], np.float32)
+        again = space.onto_scan(space.onto_template(series))[inner]
+        rms = np.sqrt(((again - series[inner]) ** 2).mean()) / np.sqrt((series[inner] ** 2).mean())
+        table = space.table_on_scan(space.table_on_template(scan.gradients))
+        cosine = np.abs((table.bvecs * scan.gradients.bvecs).sum(axis=1))[~scan.gradients.is_b0]
+        print(
+            f"{subject}: grid of {space.affine[0, 0]:g} mm, {100 * rms:.2f} % rms, directions "
+            f"{np.degrees(np.arccos(cosine.clip(0, 1))).max():.3f} degrees at most",
+            flush=True,
+        )
+
+
+def real(args) -> None:
+    """Print how near each arm comes to acquired volumes of real scans, from the b0 alone."""
+    for subject in SCANS:
+        scan, files = registered(args, subject)
+        inner = ndimage.binary_erosion(scan.mask, iterations=evaluation.EROSIONS)
+        weighted = np.flatnonzero(~scan.gradients.is_b0)
+        reference = evaluation.summary_maps(scan)
+        print(f"\n{REAL if subject == 'canon' else subject}, {len(weighted)} acquired directions from the b0")
+        for name, method in arms(args).items():
+            options = {"bvalues": [1000.0], "directions": 1, "left_out": len(weighted)}
+            begun = time.perf_counter()
+            made = generate_in_template(method, scan, Request(weights=args.weights, options=options), files).left_out
+            seconds = time.perf_counter() - begun
+            psnr = np.mean([
+                metrics.psnr(made.mean[..., k], scan.data[..., v], inner) for k, v in enumerate(made.volumes)
+            ])  # fmt: skip
+            order = np.r_[np.flatnonzero(scan.gradients.is_b0), made.volumes]
+            data = np.concatenate([scan.data[..., scan.gradients.is_b0], made.mean], axis=3)
+            own = evaluation.summary_maps(Scan(data, scan.affine, scan.gradients[order], scan.mask))
+            colour = metrics.psnr(own["dec"], reference["dec"], inner)
+            angle = metrics.direction_angle(own["direction"], reference["direction"], reference["fa"], inner, 0.3)
+            print(
+                f"{name:>10s}: DWI PSNR {psnr:.2f} dB, colour-FA PSNR {colour:.2f} dB, direction {angle:.1f} degrees, "
+                f"{seconds:.0f} s",
+                flush=True,
+            )
+
+
+def samplers(args) -> None:
+    """Print DWI PSNR against the acquired volumes for every sampler, six directions of the dense scan."""
+    scan, files = registered(args, "canon")
+    inner = ndimage.binary_erosion(scan.mask, iterations=evaluation.EROSIONS)
+    settings = {
+        "the mean, 1 evaluation": {},
+        "one draw, fast": {"steps": 20},
+        "one draw, the paper's": {"sampler": "paper"},
+    }
+    for name, setting in settings.items():
+        options = {"bvalues": [1000.0], "directions": 1, "left_out": 2}
+        request = Request(weights=args.weights, options=options, **setting)
+        made = generate_in_template(load("phydiff"), scan, request, files)
+        psnr = [metrics.psnr(made.left_out.mean[..., k], scan.data[..., v], inner)
+                for k, v in enumerate(made.left_out.volumes)]  # fmt: skip
+        steps = made.record["Sampler"]["NetworkEvaluations"]
+        print(f"{name:>24s}: {np.mean(psnr):.2f} dB, {steps} evaluations", flush=True)
+
+
+def cost(args) -> None:
+    """Print time and memory of 30 directions of the dense scan."""
+    scan, files = registered(args, "canon")
+    for name, method in arms(args).items():
+        begun = time.perf_counter()
+        options = {"bvalues": [1500.0], "directions": 30}
+        generate_in_template(method, scan, Request(weights=args.weights, options=options), files)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(f"{name}: 30 directions in {time.perf_counter() - begun:.0f} s, peak memory {peak:.2f} GB", flush=True)
+
+
+PARTS = {f.__name__: f for f in (roundtrip, simulated, real, samplers, cost)}
+
+
+def main() -> None:
+    """Run the parts that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--atlas", default=EMBEDDED, help="of the simulated people (default: the embedded one)")
+    parser.add_argument("--weights", help="default: phydiff-small")
+    parser.add_argument("--adc", type=Path, help="ADC atlas (default: the packaged one)")
+    parser.add_argument("--xtract", type=Path, help="tracts (default: none)")
+    parser.add_argument("--fibres", type=Path, help="fibre atlas of the real scans' arm (default: analytic bundles)")
+    parser.add_argument("--work", type=Path, help="folder that keeps registrations (default: a temporary one)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        args.work = args.work or Path(folder)
+        for part in args.parts or PARTS:
+            PARTS[part](args)
+
+
+if __name__ == "__main__":
+    main()
