@@ -49,8 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help=f"simulated people (default: {PEOPLE}, or none beside --data)")  # fmt: skip
     parser.add_argument("--atlas", default=EMBEDDED, metavar="DIR_OR_FILE", help=HELP)
     parser.add_argument("--xtract", type=Path, metavar="DIR_OR_FILE",
-                        help="Phy-Diff: XTRACT's tracts, FSL's folder or a 4-D file with labels; what is trained then is "
-                        "the adapter that tells of them, beside the network of --init, which stays as it is")  # fmt: skip
+                        help="Phy-Diff: XTRACT's tracts, FSL's folder or a 4-D file with labels; trained is then the "
+                        "adapter that tells of them, beside the network of --init, which stays as it is")  # fmt: skip
     parser.add_argument("--data", type=Path, metavar="FILE",
                         help="prepared scans to train on; with --people on both, in turn")  # fmt: skip
     parser.add_argument("--init", metavar="NAME_OR_PATH", help="weights to start from: fine-tuning")
@@ -96,7 +96,7 @@ def _train(args, device) -> Path | None:
         raise ValueError(NOT_TRAINABLE.format(name=args.method))
     if args.batch < 1 or (args.people is not None and args.people < 1) or (args.steps is not None and args.steps < 1):
         raise ValueError("--batch, --people and --steps: expected at least 1")
-    if args.xtract is not None and (not method.spec.in_template or args.init is None):
+    if args.xtract is not None and (not hasattr(method, "people") or args.init is None):
         raise ValueError(TRACTS_ALONE)
     net, start = method.network(args.size), {}
     if args.init is not None:  # before anything that takes long
@@ -136,7 +136,7 @@ def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:
     if args.data is not None:
         from ..diffusion.arrays import Prepared
 
-        if method.spec.in_template:
+        if hasattr(method, "people"):
             raise ValueError(NOT_ON_SCANS.format(name=args.method))
 
         parts = [Prepared(args.data, device, part) for part in ("train", "held out")]

@@ -205,5 +205,9 @@ class Trainable(Method, Protocol):
     def held_out(self, source: People, size: str, seed: int) -> Callable[[torch.nn.Module], float]:
         """Return network -> score on fixed examples; lower is better."""
 
+    # A method may also have `people(atlas, n, held_out, device)`, people of its own kind in the place of
+    # `People.from_atlas`; `freeze(net, source)`, to keep parts of the network as they are; and
+    # `calibrate(net, source, size, seed)`, called after the training.
+
     def configuration(self, size: str) -> dict[str, Any]:
         """Return what the network is built from and trained within, JSON-serialisable."""
