@@ -14,11 +14,13 @@ from ..diffusion.arrays import Prepared
 from ..diffusion.processes import VarianceExploding
 from ..dwi.gradients import even_directions, even_subset
 from ..simulate.examples import People, numbers_from
-from ..simulate.imaging import measure
+from ..simulate.imaging import Imaging, measure
 from .diffdti_inputs import LEAST, MOST, Known, fitted_maps, known_of, noise_levels
 
 SIDE = 64  # of training slices
 BVALS = (600.0, 3200.0)  # s/mm²
+VOXEL_MM = (2.0, 5.0)  # smaller ones show how smooth the anatomies are, and a network learns to smooth real detail
+IMAGING = Imaging(acquired=(0.75, 1.0), noise_alone=True)
 UNEVEN = 0.25  # how far directions stray from even ones
 SIGMA_ERROR = 0.1  # relative, beyond what a slice's reading of its noise varies
 TRUTH_DIRECTIONS = 12  # noise-free: their FA is within 1e-3 of that of 90
@@ -60,13 +62,13 @@ def simulated(people: People, batch: int, generator: torch.Generator) -> Acquisi
     turn = torch.linalg.qr(normal(batch, 3, 3)).Q
     bvecs = F.normalize(_even(n, device) @ turn + UNEVEN * uniform(batch, 1, 1) * normal(batch, n, 3), dim=2)
     nothing = torch.zeros_like(bvecs[:, :1])
-    slices = people.slices(generator, batch, (SIDE, SIDE, 3))
+    slices = people.slices(generator, batch, (SIDE, SIDE, 3), VOXEL_MM)
     clean = slices.signal(F.pad(bval[:, None].expand(-1, n), (1, 0)), torch.cat([nothing, bvecs], dim=1))
     middle = slices.layer(1)
     dense = _even(TRUTH_DIRECTIONS, device)
     wanted = torch.cat([nothing, dense.expand(batch, -1, -1)], dim=1)
     noiseless = middle.signal(F.pad(bval[:, None].expand(-1, TRUTH_DIRECTIONS), (1, 0)), wanted)
-    measured = measure(clean, torch.ones_like(bval), generator, noiseless=noiseless[..., None])
+    measured = measure(clean, torch.ones_like(bval), generator, IMAGING, noiseless[..., None])
     truth = fitted_maps(measured.expected[..., 0], bval, dense)
     return Acquisition(measured.signal[:, 0], measured.signal[:, 1:], bvecs, bval, measured.sigma, middle.mask(), truth)
 

@@ -144,7 +144,13 @@ class People:
         atlas = atlas.to(device)
         return cls((deform(atlas, seed, variation) for seed in range(first, first + n)), device=device)
 
-    def slices(self, generator: torch.Generator, batch: int, size: tuple[int, ...] = (96, 96)) -> Slices:
+    def slices(
+        self,
+        generator: torch.Generator,
+        batch: int,
+        size: tuple[int, ...] = (96, 96),
+        voxel_mm: tuple[float, float] = VOXEL_MM,
+    ) -> Slices:
         """Return random views of random people: axial, a little oblique, with random voxels.
 
         Parameters
@@ -155,13 +161,15 @@ class People:
             Number of examples.
         size
             (H, W) for slices, (H, W, D) for blocks of D slices.
+        voxel_mm
+            Smallest and largest edge of the voxels in the plane.
         """
 
         def uniform(*shape):
             return torch.rand(shape, generator=generator, device=self.device)
 
         person = torch.randint(len(self.table), (batch,), generator=generator, device=self.device)
-        in_plane = VOXEL_MM[0] * (VOXEL_MM[1] / VOXEL_MM[0]) ** uniform(batch)
+        in_plane = voxel_mm[0] * (voxel_mm[1] / voxel_mm[0]) ** uniform(batch)
         thick = THICKNESS_MM[0] * (THICKNESS_MM[1] / THICKNESS_MM[0]) ** uniform(batch)
         zooms = torch.stack([in_plane, in_plane, thick], dim=1)
         flips = torch.where(uniform(batch, 3) < 0.5, -1.0, 1.0)

@@ -35,6 +35,9 @@ class Imaging:
         preprocessing do: noise of neighbouring voxels is then alike.
     roll_off
         Its standard deviation s in cycles per voxel; the correlation of neighbours is exp(-pi² s²).
+    noise_alone
+        Roll off the noise and not the signal: after a real roll-off heads still show more detail than simulated ones,
+        whose anatomies have none below 2 mm.
     across
         Correlation of the noise of neighbouring slices, at most; of blocks.
     uneven
@@ -52,6 +55,7 @@ class Imaging:
     partial_fourier: float = 0.5
     filtered: float = 0.7
     roll_off: tuple[float, float] = (0.18, 0.6)
+    noise_alone: bool = False
     across: float = 0.45
     uneven: float = 0.05
     displaced: float = 0.25
@@ -114,7 +118,9 @@ def measure(
     bias = _bias(imaging.bias * uniform(), clean.shape[2:], generator)
     low, high = (torch.log(torch.tensor(s)).item() for s in imaging.snr)
     sigma = white / torch.exp(uniform(low, high))
-    windows = _windows(imaging, clean.shape[2:4], uniform)
+    kept, rolled = _windows(imaging, clean.shape[2:4], uniform)
+    both = [k * r for k, r in zip(kept, rolled, strict=True)]
+    windows = kept if imaging.noise_alone else both  # of the signal
     uneven, displaced = imaging.uneven * uniform(), imaging.displaced * uniform()
     alike = imaging.across * uniform() if clean.ndim == 5 and clean.shape[4] > 1 else None
     coils = imaging.coils[int(torch.randint(len(imaging.coils), (), generator=generator, device=device))]
@@ -127,29 +133,27 @@ def measure(
             seen *= _gains(uneven[part], clean.shape[1:], generator)
         ramps = _ramps(displaced[part], clean.shape[1:4], generator) if imaging.displaced else (1, 1)
         axes = [window[part] * ramp for window, ramp in zip(windows, ramps, strict=True)]
-        signal[part] = _magnitude(seen, sigma[part], axes, shared, coils, generator)
+        noise_axes = [window[part] for window in both] if imaging.noise_alone else None
+        signal[part] = _magnitude(seen, sigma[part], axes, noise_axes, shared, coils, generator)
     expected = None
     if noiseless is not None:
-        ones = [1] * (clean.ndim - 4)
         gain = bias[..., : noiseless.shape[4]] if noiseless.ndim == 5 else bias
-        spectrum = torch.fft.fft2(noiseless * gain, dim=(2, 3))
-        for window in windows:
-            spectrum *= window.reshape(*window.shape, *ones)
-        expected = torch.fft.ifft2(spectrum, dim=(2, 3)).abs()
+        expected = torch.fft.ifft2(_multiplied(noiseless * gain, windows), dim=(2, 3)).abs()
     return Measured(signal, sigma, bias, expected)
 
 
-def _magnitude(signal, sigma, axes, alike, coils: int, generator: torch.Generator) -> torch.Tensor:
+def _magnitude(signal, sigma, axes, noise_axes, alike, coils: int, generator: torch.Generator) -> torch.Tensor:
     """Return the magnitude of signals (B, N, H, W[, D]) with noise (B,), after k-space is multiplied along its axes.
 
-    `axes` are (B, 1 or N, H, 1) and (B, 1 or N, 1, W); `alike` (B,) is the correlation of the noise of slices next to
-    one another, or None.
+    `axes` are (B, 1 or N, H, 1) and (B, 1 or N, 1, W), `noise_axes` those of the noise, or None for the same; `alike`
+    (B,) is the correlation of the noise of slices next to one another, or None.
     """
-    ones = [1] * (signal.ndim - 4)
-    changed = any(bool((axis != 1).any()) for axis in axes)
+    apart = noise_axes is not None
+    noise_axes = noise_axes or axes
+    changed = any(bool((axis != 1).any()) for axis in [*axes, *noise_axes])
     # The noise starts out stronger by what is taken of it.
-    passed = [axis[:, 0].abs().square().mean(dim=(1, 2)).sqrt() for axis in axes]
-    before = (sigma / (passed[0] * passed[1])).reshape(-1, 1, 1, 1, *ones)
+    passed = [axis[:, 0].abs().square().mean(dim=(1, 2)).sqrt() for axis in noise_axes]
+    before = (sigma / (passed[0] * passed[1])).reshape(-1, 1, 1, 1, *[1] * (signal.ndim - 4))
     channels = []
     for coil in range(coils):  # all signal in one channel: the sum of squares does not see which
         real, imaginary = (
@@ -157,17 +161,25 @@ def _magnitude(signal, sigma, axes, alike, coils: int, generator: torch.Generato
         )
         if alike is not None:
             real, imaginary = (_with_neighbours(noise, alike) for noise in (real, imaginary))
-        if coil == 0:
+        if coil == 0 and not (apart and changed):
             real += signal
         if changed:
-            spectrum = torch.fft.fft2(torch.complex(real, imaginary), dim=(2, 3))
-            for axis in axes:
-                spectrum *= axis.reshape(*axis.shape, *ones)
+            spectrum = _multiplied(torch.complex(real, imaginary), noise_axes)
+            if coil == 0 and apart:
+                spectrum += _multiplied(signal, axes)
             magnitude = torch.fft.ifft2(spectrum, dim=(2, 3)).abs()
         else:
             magnitude = torch.hypot(real, imaginary)
         channels.append(magnitude)
     return channels[0] if coils == 1 else torch.stack(channels).square_().sum(dim=0).sqrt_()
+
+
+def _multiplied(image: torch.Tensor, axes) -> torch.Tensor:
+    """Return the k-space (B, N, H, W[, D]) of an image, multiplied along its axes."""
+    spectrum = torch.fft.fft2(image, dim=(2, 3))
+    for axis in axes:
+        spectrum *= axis.reshape(*axis.shape, *[1] * (image.ndim - 4))
+    return spectrum
 
 
 def _with_neighbours(noise: torch.Tensor, alike: torch.Tensor) -> torch.Tensor:
@@ -214,18 +226,21 @@ def _ramps(strength: torch.Tensor, shape, generator: torch.Generator) -> list[to
     return [ramps[0][..., :, None], ramps[1][..., None, :]]
 
 
-def _windows(imaging: Imaging, shape, uniform) -> list[torch.Tensor]:
-    """Return (B, 1, H, 1) and (B, 1, 1, W): what is kept of k-space along its axes, in the FFT's order."""
+def _windows(imaging: Imaging, shape, uniform) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Return what is acquired of k-space along its axes, and the roll-off: (B, 1, H, 1) and (B, 1, 1, W) each.
+
+    In the FFT's order.
+    """
     truncated = uniform() < imaging.truncated
     filtered = uniform() < imaging.filtered
     missing = uniform(0.0, 0.25) * (uniform() < imaging.partial_fourier)
-    axes = []
+    kept, rolled = [], []
     for axis, n in enumerate(shape):
         frequency = torch.fft.fftfreq(n, device=missing.device)[None]  # -1/2 to 1/2
         half = torch.where(truncated, uniform(*imaging.acquired), 1.0)[:, None] / 2
         upper = half * torch.where(truncated, 1 - 2 * missing, 1.0)[:, None] if axis == 1 else half
-        kept = (frequency >= -half) & (frequency <= upper)
+        kept.append(((frequency >= -half) & (frequency <= upper)).float())
         width = imaging.roll_off[0] * (imaging.roll_off[1] / imaging.roll_off[0]) ** uniform()
         roll_off = torch.exp(-0.5 * (frequency / width[:, None]).square())
-        axes.append(kept * torch.where(filtered[:, None], roll_off, 1.0))
-    return [axes[0][:, None, :, None], axes[1][:, None, None, :]]
+        rolled.append(torch.where(filtered[:, None], roll_off, 1.0))
+    return tuple([axes[0][:, None, :, None], axes[1][:, None, None, :]] for axes in (kept, rolled))

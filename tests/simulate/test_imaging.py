@@ -139,3 +139,21 @@ def test_volumes_are_displaced_within_the_slice_and_what_is_expected_is_not():
     assert spread.max() > 0.2
     torch.testing.assert_close(mass, blob.sum(dim=(2, 3)), rtol=1e-3, atol=0)
     torch.testing.assert_close(result.expected, blob[:, :1], atol=1e-4, rtol=0)
+
+
+def test_noise_may_be_rolled_off_and_the_signal_not():
+    clean = torch.rand(3, 2, 24, 20, generator=torch.Generator().manual_seed(0)) + 1
+    rolled = {"truncated": 0.0, "filtered": 1.0, "roll_off": (0.2, 0.2), "bias": 0.0, "uneven": 0.0, "displaced": 0.0}
+    for alone in (False, True):
+        imaging = Imaging(snr=(1e6, 1e6), noise_alone=alone, **rolled)
+        measured = measure(clean, torch.ones(3), torch.Generator().manual_seed(1), imaging, clean[:, :1])
+        same = (measured.signal - clean).abs().max() < 1e-3
+        assert bool(same) == alone
+        torch.testing.assert_close(measured.expected[:, 0], measured.signal[:, 0], atol=1e-4, rtol=0)
+    # The noise itself: as strong as asked for, and alike in neighbours, exp(-pi² s²), with both.
+    imaging = Imaging(snr=(10.0, 10.0), coils=(1,), noise_alone=True, **rolled)
+    flat = torch.full((4, 8, 48, 48), 20.0)
+    noise = measure(flat, torch.full((4,), 20.0), torch.Generator().manual_seed(2), imaging).signal - 20
+    assert float(noise.std()) == pytest.approx(2.0, rel=0.05)
+    alike = (noise[..., 1:] * noise[..., :-1]).mean() / noise.square().mean()
+    assert float(alike) == pytest.approx(float(torch.exp(torch.tensor(-(torch.pi**2) * 0.04))), abs=0.03)
