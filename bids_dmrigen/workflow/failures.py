@@ -61,9 +61,13 @@ def without_failed(plan: RunPlan, nodes: Sequence[str]) -> RunPlan | None:
     nodes
         The run's nodes that failed, by their paths.
     """
+    from ..methods import load
+
     failed = {_node_owner(node) for node in nodes}
     if not failed or not failed <= {"normalize", *plan.settings.methods}:
         return None
+    if "normalize" in failed:  # they had nowhere to go
+        failed |= {method for method in plan.settings.methods if load(method).spec.in_template}
     left = tuple(method for method in plan.settings.methods if method not in failed)
     return replace(
         plan,

@@ -45,6 +45,14 @@ def test_without_the_normalisation_its_transforms_are_not_promised(plan):
     assert promised(rest) == {name for name in promised(plan) if "TPL" not in name and "interp" not in name}
 
 
+def test_without_the_normalisation_nothing_goes_to_the_template(tmp_path):
+    plan = plan_run(make_run(tmp_path), settings(methods=("atlas", "interp")), "TPL")
+    rest = without_failed(plan, ["normalize"])
+    assert rest.settings.methods == ("interp",)
+    assert not rest.does("atlas")
+    assert promised(rest) == {name for name in promised(plan) if "TPL" not in name and "atlas" not in name}
+
+
 @pytest.mark.parametrize("nodes", [[], ["preprocess.motion"], ["maps_preproc"], ["normalize", "preprocess.bias"]])
 def test_where_nothing_failed_or_all_hangs_on_it_there_is_nothing_left_to_do(plan, nodes):
     assert without_failed(plan, nodes) is None

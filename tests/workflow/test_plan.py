@@ -235,3 +235,9 @@ def test_a_t1w_that_is_not_there_is_warned_of(tmp_path):
         make_run(tmp_path, notes=("T1w: x.nii is a link to nothing", "susceptibility: none")), settings(), "T"
     )
     assert plan.warnings == ("T1w: x.nii is a link to nothing",)
+
+
+def test_a_method_of_the_templates_space_is_refused_where_nothing_can_be_registered(tmp_path):
+    plan = plan_run(make_run(tmp_path, shape=(20, 22, 4)), settings(methods=("atlas", "interp")), "TPL")
+    assert plan.settings.methods == ("interp",)
+    assert "registration needs" in plan.refused["atlas"]
