@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,8 @@ class MeasuredSlices:
         Noise level in the signal's units.
     axes
         (3, 3) columns are the world directions of the axes H, W, D.
+    scan
+        Its number in the file.
     """
 
     signal: Tensor
@@ -50,6 +53,7 @@ class MeasuredSlices:
     directions: Tensor
     sigma: float
     axes: Tensor
+    scan: int
 
 
 def write_prepared(path: Path, scans: Iterable[tuple[str, str, Scan, float]]) -> int:
@@ -144,7 +148,13 @@ class Prepared:
         table = GradientTable.from_world(bvals, directions, affine, about["b0_threshold"])
         return Scan(data, affine, table, self._get(index, "mask").permute(1, 2, 0).numpy())
 
-    def slices(self, generator: torch.Generator, batch: int, size: tuple[int, ...] = (96, 96)) -> MeasuredSlices:
+    def slices(
+        self,
+        generator: torch.Generator,
+        batch: int,
+        size: tuple[int, ...] = (96, 96),
+        among: Sequence[int] | None = None,
+    ) -> MeasuredSlices:
         """Return random windows of random slices of one random scan, each around a voxel of its brain.
 
         Parameters
@@ -155,12 +165,16 @@ class Prepared:
             Number of windows.
         size
             (H, W), or (H, W, D) for blocks of D slices; what lies beyond the scan is 0.
+        among
+            Numbers of the scans to draw from; None for all. A scan is drawn by its share of brain.
         """
         if generator.device.type != "cpu":
             seed = torch.randint(2**62, (), generator=generator, device=generator.device)
             generator = torch.Generator().manual_seed(int(seed))
         height, width, depth = (*size, 1)[:3]
-        chances = torch.tensor([float(count.sum()) for count in self.counts])
+        chances = torch.tensor([
+            float(count.sum()) * (among is None or k in among) for k, count in enumerate(self.counts)
+        ])  # fmt: skip
         index = int(torch.multinomial(chances, 1, generator=generator))
         levels = torch.multinomial(self.counts[index].float(), batch, replacement=True, generator=generator)
         signals, masks = (self._file.get_slice(f"{index}.{name}") for name in ("signal", "mask"))
@@ -183,7 +197,7 @@ class Prepared:
         return MeasuredSlices(
             signal.to(self.device), mask.to(self.device), self._get(index, "bvals").to(self.device),
             self._get(index, "directions").to(self.device), self.about[index]["sigma"],
-            (linear / linear.norm(dim=0)).to(self.device),
+            (linear / linear.norm(dim=0)).to(self.device), index,
         )  # fmt: skip
 
     def shell_slices(
@@ -206,22 +220,29 @@ class Prepared:
             Where no scan has such a shell.
         """
 
-        def usable(bval: float, directions: int) -> bool:
-            return directions >= needed and bvals[0] <= bval <= bvals[1]
-
-        if not any(
-            usable(*shell) for a, c in zip(self.about, self.counts, strict=True) if c.any() for shell in a["shells"]
-        ):
+        fitting = {
+            index: [members for b, members in shells if len(members) >= needed and bvals[0] <= b <= bvals[1]]
+            for index, shells in enumerate(self._shells) if self.counts[index].any()
+        }  # fmt: skip
+        fitting = {index: shells for index, shells in fitting.items() if shells}
+        if not fitting:
             raise ValueError(NO_SHELL.format(path=self.path, needed=needed, low=bvals[0], high=bvals[1]))
-        shells = []
-        while not shells:  # a scan is drawn by its share of brain
-            views = self.slices(generator, batch, size)
-            table = GradientTable(views.bvals.cpu().numpy(), views.directions.cpu().numpy())
-            shells = [volumes for b, volumes in table.shells() if usable(b, len(volumes))]
+        views = self.slices(generator, batch, size, list(fitting))
+        shells = fitting[views.scan]
         which = int(torch.randint(len(shells), (), generator=generator, device=generator.device))
         volumes = torch.as_tensor(shells[which], device=self.device)
         order = torch.randperm(len(volumes), generator=generator, device=generator.device).to(self.device)
-        return views, torch.as_tensor(np.flatnonzero(table.is_b0), device=self.device), volumes[order]
+        b0s = (views.bvals <= self.about[views.scan]["b0_threshold"]).nonzero()[:, 0]
+        return views, b0s, volumes[order]
+
+    @cached_property
+    def _shells(self) -> list[list[tuple[float, np.ndarray]]]:
+        """For every scan its shells: b-value and volumes."""
+        tables = (
+            GradientTable(self._get(k, "bvals").numpy(), self._get(k, "directions").numpy(), about["b0_threshold"])
+            for k, about in enumerate(self.about)
+        )
+        return [table.shells() for table in tables]
 
     def _get(self, index: int, name: str) -> Tensor:
         return self._file.get_tensor(f"{index}.{name}")

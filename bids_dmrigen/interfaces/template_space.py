@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..dwi.gradients import GradientTable
+from ..dwi.gradients import GradientTable, nearest_rotation
 from ..dwi.series import Scan
 
 MARGIN_MM, NODES_MM = 60.0, 20.0  # of the box in which a transform is read, beyond the images; its spacing
@@ -86,11 +86,11 @@ class TemplateSpace:
     @cached_property
     def rotation(self) -> np.ndarray:
         """(3, 3) from directions in the scan's world to those in the template's."""
-        points = np.argwhere(self.mask) @ self.scan_affine[:3, :3].T
         target = self.to_template[self.mask].astype(np.float64)
+        known = np.isfinite(target).all(axis=1)
+        points, target = (np.argwhere(self.mask) @ self.scan_affine[:3, :3].T)[known], target[known]
         linear = np.linalg.lstsq(points - points.mean(axis=0), target - target.mean(axis=0), rcond=None)[0].T
-        left, _, right = np.linalg.svd(linear)
-        return left @ np.diag([1, 1, np.linalg.det(left @ right)]) @ right
+        return nearest_rotation(linear)
 
     def onto_template(self, volume: np.ndarray, order: int = 3) -> np.ndarray:
         """Return an image of the scan (X, Y, Z[, N]) on the template's grid; 0 outside its field of view."""

@@ -68,7 +68,7 @@ class AtlasPrediction:
         b0, mean = scan.mean_b0(), np.zeros((*scan.mask.shape, len(table)), np.float32)
         for part in np.split(np.arange(len(table)), range(VOLUMES_AT_ONCE, len(table), VOLUMES_AT_ONCE)):
             attenuation = self._attenuation(request.population.anatomy, scan, table[part])
-            mean[..., part] = np.where(scan.mask[..., None], b0[..., None] * attenuation, 0)
+            mean[..., part] = b0[..., None] * attenuation  # around the brain too: it is read back on another grid
         record = {
             "Sampler": {"Name": self.spec.samplers["fast"], "Steps": 0, "NetworkEvaluations": 0},
             "Seconds": round(time.monotonic() - begun, 1),

@@ -167,7 +167,7 @@ class PhyDiff:
     # -- generation
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
-        """Make the wanted images of a scan in the template's space from its mean b0.
+        """Make the wanted images of a scan in the template's space from its mean b0, in its brain and around it.
 
         Its diffusion-weighted volumes are not looked at.
 
@@ -223,20 +223,21 @@ class _Maker:
         self.b0 = torch.from_numpy(np.ascontiguousarray(b0, dtype=np.float32)) / self.unit
         self.bvecs = torch.as_tensor(table.world_directions(scan.affine), dtype=torch.float32)
         self.bvals = torch.tensor(table.bvals.tolist())
-        self.box, self.slices = scan.brain_window(MARGIN)
+        self.box, own = scan.brain_window(MARGIN)
+        # Around the brain too: what is read back on another grid needs neighbours.
+        self.slices = np.arange(max(own[0] - MARGIN, 0), min(own[-1] + MARGIN + 1, self.b0.shape[2]))
         start = PROCESS.steps if request.sampler == "fast" else round(STRENGTH * PROCESS.steps)
         self.times = even_times(start, steps)
 
     @torch.inference_mode()
     def make(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return mean and (of several samples) spread (X, Y, Z, N), in the scan's units."""
+        """Return mean and (of several samples) spread (X, Y, Z, N), in the scan's units; 0 far from the brain alone."""
         request, mask = self.request, self.scan.mask
         mean = np.zeros((*mask.shape, len(self.table)), np.float32)
         std = np.zeros_like(mean) if request.n_samples > 1 else None
         for done, z in enumerate(self.slices, 1):
-            inside = torch.from_numpy(np.ascontiguousarray(mask[(*self.box, z)]))
             samples = torch.stack([self._sample(int(z), k) for k in range(request.n_samples)])
-            samples = (samples.clamp_min(0) * inside * self.unit).permute(0, 2, 3, 1)  # (samples, h, w, N)
+            samples = (samples.clamp_min(0) * self.unit).permute(0, 2, 3, 1)  # (samples, h, w, N)
             mean[(*self.box, z)] = samples.mean(dim=0).numpy()
             if std is not None:
                 std[(*self.box, z)] = samples.std(dim=0).numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,12 +92,16 @@ def tensor_of_maps(fit: TensorFit, fa: torch.Tensor, md: torch.Tensor, dec: torc
     """
     own = tensor_maps(fit)
     values, vectors = own["eigenvalues"], own["eigenvectors"]  # (V, 3), (V, 3, 3)
-    deviation = values - values.mean(dim=1, keepdim=True)
-    size = deviation.norm(dim=1, keepdim=True)
-    stick = deviation.new_tensor([2.0, -1, -1]) / 6**0.5
-    shape = torch.where(size > 1e-3 * values[:, :1], deviation / size.clamp_min(1e-12), stick)
+    # d / |d| is an angle between a stick (2, -1, -1), 0, and a disc (1, 1, -2), 60 degrees; flat shapes of this mean
+    # and anisotropy may have a negative eigenvalue, and are then made as thick as they must be.
+    stick = values.new_tensor([2.0, -1, -1]) / 6**0.5
+    across = values.new_tensor([0.0, 1, -1]) / 2**0.5
+    angle = torch.atan2(values @ across, values @ stick).clamp(0, math.pi / 3)
     far = md * fa * (3 / (1.5 - fa.square())).sqrt()
-    values = (md[:, None] + far[:, None] * shape).clamp_min(0)
+    room = (md / (far * (2 / 3) ** 0.5).clamp_min(1e-12)).clamp_max(1)  # cosine from the disc's angle
+    angle = torch.minimum(angle, (math.pi / 3 - torch.acos(room)).clamp_min(0))[:, None]
+    shape = torch.cos(angle) * stick + torch.sin(angle) * across
+    values = md[:, None] + far[:, None] * shape
     first, second = vectors[:, :, 0], vectors[:, :, 1]
     length = dec.norm(dim=1, keepdim=True)
     axis = torch.where(first < 0, -dec, dec) / length.clamp_min(1e-12)

@@ -1,13 +1,19 @@
 """Methods in the template's space: what they see, and what comes back on the scan's grid."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.interfaces.in_template import TemplateFiles, generate_in_template
-from bids_dmrigen.methods.base import Generated, Request
+from bids_dmrigen.methods import load
+from bids_dmrigen.methods.base import Generated, Population, Request
+from bids_dmrigen.methods.phydiff import wanted_table
 
+from ..simulate.conftest import make_ball
 from .test_template_space import AFFINE, MOTION, SHAPE, TEMPLATE, ball
 
 ants = pytest.importorskip("ants")
@@ -70,8 +76,6 @@ def test_the_b0_goes_there_and_the_images_come_back_beside_the_acquired_ones(sca
     # Each image as its own direction, seen from the scan, says: turned there, read, and not turned again.
     world = made.gradients.world_directions(scan.affine)[10:]
     expected = np.abs(world @ TURN.T)[:, 1]
-    from scipy import ndimage
-
     inner = ndimage.binary_erosion(scan.mask, iterations=3)
     ratio = (made.mean[inner][:, 10:] / scan.data[inner][:, :1]).mean(axis=0)
     np.testing.assert_allclose(ratio, expected, atol=0.01)
@@ -82,6 +86,24 @@ def test_the_b0_goes_there_and_the_images_come_back_beside_the_acquired_ones(sca
     ratio = (made.left_out.mean[inner] / scan.data[inner][:, :1]).mean(axis=0)
     np.testing.assert_allclose(ratio, own, atol=0.01)
     assert made.std is None
+
+
+def test_images_are_as_bright_at_the_brains_rim_as_within(scan, files):
+    """Without an anatomy everywhere the same attenuation: what is made is b0 times one number, to the last voxel."""
+    flat = replace(scan, data=np.full(scan.data.shape, 1000, np.float32))
+    options = {"bvalues": [1000.0], "directions": 1}
+    for method in (load("atlas"), load("phydiff")):
+        maps = {"adc": np.full((*SHAPE, 1), 1e-3, np.float32), "bvals": np.array([1000.0])}
+        table = wanted_table(flat, [1000.0], 1)
+        net = method.network("small")
+        population = Population(**maps, anatomy=make_ball(radius=300.0, affine=AFFINE, shape=SHAPE))
+        made = method.generate(net, flat, Request(precision="fp32", population=population, options={"table": table}))
+        beyond = ndimage.binary_dilation(flat.mask, iterations=3)
+        values = made.mean[beyond]
+        assert values.min() > 0.95 * values.max(), "a spline that reads across an edge of 0 darkens the rim"
+    made = generate_in_template(Stripes(), flat, Request(options=options), files)
+    values = made.mean[..., -1][flat.mask]
+    assert values.std() < 0.002 * values.mean()
 
 
 def test_spread_comes_back_too_and_nothing_is_checked_where_nothing_is_asked(scan, files):

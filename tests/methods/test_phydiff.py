@@ -108,7 +108,6 @@ def test_untrained_it_makes_what_isotropic_diffusion_predicts():
         d = adc[..., 0] if k == 0 else adc.mean(axis=3)
         expected = scan.data[..., 0] * np.exp(-table.bvals[k] * d)
         np.testing.assert_allclose(made.mean[..., k][scan.mask], expected[scan.mask], rtol=1e-4)
-    assert (made.mean[~scan.mask] == 0).all()
     assert made.gradients is table
     assert not made.acquired.any()
     assert made.record["Sampler"]["NetworkEvaluations"] == 1

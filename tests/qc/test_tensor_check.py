@@ -43,14 +43,15 @@ def test_a_tensors_own_maps_give_it_back():
     torch.testing.assert_close(found, fit.tensor, rtol=0, atol=1e-9)
 
 
-def test_other_maps_are_those_of_the_tensor_that_is_made_of_them():
-    """With another tensor's axis, where all three maps can be had at once."""
+@pytest.mark.parametrize("anisotropy", [0.3, 0.9, 0.99])
+def test_other_maps_are_those_of_the_tensor_that_is_made_of_them(anisotropy):
+    """With another tensor's axis; flat fits too, whose shape cannot be kept where anisotropy is high."""
     fit, other = tensors(), tensor_maps(tensors(seed=5))
-    fa, md = 0.3 * torch.ones(300).double(), 0.8e-3 * torch.ones(300).double()
+    fa, md = anisotropy * torch.ones(300).double(), 0.8e-3 * torch.ones(300).double()
     dec = fa[:, None] * other["dec"] / other["dec"].norm(dim=1, keepdim=True)
     made = tensor_maps(TensorFit(tensor_of_maps(fit, fa, md, dec), fit.s0, 1e-9))
     for name, wanted in (("fa", fa), ("md", md), ("dec", dec)):
-        torch.testing.assert_close(made[name], wanted, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(made[name], wanted, rtol=1e-5, atol=1e-8)
 
 
 def test_without_noise_the_true_maps_leave_nothing_and_others_do():
