@@ -50,6 +50,7 @@ class _GenerateInput(SeriesInputSpec):
     adc_atlas = File(exists=True, desc="ADC atlas (default: the packaged one)")
     xtract = traits.Either(None, File(exists=True), traits.Directory(exists=True), usedefault=True, desc="tracts")
     fibres = traits.Either(None, traits.Directory(exists=True), usedefault=True, desc="atlas with fibre directions")
+    atlas_state = traits.Str(desc="of the files in those folders: Nipype computes anew where it is another")
     options = traits.Dict(usedefault=True, desc="the method's own options")
     deterministic = traits.Bool(False, usedefault=True, desc="the same bits every time, where the device can")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="occupies a GPU (read by Nipype)")

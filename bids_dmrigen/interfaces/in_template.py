@@ -9,10 +9,12 @@ import numpy as np
 
 from ..dwi.gradients import GradientTable, even_subset
 from ..dwi.series import Scan
-from ..methods.base import Generated, LeftOut, Method, Request
+from ..methods.base import Generated, LeftOut, Method, Population, Request
 from ..methods.phydiff import DEFAULT_BVALUES, DEFAULT_DIRECTIONS, wanted_table
 from ..methods.phydiff_inputs import GRID_MM
 from .template_space import TemplateSpace
+
+DEFAULTS = {"adc": "packaged ADC atlas", "tracts": "none", "fibres": "embedded analytic bundles"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class TemplateFiles:
     adc: Path | None = None
     xtract: Path | None = None
     fibres: Path | None = None
+
+    def called(self, kind: str) -> str:
+        """Return what the record calls the adc, tracts or fibres that were used: no path, which may tell of people."""
+        path = {"adc": self.adc, "tracts": self.xtract, "fibres": self.fibres}[kind]
+        return DEFAULTS[kind] if path is None else path.name
 
 
 def generate_in_template(method: Method, scan: Scan, request: Request, files: TemplateFiles) -> Generated:
@@ -74,8 +81,12 @@ def generate_in_template(method: Method, scan: Scan, request: Request, files: Te
     wanted = wanted_table(scan, options.get("bvalues", DEFAULT_BVALUES), options.get("directions", DEFAULT_DIRECTIONS))
     hidden = _checked(scan.gradients, options.get("left_out", 0))
     table = space.table_on_template(_joined(wanted, scan.gradients[hidden]))
-    maps = population_on(space.shape, space.affine, files.adc or PACKAGED_ADC_ATLAS, files.xtract)
-    maps = replace(maps, anatomy=read_anatomy(files.fibres))
+    told = method.spec.population
+    maps, xtract = Population(), files.xtract if "tracts" in told else None
+    if "adc" in told:
+        maps = population_on(space.shape, space.affine, files.adc or PACKAGED_ADC_ATLAS, xtract)
+    if "fibres" in told:
+        maps = replace(maps, anatomy=read_anatomy(files.fibres))
     made = method.generate(None, there, replace(request, population=maps, options={"table": table}))
     mean = space.onto_scan(made.mean).clip(0) * scan.mask[..., None]
     std = None
@@ -85,8 +96,15 @@ def generate_in_template(method: Method, scan: Scan, request: Request, files: Te
     left_out = LeftOut(hidden, mean[..., len(wanted) :]) if len(hidden) else None
     mean = np.concatenate([np.asarray(scan.data, np.float32), mean[..., : len(wanted)]], axis=3)
     acquired = np.arange(mean.shape[3]) < len(scan.gradients)
+    record = made.record | {"Population": {kind: files.called(kind) for kind in told}}
     return replace(
-        made, mean=mean, std=std, gradients=_joined(scan.gradients, wanted), acquired=acquired, left_out=left_out
+        made,
+        record=record,
+        mean=mean,
+        std=std,
+        gradients=_joined(scan.gradients, wanted),
+        acquired=acquired,
+        left_out=left_out,
     )
 
 

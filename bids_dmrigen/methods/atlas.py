@@ -45,7 +45,7 @@ class AtlasPrediction:
         min_directions=0,
         good_directions=0,
         needs_weights=False,
-        in_template=True,
+        population=("fibres",),
         samplers={"fast": "none: a registered atlas", "paper": "none: a registered atlas"},
         sizes=("small",),
     )

@@ -45,9 +45,15 @@ class MethodSpec:
     # True: runs on the series as acquired, before interpolation makes the noise of neighbouring voxels alike; its
     # result then goes through the steps that the series itself goes through.
     on_acquired: bool = False
-    # True: knows brains by their place; works on a scan in the template's space, with `Request.population`.
-    in_template: bool = False
+    # Of "adc", "tracts" and "fibres", what it is told in `Request.population`: it knows brains by their place, and
+    # works on a scan in the template's space.
+    population: tuple[str, ...] = ()
     sizes: tuple[str, ...] = ("small", "paper")
+
+    @property
+    def in_template(self) -> bool:
+        """Whether it works in the template's space."""
+        return bool(self.population)
 
     @property
     def gives_series(self) -> bool:
@@ -72,7 +78,7 @@ class MethodSpec:
 
 @dataclass(frozen=True, eq=False)
 class Population:
-    """What is known of people in general, on the grid of a scan in the template's space.
+    """What is known of people in general, on the grid of a scan in the template's space; None where it is not told.
 
     Parameters
     ----------
@@ -81,13 +87,13 @@ class Population:
     bvals
         (K,) s/mm², rising.
     tracts
-        (X, Y, Z, 42) share of people in whom a voxel belongs to each of XTRACT's tracts, 0 to 1; or None.
+        (X, Y, Z, 42) share of people in whom a voxel belongs to each of XTRACT's tracts, 0 to 1.
     anatomy
-        Mean tissue and fibre directions, on a grid of their own in the template's world; or None.
+        Mean tissue and fibre directions, on a grid of their own in the template's world.
     """
 
-    adc: np.ndarray
-    bvals: np.ndarray
+    adc: np.ndarray | None = None
+    bvals: np.ndarray | None = None
     tracts: np.ndarray | None = None
     anatomy: Atlas | None = None
 

@@ -98,7 +98,7 @@ class PhyDiff:
         min_directions=0,
         good_directions=0,
         needs_weights=True,
-        in_template=True,
+        population=("adc", "tracts"),
         samplers={
             "paper": "ancestral, from the noised b0",
             "fast": "DPM-Solver++(2M)",
@@ -183,7 +183,7 @@ class PhyDiff:
             name = request.weights or f"phydiff-{request.size}"
             _, card = load_weights(net, name, "phydiff", request.size, request.weights_dir)
             weights = card.record()
-        if request.population is None:
+        if request.population is None or request.population.adc is None:
             raise ScanError(NO_POPULATION)
         if request.population.adc.shape[:3] != scan.mask.shape:
             raise ScanError(OTHER_GRID.format(found=request.population.adc.shape[:3], expected=scan.mask.shape))

@@ -312,6 +312,7 @@ def provenance_html(record: Mapping[str, Any], note: str = "") -> str:
         "Seed",
         "Samples",
         "Volumes",
+        "Population",
         "NoiseLevel",
         "TrustInCorrection",
         "Device",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 from nipype.pipeline import engine as pe
 
 from .plan import RunPlan
 
 UPSAMPLERS = ("qid2", "interp", "sh")  # methods that add directions, see --qid2-directions
 LEFT_OUT = 3  # acquired directions per shell that a method is tested on
+TEMPLATE_VOXELS = 1.3e6  # of the 2 mm grid over the template
 NETWORK_GB = {"small": 1.2, "paper": 3.0}
 
 
@@ -70,7 +74,7 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
             num_threads=threads,
         ),
         name=name or f"generate_{method}",
-        mem_gb=NETWORK_GB[settings.size] + 6 * plan.volume_gb,
+        mem_gb=NETWORK_GB[settings.size] + 6 * plan.volume_gb + _template_gb(plan, spec, options),
         n_procs=1 if gpu else threads,
     )
     if spec.in_template:
@@ -78,9 +82,29 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
         node.inputs.fibres = None if settings.fibre_dir is None else str(settings.fibre_dir)
         if settings.adc_atlas is not None:
             node.inputs.adc_atlas = str(settings.adc_atlas)
+        node.inputs.atlas_state = _state(settings.xtract_dir, settings.fibre_dir, settings.adc_atlas)
     if weights is not None:
         node.inputs.weights_sha256 = read_card(weights).sha256
     return node
+
+
+def _template_gb(plan: RunPlan, spec, options) -> float:
+    """Return what images made in the template's space take beside the series, GB: there, and on the scan's grid."""
+    if not spec.in_template:
+        return 0.0
+    wanted = options["directions"] if isinstance(options["directions"], int) else len(options["directions"])
+    volumes = wanted * len(options["bvalues"]) + LEFT_OUT * len(plan.gradients.shells())
+    kinds = 2 if plan.settings.n_samples > 1 else 1  # mean, and spread
+    voxels = TEMPLATE_VOXELS + plan.volume_gb * 1e9 / 4 / plan.shape[3]
+    return 2 * kinds * volumes * voxels * 4e-9  # what is made, and what it is put together to
+
+
+def _state(*paths: Path | None) -> str:
+    """Return a digest of the names, sizes and times of files, those in folders too."""
+    files = [file for path in paths if path for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
+    beside = [file.with_name(file.name.split(".")[0] + end) for file in files for end in (".json", "_labels.tsv")]
+    told = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in [*files, *beside] if f.is_file()]
+    return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 def directions(text: str) -> int | list[list[float]]:

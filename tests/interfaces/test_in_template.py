@@ -1,6 +1,7 @@
 """Methods in the template's space: what they see, and what comes back on the scan's grid."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ class Stripes:
     """b0 times how much a direction points to the template's front: what it makes tells how directions were turned."""
 
     def __init__(self):
-        self.seen = []
+        self.seen, self.spec = [], SimpleNamespace(population=("adc", "fibres"))
 
     def generate(self, net, scan, request):
         table = request.options["table"]
@@ -86,6 +87,7 @@ def test_the_b0_goes_there_and_the_images_come_back_beside_the_acquired_ones(sca
     ratio = (made.left_out.mean[inner] / scan.data[inner][:, :1]).mean(axis=0)
     np.testing.assert_allclose(ratio, own, atol=0.01)
     assert made.std is None
+    assert made.record["Population"] == {"adc": "packaged ADC atlas", "fibres": "embedded analytic bundles"}
 
 
 def test_images_are_as_bright_at_the_brains_rim_as_within(scan, files):
