@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ..diffusion.arrays import Prepared
 from ..diffusion.processes import VarianceExploding
 from ..dwi.gradients import even_directions, even_subset
+from ..dwi.noise import rician_mean
 from ..simulate.examples import People, numbers_from
 from ..simulate.imaging import Imaging, measure
 from .diffdti_inputs import LEAST, MOST, Known, fitted_maps, known_of, noise_levels
@@ -23,7 +24,7 @@ VOXEL_MM = (2.0, 5.0)  # smaller ones show how smooth the anatomies are, and a n
 IMAGING = Imaging(acquired=(0.75, 1.0), noise_alone=True)
 UNEVEN = 0.25  # how far directions stray from even ones
 SIGMA_ERROR = 0.1  # relative, beyond what a slice's reading of its noise varies
-TRUTH_DIRECTIONS = 12  # noise-free: their FA is within 1e-3 of that of 90
+TRUTH_DIRECTIONS = 12  # without random noise their FA is within 1e-3 of that of 90
 MEASURED_DIRECTIONS = 12  # at least, of a measured shell whose maps are to be made
 
 PROCESS = VarianceExploding()
@@ -54,7 +55,7 @@ class Acquisition(NamedTuple):
 
 
 def simulated(people: People, batch: int, generator: torch.Generator) -> Acquisition:
-    """Return slices of simulated people; the maps are those of even directions without noise, by least squares."""
+    """Return slices of simulated people; the maps are those of even directions' mean magnitudes, by least squares."""
     device = people.device
     uniform, normal = numbers_from(generator)
     n = LEAST + int(uniform(1) * (MOST - LEAST + 1))
