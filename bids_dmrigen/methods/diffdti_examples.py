@@ -70,7 +70,9 @@ def simulated(people: People, batch: int, generator: torch.Generator) -> Acquisi
     wanted = torch.cat([nothing, dense.expand(batch, -1, -1)], dim=1)
     noiseless = middle.signal(F.pad(bval[:, None].expand(-1, TRUTH_DIRECTIONS), (1, 0)), wanted)
     measured = measure(clean, torch.ones_like(bval), generator, IMAGING, noiseless[..., None])
-    truth = fitted_maps(measured.expected[..., 0], bval, dense)
+    # Of magnitudes, as many more directions of this scanner would show them, noise floor and all.
+    expected = rician_mean(measured.expected[..., 0], measured.sigma[:, None, None, None])
+    truth = fitted_maps(expected, bval, dense)
     return Acquisition(measured.signal[:, 0], measured.signal[:, 1:], bvecs, bval, measured.sigma, middle.mask(), truth)
 
 
