@@ -1,11 +1,12 @@
 """Diff-DTI against least squares: the paper's tables on simulated people, real scans, samplers, spread, cost, ablation.
 
-python benchmarks/diffdti.py [simulated] [real] [rotations] [scans] [samplers] [spread] [cost] [ablation]
+python benchmarks/diffdti.py [simulated] [real] [rotations] [scans] [share] [samplers] [spread] [cost] [ablation]
     [--data DATA] [--atlas ATLAS] [--weights NAME_OR_PATH] [--minutes M]
 
 simulated: people who were not trained on, b = 1000, SNR 20, six and three directions (Tables II and III of Zhang et
 al. 2024), against the noise-free signal's maps. real: a dense scan of 84 directions, six and three kept; rotations:
-five selections of them. scans: six of the acquired directions of other scans against all. samplers: the mean, the
+five selections of them. scans: six of the acquired directions of other scans against all. share: what of the network's
+correction is best taken, on four more scans. samplers: the mean, the
 fast one and the paper's. spread: what share of true values a 90 % interval of 16 samples holds. cost: six directions
 of the dense scan. ablation (Table IV): both variants trained anew for the same minutes; not part of the default.
 """
@@ -24,6 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 from scenes import REAL, dense_scan, held_out_scan, middle
+from scipy import ndimage
 
 from bids_dmrigen.cli.atlases import EMBEDDED, load_atlas
 from bids_dmrigen.diffusion.training import resolve_precision, train
@@ -32,13 +34,14 @@ from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.interfaces.brain import brain_mask, mean_dwi
 from bids_dmrigen.interfaces.io import read_scan
 from bids_dmrigen.methods.base import Request
-from bids_dmrigen.methods.diffdti import FAST_STEPS, NORMAL_90, DiffDTI
+from bids_dmrigen.methods.diffdti import FAST_STEPS, NORMAL_90, DiffDTI, trust
 from bids_dmrigen.qc import evaluation, metrics
 from bids_dmrigen.simulate.examples import People
 
 PEOPLE, SLICES, SNR = 2, 6, 20.0
 SAMPLES = 16
 SCANS = ("elition", "prisma", "sagittal")  # of data/bids: their first run each
+CHOOSING = ("uih", "ge15t", "slab", "thick")  # scans that settings are chosen on, and no figure reported for
 MAPS, KINDS = {"fa": "FA", "md": "MD", "dec": "colour"}, ("PSNR", "SSIM", "NMSE")
 TISSUES = ("white matter", "grey matter", "CSF")
 
@@ -108,16 +111,40 @@ def rotations(args) -> None:
         show([result], keep, f"{REAL}, {keep} directions of 84, five selections")
 
 
+def real_scan(args, subject: str):
+    """Return the path of a real scan's first run, and the scan without voxels that are 0 in some volume."""
+    path = sorted((args.data / f"bids/sub-{subject}").rglob("*_dwi.nii.gz"))[0]
+    stem = str(path).removesuffix(".nii.gz")
+    scan, _ = read_scan(path, f"{stem}.bval", f"{stem}.bvec", None, 50.0)
+    mask = brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan)) & (scan.data > 0).all(axis=3)
+    return path, Scan(scan.data, scan.affine, scan.gradients, mask)
+
+
 def scans(args) -> None:
     """Print the scores on other scans: six of their directions against all."""
     for subject in SCANS:
-        path = sorted((args.data / f"bids/sub-{subject}").rglob("*_dwi.nii.gz"))[0]
-        stem = str(path).removesuffix(".nii.gz")
-        scan, _ = read_scan(path, f"{stem}.bval", f"{stem}.bvec", None, 50.0)
-        mask = brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan)) & (scan.data > 0).all(axis=3)
-        scan = Scan(scan.data, scan.affine, scan.gradients, mask)
+        path, scan = real_scan(args, subject)
         n = int((~scan.gradients.is_b0).sum())
         show([evaluation.evaluate(scan, [6], arms(args))], 6, f"{path.name}, 6 directions of {n}")
+
+
+def share(args) -> None:
+    """Print FA, MD and colour PSNR on scans for choosing it, by the share of the network's correction that is taken."""
+    kinds, shares = ("fa", "md", "dec"), np.linspace(0, 1, 6)
+    print("\nPSNR by the share of the correction, " + " ".join(f"{s:.1f}" for s in shares))
+    for subject in CHOOSING:
+        path, scan = real_scan(args, subject)
+        for keep in (3, 6):
+            kept = evaluation.kept_volumes(scan.gradients, keep)
+            few = Scan(scan.data[..., kept], scan.affine, scan.gradients[kept], scan.mask)
+            nothing = DiffDTI().generate(DiffDTI().network("small"), few, Request()).named_maps()
+            made = DiffDTI().generate(args.net, few, Request(weights=args.weights)).named_maps()
+            reference = evaluation.summary_maps(scan)
+            inner = ndimage.binary_erosion(scan.mask, iterations=evaluation.EROSIONS)
+            for kind, taken in zip(kinds, trust(keep), strict=False):
+                maps = [nothing[kind] + s / taken * (made[kind] - nothing[kind]) for s in shares]
+                values = " ".join(f"{metrics.psnr(m, reference[kind], inner):6.2f}" for m in maps)
+                print(f"{subject:>8s}, {keep} directions, {kind:>4s}: {values}", flush=True)
 
 
 def samplers(args) -> None:
@@ -194,7 +221,7 @@ def ablation(args) -> None:
         show(results, 6, f"{'with' if fefm else 'without'} FEFM, {trained.steps} steps, {args.minutes:g} minutes")
 
 
-PARTS = {f.__name__: f for f in (simulated, real, rotations, scans, samplers, spread, cost, ablation)}
+PARTS = {f.__name__: f for f in (simulated, real, rotations, scans, share, samplers, spread, cost, ablation)}
 
 
 def main() -> None:
