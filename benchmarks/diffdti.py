@@ -6,9 +6,9 @@ python benchmarks/diffdti.py [simulated] [real] [rotations] [scans] [share] [sam
 simulated: people who were not trained on, b = 1000, SNR 20, six and three directions (Tables II and III of Zhang et
 al. 2024), against the noise-free signal's maps. real: a dense scan of 84 directions, six and three kept; rotations:
 five selections of them. scans: six of the acquired directions of other scans against all. share: what of the network's
-correction is best taken, on four more scans. samplers: the mean, the
-fast one and the paper's. spread: what share of true values a 90 % interval of 16 samples holds. cost: six directions
-of the dense scan. ablation (Table IV): both variants trained anew for the same minutes; not part of the default.
+correction is best taken, on four more scans. samplers: the mean, the fast one and the paper's. spread: what share of
+true values a 90 % interval of 16 samples holds. cost: six directions of the dense scan. ablation (Table IV): both
+variants trained anew for the same minutes; not part of the default.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def share(args) -> None:
     kinds, shares = ("fa", "md", "dec"), np.linspace(0, 1, 6)
     print("\nPSNR by the share of the correction, " + " ".join(f"{s:.1f}" for s in shares))
     for subject in CHOOSING:
-        path, scan = real_scan(args, subject)
+        _, scan = real_scan(args, subject)
         for keep in (3, 6):
             kept = evaluation.kept_volumes(scan.gradients, keep)
             few = Scan(scan.data[..., kept], scan.affine, scan.gradients[kept], scan.mask)

@@ -324,9 +324,9 @@ def draw(
 def trust(n: int) -> tuple[float, ...]:
     """Return the share (5,) of the network's correction that is taken from n directions.
 
-    Simulated people are smoother than real ones, so what is learnt from them corrects too much. Chosen on real scans that
-    no figure is reported for (docs/decisions.md): all of FA and colour where three directions leave much open, less where
-    six leave noise alone to be taken away; of MD little.
+    Simulated people are smoother than real ones, so what is learnt from them corrects too much. Chosen on real scans
+    that no figure is reported for (docs/decisions.md): all of FA and colour where three directions leave much open,
+    less where six leave noise alone to be taken away; of MD little.
     """
     fa = FA_TRUST[0] + (FA_TRUST[1] - FA_TRUST[0]) * (n - LEAST) / (MOST - LEAST)
     return (fa, MD_TRUST, fa, fa, fa)
