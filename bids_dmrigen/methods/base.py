@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..diffusion.training import Plan
+from ..diffusion.weights import default_name, load_weights
 from ..dwi.gradients import GradientTable
 from ..dwi.series import Scan, ScanError
 from ..simulate.atlas import Atlas
@@ -182,6 +183,48 @@ class Generated:
             named[name] = values[..., first : first + width] if width > 1 else values[..., first]
             first += width
         return named
+
+
+def with_weights(method: Trainable, net: torch.nn.Module | None, request: Request):
+    """Return a network, with stored weights where none is given, and what the record says of them.
+
+    Parameters
+    ----------
+    method
+        Whose network it is.
+    net
+        As given to `generate`.
+    request
+        Names size and weights; None for those named METHOD-SIZE.
+    """
+    if net is not None:
+        return net, {"Name": "given"}
+    net = method.network(request.size)
+    name = request.weights or default_name(method.spec.name, request.size)
+    _, card = load_weights(net, name, method.spec.name, request.size, request.weights_dir)
+    return net, card.record()
+
+
+def sampling_record(
+    spec: MethodSpec, request: Request, weights: dict[str, Any], steps: int, precision: str, seconds: float, **more: Any
+) -> dict[str, Any]:
+    """Return how a result was drawn, for `Generated.record`; `more` is the method's own.
+
+    `evaluations` among it is how often the network was asked, where that is not once a step.
+    """
+    evaluations = more.pop("evaluations", steps)
+    name = spec.sampler_name(request.sampler, request.n_samples, request.steps)
+    return {
+        "Size": request.size,
+        "Weights": weights,
+        "Sampler": {"Name": name, "Steps": steps, "NetworkEvaluations": evaluations},
+        "Seed": request.seed,
+        "Samples": request.n_samples,
+        **more,
+        "Device": str(request.device),
+        "Precision": precision,
+        "Seconds": round(seconds, 1),
+    }
 
 
 class Method(Protocol):

@@ -18,14 +18,13 @@ from ..diffusion.arrays import Prepared
 from ..diffusion.noise import NoiseSource
 from ..diffusion.samplers import dpm_solver_pp_2m, karras_times, predictor_corrector
 from ..diffusion.training import Plan, fixed_score, resolve_precision
-from ..diffusion.weights import load_weights
 from ..dwi.gradients import GradientTable, distinct, even_subset
 from ..dwi.noise import shell_sigma
 from ..dwi.series import Scan, ScanError
 from ..nets.fefm import FENSpec, FusedUNet
 from ..nets.unet import UNetSpec
 from ..simulate.examples import People, numbers_of_step
-from .base import Citation, Generated, MethodSpec, Request
+from .base import Citation, Generated, MethodSpec, Request, sampling_record, with_weights
 from .diffdti_examples import BVALS, PROCESS, Batch, examples
 from .diffdti_inputs import CHANNELS, IMAGES, LEAST, MAPS, MD_UNIT, MOST, NUMBERS, Known, known_of, noise_levels
 
@@ -169,12 +168,7 @@ class DiffDTI:
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Make the maps of a scan with `net`, or with stored weights where there is none."""
         begun = time.monotonic()
-        weights = {"Name": "given"}
-        if net is None:
-            net = self.network(request.size)
-            name = request.weights or f"diffdti-{request.size}"
-            _, card = load_weights(net, name, "diffdti", request.size, request.weights_dir)
-            weights = card.record()
+        net, weights = with_weights(self, net, request)
         net = net.to(request.device, memory_format=torch.channels_last).eval()
         warnings = self.spec.check(scan)
         bval, volumes, _ = choose_volumes(scan.gradients)
@@ -183,22 +177,12 @@ class DiffDTI:
         precision = resolve_precision(request.precision, request.device) if request.size == "small" else "fp32"
         maker = _Maker(net, scan, bval, volumes, request, steps, precision)
         mean, std, mismatch = maker.make()
-        record = {
-            "Size": request.size,
-            "Weights": weights,
-            "Sampler": {
-                "Name": self.spec.sampler_name(request.sampler, request.n_samples, request.steps),
-                "Steps": steps,
-                "NetworkEvaluations": steps if request.sampler == "fast" else 2 * steps,
-            },
-            "Seed": request.seed,
-            "Samples": request.n_samples,
-            "Volumes": {"b0": np.flatnonzero(scan.gradients.is_b0).tolist(), f"b={bval:.0f}": volumes.tolist()},
-            "NoiseLevel": [round(float(level), 4) for level in maker.noise],
-            "Device": str(request.device),
-            "Precision": precision,
-            "Seconds": round(time.monotonic() - begun, 1),
-        }
+        record = sampling_record(
+            self.spec, request, weights, steps, precision, time.monotonic() - begun,
+            evaluations=steps if request.sampler == "fast" else 2 * steps,
+            Volumes={"b0": np.flatnonzero(scan.gradients.is_b0).tolist(), f"b={bval:.0f}": volumes.tolist()},
+            NoiseLevel=[round(float(level), 4) for level in maker.noise],
+        )  # fmt: skip
         if std is not None:
             record["SpreadFactors"] = [round(float(factor), 3) for factor in net.spread]
         acquired = np.zeros(CHANNELS, bool)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from ..diffusion.noise import NoiseSource
 from ..diffusion.samplers import ancestral, dpm_solver_pp_2m, even_times
 from ..diffusion.training import Plan, fixed_score, resolve_precision
-from ..diffusion.weights import load_weights
 from ..dwi.gradients import GradientTable, even_directions
 from ..dwi.series import Scan, ScanError
 from ..nets.adapter import Adapter, tract_condition
@@ -29,7 +28,7 @@ from ..simulate.anatomy import deform
 from ..simulate.atlas import Atlas
 from ..simulate.examples import HELD_OUT, People, numbers_of_step
 from ..simulate.individual import ALIGNED
-from .base import Citation, Generated, MethodSpec, Request
+from .base import Citation, Generated, MethodSpec, Request, sampling_record, with_weights
 from .phydiff_examples import BVALS, Batch, Cohort, examples
 from .phydiff_inputs import IMAGES, PROCESS, Known, PopulationMaps, adc_for, known_of
 
@@ -177,12 +176,7 @@ class PhyDiff:
             Where the population's maps are missing or on another grid.
         """
         begun = time.monotonic()
-        weights = {"Name": "given"}
-        if net is None:
-            net = self.network(request.size)
-            name = request.weights or f"phydiff-{request.size}"
-            _, card = load_weights(net, name, "phydiff", request.size, request.weights_dir)
-            weights = card.record()
+        net, weights = with_weights(self, net, request)
         if request.population is None or request.population.adc is None:
             raise ScanError(NO_POPULATION)
         if request.population.adc.shape[:3] != scan.mask.shape:
@@ -195,21 +189,8 @@ class PhyDiff:
         bvals = sorted({round(b) for b in table.bvals if not BVALS[0] <= b <= BVALS[1]})
         warnings = [UNTRAINED_B.format(bvals=bvals, low=BVALS[0], high=BVALS[1])] if bvals else []
         warnings += [] if request.population.tracts is not None else [NO_TRACTS]
-        record = {
-            "Size": request.size,
-            "Weights": weights,
-            "Sampler": {
-                "Name": self.spec.sampler_name(request.sampler, request.n_samples, request.steps),
-                "Steps": steps,
-                "NetworkEvaluations": steps,
-            },
-            "Seed": request.seed,
-            "Samples": request.n_samples,
-            "Tracts": request.population.tracts is not None,
-            "Device": str(request.device),
-            "Precision": precision,
-            "Seconds": round(time.monotonic() - begun, 1),
-        }
+        seconds, told = time.monotonic() - begun, request.population.tracts is not None
+        record = sampling_record(self.spec, request, weights, steps, precision, seconds, Tracts=told)
         return Generated(mean, std, table, (), np.zeros(len(table), bool), record, {}, tuple(warnings))
 
 

@@ -20,13 +20,12 @@ from ..diffusion.arrays import Prepared
 from ..diffusion.noise import NoiseSource
 from ..diffusion.samplers import ancestral, dpm_solver_pp_2m, even_times
 from ..diffusion.training import Plan, fixed_score, resolve_precision
-from ..diffusion.weights import load_weights
 from ..dwi.noise import shell_sigma
 from ..dwi.series import Scan
 from ..nets.direction_unet import DirectionUNet
 from ..nets.unet import UNetSpec
 from ..simulate.examples import People, numbers_of_step
-from .base import Generated, MethodSpec, Request
+from .base import Generated, MethodSpec, Request, sampling_record, with_weights
 from .interpolation import HarmonicInterpolation, LinearInterpolation
 from .qid2_examples import BVALS, DIRECTIONS, PROCESS, Batch, examples
 from .qid2_inputs import EXTRA, REFERENCES, Known, known_of
@@ -107,13 +106,7 @@ class QID2:
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Fill every shell of the scan with `net`, or with stored weights where there is none."""
-        weights = {"Name": "given"}
-        if net is None:
-            net = self.network(request.size)
-            _, card = load_weights(
-                net, request.weights or f"qid2-{request.size}", "qid2", request.size, request.weights_dir
-            )
-            weights = card.record()
+        net, weights = with_weights(self, net, request)
         net = net.to(request.device, memory_format=torch.channels_last).eval()
 
         trust: dict[float, float] = {}
@@ -138,22 +131,11 @@ class QID2:
         for shell in shells:
             made.append(filler.fill(shell, first, trusted[shell.bval]))
             first += len(shell.wanted)
-        record = {
-            "Size": request.size,
-            "Weights": weights,
-            "Sampler": {
-                "Name": self.spec.sampler_name(request.sampler, request.n_samples, request.steps),
-                "Steps": steps,
-                "NetworkEvaluations": steps,
-            },
-            "Seed": request.seed,
-            "Samples": request.n_samples,
-            "TrustInCorrection": {f"b={bval:.0f}": round(value, 3) for bval, value in trusted.items()},
-            "NoiseLevel": {f"b={shell.bval:.0f}": round(shell_sigma(scan, shell.volumes), 4) for shell in shells},
-            "Device": str(request.device),
-            "Precision": precision,
-            "Seconds": round(time.monotonic() - begun, 1),
-        }
+        record = sampling_record(
+            self.spec, request, weights, steps, precision, time.monotonic() - begun,
+            TrustInCorrection={f"b={bval:.0f}": round(value, 3) for bval, value in trusted.items()},
+            NoiseLevel={f"b={shell.bval:.0f}": round(shell_sigma(scan, shell.volumes), 4) for shell in shells},
+        )  # fmt: skip
         return assemble(scan, shells, made, record, warnings=tuple(warnings))
 
 
