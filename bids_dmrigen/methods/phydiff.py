@@ -46,6 +46,7 @@ SIZES = {
 NO_POPULATION = "Phy-Diff needs the ADC atlas on the scan's grid, in the template's space; found none"
 OTHER_GRID = "the ADC atlas has shape {found}, the scan {expected}: both must share one grid"
 NO_TRACTS = "Phy-Diff was told of no tracts: give XTRACT with --xtract-dir"
+UNTRAINED_TRACTS = "Phy-Diff's weights were not trained with tracts: those of --xtract-dir change nothing"
 UNTRAINED_B = "b = {bvals} s/mm² lie outside what the weights were trained on, {low:.0f} to {high:.0f}"
 
 
@@ -188,8 +189,10 @@ class PhyDiff:
         mean, std = maker.make()
         bvals = sorted({round(b) for b in table.bvals if not BVALS[0] <= b <= BVALS[1]})
         warnings = [UNTRAINED_B.format(bvals=bvals, low=BVALS[0], high=BVALS[1])] if bvals else []
-        warnings += [] if request.population.tracts is not None else [NO_TRACTS]
-        seconds, told = time.monotonic() - begun, request.population.tracts is not None
+        told = request.population.tracts is not None and any(bool(out.weight.any()) for out in net.adapter.out)
+        if not told:
+            warnings.append(NO_TRACTS if request.population.tracts is None else UNTRAINED_TRACTS)
+        seconds = time.monotonic() - begun
         record = sampling_record(self.spec, request, weights, steps, precision, seconds, Tracts=told)
         return Generated(mean, std, table, (), np.zeros(len(table), bool), record, {}, tuple(warnings))
 

@@ -114,6 +114,17 @@ def test_untrained_it_makes_what_isotropic_diffusion_predicts():
     assert made.record["Tracts"] is False
 
 
+def test_tracts_that_change_nothing_are_not_said_to_be_used():
+    scan, table = scan_of(), wanted_table(scan_of(), (1000.0,), 1)
+    given = request_(population=population(tracts=True), options={"table": table})
+    untrained = PhyDiff().generate(PhyDiff().network("small"), scan, given)
+    assert untrained.record["Tracts"] is False
+    assert any("change nothing" in w for w in untrained.warnings)
+    trained = PhyDiff().generate(tiny(), scan, given)
+    assert trained.record["Tracts"] is True
+    assert not any("tracts" in w for w in trained.warnings)
+
+
 def test_direction_and_its_antipode_give_one_image_and_tracts_change_it():
     scan, net = scan_of(), tiny()
     bvecs = np.array([[1.0, 0, 0], [-1, 0, 0], [0, 0, 1]])
