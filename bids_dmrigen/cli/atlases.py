@@ -30,22 +30,14 @@ def load_atlas(source: str = EMBEDDED, resolution_mm: int = 2) -> Atlas:
     AtlasError
         Where there is no such atlas.
     """
-    from ..simulate.atlas import fibre_atlas, procedural_atlas
     from ..simulate.atlas_file import AtlasError, read_atlas
 
     if source.endswith(".safetensors"):
         return read_atlas(Path(source))
-
-    if source == EMBEDDED:
-        from ..interfaces.templates import embedded_mni
-
-        arrays, affine = embedded_mni(resolution_mm)
-        return procedural_atlas(**arrays, affine=affine)
     from ..dwi.series import ScanError
-    from ..interfaces.templates import read_fibre_atlas
+    from ..interfaces.templates import read_anatomy
 
     try:
-        arrays, affine = read_fibre_atlas(source)
+        return read_anatomy(None if source == EMBEDDED else source, resolution_mm)
     except ScanError as error:
         raise AtlasError(f"atlas {source}: {error}") from None
-    return fibre_atlas(**arrays, affine=affine)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from ..dwi.gradients import GradientTable, nearest_rotation
-from ..dwi.series import Scan
 
 MARGIN_MM, NODES_MM = 60.0, 20.0  # of the box in which a transform is read, beyond the images; its spacing
 MOST_MM, ROUND_MM = 2.0, 0.5  # edge of the template grid's voxels: at most, and a multiple of
@@ -99,11 +98,6 @@ class TemplateSpace:
     def onto_scan(self, volume: np.ndarray, order: int = 3) -> np.ndarray:
         """Return an image on the template's grid (U, V, W[, N]) on the scan's; 0 outside the template's box."""
         return _read(volume, self.to_template, self.affine, order)
-
-    def scan_on_template(self, scan: Scan) -> Scan:
-        """Return a series on the template's grid, its directions turned."""
-        mask = self.onto_template(scan.mask, order=1) > 0.5
-        return Scan(self.onto_template(scan.data), self.affine, self.table_on_template(scan.gradients), mask)
 
     def table_on_template(self, gradients: GradientTable) -> GradientTable:
         """Return a table of the scan as one of an image on the template's grid."""

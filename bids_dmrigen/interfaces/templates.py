@@ -92,12 +92,15 @@ def read_fibre_atlas(folder: str | Path) -> tuple[dict[str, np.ndarray], np.ndar
     return arrays, images[0][1].affine
 
 
-def read_anatomy(source: str | Path | None = None) -> Atlas:
-    """Return mean tissue and fibre directions: of a folder as `read_fibre_atlas` takes it, or the embedded ones."""
+def read_anatomy(source: str | Path | None = None, resolution_mm: int = 2) -> Atlas:
+    """Return mean tissue and fibre directions: of a folder as `read_fibre_atlas` takes it, or the embedded ones.
+
+    `resolution_mm` is that of the embedded ones.
+    """
     from ..simulate.atlas import fibre_atlas, procedural_atlas
 
     if source is None:
-        arrays, affine = embedded_mni()
+        arrays, affine = embedded_mni(resolution_mm)
         return procedural_atlas(**arrays, affine=affine)
     arrays, affine = read_fibre_atlas(source)
     return fibre_atlas(**arrays, affine=affine)

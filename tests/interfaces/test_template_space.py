@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
-from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.interfaces.template_space import TemplateSpace
 
 ants = pytest.importorskip("ants")
@@ -88,11 +87,7 @@ def test_directions_turn_with_the_head_and_come_back(space):
     np.testing.assert_allclose(back.bvecs, gradients.bvecs, atol=1e-6)
 
 
-def test_a_series_is_moved_with_its_table_and_mask(space):
-    gradients = GradientTable.from_world(np.r_[0.0, 900.0], np.array([[0.0, 0, 0], [1, 0, 0]]), AFFINE)
-    data = np.stack([100 * space.mask, 40 * space.mask], axis=-1).astype(np.float32)
-    moved = space.scan_on_template(Scan(data, AFFINE, gradients, space.mask))
-    assert moved.data.shape == (*space.shape, 2)
-    litres = moved.mask.sum() * 1.5**3, space.mask.sum() * abs(np.linalg.det(AFFINE[:3, :3]))
+def test_a_brain_has_there_the_volume_that_the_transform_gives_it(space):
+    mask = space.onto_template(space.mask, order=1) > 0.5
+    litres = mask.sum() * 1.5**3, space.mask.sum() * abs(np.linalg.det(AFFINE[:3, :3]))
     assert litres[0] == pytest.approx(litres[1] * np.linalg.det(MOTION[:3, :3]), rel=0.03)
-    assert moved.data[moved.mask][:, 0].mean() == pytest.approx(100, rel=0.05)
