@@ -25,7 +25,10 @@ DESCRIPTION = (
 )
 PEOPLE, HELD_OUT_PEOPLE = 100, 10
 REPORT_EVERY_S = 20.0
+SIMULATED = "simulated"
+FOR_PHYDIFF = "--adc-atlas and --xtract are for phydiff; leave them out"
 TRACTS_ALONE = "--xtract trains phydiff's adapter beside a trained network: give that with --init"
+TRACTS_WITH_SIMULATED = "--xtract goes with an ADC atlas from a file; leave --adc-atlas simulated out"
 NOT_ON_SCANS = "--data: {name} is trained on people in the template's space, and prepared scans are not; leave it out"
 NOT_TRAINABLE = "{name} has nothing to train beforehand: it needs no weights, or trains on each run itself"
 
@@ -51,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--xtract", type=Path, metavar="DIR_OR_FILE",
                         help="Phy-Diff: XTRACT's tracts, FSL's folder or a 4-D file with labels; trained is then the "
                         "adapter that tells of them, beside the network of --init, which stays as it is")  # fmt: skip
+    parser.add_argument("--adc-atlas", metavar="FILE",
+                        help="Phy-Diff: the ADC atlas that will be used with the weights, which `dmrigen prepare "
+                        f"--adc-atlas` wrote, or {SIMULATED}: that of people of --atlas (default: the packaged one)")  # fmt: skip
     parser.add_argument("--data", type=Path, metavar="FILE",
                         help="prepared scans to train on; with --people on both, in turn")  # fmt: skip
     parser.add_argument("--init", metavar="NAME_OR_PATH", help="weights to start from: fine-tuning")
@@ -96,7 +102,9 @@ def _train(args, device) -> Path | None:
         raise ValueError(NOT_TRAINABLE.format(name=args.method))
     if args.batch < 1 or (args.people is not None and args.people < 1) or (args.steps is not None and args.steps < 1):
         raise ValueError("--batch, --people and --steps: expected at least 1")
-    if args.xtract is not None and (not hasattr(method, "people") or args.init is None):
+    if (args.xtract, args.adc_atlas) != (None, None) and not hasattr(method, "people"):
+        raise ValueError(FOR_PHYDIFF)
+    if args.xtract is not None and args.init is None:
         raise ValueError(TRACTS_ALONE)
     net, start = method.network(args.size), {}
     if args.init is not None:  # before anything that takes long
@@ -147,22 +155,30 @@ def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:
         from .atlases import load_atlas
 
         atlas, n = load_atlas(args.atlas), args.people or PEOPLE
-        make, more = getattr(method, "people", People.from_atlas), _tracts(args, atlas)
+        make, more = People.from_atlas, {}
+        words |= {"atlas": args.atlas if args.atlas == EMBEDDED else Path(args.atlas).name, "people": n}
+        if hasattr(method, "people"):
+            make, more = method.people, {"population": _population(args, atlas)}
+            words |= {"adc_atlas": _adc_atlas_name(args)} | ({"tracts": args.xtract.name} if args.xtract else {})
         sources.append(make(atlas, n, device=device, **more))
         held_out.append(make(atlas, min(n, HELD_OUT_PEOPLE), held_out=True, device=device, **more))
-        words |= {"tracts": args.xtract.name} if more else {}
-        words |= {"atlas": args.atlas if args.atlas == EMBEDDED else Path(args.atlas).name, "people": n}
     kinds = ["prepared scans"] * (args.data is not None) + ["simulated people"] * ("people" in words)
     return sources, held_out, {"examples": " and ".join(kinds), **words}
 
 
-def _tracts(args, atlas) -> dict[str, Any]:
-    """Return the tracts that were asked for, on the atlas's grid, as an argument of the method's `people`."""
-    if args.xtract is None:
-        return {}
+def _population(args, atlas):
+    """Return what is known of people in general, on the atlas's grid; None where only their simulation tells."""
+    if args.adc_atlas == SIMULATED:
+        if args.xtract is not None:
+            raise ValueError(TRACTS_WITH_SIMULATED)
+        return None
     from ..interfaces.population import PACKAGED_ADC_ATLAS, population_on
 
-    return {"tracts": population_on(atlas.shape, atlas.affine, PACKAGED_ADC_ATLAS, args.xtract).tracts}
+    return population_on(atlas.shape, atlas.affine, args.adc_atlas or PACKAGED_ADC_ATLAS, args.xtract)
+
+
+def _adc_atlas_name(args) -> str:
+    return "packaged" if args.adc_atlas is None else Path(args.adc_atlas).name
 
 
 def _in_turn(makers: list[Callable[[int], Any]]) -> Callable[[int], Any]:

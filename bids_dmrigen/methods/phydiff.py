@@ -28,7 +28,7 @@ from ..simulate.anatomy import deform
 from ..simulate.atlas import Atlas
 from ..simulate.examples import HELD_OUT, People, numbers_of_step
 from ..simulate.individual import ALIGNED
-from .base import Citation, Generated, MethodSpec, Request, sampling_record, with_weights
+from .base import Citation, Generated, MethodSpec, Population, Request, sampling_record, with_weights
 from .phydiff_examples import BVALS, Batch, Cohort, examples
 from .phydiff_inputs import IMAGES, PROCESS, Known, PopulationMaps, adc_for, known_of
 
@@ -130,18 +130,22 @@ class PhyDiff:
         return Plan(steps=1_000_000 if size == "paper" else 200_000, **common)
 
     def people(
-        self, atlas: Atlas, n: int, held_out: bool = False, device: str | torch.device = "cpu", tracts=None
+        self,
+        atlas: Atlas,
+        n: int,
+        held_out: bool = False,
+        device: str | torch.device = "cpu",
+        population: Population | None = None,
     ) -> Cohort:
         """Return simulated people as registration leaves them in the template, and what is known of the population.
 
-        `tracts` (X, Y, Z, 42) are on the atlas's grid.
+        `population` is on the atlas's grid; without one the ADC atlas is that of `ADC_PEOPLE` such people.
         """
         first = HELD_OUT * held_out
         people = People((deform(atlas.to(device), seed, ALIGNED) for seed in range(first, first + n)), device=device)
-        adc = _population_adc(atlas).to(device)
-        if tracts is not None:
-            tracts = torch.from_numpy(tracts).permute(3, 0, 1, 2).contiguous().to(device)
-        return Cohort(people, PopulationMaps(adc, torch.tensor(DEFAULT_BVALUES, device=device), atlas.affine, tracts))
+        if population is None:
+            population = Population(_mean_adc(atlas), np.array(DEFAULT_BVALUES))
+        return Cohort(people, PopulationMaps.of(population, atlas.affine, device))
 
     def freeze(self, net: TractHDiT, source: Cohort) -> None:
         """Leave one part of the network as it is: the adapter without tracts, the backbone with them."""
@@ -322,9 +326,9 @@ def wanted_table(scan: Scan, bvalues, directions: int | np.ndarray) -> GradientT
 
 
 @cache
-def _population_adc(atlas: Atlas) -> Tensor:
-    """Return (K, X, Y, Z) mean ADC of an anatomy's people, mm²/s: the same for training and for what is held out."""
-    return torch.from_numpy(mean_adc(atlas, DEFAULT_BVALUES, ADC_PEOPLE)).permute(3, 0, 1, 2).contiguous()
+def _mean_adc(atlas: Atlas) -> np.ndarray:
+    """Return (X, Y, Z, K) mean ADC of an anatomy's people, mm²/s: the same for training and for what is held out."""
+    return mean_adc(atlas, DEFAULT_BVALUES, ADC_PEOPLE)
 
 
 def _makes_image(known: Known) -> bool:

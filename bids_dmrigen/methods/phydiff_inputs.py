@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..diffusion.processes import PhysicsGuided, VariancePreserving, linear, relative_attenuation
+from .base import Population
 
 GRID_MM = 2.0  # of the slices: cubes, axes those of the template's world
 COORDINATE_MM = 100.0  # unit of the place that the network is told
@@ -115,6 +116,17 @@ class PopulationMaps:
     bvals: Tensor
     affine: np.ndarray
     tracts: Tensor | None = None
+
+    @classmethod
+    def of(cls, population: Population, affine: np.ndarray, device: str | torch.device) -> PopulationMaps:
+        """Return a population's maps, which lie on the grid of this affine."""
+
+        def first(maps: np.ndarray) -> Tensor:  # (X, Y, Z, C) -> (C, X, Y, Z)
+            return torch.from_numpy(maps).permute(3, 0, 1, 2).contiguous().to(device)
+
+        tracts = None if population.tracts is None else first(population.tracts)
+        bvals = torch.as_tensor(population.bvals, dtype=torch.float32, device=device)
+        return cls(first(population.adc), bvals, affine, tracts)
 
     def adc_at(self, places: Tensor, bvals: Tensor) -> Tensor:
         """Return (B, 1, H, W) the ADC at places (B, 3, H, W), mm, for b-values (B,): linear in between, both ways."""

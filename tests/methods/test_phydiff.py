@@ -233,7 +233,8 @@ def test_training_moves_the_backbone_alone_without_tracts_and_the_adapter_alone_
     assert 0.5e-3 < cohort.maps.adc[0][atlas.brain].median() < 1.2e-3
     assert cohort.maps.adc[2][atlas.brain].mean() < cohort.maps.adc[0][atlas.brain].mean(), "kurtosis"
     tracts = np.random.default_rng(0).random((*atlas.shape, 42), dtype=np.float32)
-    for source in (cohort, method.people(atlas, 1, tracts=tracts)):
+    told = Population(np.full((*atlas.shape, 1), 1e-3, np.float32), np.array([1000.0]), tracts)
+    for source in (cohort, method.people(atlas, 1, population=told)):
         net = tiny()
         method.freeze(net, source)
         before = {name: p.clone() for name, p in net.named_parameters()}
