@@ -24,6 +24,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
+import torch
 from scenes import REAL, dense_scan, held_out_scan, middle
 from scipy import ndimage
 
@@ -34,7 +35,7 @@ from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.interfaces.brain import brain_mask, mean_dwi
 from bids_dmrigen.interfaces.io import read_scan
 from bids_dmrigen.methods.base import Request
-from bids_dmrigen.methods.diffdti import FAST_STEPS, NORMAL_90, DiffDTI, trust
+from bids_dmrigen.methods.diffdti import FAST_STEPS, NORMAL_90, TISSUES, DiffDTI, tissue, trust
 from bids_dmrigen.qc import evaluation, metrics
 from bids_dmrigen.simulate.examples import People
 
@@ -43,7 +44,6 @@ SAMPLES = 16
 SCANS = ("elition", "prisma", "sagittal")  # of data/bids: their first run each
 CHOOSING = ("uih", "ge15t", "slab", "thick")  # scans that settings are chosen on, and no figure reported for
 MAPS, KINDS = {"fa": "FA", "md": "MD", "dec": "colour"}, ("PSNR", "SSIM", "NMSE")
-TISSUES = ("white matter", "grey matter", "CSF")
 
 
 def arms(args, **settings) -> dict[str, evaluation.Arm]:
@@ -178,13 +178,12 @@ def spread(args) -> None:
             made = DiffDTI().generate(args.net, few, Request(weights=args.weights, n_samples=SAMPLES))
             truth = evaluation.summary_maps(Scan(clean, scan.affine, scan.gradients, scan.mask))
             fa, md = truth["fa"], truth["md"]
-            # By the truth's own maps: free water diffuses fast, white matter is anisotropic.
-            tissue = np.where(md > 1.5e-3, 2, np.where(fa > 0.25, 0, 1))
+            own = tissue(torch.from_numpy(fa), torch.from_numpy(md)).numpy()  # by the truth's maps
             for name, std in made.named_maps(made.std).items():
                 error = np.abs(truth[name] - made.named_maps()[name])
                 within = (error <= NORMAL_90 * std)[scan.mask].reshape(scan.mask.sum(), -1).mean(axis=1)
                 for k in range(3):
-                    inside.setdefault((keep, name, TISSUES[k]), []).append(within[tissue[scan.mask] == k])
+                    inside.setdefault((keep, name, TISSUES[k]), []).append(within[own[scan.mask] == k])
                 inside.setdefault((keep, name, "all"), []).append(within)
         print(f"person {seed + 1} of {PEOPLE}", flush=True)
     print(f"\nshare of true values in the 90 % interval of {SAMPLES} samples, simulated, SNR {SNR:g}")

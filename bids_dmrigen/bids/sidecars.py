@@ -32,8 +32,8 @@ DESCRIPTIONS = {
     "confounds": "Head motion per volume",
     "generated": "Diffusion-weighted series made by {title}",
     "spread": "Voxel-wise standard deviation of the samples of {title}",
-    "map_spread": "Voxel-wise standard deviation of the samples of {title}, times the factor stored with its weights: "
-    "{param}",
+    "map_spread": "Voxel-wise standard deviation of the samples of {title}, times the factors stored with its weights "
+    "(SpreadFactors): {param}",
     "to_t1w": "Rigid transform, preprocessed series to T1w",
     "from_t1w": "Rigid transform, T1w to preprocessed series",
     "to_template": "Composite transform, preprocessed series to {template}",

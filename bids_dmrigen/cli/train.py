@@ -55,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="Phy-Diff: XTRACT's tracts, FSL's folder or a 4-D file with labels; trained is then the "
                         "adapter that tells of them, beside the network of --init, which stays as it is")  # fmt: skip
     parser.add_argument("--adc-atlas", metavar="FILE",
-                        help="Phy-Diff: the ADC atlas that will be used with the weights, which `dmrigen prepare "
-                        f"--adc-atlas` wrote, or {SIMULATED}: that of people of --atlas (default: packaged)")  # fmt: skip
+                        help="Phy-Diff: the ADC atlas that its weights will be used with, which `dmrigen prepare "
+                        f"--adc-atlas` wrote, or {SIMULATED}: of people of --atlas (default: packaged)")  # fmt: skip
     parser.add_argument("--data", type=Path, metavar="FILE",
                         help="prepared scans to train on; with --people on both, in turn")  # fmt: skip
     parser.add_argument("--init", metavar="NAME_OR_PATH", help="weights to start from: fine-tuning")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,9 @@ MEAN_STEPS, FAST_STEPS, PAPER_STEPS = 1, 24, 1000  # the paper's evaluate twice
 CORRECTOR_SNR = 0.075
 SLICES_AT_ONCE = 8
 CALIBRATION_BATCH, CALIBRATION_SAMPLES = 16, 16
+FEWEST_VOXELS = 200  # for a tissue to have factors of its own
+TISSUES = ("white matter", "grey matter", "CSF")  # by the maps
+WHITE_FA, FLUID_MD = 0.25, 1.5e-3  # above which it is white matter, and (mm²/s) fluid
 NORMAL_90 = 1.645  # half a 90 % interval of a normal distribution, standard deviations
 FA_TRUST = (1.0, 0.5)  # in the network's correction of FA and colour, from three and from six directions
 MD_TRUST = 0.2
@@ -102,7 +106,10 @@ class DiffDTI:
         """Return an untrained network, always the same; without FEFM it is the paper's ablation."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return FusedUNet(SIZES[size], FEN[size] if fefm else None, NUMBERS if size == "small" else 0)
+            net = FusedUNet(SIZES[size], FEN[size] if fefm else None, NUMBERS if size == "small" else 0)
+        # By how much samples' standard deviations are multiplied to be errors; see `calibrate`.
+        net.register_buffer("spread", torch.ones(MOST - LEAST + 1, len(TISSUES), CHANNELS))
+        return net
 
     def configuration(self, size: str) -> dict[str, Any]:
         """Return what the network of this size is built from and trained within."""
@@ -143,13 +150,19 @@ class DiffDTI:
         """Set the factors of the samples' spread so that a 90 % interval holds 90 % of the true values.
 
         The interval is the mean of `CALIBRATION_SAMPLES` samples plus and minus 1.645 of their standard deviations, the
-        factor included; of people who were not trained on.
+        factor included; of people who were not trained on. Every number of directions and every tissue (as the mean
+        shows it) has factors of its own, from so many `batches` of each number of directions.
         """
         make, times = self.examples(source, size, CALIBRATION_BATCH, seed + 1), _times("fast", FAST_STEPS)
         net.eval()
-        ratios = []
-        for index in range(batches):
+        found: dict[int, list[tuple[Tensor, Tensor]]] = {n: [] for n in range(LEAST, MOST + 1)}
+        for index in count():
+            if all(len(own) == batches for own in found.values()):
+                break
             batch = make(index)
+            own = found[batch.known.bvecs.shape[1]]
+            if len(own) == batches:
+                continue
             addresses = [(index, k, 0) for k in range(CALIBRATION_BATCH)]
             samples = []
             for sample in range(CALIBRATION_SAMPLES):
@@ -157,11 +170,15 @@ class DiffDTI:
                     seed, "calibrate", str(sample), "diffdti", addresses, batch.x0.shape[1:], source.device
                 )
                 samples.append(consistent(draw(net, batch.known, "fast", times, noise, "fp32"))[0])
-            samples = torch.stack(samples)
-            truth = batch.known.centre + batch.known.scale * batch.x0
-            ratio = (truth - samples.mean(dim=0)).abs() / samples.std(dim=0).clamp_min(1e-6)
-            ratios.append(ratio.movedim(1, 3)[batch.weight[:, 0] > 0])
-        net.spread.copy_(torch.cat(ratios).float().quantile(0.9, dim=0) / NORMAL_90)
+            samples, mean = torch.stack(samples), torch.stack(samples).mean(dim=0)
+            truth, inside = batch.known.centre + batch.known.scale * batch.x0, batch.weight[:, 0] > 0
+            ratio = (truth - mean).abs() / samples.std(dim=0).clamp_min(1e-6)
+            own.append((ratio.movedim(1, 3)[inside], tissue(mean[:, 0], mean[:, 1] * MD_UNIT)[inside]))
+        for n, own in found.items():
+            ratios, tissues = (torch.cat(parts) for parts in zip(*own, strict=True))
+            for k in range(len(TISSUES)):
+                chosen = ratios[tissues == k] if (tissues == k).sum() >= FEWEST_VOXELS else ratios
+                net.spread[n - LEAST, k] = chosen.float().quantile(0.9, dim=0) / NORMAL_90
 
     # -- generation
 
@@ -184,7 +201,10 @@ class DiffDTI:
             NoiseLevel=[round(float(level), 4) for level in maker.noise],
         )  # fmt: skip
         if std is not None:
-            record["SpreadFactors"] = [round(float(factor), 3) for factor in net.spread]
+            own = net.spread[len(volumes) - LEAST].tolist()
+            record["SpreadFactors"] = {
+                name: [round(f, 3) for f in factors] for name, factors in zip(TISSUES, own, strict=True)
+            }
         acquired = np.zeros(CHANNELS, bool)
         return Generated(mean, std, None, MAPS, acquired, record, {"colour_mismatch": mismatch}, tuple(warnings))
 
@@ -208,6 +228,7 @@ class _Maker:
         scan, request = self.scan, self.request
         mean = np.zeros((*scan.mask.shape, CHANNELS), np.float32)
         std = np.zeros_like(mean) if request.n_samples > 1 else None
+        factor_of = self.net.spread[len(self.volumes) - LEAST].cpu()  # (tissues, 5)
         mismatch, voxels, done = 0.0, 0, 0
         for part in np.split(self.slices, range(SLICES_AT_ONCE, len(self.slices), SLICES_AT_ONCE)):
             known = self._known(part)
@@ -219,9 +240,11 @@ class _Maker:
                 mismatch += float((difference * inside[:, 0]).sum())
                 voxels += int(inside.sum())
             samples = torch.stack(samples).permute(0, 3, 4, 1, 2)  # (samples, h, w, slices, 5)
-            mean[self.box][:, :, part] = samples.mean(dim=0).numpy()
+            found = samples.mean(dim=0)
+            mean[self.box][:, :, part] = found.numpy()
             if std is not None:
-                std[self.box][:, :, part] = (samples.std(dim=0) * self.net.spread.cpu()).numpy()
+                factors = factor_of[tissue(found[..., 0], found[..., 1] * MD_UNIT)]
+                std[self.box][:, :, part] = (samples.std(dim=0) * factors).numpy()
             done += len(part)
             if request.progress is not None:
                 request.progress("slices", done, len(self.slices))
@@ -356,6 +379,11 @@ def best_conditioned(bvecs: np.ndarray, n: int) -> np.ndarray:
         if conditions.min() >= best * (1 - 1e-9):
             return np.array(chosen)
         best, chosen = conditions.min(), tried[int(conditions.argmin())]
+
+
+def tissue(fa: Tensor, md: Tensor) -> Tensor:
+    """Return indices into `TISSUES`: fluid diffuses fast, white matter is anisotropic; MD in mm²/s."""
+    return torch.where(md > FLUID_MD, 2, torch.where(fa > WHITE_FA, 0, 1))
 
 
 def consistent(maps: Tensor) -> tuple[Tensor, Tensor]:

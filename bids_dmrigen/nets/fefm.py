@@ -126,8 +126,6 @@ class FusedUNet(UNet):
     def __init__(self, spec: UNetSpec, fen: FENSpec | None, told: int):
         super().__init__(spec)
         self.fen = None if fen is None else FeatureNet(fen)
-        # By how much samples' standard deviations are multiplied to be errors: found after the training.
-        self.register_buffer("spread", torch.ones(spec.out_channels))
         self.numbers = None
         if told:
             self.numbers = nn.Sequential(nn.Linear(told, spec.base), nn.SiLU(), nn.Linear(spec.base, spec.base))

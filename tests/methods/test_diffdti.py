@@ -283,7 +283,7 @@ def test_the_spread_is_scaled_to_hold_nine_in_ten(people):
     class Guess(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.register_buffer("spread", torch.ones(5))
+            self.register_buffer("spread", torch.ones(4, 3, 5))
 
     def pretend(net, known, sampler, times, noise, precision):
         error = torch.randn(known.centre.shape, generator=torch.Generator().manual_seed(len(known.centre)))
@@ -309,7 +309,8 @@ def test_the_spread_is_scaled_to_hold_nine_in_ten(people):
     # A mean of 16 samples of standard deviation s lies off by (0.02² + s²/16)^(1/2), in units of a standard deviation
     # from 16 samples: Student's distribution of 15 degrees of freedom, whose quantile is 1.753.
     expected = 1.753 / 1.645 * (0.02**2 + 0.005**2 / 16) ** 0.5 / 0.005
-    assert float(net.spread[1]) == pytest.approx(expected, rel=0.03)
+    assert net.spread.flatten().tolist() == pytest.approx([expected] * 60, rel=0.1)
+    assert net.spread[:, :, 1].mean().item() == pytest.approx(expected, rel=0.03)
 
 
 def test_measured_scans_give_few_of_their_directions_and_the_maps_of_all(tmp_path):
