@@ -1,14 +1,15 @@
 """Phy-Diff against the registered atlas: simulated people, real scans, there and back, samplers, cost.
 
-python benchmarks/phydiff.py [roundtrip] [simulated] [real] [samplers] [cost]
-    [--data DATA] [--atlas ATLAS] [--weights NAME_OR_PATH] [--xtract DIR_OR_FILE] [--fibres DIR]
+python benchmarks/phydiff.py [roundtrip] [simulated] [real] [samplers] [cost] [ablation]
+    [--data DATA] [--atlas ATLAS] [--weights NAME_OR_PATH] [--xtract DIR_OR_FILE] [--fibres DIR] [--minutes M]
 
 roundtrip: a scan to the template's grid and back, for a dense scan and a whole brain. simulated: people who were not
 trained on, as registration leaves them in the template; b = 1000, 2000 and 3000 and any, against the noise-free images:
 absolute PSNR and SSIM in the mask, and those of the paper (every slice of both images brought to 0 ... 1 before).
 real: the acquired directions of two scans from the b0 alone, and how well the colour FA of the generated shell agrees
-with the acquired one's. samplers: fast against 800 ancestral steps. cost: 30 directions of the dense scan. The arms are
-the atlas of `--fibres` (default: analytic bundles) and, where there are weights, Phy-Diff.
+with the acquired one's. samplers: fast against 800 ancestral steps. cost: 30 directions of the dense scan. ablation:
+the paper's Tables 1 and 2 on simulated people, every variant trained anew for the same minutes; not part of the
+default. The arms are the atlas of `--fibres` (default: analytic bundles) and, where there are weights, Phy-Diff.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import os
 import resource
 import tempfile
 import time
-from dataclasses import replace
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 # Threads that wait by spinning starve each other as soon as anything else runs on the machine.
@@ -29,6 +31,7 @@ from scenes import REAL, dense_scan
 from scipy import ndimage
 
 from bids_dmrigen.cli.atlases import EMBEDDED, load_atlas
+from bids_dmrigen.diffusion.training import resolve_precision, train
 from bids_dmrigen.diffusion.weights import WeightsError
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
@@ -40,6 +43,7 @@ from bids_dmrigen.interfaces.population import PACKAGED_ADC_ATLAS, population_on
 from bids_dmrigen.interfaces.template_space import TemplateSpace
 from bids_dmrigen.methods import load
 from bids_dmrigen.methods.base import Request
+from bids_dmrigen.methods.phydiff import FAST_STEPS
 from bids_dmrigen.qc import evaluation, metrics
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.examples import HELD_OUT
@@ -48,6 +52,7 @@ from bids_dmrigen.simulate.scanner import acquire
 from bids_dmrigen.simulate.signal import Tissue
 
 PEOPLE, SLICES, SNR, DIRECTIONS = 2, 8, 25.0, 6
+TRAINED_ON = 20  # people, of the ablation
 SHELLS = (1000.0, 2000.0, 3000.0)
 GRID = np.diag([2.0, 2, 2, 1])
 GRID[:3, 3] = [-80, -112, -4]
@@ -80,8 +85,23 @@ def in_papers_metric(estimate: np.ndarray, truth: np.ndarray) -> tuple[float, fl
     return float(psnr), metrics.ssim(e, t, everywhere, value_range=1.0, slice_axis=2)
 
 
+@dataclass(frozen=True)
+class Arm:
+    """A method, its trained network (None: stored weights), whether it is told of tracts, and how it samples."""
+
+    method: object
+    net: object = None
+    tracts: bool = True
+    settings: dict = field(default_factory=dict)
+
+
 def simulated(args) -> None:
-    """Print the paper's Table 1 on simulated people, in its metric and in the absolute one."""
+    """Print the scores of every arm on simulated people, in the paper's metric and in the absolute one."""
+    show_simulated(args, {name: Arm(method) for name, method in arms(args).items()})
+
+
+def show_simulated(args, chosen: dict[str, Arm]) -> None:
+    """Print the scores of these arms."""
     atlas, shape = load_atlas(args.atlas), (80, 96, SLICES)
     maps = population_on(shape, GRID, args.adc or PACKAGED_ADC_ATLAS, args.xtract)
     maps = replace(maps, anatomy=atlas)
@@ -95,19 +115,50 @@ def simulated(args) -> None:
         whole = GradientTable.from_world(np.r_[0.0, bvals], np.concatenate([np.zeros((1, 3)), world]), GRID)
         made = acquire(person, whole, GRID, shape, SNR, seed, tissue=Tissue.random(HELD_OUT + seed))
         b0 = Scan(made.scan.data[..., :1], GRID, made.scan.gradients[:1], made.scan.mask)
-        for name, method in arms(args).items():
-            request = Request(weights=args.weights, population=maps, options={"table": table})
-            result = method.generate(None, b0, request).mean
+        for name, arm in chosen.items():
+            told = maps if arm.tracts else replace(maps, tracts=None)
+            request = Request(weights=args.weights, population=told, options={"table": table}, **arm.settings)
+            result = arm.method.generate(arm.net, b0, request).mean
             for k, b in enumerate(("1000", "2000", "3000", "any")):
                 for v in range(k * DIRECTIONS, (k + 1) * DIRECTIONS):
                     truth = made.clean[..., 1 + v] * b0.mask
                     own = metrics.psnr(result[..., v], truth, b0.mask), metrics.ssim(result[..., v], truth, b0.mask)
                     rows.setdefault((name, b), []).append([*own, *in_papers_metric(result[..., v], truth)])
     print(f"\nsimulated, b0 of SNR {SNR:g}, {PEOPLE} people, {SLICES} slices, {DIRECTIONS} directions each")
-    print(f"{'arm':>10s}{'b':>6s}{'PSNR':>9s}{'SSIM':>9s}{'PSNR, paper':>13s}{'SSIM, paper':>13s}")
+    print(f"{'arm':>30s}{'b':>6s}{'PSNR':>9s}{'SSIM':>9s}{'PSNR, paper':>13s}{'SSIM, paper':>13s}")
     for (name, b), values in rows.items():
         psnr, ssim, paper_psnr, paper_ssim = np.mean(values, axis=0)
-        print(f"{name:>10s}{b:>6s}{psnr:9.2f}{ssim:9.4f}{paper_psnr:13.2f}{paper_ssim:13.4f}", flush=True)
+        print(f"{name:>30s}{b:>6s}{psnr:9.2f}{ssim:9.4f}{paper_psnr:13.2f}{paper_ssim:13.4f}", flush=True)
+
+
+def ablation(args) -> None:
+    """Train every variant for the same minutes and print the paper's Tables 1 and 2: the mean, and one draw."""
+    method, atlas = load("phydiff"), load_atlas(args.atlas)
+
+    def trained(net, tracts):
+        told = population_on(atlas.shape, atlas.affine, args.adc or PACKAGED_ADC_ATLAS, tracts)
+        source = method.people(atlas, TRAINED_ON, population=told)
+        held_out = method.people(atlas, 4, held_out=True, population=told)
+        method.freeze(net, source)
+        minutes = args.minutes / 3 if tracts else args.minutes
+        plan = replace(method.plan("small"), minutes=minutes, precision=resolve_precision("auto", source.device))
+        make, score = method.examples(source, "small", 32, 0), method.held_out(held_out, "small", 0)
+        done = train(net, make, method.loss, score, plan)
+        print(f"{done.steps} steps, held-out loss {done.held_out_loss:.4f}", flush=True)
+        return net.eval()
+
+    nets = {
+        "without physics (DDPM-HDiT)": trained(method.network("small", physics=False), None),
+        "without the query mapping": trained(method.network("small", query_mapping=False), None),
+        "without XTRACT": trained(method.network("small"), None),
+    }
+    if args.xtract:
+        nets["Phy-Diff"] = trained(deepcopy(nets["without XTRACT"]), args.xtract)
+    chosen = {"atlas": Arm(load("atlas"))}
+    for name, net in nets.items():
+        chosen[f"{name}, mean"] = Arm(method, net, name == "Phy-Diff")
+        chosen[f"{name}, draw"] = Arm(method, net, name == "Phy-Diff", {"steps": FAST_STEPS})
+    show_simulated(args, chosen)
 
 
 def scan_of(args, subject: str) -> Scan:
@@ -215,24 +266,25 @@ def cost(args) -> None:
         print(f"{name}: 30 directions in {time.perf_counter() - begun:.0f} s, peak memory {peak:.2f} GB", flush=True)
 
 
-PARTS = {f.__name__: f for f in (roundtrip, simulated, real, samplers, cost)}
+PARTS = {f.__name__: f for f in (roundtrip, simulated, real, samplers, cost, ablation)}
 
 
 def main() -> None:
     """Run the parts that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all but ablation")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--atlas", default=EMBEDDED, help="of the simulated people (default: the embedded one)")
     parser.add_argument("--weights", help="default: phydiff-small")
     parser.add_argument("--adc", type=Path, help="ADC atlas (default: the packaged one)")
     parser.add_argument("--xtract", type=Path, help="tracts (default: none)")
     parser.add_argument("--fibres", type=Path, help="fibre atlas of the real scans' arm (default: analytic bundles)")
+    parser.add_argument("--minutes", type=float, default=10, help="of each training of the ablation (default: 10)")
     parser.add_argument("--work", type=Path, help="folder that keeps registrations (default: a temporary one)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         args.work = args.work or Path(folder)
-        for part in args.parts or PARTS:
+        for part in args.parts or [name for name in PARTS if name != "ablation"]:
             PARTS[part](args)
 
 

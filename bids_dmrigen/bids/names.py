@@ -41,6 +41,11 @@ DWI = {
     "spread_bvec": "desc-{method}std_dwi.bvec",
     "map": "model-tensor_param-{param}_desc-{source}_dwimap.nii.gz",
     "map_spread": "model-tensor_param-{param}_desc-{method}std_dwimap.nii.gz",
+    "template_mask": "space-{template}_desc-brain_mask.nii.gz",
+    "template_map": "space-{template}_model-tensor_param-{param}_desc-{source}_dwimap.nii.gz",
+    "template_generated": "space-{template}_desc-{method}_dwi.nii.gz",
+    "template_generated_bval": "space-{template}_desc-{method}_dwi.bval",
+    "template_generated_bvec": "space-{template}_desc-{method}_dwi.bvec",
     "metrics": "desc-quality_metrics.json",
 }
 FIGURE = "desc-{figure}_dwi.{extension}"
@@ -52,6 +57,8 @@ TENSOR_MAPS = {  # parameter -> what a reader calls it
     "dec": "colour FA",
     "tensor": "tensor",
 }
+
+SCALAR_MAPS = ("fa", "md", "ad", "rd")  # that may be resampled as they are
 
 # What the BIDS schema does not know yet; no trailing slashes, or the validator ignores the line.
 BIDSIGNORE = (

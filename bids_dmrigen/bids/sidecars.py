@@ -34,6 +34,9 @@ DESCRIPTIONS = {
     "spread": "Voxel-wise standard deviation of the samples of {title}",
     "map_spread": "Voxel-wise standard deviation of the samples of {title}, times the factors stored with its weights "
     "(SpreadFactors): {param}",
+    "template_mask": "Brain mask on a 2 mm grid over {template}",
+    "template_generated": "Mean b0 and the volumes made by {title} where they were made, on a 2 mm grid over "
+    "{template}",
     "to_t1w": "Rigid transform, preprocessed series to T1w",
     "from_t1w": "Rigid transform, T1w to preprocessed series",
     "to_template": "Composite transform, preprocessed series to {template}",
@@ -103,7 +106,7 @@ def image_sidecar(key: str, sources: Sequence[str], **fields: str) -> dict[str, 
     """Return the sidecar of an output from the table of names; empty where the file gets none."""
     if key.endswith(("_bval", "_bvec")):
         return {}
-    if key == "map":
+    if key in ("map", "template_map"):
         return _map_sidecar(sources, **fields)
     sidecar: dict[str, Any] = {
         "Description": DESCRIPTIONS[key].format(**fields),
@@ -111,25 +114,34 @@ def image_sidecar(key: str, sources: Sequence[str], **fields: str) -> dict[str, 
     }
     if key == "confounds":
         return {**sidecar, **CONFOUNDS}
-    if key == "mask":
+    if key in ("mask", "template_mask"):
         sidecar["Type"] = "Brain"
-    if key in ("preproc", "dwiref", "generated", "spread"):
+    if key in ("preproc", "dwiref", "generated", "template_generated", "spread"):
         sidecar |= {"SkullStripped": False, "Units": "arbitrary"}
     if key == "map_spread":
         sidecar |= {"SkullStripped": True, "Units": MAPS[fields["param"]][1]}
     return sidecar
 
 
-def _map_sidecar(sources: Sequence[str], *, param: str, source: str, title: str = "") -> dict[str, Any]:
-    """Return the sidecar of a map: made by the method of this title, without one a fit to the source's series."""
+def _map_sidecar(
+    sources: Sequence[str], *, param: str, source: str, title: str = "", fitted: str = "", template: str = ""
+) -> dict[str, Any]:
+    """Return the sidecar of a map: made by the method of this title, without one a fit to the source's series.
+
+    `fitted` is the b-value, s/mm², of the one generated shell that the fit is to, where it is not to all volumes;
+    `template` is the one onto which the map was resampled.
+    """
     description, units = MAPS[param]
     model: dict[str, Any] = {"Description": "Diffusion tensor", "URL": TENSOR_URL}
     if title:
         origin = f"made by {title} from b0 and the directions that GenerativeModel names under Volumes"
         model["Description"] += "; its maps were generated, no tensor was fitted"
     else:
-        origin = f"from the {source} series"
+        origin = f"from the {source} series" + f": its b0s and the volumes generated at b = {fitted} s/mm²" * bool(
+            fitted
+        )
         model["Parameters"] = {"FitMethod": "wls"}
+    origin += f"; resampled onto a 2 mm grid over {template}" * bool(template)
     sidecar: dict[str, Any] = {
         "Description": f"{description}, {origin}",
         "Sources": list(sources),

@@ -291,8 +291,10 @@ def _run_metrics(run: RunData) -> dict[str, float]:
         if raw is not None:
             values["dropout_fraction"] = iqm.dropout_fraction(*iqm.slice_scores(raw.data, raw.gradients, raw.mask))
     if run.has("confounds"):
-        displacement = run.confounds[1:, 6]
-        values |= {"mean_fd": float(np.nanmean(displacement)), "max_fd": float(np.nanmax(displacement))}
+        displacement = run.confounds[:, 6]
+        displacement = displacement[np.isfinite(displacement)]  # the first volume has none
+        if displacement.size:
+            values |= {"mean_fd": float(displacement.mean()), "max_fd": float(displacement.max())}
     if run.has("mask_in_template", "template_mask"):
         values["registration_dice"] = dice(run.volume("mask_in_template") > 0.5, run.volume("template_mask") > 0.5)
     for when in ("before", "after"):

@@ -52,6 +52,7 @@ class _GenerateInput(SeriesInputSpec):
     fibres = traits.Either(None, traits.Directory(exists=True), usedefault=True, desc="atlas with fibre directions")
     atlas_state = traits.Str(desc="of the files in those folders: Nipype computes anew where it is another")
     options = traits.Dict(usedefault=True, desc="the method's own options")
+    also_in_template = traits.Bool(False, usedefault=True, desc="write the series in the template's space too")
     deterministic = traits.Bool(False, usedefault=True, desc="the same bits every time, where the device can")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="occupies a GPU (read by Nipype)")
 
@@ -63,6 +64,9 @@ class _GenerateOutput(TraitedSpec):
     out_bvec = File(desc="directions of the generated series")
     out_sidecar = File(desc="JSON: how it was made")
     out_left_out = File(desc=".npz: volumes (K,) and what was made of them unseen (X, Y, Z, K); K may be 0")
+    out_template_file = File(desc="b0 and generated volumes in the template's space, on its standard grid")
+    out_template_bval = File(desc="their b-values")
+    out_template_bvec = File(desc="their directions")
     out_fa = File(desc="fractional anisotropy, of a method that makes maps in place of a series")
     out_md = File(desc="its mean diffusivity, mm²/s")
     out_dec = File(desc="its direction-encoded colour, (X, Y, Z, 3)")
@@ -120,6 +124,8 @@ class Generate(SimpleInterface):
         (cwd / "sidecar.json").write_text(json.dumps(sidecar, indent=2))
         self._results["out_sidecar"] = str(cwd / "sidecar.json")
         self._results |= _write_maps(made, image, cwd) if made.maps else _write_series(made, image, cwd)
+        if i.also_in_template and made.in_template is not None:
+            self._results |= _write_in_template(made.in_template, i.template_brain, cwd)
         return runtime
 
     def _template_files(self):
@@ -140,6 +146,22 @@ def _write_maps(made, image, folder: Path) -> dict[str, str]:
         output: str(write_image(folder / f"{output.removeprefix('out_')}.nii", volume, image))
         for output, volume in named.items()
     }
+
+
+def _write_in_template(made, template_brain: str, folder: Path) -> dict[str, str]:
+    """Write a series in the template's space; return output -> path."""
+    import nibabel as nib
+
+    from .io import image_in_template
+    from .to_template import placed, standard_grid
+
+    template = nib.load(template_brain)
+    shape, affine = standard_grid(template.shape, template.affine)
+    data = placed(made.mean, made.affine, shape, affine)
+    paths = [folder / f"template.{end}" for end in ("nii", "bval", "bvec")]
+    write_image(paths[0], data, image_in_template(data.shape, affine))
+    write_gradients(made.gradients, *paths[1:])
+    return {f"out_template_{name}": str(path) for name, path in zip(("file", "bval", "bvec"), paths, strict=True)}
 
 
 def _write_series(made, image, folder: Path) -> dict[str, str]:

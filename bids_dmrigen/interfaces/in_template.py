@@ -9,7 +9,7 @@ import numpy as np
 
 from ..dwi.gradients import GradientTable, even_subset
 from ..dwi.series import Scan
-from ..methods.base import Generated, LeftOut, Method, Population, Request
+from ..methods.base import Generated, InTemplate, LeftOut, Method, Population, Request
 from ..methods.phydiff import DEFAULT_BVALUES, DEFAULT_DIRECTIONS, wanted_table
 from ..methods.phydiff_inputs import GRID_MM
 from .template_space import TemplateSpace
@@ -96,6 +96,10 @@ def generate_in_template(method: Method, scan: Scan, request: Request, files: Te
     left_out = LeftOut(hidden, mean[..., len(wanted) :]) if len(hidden) else None
     mean = np.concatenate([np.asarray(scan.data, np.float32), mean[..., : len(wanted)]], axis=3)
     acquired = np.arange(mean.shape[3]) < len(scan.gradients)
+    own = table[: len(wanted)]
+    there = InTemplate(
+        np.concatenate([there.data, made.mean[..., : len(wanted)]], axis=3), _joined(there.gradients, own), space.affine
+    )
     record = made.record | {"Population": {kind: files.called(kind) for kind in told}}
     return replace(
         made,
@@ -105,6 +109,7 @@ def generate_in_template(method: Method, scan: Scan, request: Request, files: Te
         gradients=_joined(scan.gradients, wanted),
         acquired=acquired,
         left_out=left_out,
+        in_template=there,
     )
 
 

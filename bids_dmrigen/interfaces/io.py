@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -64,6 +65,15 @@ def write_image(
     if data.ndim > 3 and like.ndim > 3:
         image.header["pixdim"][4] = header["pixdim"][4]
     return write_atomically(path, lambda part: nib.save(image, part))
+
+
+def image_in_template(shape: Sequence[int], affine: np.ndarray) -> nib.Nifti1Image:
+    """Return an empty image whose header says that it lies in a template's space, for `write_image`."""
+    image = nib.Nifti1Image(np.zeros(tuple(shape), np.uint8), affine)
+    image.set_sform(affine, code="mni")
+    image.set_qform(affine, code="mni")
+    image.header.set_xyzt_units("mm")
+    return image
 
 
 def write_atomically(path: str | Path, write) -> Path:

@@ -13,6 +13,7 @@ from .io import read_scan, write_image
 
 class _TensorMapsInput(SeriesInputSpec):
     in_mask = File(exists=True, mandatory=True, desc="brain mask")
+    volumes = traits.Either(None, traits.List(traits.Int), usedefault=True, desc="those that are fitted (default: all)")
     method = traits.Enum("wls", "ols", usedefault=True, desc="weighted or ordinary least squares")
 
 
@@ -34,11 +35,14 @@ class TensorMaps(SimpleInterface):
     def _run_interface(self, runtime):
         import torch
 
+        from ..dwi.series import Scan
         from ..dwi.tensor import fit_maps
 
         i = self.inputs
         torch.set_num_threads(i.num_threads)
         scan, image = read_scan(i.in_file, i.in_bval, i.in_bvec, i.in_mask, i.b0_threshold)
+        if i.volumes is not None:
+            scan = Scan(scan.data[..., i.volumes], scan.affine, scan.gradients[i.volumes], scan.mask)
         maps = fit_maps(scan, method=i.method)
         for name in TENSOR_MAPS:
             self._results[name] = str(write_image(Path(runtime.cwd) / f"{name}.nii", maps[name], image))

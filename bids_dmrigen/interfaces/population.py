@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import nibabel as nib
 import numpy as np
 
 from ..bids.names import sidecar_path
@@ -18,7 +17,7 @@ from ..dwi.series import ScanError
 from ..methods.base import Population
 from ..simulate.anatomy import subvoxels
 from ..simulate.atlas_file import AtlasError
-from .io import read_image, write_atomically, write_image
+from .io import image_in_template, read_image, write_atomically, write_image
 
 PACKAGED_ADC_ATLAS = Path(__file__).parent / "data" / "adc_atlas.nii.gz"
 UNITS = "mm^2/s"
@@ -127,11 +126,7 @@ def write_adc_atlas(path: Path, data: np.ndarray, bvals: Sequence[float], affine
     about
         What the sidecar says besides b-values and units.
     """
-    grid = nib.Nifti1Image(np.zeros(data.shape, np.uint8), affine)
-    grid.set_sform(affine, code="mni")
-    grid.set_qform(affine, code="mni")
-    grid.header.set_xyzt_units("mm")
-    write_image(path, data, grid, np.int16, STEP_MM2_PER_S)
+    write_image(path, data, image_in_template(data.shape, affine), np.int16, STEP_MM2_PER_S)
     text = json.dumps({"BValues": [float(b) for b in bvals], "Units": UNITS} | about, indent=2, ensure_ascii=False)
     write_atomically(sidecar_path(path), lambda part: Path(part).write_text(text + "\n"))
     return path

@@ -122,6 +122,25 @@ class Request:
 
 
 @dataclass(frozen=True)
+class InTemplate:
+    """A series where it was made, in the template's space.
+
+    Parameters
+    ----------
+    mean
+        (U, V, W, N) float32, the b0 first, in the scan's own units.
+    gradients
+        Of it.
+    affine
+        (4, 4) voxel indices to world RAS+ of the template, mm.
+    """
+
+    mean: np.ndarray
+    gradients: GradientTable
+    affine: np.ndarray
+
+
+@dataclass(frozen=True)
 class LeftOut:
     """Acquired volumes beside what a method made of their directions without them.
 
@@ -163,6 +182,8 @@ class Generated:
         Sentences for the report.
     left_out
         A check against acquired volumes, where one was asked for and possible.
+    in_template
+        The series there, of a method that works in the template's space.
     """
 
     mean: np.ndarray
@@ -174,6 +195,7 @@ class Generated:
     checks: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     left_out: LeftOut | None = None
+    in_template: InTemplate | None = None
 
     def named_maps(self, values: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Return the maps by name, (X, Y, Z) or for `dec` (X, Y, Z, 3): of `mean`, or of `values` of that shape."""

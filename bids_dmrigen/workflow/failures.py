@@ -19,6 +19,9 @@ OWNERS = {
 }
 
 
+IN_TEMPLATE = "template_"
+
+
 @dataclass(frozen=True)
 class Failure:
     """A node that failed."""
@@ -45,7 +48,9 @@ def find_failures(logs: Path, plans: Iterable[RunPlan]) -> list[Failure]:
 
 
 def owner(output: Output) -> str:
-    """Return what makes an output: a method, or a part of the graph."""
+    """Return what makes an output: a method, or a part of the graph; in the template's space with its prefix."""
+    if output.key.startswith(IN_TEMPLATE):
+        return IN_TEMPLATE + (output.fields.get("source") or output.fields.get("method") or "preproc")
     return output.fields.get("source") or output.fields.get("method") or OWNERS.get(output.key, "preproc")
 
 
@@ -68,17 +73,20 @@ def without_failed(plan: RunPlan, nodes: Sequence[str]) -> RunPlan | None:
         return None
     if "normalize" in failed:  # they had nowhere to go
         failed |= {method for method in plan.settings.methods if load(method).spec.in_template}
+    lost = failed | {IN_TEMPLATE + method for method in failed}
+    if "normalize" in failed:
+        lost |= {owner(output) for output in plan.outputs if owner(output).startswith(IN_TEMPLATE)}
     left = tuple(method for method in plan.settings.methods if method not in failed)
     return replace(
         plan,
         # The denoiser is named, or it would follow from the methods that are left.
         settings=replace(plan.settings, methods=left, denoise=plan.settings.denoiser),
         steps={**plan.steps, **dict.fromkeys(failed, Step(False, "failed"))},
-        outputs=tuple(output for output in plan.outputs if owner(output) not in failed),
+        outputs=tuple(output for output in plan.outputs if owner(output) not in lost),
     )
 
 
 def _node_owner(node: str) -> str:
     """Return the method of one of its nodes, as in replay_difusion_file.gibbs; else the node's own name."""
     kind, *rest = node.split(".")[0].split("_")
-    return rest[0] if rest and kind in ("generate", "replay", "maps") else node
+    return rest[0] if rest and kind in ("generate", "replay", "maps", "template") else node

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from nipype.pipeline import engine as pe
 
+from .made import UPSAMPLERS, directions
 from .plan import RunPlan
 
-UPSAMPLERS = ("qid2", "interp", "sh")  # methods that add directions, see --qid2-directions
 LEFT_OUT = 3  # acquired directions per shell that a method is tested on
 TEMPLATE_VOXELS = 1.3e6  # of the 2 mm grid over the template
 NETWORK_GB = {"small": 1.2, "paper": 3.0}
@@ -105,10 +105,3 @@ def _state(*paths: Path | None) -> str:
     beside = [file.with_name(file.name.split(".")[0] + end) for file in files for end in (".json", "_labels.tsv")]
     told = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in [*files, *beside] if f.is_file()]
     return hashlib.sha256(repr(told).encode()).hexdigest()
-
-
-def directions(text: str) -> int | list[list[float]]:
-    """Return a number of directions, or the b-vectors in a file."""
-    from ..interfaces.io import read_bvecs
-
-    return int(text) if text.isdigit() else read_bvecs(text).tolist()

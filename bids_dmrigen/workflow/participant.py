@@ -17,7 +17,7 @@ from ..bids.names import TENSOR_MAPS
 from ..bids.sidecars import bids_uri, image_sidecar, versions
 from ..methods import REGISTRY
 from ..qc.report import RunError
-from .failures import find_failures, owner, without_failed
+from .failures import IN_TEMPLATE, find_failures, owner, without_failed
 from .plan import Output, RunPlan
 from .settings import Settings, SettingsError
 
@@ -214,8 +214,8 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
         ports |= made
         if ("generated", method) in made:
             series[method] = [made[(key, method)] for key in ("generated", "generated_bval", "generated_bvec")]
-    if plan.does("maps"):
-        for source in series:
+    for source in dict.fromkeys(o.fields["source"] for o in plan.outputs if o.key == "map"):
+        if source in series:
             node = _maps_node(wf, plan, source, series[source], pre["mask"], threads)
             for param in TENSOR_MAPS:
                 ports[("map", source, param)] = (node, param)
@@ -236,10 +236,40 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
                 wf.connect([(node, generate, [("out_to_template", "to_template"),
                                               ("out_from_template", "from_template"),
                                               ("out_brain_template", "template_brain")])])  # fmt: skip
+        _add_to_template(wf, plan, ports, pre["mask"], normalize)
     ports[("metrics",)] = add_report_nodes(wf, plan, pre, ports, records, normalize, template)
     for group, outputs in _groups(plan.outputs).items():
-        _add_sink(wf, plan, group, outputs, ports, records.get(group), links)
+        _add_sink(wf, plan, group, outputs, ports, records.get(group.removeprefix(IN_TEMPLATE)), links)
     return wf
+
+
+def _add_to_template(wf, plan: RunPlan, ports: dict, mask, normalize) -> None:
+    """Add the nodes that resample maps onto the template's grid, one for each source, and their ports."""
+    from nipype.interfaces.utility import Merge, Select
+    from nipype.pipeline import engine as pe
+
+    from ..interfaces.to_template import ToTemplate
+
+    wanted: dict[str, list[str]] = {}
+    for output in plan.outputs:
+        if output.key in ("template_map", "template_mask"):
+            params = wanted.setdefault(output.fields.get("source", "preproc"), [])
+            params += [output.fields["param"]] if "param" in output.fields else []
+    for source, params in wanted.items():
+        node = pe.Node(ToTemplate(), name=f"template_{source}", mem_gb=1.0)
+        wf.connect(*mask, node, "in_mask")
+        wf.connect([(normalize, node, [("out_to_template", "to_template"), ("out_brain_template", "template_brain")])])
+        ports[("template_mask",)] = ports.get(("template_mask",), (node, "out_mask"))
+        if not params:
+            node.inputs.in_files = []
+            continue
+        files = pe.Node(Merge(len(params)), name=f"list_template_{source}", run_without_submitting=True)
+        wf.connect(files, "out", node, "in_files")
+        for number, param in enumerate(params):
+            wf.connect(*ports[("map", source, param)], files, f"in{number + 1}")
+            chosen = pe.Node(Select(index=[number]), name=f"pick_{source}_{param}", run_without_submitting=True)
+            wf.connect(node, "out_files", chosen, "inlist")
+            ports[("template_map", source, param)] = (chosen, "out")
 
 
 def _add_method(wf, plan: RunPlan, method: str, pre: Mapping, threads: int, record):
@@ -261,6 +291,10 @@ def _add_method(wf, plan: RunPlan, method: str, pre: Mapping, threads: int, reco
     if not spec.gives_series:
         return node, ports
     ports[("left_out", method)] = (node, "out_left_out")
+    if spec.in_template:
+        node.inputs.also_in_template = "template" in plan.settings.output_spaces
+        ports |= {(f"template_generated{end}", method): (node, f"out_template_{name}")
+                  for end, name in (("", "file"), ("_bval", "bval"), ("_bvec", "bvec"))}  # fmt: skip
     for key, part in (("generated", "file"), ("spread", "std")):
         found = [(node, f"out_{name}") for name in (part, "bval", "bvec")]
         if spec.on_acquired and (key == "generated" or plan.settings.n_samples > 1):
@@ -294,9 +328,11 @@ def _maps_node(wf, plan: RunPlan, source: str, series, mask, threads: int):
     from nipype.pipeline import engine as pe
 
     from ..interfaces.maps import TensorMaps
+    from .made import tensor_volumes
 
+    volumes = None if source == "preproc" else tensor_volumes(plan.settings, source, plan.gradients)
     node = pe.Node(
-        TensorMaps(b0_threshold=plan.settings.b0_threshold, num_threads=threads),
+        TensorMaps(b0_threshold=plan.settings.b0_threshold, volumes=volumes, num_threads=threads),
         name=f"maps_{source}",
         mem_gb=1.0 + 2 * plan.volume_gb,
         n_procs=threads,

@@ -17,12 +17,19 @@ from ..bids.query import Run
 from ..dwi.gradients import GradientError, GradientTable
 from ..dwi.series import ScanError
 from ..methods import REGISTRY
+from .made import nearest_bvalue, table_made, tensor_volumes
 from .settings import Settings
 
 MIN_SLICES = 8  # fewer voxels along an axis: nothing that three-dimensional registration could hold on to
 TRANSFORM_KEYS = ("to_template", "from_template")
 SPACE_FACTOR = 10  # intermediate and final files together, in multiples of the series as float32
 ONLY_A_PARTNER = "holds only b0s: of use only for the susceptibility correction of {runs}"
+ONE_VOLUME = "there is one volume, nothing to align it with"
+ONLY_B0 = (
+    "{path}: all {n} volumes are b0 (b <= {threshold:g} s/mm²) and no run has them as reverse-phase partner; take the "
+    "run out of the selection, give it the PhaseEncodingDirection it had, or ask for a method that makes images from "
+    "b0s alone (--methods phydiff)"
+)
 NO_TEMPLATE = (
     "{name} works in the template's space; the image has {found} slices along one axis, registration needs {needed}"
 )
@@ -98,12 +105,12 @@ def plan_runs(runs: Sequence[Run], settings: Settings, template: str) -> list[Ru
     plans = [plan_run(run, settings, template) for run in runs]
     served: dict[Path, list[str]] = {}
     for plan in plans:
-        if plan.outputs and plan.run.partner:
+        if plan.outputs and plan.run.partner and not plan.only_b0:
             served.setdefault(plan.run.partner.image, []).append(plan.run.name)
     for number, plan in enumerate(plans):
         if plan.only_b0 and plan.run.image in served:
             note = ONLY_A_PARTNER.format(runs=" and ".join(served[plan.run.image]))
-            plans[number] = replace(plan, fault=None, note=note)
+            plans[number] = RunPlan(plan.run, plan.settings, only_b0=True, note=note)
     return plans
 
 
@@ -137,6 +144,9 @@ def _plan(run: Run, settings: Settings, template: str) -> RunPlan:
     from ..methods import load
 
     shape, gradients = _inspect(run, settings.b0_threshold)
+    only_b0 = bool(gradients.is_b0.all())
+    if only_b0 and not any(load(name).spec.min_directions == 0 for name in settings.methods):
+        raise NoWeightingError(ONLY_B0.format(path=run.bval, n=len(gradients), threshold=settings.b0_threshold))
     warnings = [note for note in run.notes if not note.startswith("susceptibility: ")]
     denoiser = [settings.denoiser] if settings.denoiser in REGISTRY and not run.preprocessed else []
     refused = {}
@@ -150,8 +160,9 @@ def _plan(run: Run, settings: Settings, template: str) -> RunPlan:
     left_out = {name: Step(False, refused[name]) for name in settings.methods if name in refused}
     settings = replace(settings, methods=tuple(name for name in settings.methods if name not in refused))
     steps = _steps(run, settings, shape, gradients, refused) | left_out
-    outputs = tuple(_outputs(run, settings, steps, template))
-    return RunPlan(run, settings, shape, gradients, steps, outputs, tuple(warnings), refused=refused)
+    maps = {method: _maps_of(settings, method, gradients).active for method in settings.methods}
+    outputs = tuple(_outputs(run, settings, steps, maps, template))
+    return RunPlan(run, settings, shape, gradients, steps, outputs, tuple(warnings), only_b0=only_b0, refused=refused)
 
 
 def _inspect(run: Run, b0_threshold: float) -> tuple[tuple[int, ...], GradientTable]:
@@ -176,11 +187,6 @@ def _inspect(run: Run, b0_threshold: float) -> tuple[tuple[int, ...], GradientTa
     gradients = read_gradients(run.bval, run.bvec, image.shape[3], b0_threshold)
     if not gradients.is_b0.any():
         raise ScanError(f"{run.bval}: " + NO_B0.format(threshold=b0_threshold, lowest=gradients.bvals.min()))
-    if gradients.is_b0.all():
-        raise NoWeightingError(
-            f"{run.bval}: all {len(gradients)} volumes are b0 (b <= {b0_threshold:g} s/mm²) and no run has them as "
-            "reverse-phase partner; take the run out of the selection, or give it the PhaseEncodingDirection it had"
-        )
     return image.shape, gradients
 
 
@@ -228,7 +234,7 @@ def _steps(
                                (None if run.partner else sdc_note.removeprefix("susceptibility: "))
                                or (too_flat if flat else None)),
         "motion": step(settings.motion, "--no-motion", _motion(run),
-                       too_flat if flat else None),
+                       ONE_VOLUME if len(gradients) == 1 else too_flat if flat else None),
         "bias": step(settings.bias, "--no-bias", "N4", too_flat if flat else None),
     }  # fmt: skip
     own_mask = run.mask is not None and not settings.skip_preprocessing
@@ -257,13 +263,19 @@ def _maps(gradients: GradientTable) -> Step:
     return Step(True, "weighted least squares")
 
 
+def _maps_of(settings: Settings, method: str, gradients: GradientTable) -> Step:
+    """Return whether a tensor is fitted to the series that a method makes: that may have more directions."""
+    table, volumes = table_made(settings, method, gradients), tensor_volumes(settings, method, gradients)
+    return _maps(table if volumes is None else table[volumes])
+
+
 def _normalization(run: Run, fa: bool) -> str:
     if run.t1w:
         return f"b0 to {run.t1w.name}, T1w to template"
     return f"no T1w; b0{' and FA' * fa} to template"
 
 
-def _outputs(run: Run, settings: Settings, steps: Mapping[str, Step], template: str):
+def _outputs(run: Run, settings: Settings, steps: Mapping[str, Step], maps: Mapping[str, bool], template: str):
     def output(key: str, **fields: str) -> Output:
         return Output(key, fields, names.output_path(run.entities, key, **fields))
 
@@ -281,7 +293,9 @@ def _outputs(run: Run, settings: Settings, steps: Mapping[str, Step], template: 
         for param in names.TENSOR_MAPS:
             yield output("map", param=param, source="preproc")
     for method in settings.methods:
-        yield from _method_outputs(output, settings, method, steps["maps"].active)
+        yield from _method_outputs(output, settings, method, maps[method])
+    if "template" in settings.output_spaces and steps["normalize"].active:
+        yield from _template_outputs(output, settings, {"preproc": steps["maps"].active} | maps, template)
     yield output("metrics")
 
 
@@ -291,7 +305,7 @@ def _method_outputs(output, settings: Settings, method: str, maps: bool):
     spec = load(method).spec
     title = spec.title
     for param in spec.maps:
-        yield output("map", param=param, source=method, title=title)
+        yield output("map", param=param, source=method, **_origin(settings, method))
         if settings.n_samples > 1:
             yield output("map_spread", param=param, method=method, title=title)
     if not spec.gives_series:
@@ -303,7 +317,34 @@ def _method_outputs(output, settings: Settings, method: str, maps: bool):
             yield output(key, method=method, title=title)
     if maps:
         for param in names.TENSOR_MAPS:
-            yield output("map", param=param, source=method)
+            yield output("map", param=param, source=method, **_origin(settings, method))
+
+
+def _origin(settings: Settings, source: str) -> dict[str, str]:
+    """Return what the sidecar of a map says of where it comes from, unless it is a fit to all of a series."""
+    from ..methods import load
+
+    spec = load(source).spec if source in settings.methods else None
+    if spec is not None and spec.maps:
+        return {"title": spec.title}
+    return {"fitted": f"{nearest_bvalue(settings):g}"} if spec is not None and spec.in_template else {}
+
+
+def _template_outputs(output, settings: Settings, maps: Mapping[str, bool], template: str):
+    """Yield what is written in the template's space: the mask, maps that are one number per voxel, and series."""
+    from ..methods import load
+
+    yield output("template_mask", template=template)
+    for source, fitted in maps.items():
+        own = load(source).spec.maps if source in settings.methods else ()
+        there = own or (names.TENSOR_MAPS if fitted else ())
+        for param in (p for p in names.SCALAR_MAPS if p in there):
+            yield output("template_map", param=param, source=source, template=template, **_origin(settings, source))
+    for method in settings.methods:
+        spec = load(method).spec
+        if spec.in_template:
+            for key in ("template_generated", "template_generated_bval", "template_generated_bvec"):
+                yield output(key, method=method, title=spec.title, template=template)
 
 
 def describe(plan: RunPlan) -> list[str]:

@@ -157,6 +157,15 @@ class Settings:
         "preprocessing", "use the runs as they are: no denoising and no correction", False
     )
 
+    output_spaces: tuple[str, ...] = option(
+        "preprocessing",
+        "grids of the results: the run's own, which is always written (dwi), and a 2 mm grid over the template too "
+        "(template): brain mask, FA, MD, AD and RD, and the series of methods that make them there (default: dwi)",
+        ("dwi",),
+        nargs="+",
+        choices=("dwi", "template"),
+    )
+
     # -- atlases
     template_dir: Path | None = option(
         "atlases",

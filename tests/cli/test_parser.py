@@ -139,7 +139,7 @@ def test_unsupported_level():
 
 
 def test_abbreviations_and_absent_flags_are_refused():
-    for option in ("--meth", "--weight", "--output-spaces"):
+    for option in ("--meth", "--weight", "--output-space"):
         with pytest.raises(SystemExit) as stop:
             parse(option, "x")
         assert stop.value.code == 2

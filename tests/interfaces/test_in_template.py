@@ -87,6 +87,11 @@ def test_the_b0_goes_there_and_the_images_come_back_beside_the_acquired_ones(sca
     ratio = (made.left_out.mean[inner] / scan.data[inner][:, :1]).mean(axis=0)
     np.testing.assert_allclose(ratio, own, atol=0.01)
     assert made.std is None
+    series = made.in_template
+    assert series.gradients.bvals.tolist() == [0.0, *[700.0] * 5, *[1500.0] * 5], "those left out are a check alone"
+    np.testing.assert_array_equal(series.mean[..., :1], there.data)
+    weight = np.abs(series.gradients.world_directions(series.affine)[1:, 1])
+    np.testing.assert_allclose(series.mean[..., 1:], there.data * weight, rtol=1e-5)
     assert made.record["Population"] == {"adc": "packaged ADC atlas", "fibres": "embedded analytic bundles"}
 
 

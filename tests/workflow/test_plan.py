@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from bids_dmrigen.bids.query import Partner, Run
+from bids_dmrigen.bids.sidecars import image_sidecar
+from bids_dmrigen.workflow.made import tensor_volumes
 from bids_dmrigen.workflow.participant import unfinished
 from bids_dmrigen.workflow.plan import describe, plan_run, plan_runs
 from bids_dmrigen.workflow.settings import Settings
@@ -85,6 +87,54 @@ def test_b0s_that_only_serve_each_other_serve_nothing(tmp_path):
     _, two = reverse_pair(tmp_path / "two")
     pair = [replace(one, partner=Partner(two.image, "j-")), replace(two, partner=Partner(one.image, "j"))]
     assert all("volumes are b0" in plan.fault for plan in plan_runs(pair, settings(), "TPL"))
+
+
+def test_b0s_alone_are_enough_for_methods_that_start_from_them(tmp_path):
+    _, reverse = reverse_pair(tmp_path)
+    with_atlas = settings(methods=("atlas", "interp"), phydiff_directions="12")
+    plan = plan_run(reverse, with_atlas, "TPL")
+    assert plan.fault is None
+    assert plan.settings.methods == ("atlas",)
+    assert "interp" in plan.refused
+    assert not plan.does("maps")
+    assert "sub-PA_desc-atlas_dwi.nii.gz" in promised(plan)
+    assert "sub-PA_model-tensor_param-fa_desc-atlas_dwimap.nii.gz" in promised(plan), "of what is made"
+    assert "--methods phydiff" in plan_run(reverse, settings(), "TPL").fault
+    run, partner = plan_runs(reverse_pair(tmp_path / "pair"), with_atlas, "TPL")
+    assert run.outputs
+    assert "susceptibility correction" in partner.note
+    assert not partner.outputs
+
+
+def test_maps_follow_the_series_that_is_made_and_one_of_its_shells(tmp_path):
+    run = make_run(tmp_path, n_directions=4)
+    few = settings(methods=("atlas",), phydiff_directions="5", phydiff_bvalues=(700.0, 1100.0, 3000.0))
+    assert not any("dwimap" in name for name in promised(plan_run(run, few, "TPL")))
+    enough = replace(few, phydiff_directions="6")
+    plan = plan_run(run, enough, "TPL")
+    assert sum("dwimap" in name for name in promised(plan)) == 6
+    n = len(plan.gradients)
+    assert tensor_volumes(enough, "atlas", plan.gradients) == [0, *range(n + 6, n + 12)]
+    (fa,) = [o for o in plan.outputs if o.fields.get("param") == "fa"]
+    assert "b = 1100 s/mm²" in image_sidecar(fa.key, [], **fa.fields)["Description"]
+
+
+def test_results_on_the_templates_grid_too(tmp_path):
+    both = settings(methods=("atlas", "diffdti"), output_spaces=("dwi", "template"))
+    plan, plain = (plan_run(make_run(tmp_path), s, "TPL") for s in (both, replace(both, output_spaces=("dwi",))))
+    added = promised(plan) - promised(plain)
+    assert promised(plan) > promised(plain)
+    assert added == {
+        "sub-1_space-TPL_desc-brain_mask.nii.gz",
+        *(f"sub-1_space-TPL_desc-atlas_dwi.{end}" for end in ("nii.gz", "bval", "bvec")),
+        *(f"sub-1_space-TPL_model-tensor_param-{p}_desc-preproc_dwimap.nii.gz" for p in ("fa", "md", "ad", "rd")),
+        *(f"sub-1_space-TPL_model-tensor_param-{p}_desc-atlas_dwimap.nii.gz" for p in ("fa", "md", "ad", "rd")),
+        *(f"sub-1_space-TPL_model-tensor_param-{p}_desc-diffdti_dwimap.nii.gz" for p in ("fa", "md")),
+    }
+    for output in plan.outputs:
+        image_sidecar(output.key, [], **output.fields) if output.key != "metrics" else None
+    flat = plan_run(make_run(tmp_path / "flat", shape=(12, 12, 1)), both, "TPL")
+    assert not any("space-" in name for name in promised(flat))
 
 
 def test_a_partner_with_a_fault_of_its_own_keeps_it(tmp_path):

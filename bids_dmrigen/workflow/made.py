@@ -1,0 +1,60 @@
+"""What series a method will make of a run, before it is made: its table, and which of it a tensor is fitted to."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..dwi.gradients import GradientTable, even_directions
+from .settings import Settings
+
+UPSAMPLERS = ("qid2", "interp", "sh")  # methods that add directions, see --qid2-directions
+TENSOR_B = 1000.0  # s/mm², near which the tensor describes white matter best
+
+
+def directions(text: str) -> int | list[list[float]]:
+    """Return a number of directions, or the b-vectors in a file."""
+    from ..interfaces.io import read_bvecs
+
+    return int(text) if text.isdigit() else read_bvecs(text).tolist()
+
+
+def table_made(settings: Settings, method: str, gradients: GradientTable) -> GradientTable:
+    """Return the table of the series that a method will make of one with these gradients.
+
+    Directions that it spreads itself stand for those that it will choose: as many, as even.
+    """
+    from ..methods import load
+
+    if method in UPSAMPLERS:
+        bvals, wanted = [b for b, _ in gradients.shells()], settings.qid2_directions
+    elif load(method).spec.in_template:
+        bvals, wanted = settings.phydiff_bvalues, settings.phydiff_directions
+    else:
+        return gradients
+    wanted = directions(wanted)
+    wanted = even_directions(wanted) if isinstance(wanted, int) else np.asarray(wanted, dtype=np.float64)
+    return GradientTable(
+        np.concatenate([gradients.bvals, *(np.full(len(wanted), b) for b in bvals)]),
+        np.concatenate([gradients.bvecs, *[wanted] * len(bvals)]),
+        gradients.b0_threshold,
+    )
+
+
+def tensor_volumes(settings: Settings, method: str, gradients: GradientTable) -> list[int] | None:
+    """Return the volumes of the series that a method's tensor maps are fitted to; None for all.
+
+    Shells that a method makes from b0s alone are a choice of whoever called, from 500 to 3000 s/mm²: a fit to all of
+    them, and to what was acquired, would be no tensor. The one nearest to `TENSOR_B` is taken.
+    """
+    from ..methods import load
+
+    if not load(method).spec.in_template:
+        return None
+    table, nearest = table_made(settings, method, gradients), nearest_bvalue(settings)
+    own = (np.arange(len(table)) >= len(gradients)) & (table.bvals == nearest)
+    return np.flatnonzero(table.is_b0 | own).tolist()
+
+
+def nearest_bvalue(settings: Settings) -> float:
+    """Return the b-value, s/mm², of the shell in the template's space that tensor maps are fitted to."""
+    return min(settings.phydiff_bvalues, key=lambda b: abs(b - TENSOR_B))
