@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +20,14 @@ from ..methods.base import Population
 from ..simulate.anatomy import subvoxels
 from ..simulate.atlas_file import AtlasError
 from .io import open_image, read_image, write_atomically, write_image
-from .templates import check_fibre_atlas
+from .templates import check_fibre_atlas, fibre_images
 
 PACKAGED_ADC_ATLAS = Path(__file__).parent / "data" / "adc_atlas.nii.gz"
 UNITS = "mm^2/s"
 STEP_MM2_PER_S = 1e-7  # of the stored diffusivities: 16 bits reach beyond free water
 LARGEST_MM2_PER_S = 2 * FREE_WATER_MM2_PER_S  # noise may lead beyond free water; above this the unit is another
 MAKE_ONE = "make one with `dmrigen prepare --adc-atlas`"
+ANY_MNI = "MNI152"  # as an atlas's `Space`: one of the templates whose names begin so, it is not known which
 
 
 def _both_sides(*names: str) -> list[str]:
@@ -81,6 +83,23 @@ def check_atlas(kind: str, path: str | Path) -> None:
         Where a file is missing or does not hold what it should.
     """
     {"adc": read_adc_atlas, "tracts": _find_tracts, "fibres": check_fibre_atlas}[kind](path)
+
+
+def digest(kind: str, path: str | Path) -> str:
+    """Return the SHA-256, in hexadecimal digits, of an atlas's images, one after another; see `check_atlas`."""
+    path = Path(path)
+    images = fibre_images(path) if kind == "fibres" else [_xtract_files(path)[0] if kind == "tracts" else path]
+    total = hashlib.sha256()
+    for image in images:
+        total.update(image.read_bytes())
+    return total.hexdigest()
+
+
+def other_space(adc_atlas: str | Path, template: str) -> str | None:
+    """Return the space that an ADC atlas's sidecar names where it is another than the template's, else None."""
+    space = json.loads(sidecar_path(Path(adc_atlas)).read_text("utf-8-sig")).get("Space")
+    known = space in (None, template) or (space == ANY_MNI and template.startswith(ANY_MNI))
+    return None if known else str(space)
 
 
 def read_adc_atlas(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -99,7 +99,7 @@ def read_fibre_atlas(folder: str | Path) -> tuple[dict[str, np.ndarray], np.ndar
     from scipy import ndimage
 
     check_fibre_atlas(folder)
-    images = [read_image(path) for path in _fibre_paths(folder)]
+    images = [read_image(path) for path in fibre_images(folder)]
     t1w, brain, tissue, peaks, strengths = (np.asarray(data, dtype=np.float32) for data, _ in images)
     brain = ndimage.binary_fill_holes(brain > 0.5)  # brain masks may leave out the ventricles
     arrays = {"t1w": np.clip(t1w / np.quantile(t1w[brain], 0.999), 0, 1) * brain, "brain": brain}
@@ -119,7 +119,7 @@ def check_fibre_atlas(folder: str | Path) -> None:
     """
     from ..simulate.atlas_file import AtlasError
 
-    paths = _fibre_paths(folder)
+    paths = fibre_images(folder)
     try:
         images = [open_image(path) for path in paths]
     except ScanError as error:
@@ -136,7 +136,8 @@ def check_fibre_atlas(folder: str | Path) -> None:
             )  # fmt: skip
 
 
-def _fibre_paths(folder: str | Path) -> list[Path]:
+def fibre_images(folder: str | Path) -> list[Path]:
+    """Return the images of an atlas with fibre directions, in the order of `FIBRE_IMAGES`."""
     return [Path(folder) / f"{name}.nii.gz" for name in FIBRE_IMAGES]
 
 
