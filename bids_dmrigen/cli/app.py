@@ -19,6 +19,8 @@ NO_VALIDATOR = (
     "--skip-bids-validation does without it and without this note"
 )
 LOG_LEVELS = ("ERROR", "INFO", "DEBUG")
+ATLASES = {"adc": "adc_atlas", "tracts": "xtract_dir", "fibres": "fibre_dir"}  # MethodSpec.population -> setting
+UNUSED_ATLAS = "note: {option} is not used: of the methods asked for ({methods}) none works with it"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ..diffusion.weights import WeightsError
     from ..interfaces.templates import TemplateError
     from ..qc.group import GroupError
+    from ..simulate.atlas_file import AtlasError
 
     try:
         if settings.analysis_level == "group":
@@ -48,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, BAD_DATASET)
     except KeyboardInterrupt:
         return _fail(InterruptedError("stopped; call again to go on from here"), SOME_FAILED)
-    except (TemplateError, WeightsError) as error:
+    except (AtlasError, TemplateError, WeightsError) as error:
         return _fail(error, BAD_RESOURCE)
     except OSError as error:
         # Full disks and read-only folders are the user's to mend: the message, not the traceback.
@@ -65,6 +68,7 @@ def _participants(settings: Settings) -> int:
     if not settings.dry_run:
         _writable(settings.out_dir, "output folder")
         _writable(settings.work, "work folder (-w/--work-dir)")
+    _atlases_fit(settings)
     _weights_fit(settings)
     runs, template = _discover(settings), _template_name(settings)
     problems = _labels_without_run(settings, runs)
@@ -209,6 +213,23 @@ def _weights_fit(settings: Settings) -> None:
 
     for method in settings.methods:
         check_weights(method, settings.size, settings.method_weights.get(method), settings.weights_dir)
+
+
+def _atlases_fit(settings: Settings) -> None:
+    """Refuse a faulty atlas that a method will use; say which one no method uses."""
+    from ..interfaces.population import check_atlas
+    from ..methods import load
+
+    used = {kind for method in settings.methods for kind in load(method).spec.population}
+    for kind, name in ATLASES.items():
+        path = getattr(settings, name)
+        if path is None:
+            continue
+        if kind in used:
+            check_atlas(kind, path)
+        else:
+            option = f"--{name.replace('_', '-')}"
+            print(UNUSED_ATLAS.format(option=option, methods=", ".join(settings.methods) or "none"), flush=True)
 
 
 def _writable(folder: Path, what: str) -> None:

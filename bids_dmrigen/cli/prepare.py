@@ -122,7 +122,7 @@ def _adc_of_people(args, bvals):
 
 
 def _adc_of_runs(args, bvals, left_out: list[str]):
-    """Return the mean ADC of a dataset's preprocessed runs, its affine, and what its sidecar says."""
+    """Return the mean ADC of the subjects of a preprocessed dataset, its affine, and what its sidecar says."""
     from ..interfaces.adc_atlas import GRID_AFFINE, find_transform, mean_of_runs, shells_on_template
 
     if args.people is not None:
@@ -138,16 +138,16 @@ def _adc_of_runs(args, bvals, left_out: list[str]):
     def maps():
         for item, (shells, found) in _usable(args, left_out, read):
             print(f"{item.name}: b={', '.join(f'{b:.0f}' for b in shells)}", flush=True)
-            yield shells, found
+            yield item.entities["subject"], shells, found
 
-    data, counts = mean_of_runs(maps(), bvals)
+    data, n_runs, n_subjects = mean_of_runs(maps(), bvals)
     if len(templates) > 1:
         raise ValueError(
             f"{args.source}: expected runs registered to one template, found {', '.join(sorted(templates))}; "
             "choose those of one with --participant-label"
         )
     source = Path(args.source).resolve().name
-    return data, GRID_AFFINE, {"Source": source, "Runs": counts, "Space": templates.pop()}
+    return data, GRID_AFFINE, {"Source": source, "Subjects": n_subjects, "Runs": n_runs, "Space": templates.pop()}
 
 
 def _usable(args, left_out: list[str], read):
@@ -160,7 +160,8 @@ def _usable(args, left_out: list[str], read):
     labels = [label.removeprefix("sub-") for label in args.participant_label]
     derivative = _is_derivative(root)
     layout = open_layout(root, derivative=derivative)
-    for item in find_preprocessed(layout, (), labels) if derivative else find_runs(layout, labels):
+    runs = find_preprocessed(layout, (), labels) if derivative else find_runs(layout, labels)
+    for item in sorted(runs, key=lambda run: run.entities.get("subject", "")):  # those of a subject one after another
         try:
             if item.fault:
                 raise ScanError(item.fault)

@@ -1,4 +1,4 @@
-"""The apparent diffusion coefficient: of a shell, and its mean over people."""
+"""The apparent diffusion coefficient: of a shell, and its mean over runs and people."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def apparent_diffusion(b0: np.ndarray, dwi: np.ndarray, bvals: np.ndarray | floa
 
 
 class MeanOverBrains:
-    """Mean of maps on one grid over the people who have brain in a voxel; 0 where fewer than half of them have."""
+    """Mean of maps on one grid over those that have brain in a voxel; 0 where fewer than half of them have."""
 
     def __init__(self):
         self.n = 0  # maps that were added
         self._sum, self._brains = np.float64(0), np.int64(0)
 
     def add(self, values: np.ndarray, brain: np.ndarray) -> None:
-        """Add one person: values (X, Y, Z) or (X, Y, Z, K), and brain (X, Y, Z) bool."""
+        """Add one person's, or one run's: values (X, Y, Z) or (X, Y, Z, K), and brain (X, Y, Z) bool."""
         inside = brain.reshape(*brain.shape, *[1] * (values.ndim - brain.ndim))
         self._sum = self._sum + np.where(inside, values, 0.0)
         self._brains = self._brains + inside
@@ -49,5 +49,12 @@ class MeanOverBrains:
 
     def mean(self) -> np.ndarray:
         """Return the mean, float32, in the shape of the maps."""
-        common = 2 * self._brains >= max(self.n, 1)
-        return np.where(common, self._sum / np.maximum(self._brains, 1), 0.0).astype(np.float32)
+        return np.where(self._common(), self._sum / np.maximum(self._brains, 1), 0.0).astype(np.float32)
+
+    def brain(self) -> np.ndarray:
+        """Return where there is brain in at least half of the maps, (X, Y, Z) bool."""
+        common = self._common()
+        return common if common.ndim == 3 else common[..., 0]
+
+    def _common(self) -> np.ndarray:
+        return 2 * self._brains >= max(self.n, 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -79,29 +81,43 @@ def shells_on_template(scan: Scan, transform: Path, bvals: Sequence[float]) -> d
 
 
 def mean_of_runs(
-    runs: Iterable[tuple[Sequence[float], dict[int, tuple[np.ndarray, np.ndarray]]]], bvals: Sequence[float]
-) -> tuple[np.ndarray, list[int]]:
-    """Return the mean ADC (X, Y, Z, K) of runs, and from how many each b-value's is.
+    runs: Iterable[tuple[str, Sequence[float], dict[int, tuple[np.ndarray, np.ndarray]]]], bvals: Sequence[float]
+) -> tuple[np.ndarray, list[int], list[int]]:
+    """Return the mean ADC over subjects of the mean over each one's runs: all weigh the same, however many runs.
 
     Parameters
     ----------
     runs
-        The b-values of each run's shells, for the message, and what `shells_on_template` made of them.
+        Subject, b-values of the run's shells, for the message, and what `shells_on_template` made of them; the runs of
+        a subject one after another, so that two means per b-value are all that is kept.
     bvals
         (K,) s/mm².
+
+    Returns
+    -------
+    adc
+        (X, Y, Z, K) mm²/s.
+    n_runs, n_subjects
+        From how many each b-value's is.
 
     Raises
     ------
     ScanError
         Where no run has one of the b-values; it says which ones there are.
     """
-    means, seen = [MeanOverBrains() for _ in bvals], set()
-    for shells, maps in runs:
-        seen |= {round(b) for b in shells}
-        for k, (adc, brain) in maps.items():
-            means[k].add(adc, brain)
+    means, n_runs, seen = [MeanOverBrains() for _ in bvals], [0 for _ in bvals], set()
+    for _, own in groupby(runs, key=itemgetter(0)):
+        within = [MeanOverBrains() for _ in bvals]
+        for _, shells, maps in own:
+            seen |= {round(b) for b in shells}
+            for k, (adc, brain) in maps.items():
+                within[k].add(adc, brain)
+        for k, mean in enumerate(within):
+            if mean.n:
+                means[k].add(mean.mean(), mean.brain())
+                n_runs[k] += mean.n
     missing = [f"{b:g}" for b, mean in zip(bvals, means, strict=True) if not mean.n]
     if missing:
         found = ", ".join(str(b) for b in sorted(seen)) or "no usable run"
         raise ScanError(NO_SHELL.format(missing=", ".join(missing), found=found))
-    return np.stack([mean.mean() for mean in means], axis=-1), [mean.n for mean in means]
+    return np.stack([mean.mean() for mean in means], axis=-1), n_runs, [mean.n for mean in means]

@@ -46,6 +46,7 @@ class _GenerateInput(SeriesInputSpec):
     minutes = traits.Either(None, traits.Float, usedefault=True, desc="training budget, minutes")
     to_template = File(exists=True, desc=".h5 that resamples the scan onto the template; for methods that work there")
     from_template = File(exists=True, desc=".h5 that resamples an atlas onto the scan")
+    template_name = traits.Str(desc="TemplateFlow name of the template, for methods that work there")
     template_brain = File(exists=True, desc="brain mask of the template, on a grid of its own")
     adc_atlas = File(exists=True, desc="ADC atlas (default: the packaged one)")
     xtract = traits.Either(None, File(exists=True), traits.Directory(exists=True), usedefault=True, desc="tracts")
@@ -134,7 +135,8 @@ class Generate(SimpleInterface):
         i = self.inputs
         adc = Path(i.adc_atlas) if isdefined(i.adc_atlas) else None
         xtract, fibres = (Path(path) if path else None for path in (i.xtract, i.fibres))
-        return TemplateFiles(Path(i.template_brain), Path(i.to_template), Path(i.from_template), adc, xtract, fibres)
+        places = (Path(i.template_brain), Path(i.to_template), Path(i.from_template))
+        return TemplateFiles(*places, adc, xtract, fibres, i.template_name or None)
 
 
 def _write_maps(made, image, folder: Path) -> dict[str, str]:

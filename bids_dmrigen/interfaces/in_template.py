@@ -15,6 +15,10 @@ from ..methods.phydiff_inputs import GRID_MM
 from .template_space import TemplateSpace
 
 DEFAULTS = {"adc": "packaged ADC atlas", "tracts": "none", "fibres": "embedded analytic bundles"}
+OTHER_SPACE = (
+    "the ADC atlas ({atlas}) is in {space}, the template is {template}: the two lie some millimetres apart; make an "
+    "atlas in {template} with `dmrigen prepare --adc-atlas`"
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class TemplateFiles:
         FSL's folder of XTRACT or a 4-D file; None for no tracts.
     fibres
         Folder of an atlas with fibre directions; None for the embedded one.
+    template
+        TemplateFlow name of the template; None: nothing is said of atlases in other spaces.
     """
 
     brain: Path
@@ -41,11 +47,36 @@ class TemplateFiles:
     adc: Path | None = None
     xtract: Path | None = None
     fibres: Path | None = None
+    template: str | None = None
+
+    @property
+    def adc_atlas(self) -> Path:
+        """The ADC atlas that is used."""
+        from .population import PACKAGED_ADC_ATLAS
+
+        return self.adc or PACKAGED_ADC_ATLAS
 
     def called(self, kind: str) -> str:
-        """Return what the record calls the adc, tracts or fibres that were used: no path, which may tell of people."""
+        """Return what the adc, tracts or fibres that are used are called: no path, which may tell of people."""
         path = {"adc": self.adc, "tracts": self.xtract, "fibres": self.fibres}[kind]
         return DEFAULTS[kind] if path is None else path.name
+
+    def record(self, kind: str) -> dict[str, str]:
+        """Return name and, of what is read from files, digest of the adc, tracts or fibres that are used."""
+        from .population import digest
+
+        path = {"adc": self.adc_atlas, "tracts": self.xtract, "fibres": self.fibres}[kind]
+        told = {"Name": self.called(kind)}
+        return told if path is None else told | {"SHA256": digest(kind, path)}
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return what is to be said where the ADC atlas is in another space than the template."""
+        from .population import other_space
+
+        space = None if self.template is None else other_space(self.adc_atlas, self.template)
+        if space is None:
+            return ()
+        return (OTHER_SPACE.format(atlas=self.called("adc"), space=space, template=self.template),)
 
 
 def generate_in_template(method: Method, scan: Scan, request: Request, files: TemplateFiles) -> Generated:
@@ -65,7 +96,7 @@ def generate_in_template(method: Method, scan: Scan, request: Request, files: Te
         Of the template.
     """
     from .io import read_image
-    from .population import PACKAGED_ADC_ATLAS, population_on
+    from .population import population_on
     from .templates import read_anatomy
 
     brain, image = read_image(files.brain)
@@ -84,7 +115,7 @@ def generate_in_template(method: Method, scan: Scan, request: Request, files: Te
     told = method.spec.population
     maps, xtract = Population(), files.xtract if "tracts" in told else None
     if "adc" in told:
-        maps = population_on(space.shape, space.affine, files.adc or PACKAGED_ADC_ATLAS, xtract)
+        maps = population_on(space.shape, space.affine, files.adc_atlas, xtract)
     if "fibres" in told:
         maps = replace(maps, anatomy=read_anatomy(files.fibres))
     made = method.generate(None, there, replace(request, population=maps, options={"table": table}))
@@ -100,10 +131,11 @@ def generate_in_template(method: Method, scan: Scan, request: Request, files: Te
     there = InTemplate(
         np.concatenate([there.data, made.mean[..., : len(wanted)]], axis=3), _joined(there.gradients, own), space.affine
     )
-    record = made.record | {"Population": {kind: files.called(kind) for kind in told}}
+    record = made.record | {"Population": {kind: files.record(kind) for kind in told}}
     return replace(
         made,
         record=record,
+        warnings=(*made.warnings, *(files.warnings() if "adc" in told else ())),
         mean=mean,
         std=std,
         gradients=_joined(scan.gradients, wanted),

@@ -6,6 +6,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -15,25 +16,33 @@ from ..dwi.gradients import B0_THRESHOLD_S_PER_MM2, GradientError, GradientTable
 from ..dwi.series import NO_B0, Scan, ScanError
 
 
+def open_image(path: str | Path) -> nib.Nifti1Image:
+    """Return an image of which the header alone is read.
+
+    Raises
+    ------
+    ScanError
+        Where the file is missing, not an image or not one of real numbers; the message names the file.
+    """
+    with _readable(path):
+        image = nib.load(path)
+        values = image.get_data_dtype()
+    if values.kind not in "iuf":
+        raise ScanError(f"{path}: expected one real number per voxel, found {values}; store the magnitude")
+    return image
+
+
 def read_image(path: str | Path) -> tuple[np.ndarray, nib.Nifti1Image]:
     """Return the image's values as float32 with scaling applied, and the image for its header and affine.
 
     Raises
     ------
     ScanError
-        Where the file is missing, truncated, not an image or not one of real numbers; the message names the file.
+        As `open_image`, and where the file is truncated.
     """
-    try:
-        image = nib.load(path)
-        values = image.get_data_dtype()
-        data = np.asarray(image.dataobj, dtype=np.float32) if values.kind in "iuf" else None
-    except FileNotFoundError:
-        raise ScanError(f"{path}: no such file") from None
-    except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
-        raise ScanError(f"{path}: cannot be read as an image, it may be truncated ({error}); copy it anew") from error
-    if data is None:
-        raise ScanError(f"{path}: expected one real number per voxel, found {values}; store the magnitude")
-    return data, image
+    image = open_image(path)
+    with _readable(path):
+        return np.asarray(image.dataobj, dtype=np.float32), image
 
 
 def read_volume(path: str | Path) -> tuple[np.ndarray, nib.Nifti1Image]:
@@ -155,6 +164,17 @@ def read_scan(
         raise ScanError(f"{bval}: " + NO_B0.format(threshold=b0_threshold, lowest=gradients.bvals.min()))
     inside = np.ones(data.shape[:3], bool) if mask is None else read_volume(mask)[0] > 0.5
     return Scan(data, image.affine, gradients, inside), image
+
+
+@contextmanager
+def _readable(path: str | Path):
+    """Name the file in what goes wrong when it is read."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise ScanError(f"{path}: no such file") from None
+    except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
+        raise ScanError(f"{path}: cannot be read as an image, it may be truncated ({error}); copy it anew") from error
 
 
 def _read_table(path: str | Path) -> np.ndarray:

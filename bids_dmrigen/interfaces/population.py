@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +18,15 @@ from ..dwi.series import ScanError
 from ..methods.base import Population
 from ..simulate.anatomy import subvoxels
 from ..simulate.atlas_file import AtlasError
-from .io import image_in_template, read_image, write_atomically, write_image
+from .io import image_in_template, open_image, read_image, write_atomically, write_image
+from .templates import check_fibre_atlas, fibre_images
 
 PACKAGED_ADC_ATLAS = Path(__file__).parent / "data" / "adc_atlas.nii.gz"
 UNITS = "mm^2/s"
 STEP_MM2_PER_S = 1e-7  # of the stored diffusivities: 16 bits reach beyond free water
 LARGEST_MM2_PER_S = 2 * FREE_WATER_MM2_PER_S  # noise may lead beyond free water; above this the unit is another
 MAKE_ONE = "make one with `dmrigen prepare --adc-atlas`"
+ANY_MNI = "MNI152"  # as an atlas's `Space`: one of the templates whose names begin so, it is not known which
 
 
 def _both_sides(*names: str) -> list[str]:
@@ -61,6 +64,41 @@ XTRACT_IMAGES = ("xtract-tract-atlases-prob-2mm.nii.gz", "xtract-tract-atlases-p
 XTRACT_LABELS = "XTRACT.xml"
 # FSL's data package of release 2 has more tracts, as shares of 1, and labels that are those of other volumes.
 XTRACT_RELEASE = "expected the 42 tracts of XTRACT's first release (Warrington et al. 2020, FSL's xtract atlas 1.x)"
+
+
+def check_atlas(kind: str, path: str | Path) -> None:
+    """Refuse a faulty atlas before anything is computed with it, as far as shows without reading much.
+
+    Parameters
+    ----------
+    kind
+        As in `MethodSpec.population`: "adc", "tracts" or "fibres".
+    path
+        As for `read_adc_atlas` (which is small, and read whole), `read_xtract` or `templates.read_fibre_atlas`.
+
+    Raises
+    ------
+    AtlasError
+        Where a file is missing or does not hold what it should.
+    """
+    {"adc": read_adc_atlas, "tracts": _find_tracts, "fibres": check_fibre_atlas}[kind](path)
+
+
+def digest(kind: str, path: str | Path) -> str:
+    """Return the SHA-256, in hexadecimal digits, of an atlas's images, one after another; see `check_atlas`."""
+    path = Path(path)
+    images = fibre_images(path) if kind == "fibres" else [_xtract_files(path)[0] if kind == "tracts" else path]
+    total = hashlib.sha256()
+    for image in images:
+        total.update(image.read_bytes())
+    return total.hexdigest()
+
+
+def other_space(adc_atlas: str | Path, template: str) -> str | None:
+    """Return the space that an ADC atlas's sidecar names where it is another than the template's, else None."""
+    space = json.loads(sidecar_path(Path(adc_atlas)).read_text("utf-8-sig")).get("Space")
+    known = space in (None, template) or (space == ANY_MNI and template.startswith(ANY_MNI))
+    return None if known else str(space)
 
 
 def read_adc_atlas(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -166,14 +204,8 @@ def read_xtract(path: str | Path) -> tuple[np.ndarray, tuple[str, ...], np.ndarr
     AtlasError
         Where a file is missing, there are other tracts, or values are no percentages.
     """
-    image, labels = _xtract_files(Path(path))
-    names = _xml_labels(labels) if labels.suffix == ".xml" else _tsv_labels(labels)
-    odd = sorted(set(names) ^ set(TRACTS))
-    if len(names) != len(TRACTS) or odd:
-        raise AtlasError(f"{labels}: {XTRACT_RELEASE}, found {len(names)} labels (not in both: {', '.join(odd[:3])})")
+    image, names = _find_tracts(path)
     tracts, affine = _read_4d(image)
-    if tracts.shape[3] != len(TRACTS):
-        raise AtlasError(f"{image}: {XTRACT_RELEASE}, found {tracts.shape[3]} volumes")
     low, high = float(tracts.min()), float(tracts.max())
     if not (low >= 0 and 1 < high <= 100):  # NaN fails too
         raise AtlasError(
@@ -181,7 +213,7 @@ def read_xtract(path: str | Path) -> tuple[np.ndarray, tuple[str, ...], np.ndarr
             "not one of labels or of shares of 1"
         )
     tracts /= 100  # in place: at 1 mm it is more than a gigabyte
-    if tuple(names) != TRACTS:
+    if names != TRACTS:
         tracts = tracts[..., [names.index(name) for name in TRACTS]]
     return tracts, TRACTS, affine
 
@@ -247,13 +279,36 @@ def _resampled(volume: np.ndarray, affine: np.ndarray, shape, new_affine: np.nda
 
 def _read_4d(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return an image's values (X, Y, Z, N) and affine."""
+    _check_4d(path)
     try:
         data, image = read_image(path)
     except ScanError as error:
         raise AtlasError(str(error)) from None
-    if data.ndim != 4:
-        raise AtlasError(f"{path}: expected a 4-D image (x, y, z, volume), found shape {data.shape}")
     return data, image.affine
+
+
+def _check_4d(path: Path) -> tuple[int, int, int, int]:
+    """Return the shape (X, Y, Z, N) in an image's header."""
+    try:
+        shape = open_image(path).shape
+    except ScanError as error:
+        raise AtlasError(str(error)) from None
+    if len(shape) != 4:
+        raise AtlasError(f"{path}: expected a 4-D image (x, y, z, volume), found shape {shape}")
+    return shape
+
+
+def _find_tracts(path: str | Path) -> tuple[Path, tuple[str, ...]]:
+    """Return the image of XTRACT's tracts and the names of its volumes; its header and labels alone are read."""
+    image, labels = _xtract_files(Path(path))
+    names = tuple(_xml_labels(labels) if labels.suffix == ".xml" else _tsv_labels(labels))
+    odd = sorted(set(names) ^ set(TRACTS))
+    if len(names) != len(TRACTS) or odd:
+        raise AtlasError(f"{labels}: {XTRACT_RELEASE}, found {len(names)} labels (not in both: {', '.join(odd[:3])})")
+    found = _check_4d(image)[3]
+    if found != len(TRACTS):
+        raise AtlasError(f"{image}: {XTRACT_RELEASE}, found {found} volumes")
+    return image, names
 
 
 def _xtract_files(path: Path) -> tuple[Path, Path]:

@@ -9,12 +9,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .io import read_image
+from ..dwi.series import ScanError
+from .io import open_image, read_image
 
 if TYPE_CHECKING:  # it loads torch
     from ..simulate.atlas import Atlas
 
 EMBEDDED_NAME = "MNI152NLin2009aSym"  # TemplateFlow's spelling of nilearn's bundled ICBM 2009a symmetric maps
+# Images of an atlas with fibre directions, .nii.gz, and what each has beside its three axes.
+FIBRE_IMAGES = {
+    "T1w": (), "brain_mask": (), "tissue_wm_gm_csf_percent": (3,), "peaks_world_ras": (9,), "qa": (3,),
+}  # fmt: skip
+SAME_GRID_MM = 1e-3
+WRONG_FIBRES = (
+    "{path}: expected shape {expected} with the affine of T1w.nii.gz, found {found}{elsewhere}; "
+    "a fibre atlas holds {names} (.nii.gz) on one grid"
+)
 
 
 class TemplateError(ValueError):
@@ -78,11 +88,18 @@ def read_fibre_atlas(folder: str | Path) -> tuple[dict[str, np.ndarray], np.ndar
         `t1w`, `white`, `grey`, `brain`, `directions` and `strengths`.
     affine
         (4, 4) voxel indices to world RAS+, mm.
+
+    Raises
+    ------
+    AtlasError
+        As `check_fibre_atlas`.
+    ScanError
+        Where an image is truncated.
     """
     from scipy import ndimage
 
-    names = ("T1w", "brain_mask", "tissue_wm_gm_csf_percent", "peaks_world_ras", "qa")
-    images = [read_image(Path(folder) / f"{name}.nii.gz") for name in names]
+    check_fibre_atlas(folder)
+    images = [read_image(path) for path in fibre_images(folder)]
     t1w, brain, tissue, peaks, strengths = (np.asarray(data, dtype=np.float32) for data, _ in images)
     brain = ndimage.binary_fill_holes(brain > 0.5)  # brain masks may leave out the ventricles
     arrays = {"t1w": np.clip(t1w / np.quantile(t1w[brain], 0.999), 0, 1) * brain, "brain": brain}
@@ -90,6 +107,38 @@ def read_fibre_atlas(folder: str | Path) -> tuple[dict[str, np.ndarray], np.ndar
     arrays["directions"] = np.moveaxis(peaks.reshape(*peaks.shape[:3], 3, 3), (3, 4), (0, 1))
     arrays["strengths"] = np.moveaxis(strengths, 3, 0)
     return arrays, images[0][1].affine
+
+
+def check_fibre_atlas(folder: str | Path) -> None:
+    """Refuse what `read_fibre_atlas` cannot read, by the images' headers; no voxel is read.
+
+    Raises
+    ------
+    AtlasError
+        Where a file is missing or no image, or has another shape or affine than the others.
+    """
+    from ..simulate.atlas_file import AtlasError
+
+    paths = fibre_images(folder)
+    try:
+        images = [open_image(path) for path in paths]
+    except ScanError as error:
+        raise AtlasError(f"{error}; a fibre atlas holds {', '.join(FIBRE_IMAGES)} (.nii.gz) on one grid") from None
+    grid, affine = images[0].shape[:3], images[0].affine
+    for path, image, extra in zip(paths, images, FIBRE_IMAGES.values(), strict=True):
+        away = not np.allclose(image.affine, affine, atol=SAME_GRID_MM)
+        if image.shape != (*grid, *extra) or away:
+            raise AtlasError(
+                WRONG_FIBRES.format(
+                    path=path, expected=(*grid, *extra), found=image.shape, names=", ".join(FIBRE_IMAGES),
+                    elsewhere=" with another affine" * away,
+                )
+            )  # fmt: skip
+
+
+def fibre_images(folder: str | Path) -> list[Path]:
+    """Return the images of an atlas with fibre directions, in the order of `FIBRE_IMAGES`."""
+    return [Path(folder) / f"{name}.nii.gz" for name in FIBRE_IMAGES]
 
 
 def read_anatomy(source: str | Path | None = None, resolution_mm: int = 2) -> Atlas:

@@ -326,9 +326,11 @@ def provenance_html(record: Mapping[str, Any], note: str = "") -> str:
     return f'<div class="box made">{SYNTHETIC}</div>\n{note}{_table(rows)}'
 
 
-def _flat(value: Any) -> str:
+def _flat(value: Any, within: bool = False) -> str:
+    """Return a value as one line of HTML; `within` another mapping, a mapping stands in parentheses."""
     if isinstance(value, Mapping):
-        return "; ".join(f"{_e(key)}: {_flat(item)}" for key, item in value.items())
+        text = "; ".join(f"{_e(key)}: {_flat(item, within=True)}" for key, item in value.items())
+        return f"({text})" if within else text
     if isinstance(value, (list, tuple)):
         return ", ".join(_flat(item) for item in value)
     return _e(f"{value:.4g}" if isinstance(value, float) else str(value))

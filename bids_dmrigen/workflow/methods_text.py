@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .. import __version__
-from ..methods.base import Citation
+from ..interfaces.in_template import DEFAULTS
+from ..methods.base import Citation, MethodSpec
 from ..qc.report import RunRecord
 from .plan import RunPlan
 from .settings import Settings
@@ -18,6 +19,7 @@ def _reference(key: str, author: str, year: int, title: str, journal: str, doi: 
     return Citation(key, text, f"@article{{{key},\n{body}}}\n")
 
 
+# A paper that a method cites (mni: the atlas) is not repeated here: `citations` knows both.
 REFERENCES = {
     citation.key: citation
     for citation in (
@@ -49,8 +51,6 @@ REFERENCES = {
                    "NeuroImage 59:2142-2154", "10.1016/j.neuroimage.2011.10.018"),
         _reference("n4", "Tustison NJ et al.", 2010, "N4ITK: improved N3 bias correction",
                    "IEEE Transactions on Medical Imaging 29:1310-1320", "10.1109/TMI.2010.2046908"),
-        _reference("mni", "Fonov V et al.", 2011, "Unbiased average age-appropriate atlases for pediatric studies",
-                   "NeuroImage 54:313-327", "10.1016/j.neuroimage.2010.07.033"),
         _reference("tensor", "Basser PJ et al.", 1994, "MR diffusion tensor spectroscopy and imaging",
                    "Biophysical Journal 66:259-267", "10.1016/S0006-3495(94)80775-1"),
         _reference("wls", "Veraart J et al.", 2013,
@@ -84,6 +84,8 @@ SENTENCES = {
     "no_eddy": "Eddy currents were not corrected: the phase-encoding axis is unknown.",
     "bias": "The bias field was estimated on the mean b0 with N4 [n4] and divided out of every volume.",
 }
+FIBRES = "Its fibre directions were the {default}."
+GIVEN_FIBRES = "Its fibre directions were those of {name}, given with --fibre-dir; cite their source."
 INTERPOLATED_ONCE = "All transforms were composed and applied in one interpolation."
 
 
@@ -143,8 +145,18 @@ def _method_paragraphs(settings: Settings, methods: Sequence[str]) -> list[str]:
         f"Its {'maps are synthetic data, not a tensor fit' if spec.maps else 'outputs are synthetic data'}: "
         f"{settings.n_samples} sample(s), seed {settings.seed}, network size {settings.size}, "
         f"sampler {spec.sampler_name(settings.sampler, settings.n_samples, settings.steps)}."
+        f"{_fibres(spec, settings)}"
         for spec in (load(name).spec for name in methods)
     ]
+
+
+def _fibres(spec: MethodSpec, settings: Settings) -> str:
+    """Return a sentence about the fibre directions that a method was told, with a space before it."""
+    if "fibres" not in spec.population:
+        return ""
+    if settings.fibre_dir is None:
+        return " " + FIBRES.format(default=DEFAULTS["fibres"])
+    return " " + GIVEN_FIBRES.format(name=settings.fibre_dir.name)
 
 
 def citations(text: Sequence[str]) -> list[Citation]:

@@ -236,6 +236,7 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
                 wf.connect([(node, generate, [("out_to_template", "to_template"),
                                               ("out_from_template", "from_template"),
                                               ("out_brain_template", "template_brain")])])  # fmt: skip
+                generate.inputs.template_name = template
         _add_to_template(wf, plan, ports, pre["mask"], normalize)
     ports[("metrics",)] = add_report_nodes(wf, plan, pre, ports, records, normalize, template)
     for group, outputs in _groups(plan.outputs).items():

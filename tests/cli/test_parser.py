@@ -1,8 +1,11 @@
 """The command line and the settings file."""
 
+import json
 import subprocess
 import sys
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from bids_dmrigen.cli.app import _validate, main
@@ -122,6 +125,34 @@ def test_missing_weights_have_a_status_of_their_own_before_anything_runs(tmp_pat
     command = [str(tmp_path / "data"), str(tmp_path / "out"), "participant", "--dry-run", "--methods", "difusion"]
     assert main([*command, "--weights", "difusion=nobody"]) == 4
     assert "no weights 'nobody'" in capsys.readouterr().err
+
+
+def no_adc(folder):
+    """Write an image of shares in the place of diffusivities, and return its path."""
+    nib.save(nib.Nifti1Image(np.ones((2, 2, 2, 1), np.float32), np.eye(4)), folder / "adc.nii.gz")
+    (folder / "adc.json").write_text(json.dumps({"BValues": [1000]}))
+    return folder / "adc.nii.gz"
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "make", "message"),
+    [
+        ("atlas", "--fibre-dir", lambda folder: folder, "T1w.nii.gz: no such file"),
+        ("phydiff", "--xtract-dir", lambda folder: folder, "prob-1mm.nii.gz, found no such file"),
+        ("phydiff", "--adc-atlas", no_adc, "adc.nii.gz: expected diffusivities in mm²/s, 0 to 0.006, found 1 to 1"),
+    ],
+)
+def test_a_faulty_atlas_is_found_before_anything_runs(tmp_path, capsys, method, option, make, message):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    command = [str(folder), str(tmp_path / "out"), "participant", "--dry-run", option, str(make(folder))]
+    assert main([*command, "--methods", method]) == 4
+    told = capsys.readouterr()
+    assert message in told.err
+    assert "is not used" not in told.out
+    for methods in ((), ("--methods", "interp")):  # no method works with it
+        assert main([*command, *methods]) == 3  # the dataset is none
+        assert f"note: {option} is not used: of the methods asked for (" in capsys.readouterr().out
 
 
 def test_a_validator_that_is_not_there_is_said(tmp_path, capsys, monkeypatch):

@@ -25,7 +25,7 @@ def atlas(tmp_path):
     return save_atlas(tmp_path / "ball.safetensors", make_ball())
 
 
-def add_run(root, subject, shells, template=TEMPLATE):
+def add_run(root, subject, shells, template=TEMPLATE, run=""):
     """Write a preprocessed run: a ball of isotropic tissue, {b-value: diffusivity}, and its transforms."""
     from bids_dmrigen.interfaces.ants_tools import write_matrix
 
@@ -36,7 +36,7 @@ def add_run(root, subject, shells, template=TEMPLATE):
     points = np.moveaxis(np.indices(SHAPE), 0, -1) @ SCAN_AFFINE[:3, :3].T + SCAN_AFFINE[:3, 3]
     inside = np.linalg.norm(points - SHIFT, axis=-1) < 25
     data = (900 * inside[..., None] * np.exp(-bvals * diffusivity)).astype(np.float32)
-    folder, stem = root / f"sub-{subject}" / "dwi", f"sub-{subject}"
+    folder, stem = root / f"sub-{subject}" / "dwi", f"sub-{subject}" + f"_run-{run}" * bool(run)
     write_run(folder, f"{stem}_desc-preproc", data, gradients, SCAN_AFFINE)
     nib.save(nib.Nifti1Image(inside.astype(np.uint8), SCAN_AFFINE), folder / f"{stem}_desc-brain_mask.nii.gz")
     if template:
@@ -95,7 +95,8 @@ def test_preprocessed_runs_are_averaged_in_the_template(tmp_path, derivative, ca
     np.testing.assert_allclose(data[distance < 22][:, 1], 0.6e-3, rtol=2e-3)
     assert (data[distance > 29] == 0).all()
     sidecar = json.loads((tmp_path / "adc.json").read_text())
-    assert (sidecar["Source"], sidecar["Runs"], sidecar["Space"]) == ("derived", [2, 1], TEMPLATE)
+    told = {"Source": "derived", "Subjects": [2, 1], "Runs": [2, 1], "Space": TEMPLATE}
+    assert {name: sidecar[name] for name in told} == told
 
     capsys.readouterr()
     assert adc(derivative, out) == 1  # b=3000 is nobody's
@@ -105,6 +106,18 @@ def test_preprocessed_runs_are_averaged_in_the_template(tmp_path, derivative, ca
     assert "--people is for simulated people" in capsys.readouterr().err
 
 
+def test_every_subject_weighs_the_same_however_many_runs(tmp_path, derivative):
+    for run, diffusivity in (("1", 0.6e-3), ("2", 0.7e-3), ("3", 0.8e-3)):
+        add_run(derivative, "01", {1000: diffusivity}, run=run)
+    add_run(derivative, "02", {1000: 1.1e-3, 2000: 0.5e-3})
+    assert adc(derivative, tmp_path / "adc.nii.gz", "--bvalues", 1000, 2000) == 0
+    data, _, _ = read_adc_atlas(tmp_path / "adc.nii.gz")
+    middle = (45, 63, 36)  # the template's origin
+    np.testing.assert_allclose(data[middle], [0.9e-3, 0.5e-3], rtol=2e-3)  # over runs it would be 0.8e-3
+    sidecar = json.loads((tmp_path / "adc.json").read_text())
+    assert (sidecar["Subjects"], sidecar["Runs"]) == ([2, 1], [4, 1])
+
+
 def test_a_run_without_a_transform_is_left_out_and_two_templates_are_refused(tmp_path, derivative, capsys):
     add_run(derivative, "01", {1000: 0.8e-3})
     add_run(derivative, "02", {1000: 1.0e-3}, template=None)
@@ -112,7 +125,8 @@ def test_a_run_without_a_transform_is_left_out_and_two_templates_are_refused(tmp
     assert adc(derivative, out, "--bvalues", 1000) == 1
     printed = capsys.readouterr().err
     assert "left out: sub-02: expected one sub-02_from-dwi_to-*_mode-image_xfm.h5" in printed
-    assert json.loads((tmp_path / "adc.json").read_text())["Runs"] == [1]
+    sidecar = json.loads((tmp_path / "adc.json").read_text())
+    assert (sidecar["Subjects"], sidecar["Runs"]) == ([1], [1])
     add_run(derivative, "02", {1000: 1.0e-3}, template="Own")
     assert adc(derivative, tmp_path / "other.nii.gz", "--bvalues", 1000) == 1
     assert f"runs registered to one template, found {TEMPLATE}, Own" in capsys.readouterr().err

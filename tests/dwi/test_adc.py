@@ -28,3 +28,4 @@ def test_a_voxel_counts_where_half_of_the_people_have_brain():
     for value, brain in zip((1.0, 2.0, 6.0), brains, strict=True):
         common.add(np.full((4, 1, 1, 2), value), brain.reshape(4, 1, 1))
     np.testing.assert_allclose(common.mean()[:, 0, 0, 1], [3.0, 1.5, 0, 0])
+    np.testing.assert_array_equal(common.brain()[:, 0, 0], [True, True, False, False])

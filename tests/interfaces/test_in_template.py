@@ -1,5 +1,6 @@
 """Methods in the template's space: what they see, and what comes back on the scan's grid."""
 
+import hashlib
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,12 +11,16 @@ from scipy import ndimage
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.interfaces.in_template import TemplateFiles, generate_in_template
+from bids_dmrigen.interfaces.population import PACKAGED_ADC_ATLAS, write_adc_atlas
 from bids_dmrigen.methods import load
 from bids_dmrigen.methods.base import Generated, Population, Request
 from bids_dmrigen.methods.phydiff import wanted_table
 
 from ..simulate.conftest import make_ball
+from .test_population import AFFINE as ATLAS_AFFINE
+from .test_population import ball_adc, fsl_layout, one_file
 from .test_template_space import AFFINE, MOTION, SHAPE, TEMPLATE, ball
+from .test_templates import write_fibres
 
 ants = pytest.importorskip("ants")
 TURN = np.linalg.svd(MOTION[:3, :3])
@@ -25,8 +30,8 @@ TURN = TURN[0] @ TURN[2]  # the rotation in it
 class Stripes:
     """b0 times how much a direction points to the template's front: what it makes tells how directions were turned."""
 
-    def __init__(self):
-        self.seen, self.spec = [], SimpleNamespace(population=("adc", "fibres"))
+    def __init__(self, *population):
+        self.seen, self.spec = [], SimpleNamespace(population=population or ("adc", "fibres"))
 
     def generate(self, net, scan, request):
         table = request.options["table"]
@@ -35,6 +40,10 @@ class Stripes:
         mean = (scan.data * weight).astype(np.float32)
         std = mean / 10 if request.n_samples > 1 else None
         return Generated(mean, std, table, (), np.zeros(len(table), bool), {"Sampler": {}})
+
+
+def sha256(*paths):
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +101,11 @@ def test_the_b0_goes_there_and_the_images_come_back_beside_the_acquired_ones(sca
     np.testing.assert_array_equal(series.mean[..., :1], there.data)
     weight = np.abs(series.gradients.world_directions(series.affine)[1:, 1])
     np.testing.assert_allclose(series.mean[..., 1:], there.data * weight, rtol=1e-5)
-    assert made.record["Population"] == {"adc": "packaged ADC atlas", "fibres": "embedded analytic bundles"}
+    assert made.record["Population"] == {
+        "adc": {"Name": "packaged ADC atlas", "SHA256": sha256(PACKAGED_ADC_ATLAS)},
+        "fibres": {"Name": "embedded analytic bundles"},
+    }
+    assert made.warnings == ()
 
 
 def test_images_are_as_bright_at_the_brains_rim_as_within(scan, files):
@@ -120,3 +133,48 @@ def test_spread_comes_back_too_and_nothing_is_checked_where_nothing_is_asked(sca
     assert not made.std[..., :10].any()
     inside = made.mean[..., 10] > 10
     np.testing.assert_allclose((made.std[..., 10] / made.mean[..., 10].clip(1e-3))[inside].mean(), 0.1, rtol=0.02)
+
+
+def test_the_record_names_what_was_used_by_its_files(tmp_path, files):
+    fibres, folder, file = write_fibres(tmp_path / "hcp"), fsl_layout(tmp_path / "atlases"), one_file(tmp_path)
+    own = replace(files, xtract=folder, fibres=fibres)
+    images = [
+        fibres / f"{n}.nii.gz" for n in ("T1w", "brain_mask", "tissue_wm_gm_csf_percent", "peaks_world_ras", "qa")
+    ]
+    assert own.record("fibres") == {"Name": "hcp", "SHA256": sha256(*images)}
+    image = folder / "xtract-tract-atlases-prob-2mm.nii.gz"
+    assert own.record("tracts") == {"Name": "XTRACT", "SHA256": sha256(image)}
+    assert replace(own, xtract=file).record("tracts") == {"Name": "own_percent.nii.gz", "SHA256": sha256(file)}
+    assert files.record("tracts") == {"Name": "none"}
+
+
+@pytest.mark.parametrize(
+    ("space", "template", "warned"),
+    [
+        ("MNI152NLin6Asym", "MNI152NLin6Asym", False),
+        ("MNI152NLin6Asym", "MNI152NLin2009aSym", True),
+        ("MNI152", "MNI152NLin2009aSym", False),
+        ("MNI152", "Infant", True),
+        (None, "Infant", False),
+        ("MNI152NLin6Asym", None, False),
+    ],
+)
+def test_an_adc_atlas_in_another_space_is_warned_of(tmp_path, files, space, template, warned):
+    about = {} if space is None else {"Space": space}
+    adc = write_adc_atlas(tmp_path / "people.nii.gz", ball_adc(), (1000.0, 2000.0), ATLAS_AFFINE, about)
+    said = replace(files, adc=adc, template=template).warnings()
+    assert len(said) == warned
+    if warned:
+        assert said[0].startswith(
+            f"the ADC atlas (people.nii.gz) is in {space}, the template is {template}: the two lie"
+        )
+
+
+def test_the_packaged_adc_atlas_is_warned_of_too_where_a_method_is_told_of_it(scan, files):
+    options = {"bvalues": [1000.0], "directions": 1}
+    for kind, n in (("adc", 1), ("fibres", 0)):
+        away = replace(files, template="MNI152NLin6Asym")
+        made = generate_in_template(Stripes(kind), scan, Request(options=options), away)
+        assert made.record["Population"].keys() == {kind}
+        assert len(made.warnings) == n
+        assert all("(packaged ADC atlas) is in MNI152NLin2009aSym" in warning for warning in made.warnings)

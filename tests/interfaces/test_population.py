@@ -10,6 +10,7 @@ from bids_dmrigen.interfaces.population import (
     PACKAGED_ADC_ATLAS,
     STEP_MM2_PER_S,
     TRACTS,
+    check_atlas,
     coarser,
     population_on,
     read_adc_atlas,
@@ -97,8 +98,9 @@ def test_what_is_no_adc_atlas_is_refused(tmp_path, factor, sidecar, message):
     nib.save(nib.Nifti1Image((factor * ball_adc()).astype(np.float32), AFFINE), tmp_path / "adc.nii.gz")
     if sidecar is not None:
         (tmp_path / "adc.json").write_text(json.dumps(sidecar))
-    with pytest.raises(AtlasError, match=message):
-        read_adc_atlas(tmp_path / "adc.nii.gz")
+    for read in (read_adc_atlas, lambda path: check_atlas("adc", path)):
+        with pytest.raises(AtlasError, match=message):
+            read(tmp_path / "adc.nii.gz")
 
 
 def test_an_absent_or_flat_image_is_refused(tmp_path):
@@ -153,15 +155,21 @@ def test_labels_may_lie_in_fsl_s_folder_and_the_coarse_image_is_taken(tmp_path):
     ],
 )
 def test_other_tracts_and_other_values_are_refused(tmp_path, layout, names, tracts, message):
+    path = layout(tmp_path / "a" if layout is fsl_layout else tmp_path, names, tracts)
     with pytest.raises(AtlasError, match=message):
-        read_xtract(layout(tmp_path / "a" if layout is fsl_layout else tmp_path, names, tracts))
+        read_xtract(path)
+    if message.startswith(("expected percent", "found 0 to 182")):
+        check_atlas("tracts", path)  # of the values nothing is known before they are read
+    else:
+        with pytest.raises(AtlasError, match=message):
+            check_atlas("tracts", path)
 
 
 def test_missing_and_broken_files_are_named(tmp_path):
     with pytest.raises(AtlasError, match=r"expected .*xtract-tract-atlases-prob-2mm.nii.gz or .*, found no such file"):
         read_xtract(tmp_path)
     with pytest.raises(AtlasError, match=r"expected .*absent.nii.gz, found no such file"):
-        read_xtract(tmp_path / "absent.nii.gz")
+        check_atlas("tracts", tmp_path / "absent.nii.gz")
     image = one_file(tmp_path)
     labels = tmp_path / "own_labels.tsv"
     labels.write_text(labels.read_text().replace("index", "number"))

@@ -1,9 +1,17 @@
-"""The embedded standard brain, and templates found in a directory."""
+"""The embedded standard brain, templates found in a directory, and atlases with fibre directions."""
 
+import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_dmrigen.interfaces.templates import TemplateError, embedded_mni, find_template
+from bids_dmrigen.interfaces.templates import (
+    TemplateError,
+    check_fibre_atlas,
+    embedded_mni,
+    find_template,
+    read_fibre_atlas,
+)
+from bids_dmrigen.simulate.atlas_file import AtlasError
 
 
 def touch(folder, *names):
@@ -11,6 +19,25 @@ def touch(folder, *names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+
+
+def write_fibres(folder, **changed):
+    """Write an atlas of one fibre direction, front to back; `changed` are other arrays, None to leave an image out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = (6, 7, 5)
+    directions, strengths = np.zeros((*shape, 9), np.float32), np.zeros((*shape, 3), np.float32)
+    directions[..., 1], strengths[..., 0] = 1, 0.3
+    images = {
+        "T1w": np.full(shape, 900, np.int16),
+        "brain_mask": np.ones(shape, np.uint8),
+        "tissue_wm_gm_csf_percent": np.stack([np.full(shape, p, np.uint8) for p in (70, 20, 10)], axis=-1),
+        "peaks_world_ras": directions,
+        "qa": strengths,
+    }
+    for name, array in (images | changed).items():
+        if array is not None:
+            nib.save(nib.Nifti1Image(array, np.diag([2.0, 2, 2, 1])), folder / f"{name}.nii.gz")
+    return folder
 
 
 def test_embedded_brain_is_a_partition_in_mni_orientation():
@@ -71,3 +98,43 @@ def test_what_is_missing_is_said(tmp_path, files, message):
 def test_a_directory_that_is_not_there_is_named(tmp_path):
     with pytest.raises(TemplateError, match="no such directory"):
         find_template(tmp_path / "nowhere")
+
+
+def test_a_fibre_atlas_is_read_as_it_was_written(tmp_path):
+    arrays, affine = read_fibre_atlas(write_fibres(tmp_path))
+    np.testing.assert_array_equal(np.diag(affine), [2, 2, 2, 1])
+    assert (arrays["directions"][0, 1] == 1).all()  # the first population, along y
+    assert (arrays["directions"].sum(), arrays["strengths"][0, 0, 0, 0]) == (6 * 7 * 5, np.float32(0.3))
+    np.testing.assert_allclose([arrays["white"].mean(), arrays["grey"].mean()], [0.7, 0.2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("function", [check_fibre_atlas, read_fibre_atlas])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"qa": None}, r"qa.nii.gz: no such file; a fibre atlas holds T1w, brain_mask, "),
+        ({"peaks_world_ras": np.zeros((6, 7, 5, 3), np.float32)}, r"peaks_world_ras.nii.gz: expected shape .*9\)"),
+        ({"brain_mask": np.ones((6, 7, 4), np.uint8)}, r"brain_mask.nii.gz: .*, found \(6, 7, 4\)"),
+        ({"T1w": np.ones((6, 7, 5, 2), np.float32)}, r"T1w.nii.gz: expected shape \(6, 7, 5\)"),
+    ],
+)
+def test_what_is_no_fibre_atlas_is_refused(tmp_path, function, changed, message):
+    with pytest.raises(AtlasError, match=message):
+        function(write_fibres(tmp_path, **changed))
+
+
+def test_fibre_images_on_two_grids_and_files_that_are_no_images_are_refused(tmp_path):
+    qa = write_fibres(tmp_path) / "qa.nii.gz"
+    image = nib.load(qa)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), np.diag([-2.0, 2, 2, 1])), qa)
+    with pytest.raises(AtlasError, match=r"qa.nii.gz: expected .* with another affine"):
+        check_fibre_atlas(tmp_path)
+    qa.write_text("no image")
+    with pytest.raises(AtlasError, match=r"qa.nii.gz: cannot be read as an image"):
+        check_fibre_atlas(tmp_path)
+
+
+def test_a_fibre_atlas_is_checked_by_its_headers(tmp_path):
+    qa = write_fibres(tmp_path) / "qa.nii.gz"
+    qa.write_bytes(qa.read_bytes()[:-20])  # the header is whole
+    check_fibre_atlas(tmp_path)

@@ -63,6 +63,12 @@ def test_volumes_are_only_called_acquired_where_they_were():
     assert "acquired volume" not in text
 
 
+def test_what_is_nested_is_told_apart():
+    told = {"adc": {"Name": "packaged", "SHA256": "12ab"}, "tracts": {"Name": "none"}}
+    text = report.provenance_html({**MODEL, "Population": told})
+    assert "<td>adc: (Name: packaged; SHA256: 12ab); tracts: (Name: none)</td>" in text
+
+
 def test_report_from_files_alone(derivatives):
     methods = "# Methods\n\nData were **processed** with `ants`.\n\n- Wu 2025\n- Basser 1994\n"
     path = report.subject_report(derivatives, "01", methods=methods)

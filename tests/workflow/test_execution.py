@@ -288,3 +288,17 @@ def test_the_graph_of_a_method_that_makes_maps(tmp_path, n_directions):
     assert {"fa", "md", "dec", "fa_std", "md_std", "dec_std", "map_record"} <= given
     assert ("generated" in given) == (n_directions == 6)
     assert "maps_diffdti" not in wf.list_node_names()
+
+
+def test_a_method_in_the_templates_space_knows_which_it_is(tmp_path):
+    from bids_dmrigen.workflow.participant import init_run_wf
+    from bids_dmrigen.workflow.plan import plan_run
+
+    from .test_plan import make_run, settings
+
+    plan = plan_run(make_run(tmp_path), settings(methods=("atlas",)), "TPL")
+    node = init_run_wf(plan, template="TPL", links={"raw": tmp_path}, threads=1).get_node("generate_atlas")
+    for name in ("template_brain", "to_template", "from_template"):
+        (tmp_path / name).touch()
+        setattr(node.inputs, name, str(tmp_path / name))
+    assert node.interface._template_files().template == "TPL"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 
 import pytest
@@ -186,3 +187,32 @@ def test_the_report_names_maps_and_says_where_nothing_classical_stands_beside_th
         assert "kept unchanged" not in page
         said = "there is no classical map to compare with. To be exact: the gradient table determines 4 of"
         assert (said in page) == (n_directions == 3)
+
+
+def test_every_reference_stands_once():
+    from bids_dmrigen.methods import REGISTRY, load
+
+    every = {load(name).spec.citation for name in REGISTRY} | set(methods_text.REFERENCES.values())
+    assert len({citation.key for citation in every}) == len(every), "one key, two texts"
+    titles = [re.search(r"title = {(.+)}", citation.bibtex).group(1).lower() for citation in every]
+    assert len(set(titles)) == len(titles)
+    assert all(f"{{{citation.key}," in citation.bibtex for citation in every)
+
+
+def test_the_atlas_cites_the_template_and_tells_whose_fibres_it_had(tmp_path):
+    run, given = make_run(tmp_path), tmp_path / "hcp1065"
+    given.mkdir()
+    for folder, said in (
+        (None, "Its fibre directions were the embedded analytic bundles."),
+        (given, "Its fibre directions were those of hcp1065, given with --fibre-dir; cite their source."),
+    ):
+        one = settings(methods=("atlas", "interp"), fibre_dir=folder)
+        text = methods_text.paragraphs(one, [plan_run(run, one, "TPL")])
+        assert text[-2].endswith(said)
+        assert "fibre directions" not in text[-1]
+        assert "[mni]" in text[-2]
+        assert str(tmp_path) not in " ".join(text)
+        page = methods_text.as_markdown(text)
+        assert page.count("- [mni] Fonov V et al. (2011). Unbiased average age-appropriate atlases") == 1
+        assert page.count("Fonov") == 1
+        assert "Yeh" not in page
