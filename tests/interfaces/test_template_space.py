@@ -56,7 +56,7 @@ def test_points_go_where_the_transform_says(space):
 
 
 def test_the_grid_holds_both_brains_and_is_finer_than_the_scan(space):
-    assert np.allclose(np.diag(space.affine)[:3], 1.5), "two thirds of 2.5 mm, in halves of a millimetre"
+    assert np.allclose(np.diag(space.affine)[:3], 1.5), "three fifths of 2.5 mm, in halves of a millimetre"
     inside = space.to_template[space.mask]
     high = space.affine[:3, 3] + 1.5 * (np.array(space.shape) - 1)
     assert (inside > space.affine[:3, 3]).all()
