@@ -23,6 +23,8 @@ from ..dwi.gradients import GradientTable, even_directions
 from ..dwi.series import Scan, ScanError
 from ..nets.adapter import Adapter, tract_condition
 from ..nets.hdit import HDiT, HDiTSpec
+from ..nets.template_atlas import IMAGES as ATLAS_IMAGES
+from ..nets.template_atlas import TemplateAtlas
 from ..simulate.adc import mean_adc
 from ..simulate.anatomy import deform
 from ..simulate.atlas import Atlas
@@ -51,14 +53,16 @@ UNTRAINED_B = "b = {bvals} s/mm² lie outside what the weights were trained on, 
 
 
 class TractHDiT(nn.Module):
-    """The backbone and the adapter that tells it of tracts.
+    """The backbone, what it has learnt of directions in the template (`small`), and the adapter that tells of tracts.
 
-    Without tracts, or untrained, the adapter adds nothing.
+    Without tracts, or untrained, the adapter adds nothing; the atlas adds its image to the prediction, and is shown to
+    the backbone, which makes the rest.
     """
 
-    def __init__(self, spec: HDiTSpec):
+    def __init__(self, spec: HDiTSpec, with_atlas: bool = False):
         super().__init__()
-        self.backbone = HDiT(spec)
+        self.atlas = TemplateAtlas() if with_atlas else None
+        self.backbone = HDiT(replace(spec, in_channels=spec.in_channels + ATLAS_IMAGES * with_atlas))
         self.adapter = Adapter(TRACTS, spec.patch, spec.widths)
 
     def forward(self, x: Tensor, t: Tensor, known: Known) -> Tensor:
@@ -67,8 +71,12 @@ class TractHDiT(nn.Module):
         if known.tracts is not None:
             b0 = known.images[:, 1:2] if known.images.shape[1] > 1 else known.images
             maps = self.adapter(tract_condition(known.tracts, b0))
-        seen = torch.cat([x, known.images], dim=1)
-        return self.backbone(seen, t.float(), known.bvecs, known.bvals, known.position, maps)
+        seen = [x, known.images]
+        if self.atlas is not None:
+            with torch.autocast(x.device.type, enabled=False):
+                seen.append(self.atlas(known.places.float(), known.bvecs, known.bvals))
+        made = self.backbone(torch.cat(seen, dim=1), t.float(), known.bvecs, known.bvals, known.position, maps)
+        return made if self.atlas is None else made + seen[2][:, :1]
 
 
 class PhyDiff:
@@ -113,13 +121,14 @@ class PhyDiff:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            net = TractHDiT(replace(SIZES[size], query_mapping=query_mapping))
+            spec = replace(SIZES[size], query_mapping=query_mapping)
+            net = TractHDiT(spec, with_atlas=size == "small" and query_mapping)
         net.physics = physics
         return net
 
     def configuration(self, size: str) -> dict[str, Any]:
         """Return what the network of this size is built from and trained within."""
-        return {**vars(SIZES[size]), "bvals": list(BVALS), "tracts": TRACTS}
+        return {**vars(SIZES[size]), "bvals": list(BVALS), "tracts": TRACTS, "learnt_atlas": size == "small"}
 
     # -- training
 
@@ -150,7 +159,9 @@ class PhyDiff:
     def freeze(self, net: TractHDiT, source: Cohort) -> None:
         """Leave one part of the network as it is: the adapter without tracts, the backbone with them."""
         net.adapter.requires_grad_(source.maps.tracts is not None)
-        net.backbone.requires_grad_(source.maps.tracts is None)
+        for part in (net.backbone, net.atlas):
+            if part is not None:
+                part.requires_grad_(source.maps.tracts is None)
 
     def examples(self, source: Cohort, size: str, batch: int, seed: int) -> Callable[[int], Batch]:
         """Return index -> batch of examples on the source's device."""

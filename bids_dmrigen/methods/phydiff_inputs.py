@@ -36,6 +36,8 @@ class Known:
         (B, 1, H, W), in units of the mean b0.
     attenuation
         (B, 1, H, W) of the physics-guided process, in [0, 1].
+    places
+        (B, 3, H, W) of the voxels in the template's world, mm.
     tracts
         (B, 42, H, W), or None.
     """
@@ -47,6 +49,7 @@ class Known:
     centre: Tensor
     scale: Tensor
     attenuation: Tensor
+    places: Tensor
     tracts: Tensor | None = None
 
     def process(self, physics: bool = True) -> PhysicsGuided | VariancePreserving:
@@ -90,10 +93,11 @@ def known_of(
     middle = b0[..., 1][:, None]
     if size == "paper":
         one = torch.ones_like(middle)
-        return Known(middle / 1.5 - 1, bvecs, bvals, position, one, one, attenuation, tracts)
+        return Known(middle / 1.5 - 1, bvecs, bvals, position, one, one, attenuation, places, tracts)
     images = torch.cat([b0.permute(0, 3, 1, 2), isotropic, places / COORDINATE_MM], dim=1)
     centre = middle * isotropic
-    return Known(images, bvecs, bvals, position, centre, LEAST_SCALE + RELATIVE_SCALE * centre, attenuation, tracts)
+    scale = LEAST_SCALE + RELATIVE_SCALE * centre
+    return Known(images, bvecs, bvals, position, centre, scale, attenuation, places, tracts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -49,7 +49,7 @@ def tiny():
     spec = replace(phydiff.SIZES["small"], widths=(32, 32), depths=(1, 1), mapping_width=32)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = phydiff.TractHDiT(spec)
+        net = phydiff.TractHDiT(spec, with_atlas=True)
         for parameter in net.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
     return net
@@ -243,7 +243,7 @@ def test_training_moves_the_backbone_alone_without_tracts_and_the_adapter_alone_
         method.loss(net, batch).backward()
         optimiser.step()
         moved = {name.split(".")[0] for name, p in net.named_parameters() if not torch.equal(p, before[name])}
-        assert moved == ({"backbone"} if source.maps.tracts is None else {"adapter"})
+        assert moved == ({"backbone", "atlas"} if source.maps.tracts is None else {"adapter"})
 
 
 @pytest.mark.parametrize("size", ["small", "paper"])

@@ -1,0 +1,52 @@
+"""What a network has learnt of directions at each place of the template: maps of harmonics, read where a slice lies."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..dwi.harmonics import harmonics, n_harmonics
+
+LOW_MM, HIGH_MM = (-81.0, -114.0, -78.0), (81.0, 84.0, 90.0)  # of the box in the template's world: any brain
+SPACING_MM = 3.0
+ORDER = 4
+SCALE = 8.0  # of the stored numbers, so that an optimiser's steps are large enough for maps that start as 0
+IMAGES = 2
+
+
+class TemplateAtlas(nn.Module):
+    """Learnt coefficients c_lm(x) of spherical harmonics, whose weight grows with the b-value; all 0 at first.
+
+    A(x, g, b) = sum_lm w_l(b) c_lm(x) Y_lm(g), l = 2, 4, with w_l(b) = u_l b + v_l b², learnt too.
+    """
+
+    def __init__(self):
+        super().__init__()
+        shape = [round((high - low) / SPACING_MM) + 1 for low, high in zip(LOW_MM, HIGH_MM, strict=True)]
+        self.maps = nn.Parameter(torch.zeros(n_harmonics(ORDER) - 1, *shape))
+        self.growth = nn.Parameter(torch.tensor([[1.0, 0.0], [0.0, 0.3]]))  # (u, v) of l = 2 and 4, b in 1000 s/mm²
+
+    def forward(self, places: Tensor, bvecs: Tensor, bvals: Tensor) -> Tensor:
+        """Return (B, 2, H, W): A, and the root of the sum of the squares of its weighted coefficients.
+
+        Parameters
+        ----------
+        places
+            (B, 3, H, W) world points in the template, mm.
+        bvecs, bvals
+            (B, 3) unit vectors in its world RAS+ and (B,) s/mm².
+        """
+        low, high = places.new_tensor(LOW_MM), places.new_tensor(HIGH_MM)
+        # grid_sample counts from -1 to 1 and takes the axes the other way round.
+        grid = (2 * (places - low[:, None, None]) / (high - low)[:, None, None] - 1).flip(1).permute(0, 2, 3, 1)
+        read = F.grid_sample(
+            SCALE * self.maps[None], grid.flatten(0, 1)[None, None], align_corners=True
+        )  # (1, C, 1, BH, W)
+        read = read[0, :, 0].unflatten(1, (len(places), -1)).transpose(0, 1)  # (B, C, H, W)
+        b = bvals / 1000
+        weights = torch.stack([b, b.square()], dim=1) @ self.growth.T  # (B, 2)
+        weights = weights.repeat_interleave(weights.new_tensor([5, 9]).long(), dim=1)
+        read = read * weights[:, :, None, None]
+        image = torch.einsum("bchw,bc->bhw", read, harmonics(bvecs.float(), ORDER)[:, 1:])
+        return torch.stack([image, (read.square().sum(dim=1) + 1e-6).sqrt()], dim=1)
