@@ -65,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                         help="arithmetic (default: auto, the faster one)")  # fmt: skip
+    parser.add_argument("--half", action="store_true", help="store the weights as 16-bit numbers: half the file")
     parser.set_defaults(run=run)
 
 
@@ -92,6 +93,8 @@ def run(args) -> None:
 
 
 def _train(args, device) -> Path | None:
+    import torch
+
     from ..diffusion.parallel import rank
     from ..diffusion.training import resolve_precision, train
     from ..diffusion.weights import default_name, load_weights, save_weights
@@ -135,7 +138,8 @@ def _train(args, device) -> Path | None:
     gain = f"held-out loss {trained.start_loss:.5g} at the start, {trained.held_out_loss:.5g} at best"
     print(f"ended after {trained.steps} steps, {trained.minutes:.1f} min ({trained.stopped_because}); {gain}")
     card = _card(args, method, trained, device, trained_on | start)
-    return save_weights(args.out, args.name or default_name(args.method, args.size), net, card)
+    name, dtype = args.name or default_name(args.method, args.size), torch.float16 if args.half else torch.float32
+    return save_weights(args.out, name, net, card, dtype)
 
 
 def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:

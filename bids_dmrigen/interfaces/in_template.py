@@ -153,8 +153,9 @@ def _onto_scan(space: TemplateSpace, made: np.ndarray, there: np.ndarray, b0: np
     itself nothing is lost.
     """
     lost = b0 - space.onto_scan(there[..., 0])
-    attenuation = np.divide(made, there, out=np.zeros_like(made), where=there > FAINT * there.max())
-    shares = space.onto_scan(attenuation.clip(0, 1), order=1)
+    bright = there > FAINT * there.max()
+    attenuation = np.divide(made, there, out=np.zeros_like(made), where=bright).clip(0, 1)
+    shares = space.onto_scan(attenuation, order=1) / space.onto_scan(bright.astype(np.float32), order=1).clip(1e-3)
     return space.onto_scan(made) + shares * lost[..., None]
 
 
