@@ -8,9 +8,9 @@ trained on, as registration leaves them in the template; b = 1000, 2000 and 3000
 absolute PSNR and SSIM in the mask, and those of the paper (every slice of both images brought to 0 ... 1 before).
 real: the acquired directions of two scans from the b0 alone, and how well the colour FA of the generated shell agrees
 with the acquired one's. samplers: fast against 800 ancestral steps, on simulated people. cost: 30 directions of the
-dense scan. ablation: the paper's Tables 1 and 2 on simulated people, every variant trained anew for the same minutes;
-not part of the default. The arms are the atlas of `--fibres` (default: analytic bundles) and, where there are weights,
-Phy-Diff.
+dense scan. ablation: the paper's Tables 1 and 2 on simulated people, every variant trained anew for the same minutes,
+and an adapter for a third of them beside one; not part of the default. The arms are the atlas of `--fibres` (default:
+analytic bundles) and, where there are weights, Phy-Diff.
 """
 
 from __future__ import annotations

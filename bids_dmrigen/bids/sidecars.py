@@ -116,6 +116,8 @@ def image_sidecar(key: str, sources: Sequence[str], **fields: str) -> dict[str, 
         return {**sidecar, **CONFOUNDS}
     if key in ("mask", "template_mask"):
         sidecar["Type"] = "Brain"
+    if key in ("template_mask", "template_generated"):
+        sidecar["SpatialReference"] = fields["reference"]
     if key in ("preproc", "dwiref", "generated", "template_generated", "spread"):
         sidecar |= {"SkullStripped": False, "Units": "arbitrary"}
     if key == "map_spread":
@@ -124,12 +126,13 @@ def image_sidecar(key: str, sources: Sequence[str], **fields: str) -> dict[str, 
 
 
 def _map_sidecar(
-    sources: Sequence[str], *, param: str, source: str, title: str = "", fitted: str = "", template: str = ""
-) -> dict[str, Any]:
+    sources: Sequence[str], *, param: str, source: str, title: str = "", fitted: str = "", template: str = "",
+    reference: str = "",
+) -> dict[str, Any]:  # fmt: skip
     """Return the sidecar of a map: made by the method of this title, without one a fit to the source's series.
 
     `fitted` is the b-value, s/mm², of the one generated shell that the fit is to, where it is not to all volumes;
-    `template` is the one onto which the map was resampled.
+    `template` is the one onto which the map was resampled, `reference` where it is found.
     """
     description, units = MAPS[param]
     model: dict[str, Any] = {"Description": "Diffusion tensor", "URL": TENSOR_URL}
@@ -149,6 +152,8 @@ def _map_sidecar(
         "Units": units,
         "Model": model,
     }
+    if reference:
+        sidecar["SpatialReference"] = reference
     if param == "dec":
         sidecar["OrientationEncoding"] = {"Reference": "xyz", "EncodingAxis": 3, "Type": "dec"}
     if param == "tensor":
@@ -192,6 +197,16 @@ def generative_model(
     if warnings:
         record["Warnings"] = warnings
     return {"Synthetic": True, "GenerativeModel": record}
+
+
+def template_record(sidecar: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `generative_model` of the same result in the template's space: a b0, resampled, and what was made."""
+    record = dict(sidecar["GenerativeModel"])
+    made = len(record.pop("GeneratedVolumes"))
+    for key in ("AcquiredVolumes", "InputVolumes", "LeftOutVolumes", "TensorVolumes"):  # of the run's own grid
+        record.pop(key, None)
+    told = {"ResampledVolumes": [0], "GeneratedVolumes": list(range(1, made + 1))}
+    return {**sidecar, "GenerativeModel": record | told}
 
 
 def kept_volumes(record: Mapping[str, Any]) -> list[int]:

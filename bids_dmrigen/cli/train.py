@@ -29,6 +29,7 @@ SIMULATED = "simulated"
 FOR_PHYDIFF = "--adc-atlas and --xtract are for phydiff; leave them out"
 TRACTS_ALONE = "--xtract trains phydiff's adapter beside a trained network: give that with --init"
 TRACTS_WITH_SIMULATED = "--xtract goes with an ADC atlas from a file; leave --adc-atlas simulated out"
+NO_IMAGES = "an ADC atlas is read with {module}, which is not installed; install it, or give --adc-atlas simulated"
 NOT_ON_SCANS = "--data: {name} is trained on people in the template's space, and prepared scans are not; leave it out"
 NOT_TRAINABLE = "{name} has nothing to train beforehand: it needs no weights, or trains on each run itself"
 
@@ -176,8 +177,10 @@ def _population(args, atlas):
         if args.xtract is not None:
             raise ValueError(TRACTS_WITH_SIMULATED)
         return None
-    from ..interfaces.population import PACKAGED_ADC_ATLAS, population_on
-
+    try:
+        from ..interfaces.population import PACKAGED_ADC_ATLAS, population_on
+    except ImportError as error:
+        raise ValueError(NO_IMAGES.format(module=error.name)) from None
     return population_on(atlas.shape, atlas.affine, args.adc_atlas or PACKAGED_ADC_ATLAS, args.xtract)
 
 

@@ -16,7 +16,7 @@ from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, traits
 from ..dwi.gradients import GradientError
 from ..dwi.series import Scan
 from .io import read_image
-from .run_data import ONE_SAMPLE, Missing, RunData, RunInput
+from .run_data import ONE_SAMPLE, ONLY_B0S, Missing, RunData, RunInput
 
 MD_SCALE, MD_UNIT = 1e3, "10⁻³ mm²/s"
 SERIES_METRICS = ("ndc", "tensor_residual", "direction_contrast", "dwi_cnr", "sample_spread")
@@ -192,6 +192,8 @@ def _method_figures(run: RunData, method: str) -> list[Drawing]:
     def input_output(path):
         scan = run.preproc
         data, gradients, made, _ = run.generated(method)
+        if scan.gradients.is_b0.all():
+            raise Missing(ONLY_B0S)
         comparison.input_output(
             scan.data,
             scan.gradients,
@@ -207,7 +209,7 @@ def _method_figures(run: RunData, method: str) -> list[Drawing]:
 
     def added(path):
         _, gradients, made, _ = run.generated(method)
-        if made[~gradients.is_b0].all():
+        if made[~gradients.is_b0].all() and not run.preproc.gradients.is_b0.all():
             raise Missing("every volume was made anew, none was added")
         figures.added_directions(gradients, made, run.preproc.affine, path)
 
@@ -317,6 +319,8 @@ def _series_metrics(run: RunData, source: str) -> dict[str, float]:
     else:
         data, gradients, _, record = run.generated(source)
         values |= _own_checks(record.get("Checks", {}), source)
+        own = record.get("TensorVolumes", list(range(len(gradients))))  # shells made from b0s are no one tensor's
+        data, gradients = data[..., own], gradients[own]
     values["ndc"] = iqm.neighbour_correlation(data, gradients, scan.mask)
     with contextlib.suppress(GradientError):  # where the table determines no tensor
         predicted, s0 = _tensor_prediction(Scan(data, scan.affine, gradients, scan.mask))

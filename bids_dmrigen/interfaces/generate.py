@@ -68,6 +68,7 @@ class _GenerateOutput(TraitedSpec):
     out_template_file = File(desc="b0 and generated volumes in the template's space, on its standard grid")
     out_template_bval = File(desc="their b-values")
     out_template_bvec = File(desc="their directions")
+    out_template_sidecar = File(desc="JSON: how it was made")
     out_fa = File(desc="fractional anisotropy, of a method that makes maps in place of a series")
     out_md = File(desc="its mean diffusivity, mm²/s")
     out_dec = File(desc="its direction-encoded colour, (X, Y, Z, 3)")
@@ -86,7 +87,7 @@ class Generate(SimpleInterface):
     def _run_interface(self, runtime):
         import torch
 
-        from ..bids.sidecars import generative_model
+        from ..bids.sidecars import generative_model, template_record
         from ..diffusion.parallel import choose_device
         from ..methods import load
         from ..methods.base import Request
@@ -127,6 +128,8 @@ class Generate(SimpleInterface):
         self._results |= _write_maps(made, image, cwd) if made.maps else _write_series(made, image, cwd)
         if i.also_in_template and made.in_template is not None:
             self._results |= _write_in_template(made.in_template, i.template_brain, cwd)
+            (cwd / "sidecar_template.json").write_text(json.dumps(template_record(sidecar), indent=2))
+            self._results["out_template_sidecar"] = str(cwd / "sidecar_template.json")
         return runtime
 
     def _template_files(self):

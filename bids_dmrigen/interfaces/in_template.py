@@ -20,6 +20,10 @@ OTHER_SPACE = (
     "the ADC atlas ({atlas}) is in {space}, the template is {template}: the two lie some millimetres apart; make an "
     "atlas in {template} with `dmrigen prepare --adc-atlas`"
 )
+OTHER_PLACES = (
+    "the template is {template}: weights and atlases know brains by their place in MNI152 space, which is another; "
+    "use a template of that space"
+)
 
 
 @dataclass(frozen=True)
@@ -71,13 +75,18 @@ class TemplateFiles:
         return told if path is None else told | {"SHA256": digest(kind, path)}
 
     def warnings(self) -> tuple[str, ...]:
-        """Return what is to be said where the ADC atlas is in another space than the template."""
-        from .population import other_space
+        """Return what is to be said where the template is in another space than the ADC atlas, or than MNI's."""
+        from .population import ANY_MNI, other_space
 
-        space = None if self.template is None else other_space(self.adc_atlas, self.template)
-        if space is None:
+        if self.template is None:
             return ()
-        return (OTHER_SPACE.format(atlas=self.called("adc"), space=space, template=self.template),)
+        space = other_space(self.adc_atlas, self.template)
+        said = (
+            [] if space is None else [OTHER_SPACE.format(atlas=self.called("adc"), space=space, template=self.template)]
+        )
+        if not self.template.startswith(ANY_MNI):
+            said.append(OTHER_PLACES.format(template=self.template))
+        return tuple(said)
 
 
 def generate_in_template(method: Method, scan: Scan, request: Request, files: TemplateFiles) -> Generated:
@@ -92,7 +101,8 @@ def generate_in_template(method: Method, scan: Scan, request: Request, files: Te
     scan
         The preprocessed series.
     request
-        Options: bvalues, directions (see `wanted_table`), left_out (acquired volumes of each shell that are made too).
+        Options: bvalues, directions (see `wanted_table`), left_out (acquired volumes of each shell that are made too),
+        tensor_volumes (of the result, those that a tensor may be fitted to; for the record).
     files
         Of the template.
     """
@@ -132,7 +142,8 @@ def generate_in_template(method: Method, scan: Scan, request: Request, files: Te
     there = InTemplate(
         np.concatenate([there.data, made.mean[..., : len(wanted)]], axis=3), _joined(there.gradients, own), space.affine
     )
-    record = made.record | {"Population": {kind: files.record(kind) for kind in told}}
+    fitted = {"TensorVolumes": options["tensor_volumes"]} if options.get("tensor_volumes") else {}
+    record = made.record | fitted | {"Population": {kind: files.record(kind) for kind in told}}
     return replace(
         made,
         record=record,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # it loads torch
 SAME_DIRECTION_COSINE = np.cos(np.radians(1.0))
 CONFOUND_COLUMNS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z", "framewise_displacement")
 MAP_KINDS = ("fa", "md", "dec")
+ONLY_B0S = "no diffusion-weighted volume was acquired"
 ONE_SAMPLE = "one sample only (--n-samples)"
 GROUPS = {  # inputs that come together, and how a reader of the report would call them
     "raw": ("raw_dwi", "raw_bval", "raw_bvec"),

@@ -15,6 +15,7 @@ from .io import open_image, read_image
 if TYPE_CHECKING:  # it loads torch
     from ..simulate.atlas import Atlas
 
+EMBEDDED_URL = "https://www.bic.mni.mcgill.ca/ServicesAtlases/ICBM152NLin2009"
 EMBEDDED_NAME = "MNI152NLin2009aSym"  # TemplateFlow's spelling of nilearn's bundled ICBM 2009a symmetric maps
 # Images of an atlas with fibre directions, .nii.gz, and what each has beside its three axes.
 FIBRE_IMAGES = {

@@ -201,9 +201,11 @@ class DiffDTI:
             NoiseLevel=[round(float(level), 4) for level in maker.noise],
         )  # fmt: skip
         if std is not None:
-            own = net.spread[len(volumes) - LEAST].tolist()
+            own = np.round(net.spread[len(volumes) - LEAST].double().cpu().numpy(), 3)
+            names = ("fa", "md", "dec")
+            parts = np.split(own, [1, 2], axis=1)  # colour FA has three
             record["SpreadFactors"] = {
-                name: [round(f, 3) for f in factors] for name, factors in zip(TISSUES, own, strict=True)
+                name: {t: p[k].tolist() for k, t in enumerate(TISSUES)} for name, p in zip(names, parts, strict=True)
             }
         acquired = np.zeros(CHANNELS, bool)
         return Generated(mean, std, None, MAPS, acquired, record, {"colour_mismatch": mismatch}, tuple(warnings))

@@ -19,7 +19,7 @@ OWNERS = {
 }
 
 
-IN_TEMPLATE = "template_"
+IN_TEMPLATE, SERIES = "template_", "_series"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ def find_failures(logs: Path, plans: Iterable[RunPlan]) -> list[Failure]:
 def owner(output: Output) -> str:
     """Return what makes an output: a method, or a part of the graph; in the template's space with its prefix."""
     if output.key.startswith(IN_TEMPLATE):
-        return IN_TEMPLATE + (output.fields.get("source") or output.fields.get("method") or "preproc")
+        made = output.fields.get("source") or output.fields.get("method") or "preproc"
+        return IN_TEMPLATE + made + SERIES * output.key.startswith("template_generated")
     return output.fields.get("source") or output.fields.get("method") or OWNERS.get(output.key, "preproc")
 
 
@@ -73,7 +74,7 @@ def without_failed(plan: RunPlan, nodes: Sequence[str]) -> RunPlan | None:
         return None
     if "normalize" in failed:  # they had nowhere to go
         failed |= {method for method in plan.settings.methods if load(method).spec.in_template}
-    lost = failed | {IN_TEMPLATE + method for method in failed}
+    lost = failed | {IN_TEMPLATE + method + end for method in failed for end in ("", SERIES)}
     if "normalize" in failed:
         lost |= {owner(output) for output in plan.outputs if owner(output).startswith(IN_TEMPLATE)}
     left = tuple(method for method in plan.settings.methods if method not in failed)
@@ -89,4 +90,4 @@ def without_failed(plan: RunPlan, nodes: Sequence[str]) -> RunPlan | None:
 def _node_owner(node: str) -> str:
     """Return the method of one of its nodes, as in replay_difusion_file.gibbs; else the node's own name."""
     kind, *rest = node.split(".")[0].split("_")
-    return rest[0] if rest and kind in ("generate", "replay", "maps", "template") else node
+    return rest[0] if rest and kind in ("generate", "replay", "maps") else node

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nipype.pipeline import engine as pe
 
-from .made import UPSAMPLERS, directions
+from .made import UPSAMPLERS, directions, tensor_volumes
 from .plan import RunPlan
 
 LEFT_OUT = 3  # acquired directions per shell that a method is tested on
@@ -36,21 +36,8 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
 
     settings = plan.settings
     gpu = settings.device != "cpu" and choose_device(settings.device).type == "cuda"
-    minutes, options = None, {}
-    if method == "difusion":
-        minutes = settings.difusion_minutes
-        options = {"variant": settings.difusion_variant}
-        if settings.difusion_steps:
-            options["training_steps"] = settings.difusion_steps
-    if method in UPSAMPLERS:
-        options = {"directions": directions(settings.qid2_directions), "left_out": LEFT_OUT}
-    spec = load(method).spec
-    if spec.in_template:
-        options = {
-            "bvalues": list(settings.phydiff_bvalues),
-            "directions": directions(settings.phydiff_directions),
-            "left_out": LEFT_OUT,
-        }
+    minutes = settings.difusion_minutes if method == "difusion" else None
+    spec, options = load(method).spec, _options(plan, method)
     weights = weights_of(method, settings.size, settings.method_weights.get(method), settings.weights_dir)
     node = pe.Node(
         Generate(
@@ -86,6 +73,26 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
     if weights is not None:
         node.inputs.weights_sha256 = read_card(weights).sha256
     return node
+
+
+def _options(plan: RunPlan, method: str) -> dict:
+    """Return the method's own options."""
+    from ..methods import load
+
+    settings = plan.settings
+    if method == "difusion":
+        steps = {"training_steps": settings.difusion_steps} if settings.difusion_steps else {}
+        return {"variant": settings.difusion_variant} | steps
+    if method in UPSAMPLERS:
+        return {"directions": directions(settings.qid2_directions), "left_out": LEFT_OUT}
+    if load(method).spec.in_template:
+        return {
+            "bvalues": list(settings.phydiff_bvalues),
+            "directions": directions(settings.phydiff_directions),
+            "left_out": LEFT_OUT,
+            "tensor_volumes": tensor_volumes(settings, method, plan.gradients),
+        }
+    return {}
 
 
 def _template_gb(plan: RunPlan, spec, options) -> float:

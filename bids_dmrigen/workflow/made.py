@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
-from ..dwi.gradients import GradientTable, even_directions
+from ..dwi.gradients import GradientError, GradientTable, even_directions
 from .settings import Settings
 
 UPSAMPLERS = ("qid2", "interp", "sh")  # methods that add directions, see --qid2-directions
 TENSOR_B = 1000.0  # s/mm², near which the tensor describes white matter best
 
 
-def directions(text: str) -> int | list[list[float]]:
-    """Return a number of directions, or the b-vectors in a file."""
+NO_DIRECTIONS = "{path}: expected b-vectors, three rows of numbers, found none but of length 0"
+
+
+@cache
+def directions(text: str) -> int | tuple[tuple[float, ...], ...]:
+    """Return a number of directions, or the b-vectors in a file; those of b0s, of length 0, are passed over.
+
+    Raises
+    ------
+    GradientError
+        Where the file holds no unit vectors.
+    """
     from ..interfaces.io import read_bvecs
 
-    return int(text) if text.isdigit() else read_bvecs(text).tolist()
+    if text.isdigit():
+        return int(text)
+    found = read_bvecs(text)
+    found = found[np.any(found, axis=1)]
+    if not len(found):
+        raise GradientError(NO_DIRECTIONS.format(path=text))
+    try:
+        table = GradientTable(np.full(len(found), TENSOR_B), found)
+    except GradientError as error:
+        raise GradientError(f"{text}, without rows of length 0: {error}") from None
+    return tuple(map(tuple, table.bvecs.tolist()))
 
 
 def table_made(settings: Settings, method: str, gradients: GradientTable) -> GradientTable:
     """Return the table of the series that a method will make of one with these gradients.
 
-    Directions that it spreads itself stand for those that it will choose: as many, as even.
+    Directions that it spreads itself stand for those that it will choose: of shells that it fills up these may be
+    fewer, and of all it is known only then where they lie.
     """
     from ..methods import load
 
@@ -31,13 +54,19 @@ def table_made(settings: Settings, method: str, gradients: GradientTable) -> Gra
         bvals, wanted = settings.phydiff_bvalues, settings.phydiff_directions
     else:
         return gradients
-    wanted = directions(wanted)
-    wanted = even_directions(wanted) if isinstance(wanted, int) else np.asarray(wanted, dtype=np.float64)
+    wanted = _vectors(wanted)
     return GradientTable(
         np.concatenate([gradients.bvals, *(np.full(len(wanted), b) for b in bvals)]),
         np.concatenate([gradients.bvecs, *[wanted] * len(bvals)]),
         gradients.b0_threshold,
     )
+
+
+@cache
+def _vectors(text: str) -> np.ndarray:
+    """Return (N, 3) the directions of a number or a file: the same for every run."""
+    wanted = directions(text)
+    return even_directions(wanted) if isinstance(wanted, int) else np.asarray(wanted, dtype=np.float64)
 
 
 def tensor_volumes(settings: Settings, method: str, gradients: GradientTable) -> list[int] | None:

@@ -17,7 +17,7 @@ from ..bids.names import TENSOR_MAPS
 from ..bids.sidecars import bids_uri, image_sidecar, versions
 from ..methods import REGISTRY
 from ..qc.report import RunError
-from .failures import IN_TEMPLATE, find_failures, owner, without_failed
+from .failures import IN_TEMPLATE, SERIES, find_failures, owner, without_failed
 from .plan import Output, RunPlan
 from .settings import Settings, SettingsError
 
@@ -240,7 +240,9 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
         _add_to_template(wf, plan, ports, pre["mask"], normalize)
     ports[("metrics",)] = add_report_nodes(wf, plan, pre, ports, records, normalize, template)
     for group, outputs in _groups(plan.outputs).items():
-        _add_sink(wf, plan, group, outputs, ports, records.get(group.removeprefix(IN_TEMPLATE)), links)
+        source = group.removeprefix(IN_TEMPLATE)
+        record = records.get(source) or ports.get(("template_record", source.removesuffix(SERIES)))
+        _add_sink(wf, plan, group, outputs, ports, record, links)
     return wf
 
 
@@ -294,6 +296,7 @@ def _add_method(wf, plan: RunPlan, method: str, pre: Mapping, threads: int, reco
     ports[("left_out", method)] = (node, "out_left_out")
     if spec.in_template:
         node.inputs.also_in_template = "template" in plan.settings.output_spaces
+        ports[("template_record", method)] = (node, "out_template_sidecar")
         ports |= {(f"template_generated{end}", method): (node, f"out_template_{name}")
                   for end, name in (("", "file"), ("_bval", "bval"), ("_bvec", "bvec"))}  # fmt: skip
     for key, part in (("generated", "file"), ("spread", "std")):

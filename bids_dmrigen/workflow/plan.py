@@ -145,8 +145,6 @@ def _plan(run: Run, settings: Settings, template: str) -> RunPlan:
 
     shape, gradients = _inspect(run, settings.b0_threshold)
     only_b0 = bool(gradients.is_b0.all())
-    if only_b0 and not any(load(name).spec.min_directions == 0 for name in settings.methods):
-        raise NoWeightingError(ONLY_B0.format(path=run.bval, n=len(gradients), threshold=settings.b0_threshold))
     warnings = [note for note in run.notes if not note.startswith("susceptibility: ")]
     denoiser = [settings.denoiser] if settings.denoiser in REGISTRY and not run.preprocessed else []
     refused = {}
@@ -157,6 +155,8 @@ def _plan(run: Run, settings: Settings, template: str) -> RunPlan:
                 raise ScanError(NO_TEMPLATE.format(name=name, found=min(shape[:3]), needed=MIN_SLICES))
         except ScanError as error:
             refused[name] = str(error)
+    if only_b0 and not any(load(name).spec.min_directions == 0 for name in settings.methods if name not in refused):
+        raise NoWeightingError(ONLY_B0.format(path=run.bval, n=len(gradients), threshold=settings.b0_threshold))
     left_out = {name: Step(False, refused[name]) for name in settings.methods if name in refused}
     settings = replace(settings, methods=tuple(name for name in settings.methods if name not in refused))
     steps = _steps(run, settings, shape, gradients, refused) | left_out
@@ -332,19 +332,22 @@ def _origin(settings: Settings, source: str) -> dict[str, str]:
 
 def _template_outputs(output, settings: Settings, maps: Mapping[str, bool], template: str):
     """Yield what is written in the template's space: the mask, maps that are one number per voxel, and series."""
+    from ..interfaces.templates import EMBEDDED_URL, find_template
     from ..methods import load
 
-    yield output("template_mask", template=template)
+    reference = find_template(settings.template_dir).t1w.as_uri() if settings.template_dir else EMBEDDED_URL
+    where = {"template": template, "reference": reference}
+    yield output("template_mask", **where)
     for source, fitted in maps.items():
         own = load(source).spec.maps if source in settings.methods else ()
         there = own or (names.TENSOR_MAPS if fitted else ())
         for param in (p for p in names.SCALAR_MAPS if p in there):
-            yield output("template_map", param=param, source=source, template=template, **_origin(settings, source))
+            yield output("template_map", param=param, source=source, **where, **_origin(settings, source))
     for method in settings.methods:
         spec = load(method).spec
         if spec.in_template:
             for key in ("template_generated", "template_generated_bval", "template_generated_bvec"):
-                yield output(key, method=method, title=spec.title, template=template)
+                yield output(key, method=method, title=spec.title, **where)
 
 
 def describe(plan: RunPlan) -> list[str]:

@@ -385,7 +385,14 @@ def _number_or_file(flag: str, value: str) -> str:
         return value
     if not Path(value).is_file():
         raise SettingsError(f"{flag}: expected a number above 0 or a file, found {value}")
-    return str(Path(value).resolve())
+    from .made import directions
+
+    path = str(Path(value).resolve())
+    try:
+        directions(path)
+    except (ValueError, OSError) as error:
+        raise SettingsError(f"{flag}: {error}") from None
+    return path
 
 
 def _toml(value: Any) -> str:

@@ -189,7 +189,7 @@ def test_weights_and_directions_reach_the_node(tmp_path):
     assert len(node.inputs.weights_sha256) == 64
     assert directions("90") == 90
     (tmp_path / "wanted.bvec").write_text("1 0\n0 1\n0 0\n")
-    assert directions(str(tmp_path / "wanted.bvec")) == [[1, 0, 0], [0, 1, 0]]
+    assert directions(str(tmp_path / "wanted.bvec")) == ((1, 0, 0), (0, 1, 0))
 
 
 def test_the_emptiest_gpu_is_taken(monkeypatch):

@@ -56,9 +56,12 @@ def test_without_the_normalisation_nothing_goes_to_the_template(tmp_path):
 def test_what_lies_in_the_template_goes_with_its_method_or_with_the_normalisation(tmp_path):
     both = settings(methods=("atlas", "interp"), output_spaces=("dwi", "template"))
     plan = plan_run(make_run(tmp_path), both, "TPL")
-    rest = without_failed(plan, ["template_interp"])
+    assert without_failed(plan, ["template_interp"]) is None, "all else is done, figures too"
+    rest = without_failed(plan, ["generate_interp"])
     assert promised(rest) == {name for name in promised(plan) if "interp" not in name}
     assert any("space-TPL" in name for name in promised(rest))
+    rest = without_failed(plan, ["generate_atlas"])
+    assert promised(rest) == {name for name in promised(plan) if "atlas" not in name}
     rest = without_failed(plan, ["normalize"])
     assert not any("TPL" in name for name in promised(rest))
     assert "sub-1_model-tensor_param-fa_desc-preproc_dwimap.nii.gz" in promised(rest)

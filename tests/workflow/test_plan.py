@@ -10,10 +10,10 @@ import pytest
 
 from bids_dmrigen.bids.query import Partner, Run
 from bids_dmrigen.bids.sidecars import image_sidecar
-from bids_dmrigen.workflow.made import tensor_volumes
+from bids_dmrigen.workflow.made import directions, tensor_volumes
 from bids_dmrigen.workflow.participant import unfinished
 from bids_dmrigen.workflow.plan import describe, plan_run, plan_runs
-from bids_dmrigen.workflow.settings import Settings
+from bids_dmrigen.workflow.settings import Settings, SettingsError
 
 from ..conftest import tiny_gradients, tiny_series, write_run
 
@@ -117,6 +117,25 @@ def test_maps_follow_the_series_that_is_made_and_one_of_its_shells(tmp_path):
     assert tensor_volumes(enough, "atlas", plan.gradients) == [0, *range(n + 6, n + 12)]
     (fa,) = [o for o in plan.outputs if o.fields.get("param") == "fa"]
     assert "b = 1100 s/mm²" in image_sidecar(fa.key, [], **fa.fields)["Description"]
+
+
+def test_b0s_of_a_file_of_directions_are_passed_over(tmp_path):
+    ordinary = tmp_path / "ordinary.bvec"
+    ordinary.write_text("0 1 0 0 0.6 0 0.8 0.6\n0 0 1 0 0.8 0.6 0 0\n0 0 0 1 0 0.8 0.6 0.8\n")
+    plan = plan_run(make_run(tmp_path), settings(methods=("atlas",), phydiff_directions=str(ordinary)), "TPL")
+    assert plan.fault is None
+    assert any("param-fa_desc-atlas" in name for name in promised(plan))
+    for text, said in (("0 0\n0 0\n0 0\n", "none but of length 0"), ("1 0 3\n0 1 0\n0 0 0\n", "length")):
+        ordinary.write_text(text)
+        directions.cache_clear()
+        with pytest.raises(SettingsError, match=f"--qid2-directions: .*ordinary.bvec.*{said}"):
+            settings(qid2_directions=str(ordinary))
+
+
+def test_flat_b0s_have_nothing_to_be_made_of(tmp_path):
+    flat = make_run(tmp_path, 6, shape=(12, 12, 1))
+    flat.bval.write_text("0 " * 7)
+    assert "volumes are b0" in plan_run(flat, settings(methods=("atlas",)), "TPL").fault
 
 
 def test_results_on_the_templates_grid_too(tmp_path):
