@@ -36,7 +36,7 @@ from bids_dmrigen.diffusion.training import resolve_precision, train
 from bids_dmrigen.diffusion.weights import WeightsError
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
-from bids_dmrigen.interfaces.brain import brain_mask, mean_dwi
+from bids_dmrigen.interfaces.brain import bias_field, brain_mask, mean_dwi
 from bids_dmrigen.interfaces.in_template import TemplateFiles, generate_in_template
 from bids_dmrigen.interfaces.io import read_scan
 from bids_dmrigen.interfaces.normalize import load_template, register_to_template
@@ -163,14 +163,16 @@ def ablation(args) -> None:
 
 
 def scan_of(args, subject: str) -> Scan:
-    """Return a real scan with its brain."""
+    """Return a real scan with its brain, its coil's bias removed as the app removes it."""
     if subject == "canon":
         scan = dense_scan(args.data)
     else:
         path = sorted((args.data / f"bids/sub-{subject}").rglob("*_dwi.nii.gz"))[0]
         stem = str(path).removesuffix(".nii.gz")
         scan, _ = read_scan(path, f"{stem}.bval", f"{stem}.bvec", None, 50.0)
-    return Scan(scan.data, scan.affine, scan.gradients, brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan)))
+    mask = brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan))
+    field = bias_field(scan.mean_b0(), scan.affine, mask)
+    return Scan(scan.data / field[..., None], scan.affine, scan.gradients, mask)
 
 
 def registered(args, subject: str) -> tuple[Scan, TemplateFiles]:

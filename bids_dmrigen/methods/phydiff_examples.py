@@ -16,6 +16,7 @@ from .phydiff_inputs import GRID_MM, PROCESS, Known, PopulationMaps, known_of
 SIDE = 64  # of training slices
 TARGETS = 4  # directions per slice
 BVALS = (500.0, 3200.0)  # s/mm²
+RIM_GAIN, RIM_MM = 0.7, 10.0  # largest logarithm of the coils' gain at the brain's rim, and how far in it reaches
 OUTSIDE = 0.02  # weight of voxels outside the brain in the loss
 UNTOLD = 0.01  # share of the image's variance in x_t below which x_t tells nothing of it
 FIRST_UNTOLD = int((PROCESS.marginal(torch.arange(PROCESS.steps + 1))[0].square() >= UNTOLD).sum())
@@ -67,8 +68,10 @@ def examples(cohort: Cohort, size: str, batch: int, generator: torch.Generator) 
     clean = slices.signal(torch.zeros(n, 1, device=people.device), torch.zeros(n, 1, 3, device=people.device))
     middle = slices.layer(1)
     wanted = middle.signal(bval[:, None].repeat(1, TARGETS), bvecs)
-    measured = measure(clean, torch.ones_like(bval), generator, noiseless=wanted[..., None])
     mask = middle.mask()
+    gain = rim_gain(mask, RIM_GAIN * uniform(n), generator)
+    clean, wanted = clean * gain[..., None], wanted * gain
+    measured = measure(clean, torch.ones_like(bval), generator, noiseless=wanted[..., None])
     b0 = measured.signal[:, 0]
     unit = ((b0[..., 1] * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp_min(1)).clamp_min(1e-3)
     unit = unit * torch.exp(0.2 * normal(n))  # of a whole brain it would be another than of the slice
@@ -91,6 +94,32 @@ def examples(cohort: Cohort, size: str, batch: int, generator: torch.Generator) 
     first = torch.where((uniform(len(x0)) < 0.5) & torch.tensor(size == "small", device=people.device), FIRST_UNTOLD, 1)
     t = first + (uniform(len(x0)) * (PROCESS.steps + 1 - first)).long()
     return Batch(known, x0, weight, t, normal(*x0.shape))
+
+
+def rim_gain(mask: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    """Return gains (B, 1, H, W) of coils that lie around the head: above 1 near the brain's rim, on some sides more.
+
+    A bright rim is else taken for fluid. What is left after a bias field that varies slowly was removed is this steep.
+
+    Parameters
+    ----------
+    mask
+        (B, H, W) bool, the brain.
+    strength
+        (B,) of the logarithm of the gain at the rim, at most.
+    generator
+        Of the sides.
+    """
+    batch, height, width = mask.shape
+    reach = int(RIM_MM / GRID_MM)
+    kernel = torch.ones(1, 1, 2 * reach + 1, device=mask.device) / (2 * reach + 1)
+    inside = mask[:, None].float()
+    for _ in range(2):  # two boxes make a hat
+        inside = F.conv2d(inside, kernel[..., None], padding=(reach, 0))
+        inside = F.conv2d(inside, kernel[:, :, None], padding=(0, reach))
+    sides = torch.rand((batch, 1, 3, 3), generator=generator, device=mask.device)
+    sides = F.interpolate(sides, size=(height, width), mode="bilinear", align_corners=True)
+    return torch.exp(strength[:, None, None, None] * sides * 2 * (1 - inside).clamp(0, 0.75))
 
 
 def _views(people: People, n: int, generator: torch.Generator):

@@ -13,7 +13,7 @@ from bids_dmrigen.interfaces.templates import embedded_mni
 from bids_dmrigen.methods import phydiff
 from bids_dmrigen.methods.base import Population, Request
 from bids_dmrigen.methods.phydiff import PhyDiff, wanted_table
-from bids_dmrigen.methods.phydiff_examples import TARGETS, Cohort
+from bids_dmrigen.methods.phydiff_examples import TARGETS, Cohort, rim_gain
 from bids_dmrigen.methods.phydiff_inputs import FREE_WATER, PopulationMaps, adc_for, known_of, read_at
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import procedural_atlas
@@ -259,3 +259,15 @@ def test_both_sizes_train_and_a_perfect_answer_costs_nothing(cohort, size):
             return batch.x0 if size == "small" else batch.noise
 
     assert PhyDiff().loss(Perfect(), batch) == 0
+
+
+def test_coils_are_nearest_to_the_rim():
+    mask = torch.zeros(2, 64, 64, dtype=torch.bool)
+    mask[:, 8:56, 8:56] = True
+    gain = rim_gain(mask, torch.tensor([0.0, 0.5]), torch.Generator().manual_seed(0))
+    assert (gain[0] == 1).all()
+    middle, rim = gain[1, 0, 28:36, 28:36], torch.cat([gain[1, 0, 9, 9:55], gain[1, 0, 54, 9:55]])
+    torch.testing.assert_close(middle, torch.ones_like(middle), atol=0.02, rtol=0)
+    assert rim.min() >= 1
+    assert rim.mean() > 1.1
+    assert rim.max() < np.exp(0.75)
