@@ -14,7 +14,6 @@ from ..methods.phydiff import DEFAULT_BVALUES, DEFAULT_DIRECTIONS, wanted_table
 from ..methods.phydiff_inputs import GRID_MM
 from .template_space import TemplateSpace
 
-FAINT = 0.02  # of the brightest b0: below, an attenuation is noise
 DEFAULTS = {"adc": "packaged ADC atlas", "tracts": "none", "fibres": "embedded analytic bundles"}
 OTHER_SPACE = (
     "the ADC atlas ({atlas}) is in {space}, the template is {template}: the two lie some millimetres apart; make an "
@@ -130,7 +129,7 @@ def generate_in_template(method: Method, scan: Scan, request: Request, files: Te
     if "fibres" in told:
         maps = replace(maps, anatomy=read_anatomy(files.fibres))
     made = method.generate(None, there, replace(request, population=maps, options={"table": table}))
-    mean = _onto_scan(space, made.mean, there.data, scan.mean_b0()).clip(0) * scan.mask[..., None]
+    mean = space.onto_scan(made.mean).clip(0) * scan.mask[..., None]
     std = None
     if made.std is not None:
         own = space.onto_scan(made.std[..., : len(wanted)], order=1) * scan.mask[..., None]
@@ -155,19 +154,6 @@ def generate_in_template(method: Method, scan: Scan, request: Request, files: Te
         left_out=left_out,
         in_template=there,
     )
-
-
-def _onto_scan(space: TemplateSpace, made: np.ndarray, there: np.ndarray, b0: np.ndarray) -> np.ndarray:
-    """Return images (U, V, W, N) made in the template's space on the scan's grid, as sharp as its b0 (X, Y, Z).
-
-    What the b0 `there` (U, V, W, 1) has lost on its way there and back is added, attenuated as the image is: of the b0
-    itself nothing is lost.
-    """
-    lost = b0 - space.onto_scan(there[..., 0])
-    bright = there > FAINT * there.max()
-    attenuation = np.divide(made, there, out=np.zeros_like(made), where=bright).clip(0, 1)
-    shares = space.onto_scan(attenuation, order=1) / space.onto_scan(bright.astype(np.float32), order=1).clip(1e-3)
-    return space.onto_scan(made) + shares * lost[..., None]
 
 
 def _checked(gradients: GradientTable, n: int) -> np.ndarray:
