@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -73,18 +74,16 @@ class TemplateFiles:
         told = {"Name": self.called(kind)}
         return told if path is None else told | {"SHA256": digest(kind, path)}
 
-    def warnings(self) -> tuple[str, ...]:
-        """Return what is to be said where the template is in another space than the ADC atlas, or than MNI's."""
+    def warnings(self, told: Sequence[str]) -> tuple[str, ...]:
+        """Return what is to be said where the template is in another space than MNI's, or than the ADC atlas told."""
         from .population import ANY_MNI, other_space
 
         if self.template is None:
             return ()
-        space = other_space(self.adc_atlas, self.template)
-        said = (
-            [] if space is None else [OTHER_SPACE.format(atlas=self.called("adc"), space=space, template=self.template)]
-        )
-        if not self.template.startswith(ANY_MNI):
-            said.append(OTHER_PLACES.format(template=self.template))
+        said = [] if self.template.startswith(ANY_MNI) else [OTHER_PLACES.format(template=self.template)]
+        space = other_space(self.adc_atlas, self.template) if "adc" in told else None
+        if space is not None:
+            said.append(OTHER_SPACE.format(atlas=self.called("adc"), space=space, template=self.template))
         return tuple(said)
 
 
@@ -146,7 +145,7 @@ def generate_in_template(method: Method, scan: Scan, request: Request, files: Te
     return replace(
         made,
         record=record,
-        warnings=(*made.warnings, *(files.warnings() if "adc" in told else ())),
+        warnings=(*made.warnings, *files.warnings(told)),
         mean=mean,
         std=std,
         gradients=_joined(scan.gradients, wanted),
