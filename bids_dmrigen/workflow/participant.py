@@ -188,7 +188,6 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
     """
     from nipype.pipeline import engine as pe
 
-    from ..methods import load
     from .normalize import normalize_node
     from .preprocess import init_preprocess_wf
     from .report import add_report_nodes
@@ -230,20 +229,27 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
         for key in ("to_t1w", "from_t1w", "to_template", "from_template"):
             ports[(key,)] = (node, f"out_{key}")
         normalize, records["normalize"] = node, (node, "out_report")
-        for method in plan.settings.methods:
-            if load(method).spec.in_template:
-                generate = wf.get_node(f"generate_{method}")
-                wf.connect([(node, generate, [("out_to_template", "to_template"),
-                                              ("out_from_template", "from_template"),
-                                              ("out_brain_template", "template_brain")])])  # fmt: skip
-                generate.inputs.template_name = template
-        _add_to_template(wf, plan, ports, pre["mask"], normalize)
+        _feed_methods(wf, plan, node, template)
+        _add_to_template(wf, plan, ports, pre["mask"], node)
     ports[("metrics",)] = add_report_nodes(wf, plan, pre, ports, records, normalize, template)
     for group, outputs in _groups(plan.outputs).items():
         source = group.removeprefix(IN_TEMPLATE)
         record = records.get(source) or ports.get(("template_record", source.removesuffix(SERIES)))
         _add_sink(wf, plan, group, outputs, ports, record, links)
     return wf
+
+
+def _feed_methods(wf, plan: RunPlan, normalize, template: str) -> None:
+    """Tell the methods that work in the template's space where it is."""
+    from ..methods import load
+
+    ports = (("out_to_template", "to_template"), ("out_from_template", "from_template"),
+             ("out_brain_template", "template_brain"))  # fmt: skip
+    for method in plan.settings.methods:
+        if load(method).spec.in_template:
+            node = wf.get_node(f"generate_{method}")
+            wf.connect([(normalize, node, list(ports))])
+            node.inputs.template_name = template
 
 
 def _add_to_template(wf, plan: RunPlan, ports: dict, mask, normalize) -> None:
