@@ -36,6 +36,7 @@ from .phydiff_inputs import IMAGES, PROCESS, Known, PopulationMaps, adc_for, kno
 
 MEAN_STEPS, FAST_STEPS = 1, 20
 STRENGTH = 0.8  # of the process: the paper's sampler starts from the b0 noised so far
+TRUST = 0.8  # in the network's correction of a shell's brightness; chosen on real scans, see docs/decisions.md
 IMAGES_AT_ONCE = 16
 MARGIN = 4  # voxels around the brain that the network sees
 TRACTS = 42
@@ -184,7 +185,8 @@ class PhyDiff:
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Make the wanted images of a scan in the template's space from its mean b0, in its brain and around it.
 
-        Its diffusion-weighted volumes are not looked at.
+        Its diffusion-weighted volumes are not looked at. Of what the network changes in the mean of a wanted shell's
+        images, beside isotropic diffusion, `TRUST` is taken (`small`).
 
         Raises
         ------
@@ -246,14 +248,20 @@ class _Maker:
 
     def _sample(self, z: int, sample: int) -> Tensor:
         """Return one sample (N, h, w) of every wanted image of a slice, in units of the mean b0."""
-        request, made = self.request, []
+        request, made, centres = self.request, [], []
         for part in torch.arange(len(self.table)).split(IMAGES_AT_ONCE):
             known = self._known(z, part)
             addresses = [(int(n), z, sample) for n in part]
             shape = tuple(known.centre.shape[1:])
             noise = NoiseSource(request.seed, request.subject, request.run, "phydiff", addresses, shape, request.device)
             made.append(draw(self.net, known, request.sampler, self.times, noise, self.precision)[:, 0].cpu())
-        return torch.cat(made)
+            centres.append(known.centre[:, 0].cpu())
+        made, centres = torch.cat(made), torch.cat(centres)
+        if _makes_image(known):
+            # A direction's part is taken whole: a share of it would cost FA.
+            for _, own in self.table.shells():
+                made[own] -= (1 - TRUST) * (made[own] - centres[own]).mean(dim=0)
+        return made
 
     def _known(self, z: int, part: Tensor) -> Known:
         """Return what is known of some images of a slice."""

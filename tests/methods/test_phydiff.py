@@ -271,3 +271,21 @@ def test_coils_are_nearest_to_the_rim():
     assert rim.min() >= 1
     assert rim.mean() > 1.1
     assert rim.max() < np.exp(0.75)
+
+
+def test_a_share_of_the_brightness_and_all_of_the_directions_is_taken(monkeypatch):
+    scan, net = scan_of(), tiny()
+    table = wanted_table(scan, (1000.0, 2000.0), 3)
+    made = {}
+    for share in (1.0, 0.5):
+        monkeypatch.setattr(phydiff, "TRUST", share)
+        with torch.no_grad():
+            made[share] = phydiff._Maker(net.eval(), scan, table, request_(), 1, "fp32")._sample(1, 0).numpy()
+    whole, half = (made[share].reshape(2, 3, *made[share].shape[1:]) for share in (1.0, 0.5))
+    known = phydiff._Maker(net, scan, table, request_(), 1, "fp32")._known(1, torch.arange(6))
+    isotropic = known.centre[:, 0].numpy().reshape(whole.shape)
+    parts = [(image - isotropic).mean(axis=1) for image in (whole, half)]
+    np.testing.assert_allclose(parts[1], 0.5 * parts[0], atol=1e-5)
+    differences = [image - image.mean(axis=1, keepdims=True) for image in (whole, half)]
+    np.testing.assert_allclose(differences[0], differences[1], atol=1e-5)
+    assert np.abs(differences[0]).max() > 1e-3
