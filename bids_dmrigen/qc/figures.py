@@ -121,7 +121,7 @@ def added_directions(gradients: GradientTable, made: np.ndarray, affine: np.ndar
             theirs = made[members]
             _draw_sphere(axes, directions[members[~theirs]], PROVENANCE_COLOURS[ACQUIRED], angles)
             _draw_sphere(axes, directions[members[theirs]], PROVENANCE_COLOURS[GENERATED], angles, size=10)
-            title = f"b = {b:.0f} s/mm²: {(~theirs).sum()} acquired, {theirs.sum()} generated{view}"
+            title = f"b = {b:.0f} s/mm²{view}\n{(~theirs).sum()} acquired, {theirs.sum()} generated"
             axes.set_title(title, fontsize=9, pad=0)
         figure.text(0.005, 0.94, "Acquired and generated directions", fontsize=11, fontweight="bold")
         note = "large, blue: acquired; small, orange: generated; hollow: antipodes (the same measurement)"
