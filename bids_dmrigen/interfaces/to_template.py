@@ -8,16 +8,15 @@ import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
 
+from ..methods.phydiff_inputs import GRID_MM
 from .io import image_in_template, read_image, write_image
-
-GRID_MM = 2.0  # edge of its voxels
 
 
 def standard_grid(shape, affine: np.ndarray) -> tuple[tuple[int, int, int], np.ndarray]:
     """Return shape and affine of a grid of cubes over a template's field of view, axes those of the world.
 
-    It depends on the template alone, and its voxels' centres lie at multiples of `GRID_MM`: those of
-    `TemplateSpace` are among them.
+    Its voxels have the edge that methods work on there. It depends on the template alone, and its voxels' centres lie
+    at multiples of that edge: those of `TemplateSpace` are among them.
     """
     ends = np.stack(np.meshgrid(*[(0, n - 1) for n in shape[:3]], indexing="ij"), axis=-1).reshape(-1, 3)
     world = ends @ affine[:3, :3].T + affine[:3, 3]

@@ -210,7 +210,8 @@ class PhyDiff:
         if not told:
             warnings.append(NO_TRACTS if request.population.tracts is None else UNTRAINED_TRACTS)
         seconds = time.monotonic() - begun
-        record = sampling_record(self.spec, request, weights, steps, precision, seconds, Tracts=told)
+        more = {"Tracts": told} | ({"TrustInBrightness": TRUST} if request.size == "small" else {})
+        record = sampling_record(self.spec, request, weights, steps, precision, seconds, **more)
         return Generated(mean, std, table, (), np.zeros(len(table), bool), record, {}, tuple(warnings))
 
 

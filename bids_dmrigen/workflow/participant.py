@@ -254,16 +254,18 @@ def _feed_methods(wf, plan: RunPlan, normalize, template: str) -> None:
 
 def _add_to_template(wf, plan: RunPlan, ports: dict, mask, normalize) -> None:
     """Add the nodes that resample maps onto the template's grid, one for each source, and their ports."""
-    from nipype.interfaces.utility import Merge, Select
-    from nipype.pipeline import engine as pe
-
-    from ..interfaces.to_template import ToTemplate
-
     wanted: dict[str, list[str]] = {}
     for output in plan.outputs:
         if output.key in ("template_map", "template_mask"):
             params = wanted.setdefault(output.fields.get("source", "preproc"), [])
             params += [output.fields["param"]] if "param" in output.fields else []
+    if not wanted:
+        return
+    from nipype.interfaces.utility import Merge, Select
+    from nipype.pipeline import engine as pe
+
+    from ..interfaces.to_template import ToTemplate
+
     for source, params in wanted.items():
         node = pe.Node(ToTemplate(), name=f"template_{source}", mem_gb=1.0)
         wf.connect(*mask, node, "in_mask")

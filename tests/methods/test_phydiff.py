@@ -112,6 +112,7 @@ def test_untrained_it_makes_what_isotropic_diffusion_predicts():
     assert not made.acquired.any()
     assert made.record["Sampler"]["NetworkEvaluations"] == 1
     assert made.record["Tracts"] is False
+    assert made.record["TrustInBrightness"] == phydiff.TRUST
 
 
 def test_tracts_that_change_nothing_are_not_said_to_be_used():
