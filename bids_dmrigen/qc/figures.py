@@ -117,7 +117,7 @@ def added_directions(gradients: GradientTable, made: np.ndarray, affine: np.ndar
         shown = SPHERE_VIEWS[: 2 if len(shells) < 3 else 1]
         views = [(*shell, *view) for shell in shells for view in shown]
         for k, (b, members, view, angles) in enumerate(views):
-            axes = figure.add_axes((k / len(views), 0.04, 1 / len(views), 0.80), projection="3d")
+            axes = figure.add_axes((k / len(views), 0.04, 1 / len(views), 0.74), projection="3d")
             theirs = made[members]
             _draw_sphere(axes, directions[members[~theirs]], PROVENANCE_COLOURS[ACQUIRED], angles)
             _draw_sphere(axes, directions[members[theirs]], PROVENANCE_COLOURS[GENERATED], angles, size=10)
