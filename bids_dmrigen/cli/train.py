@@ -97,12 +97,11 @@ def _train(args, device) -> Path | None:
     import torch
 
     from ..diffusion.parallel import rank
-    from ..diffusion.training import resolve_precision, train
     from ..diffusion.weights import default_name, load_weights, save_weights
     from ..methods import load
 
     method = load(args.method)
-    if not hasattr(method, "plan"):
+    if not hasattr(method, "plan") and not hasattr(method, "stages"):
         raise ValueError(NOT_TRAINABLE.format(name=args.method))
     if args.batch < 1 or (args.people is not None and args.people < 1) or (args.steps is not None and args.steps < 1):
         raise ValueError("--batch, --people and --steps: expected at least 1")
@@ -118,29 +117,46 @@ def _train(args, device) -> Path | None:
     sources, held_out, trained_on = _sources(args, method, device)
     if hasattr(method, "freeze"):
         method.freeze(net, sources[0])
-    plan = replace(
-        method.plan(args.size), minutes=args.minutes, precision=resolve_precision(args.precision, device),
-        **({} if args.steps is None else {"steps": args.steps}),
-    )  # fmt: skip
-    trained = train(
-        net,
-        _in_turn([method.examples(source, args.size, args.batch, args.seed) for source in sources]),
-        method.loss,
-        _mean([method.held_out(source, args.size, args.seed) for source in held_out]),
-        plan,
-        checkpoint=args.out / "checkpoint.safetensors",
-        log=args.out / "log.csv",
-        progress=_progress() if rank() == 0 else None,
-    )
+    trained = {}
+    for stage in method.stages(net) if hasattr(method, "stages") else [method]:
+        trained[getattr(stage, "name", "")] = _train_stage(args, stage, net, sources, held_out, device)
     if rank() != 0:
         return None
     if hasattr(method, "calibrate"):
         method.calibrate(net, held_out[-1], args.size, args.seed)
-    gain = f"held-out loss {trained.start_loss:.5g} at the start, {trained.held_out_loss:.5g} at best"
-    print(f"ended after {trained.steps} steps, {trained.minutes:.1f} min ({trained.stopped_because}); {gain}")
     card = _card(args, method, trained, device, trained_on | start)
     name, dtype = args.name or default_name(args.method, args.size), torch.float16 if args.half else torch.float32
     return save_weights(args.out, name, net, card, dtype)
+
+
+def _train_stage(args, stage, net, sources, held_out, device):
+    """Train what a stage trains, or the whole network of a method without stages; return how that went."""
+    from ..diffusion.parallel import rank
+    from ..diffusion.training import resolve_precision, train
+
+    name = f"-{stage.name}" if hasattr(stage, "begin") else ""
+    checkpoint = args.out / f"checkpoint{name}.safetensors"
+    if name:
+        stage.begin(sources[0], args.batch, args.seed)
+    plan = replace(
+        stage.plan(args.size), minutes=args.minutes and args.minutes * getattr(stage, "share", 1.0),
+        precision=resolve_precision(args.precision, device), **({} if args.steps is None else {"steps": args.steps}),
+    )  # fmt: skip
+    trained = train(
+        net,
+        _in_turn([stage.examples(source, args.size, args.batch, args.seed) for source in sources]),
+        stage.loss,
+        _mean([stage.held_out(source, args.size, args.seed) for source in held_out]),
+        plan,
+        checkpoint=checkpoint,
+        log=args.out / f"log{name}.csv",
+        progress=_progress() if rank() == 0 else None,
+    )
+    if rank() == 0:
+        gain = f"held-out loss {trained.start_loss:.5g} at the start, {trained.held_out_loss:.5g} at best"
+        minutes = f"{trained.minutes:.1f} min ({trained.stopped_because})"
+        print(f"{stage.name if name else 'training'} ended after {trained.steps} steps, {minutes}; {gain}", flush=True)
+    return trained
 
 
 def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:
@@ -198,14 +214,18 @@ def _mean(scores: list[Callable[[Any], float]]) -> Callable[[Any], float]:
     return lambda net: sum(score(net) for score in scores) / len(scores)
 
 
-def _card(args, method, trained, device, trained_on: dict[str, Any]):
+def _card(args, method, trained: dict[str, Any], device, trained_on: dict[str, Any]):
+    """Return the card of weights that were trained in these stages, name to how each went."""
     from ..diffusion.parallel import world_size
     from ..diffusion.weights import Card
 
     hardware = f"{world_size()} x {_hardware(device)}"
-    scores = {"start": trained.start_loss, "best": trained.held_out_loss}
-    return Card(args.method, args.size, method.configuration(args.size), trained_on, trained.steps,
-                round(trained.minutes, 2), args.seed, hardware, scores, "Apache-2.0")  # fmt: skip
+    scores = {}
+    for name, own in trained.items():
+        scores |= {f"{name} start".strip(): own.start_loss, f"{name} best".strip(): own.held_out_loss}
+    steps, minutes = sum(own.steps for own in trained.values()), sum(own.minutes for own in trained.values())
+    return Card(args.method, args.size, method.configuration(args.size), trained_on, steps, round(minutes, 2),
+                args.seed, hardware, scores, "Apache-2.0")  # fmt: skip
 
 
 def _hardware(device) -> str:

@@ -178,6 +178,33 @@ def ddim(
     return _sampled(denoise(x, times[-1]), len(times))
 
 
+def ddim_inverse(
+    predicted: Callable[[Tensor, int], Tensor], process: Process, x_start: Tensor, times: Sequence[int]
+) -> Sampled:
+    """Walk DDIM backwards, from an image to the noise that it would have been made from (Song et al. 2021, Sec. 4.3).
+
+    x_s = alpha_s / alpha_t x_t + (sigma_s - alpha_s / alpha_t sigma_t) e(x_t, t), s > t, from t = 0.
+
+    Parameters
+    ----------
+    predicted
+        (x_t, t) -> estimate of the noise in x_t, same shape; at t = 0 it is asked for t = 1.
+    process
+        The forward process.
+    x_start
+        (B, ...) clean images.
+    times
+        Rising times, 1 to T; the images at the last of them are the result, in `x0` of what is returned.
+    """
+    _check_times(process, times[::-1])
+    x = x_start
+    for t, s in pairwise([0, *times]):
+        (alpha, sigma), (alpha_s, sigma_s) = process.marginal(t), process.marginal(s)
+        noise = predicted(x, max(t, 1))
+        x = _as(alpha_s / alpha, x) * x + _as(sigma_s - alpha_s / alpha * sigma, x) * noise
+    return _sampled(x, len(times))
+
+
 def dpm_solver_pp_2m(
     denoise: Denoise, process: Process, x_start: Tensor, times: Sequence[int], noise: Noise | None = None
 ) -> Sampled:

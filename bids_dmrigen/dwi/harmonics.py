@@ -88,8 +88,42 @@ def prediction_weights(acquired: Tensor, wanted: Tensor, order: int, smoothing: 
     Tensor
         (..., T, N).
     """
+    return harmonics(wanted, order) @ fit_weights(acquired, order, smoothing)
+
+
+def fit_weights(acquired: Tensor, order: int, smoothing: float = SMOOTHING) -> Tensor:
+    """Return the weights (..., K, N) with which a shell's signals along (..., N, 3) give its coefficients.
+
+    C = (B^T B + smoothing L)^-1 B^T S; see `prediction_weights`.
+    """
     basis = harmonics(acquired, order)
-    degrees = [degree for degree in range(0, order + 1, 2) for _ in range(2 * degree + 1)]
-    penalty = torch.tensor([(d * (d + 1)) ** 2 for d in degrees], dtype=basis.dtype, device=basis.device)
-    system = basis.mT @ basis + torch.diag(smoothing * penalty)
-    return harmonics(wanted, order) @ torch.linalg.solve(system, basis.mT)
+    penalty = torch.tensor([(d * (d + 1)) ** 2 for d in degrees(order)], dtype=basis.dtype, device=basis.device)
+    return torch.linalg.solve(basis.mT @ basis + torch.diag(smoothing * penalty), basis.mT)
+
+
+def degrees(order: int) -> list[int]:
+    """Return the degree of each symmetric harmonic up to this even order: 0, 2, 2, 2, 2, 2, 4 ..."""
+    return [degree for degree in range(0, order + 1, 2) for _ in range(2 * degree + 1)]
+
+
+def rish(coefficients: Tensor, order: int, dim: int = -1) -> Tensor:
+    """Return the rotation-invariant features |C_l|² = sum_m C_lm² of l = 0, 2 ... order (Mirzaalian et al. 2016).
+
+    Parameters
+    ----------
+    coefficients
+        (..., K, ...) with the K of this order along `dim`.
+    order
+        Even.
+    dim
+        In the result it has order / 2 + 1.
+    """
+    sizes = [2 * degree + 1 for degree in range(0, order + 1, 2)]
+    parts = coefficients.square().split(sizes, dim)
+    return torch.stack([part.sum(dim) for part in parts], dim)
+
+
+def scaled(coefficients: Tensor, scale: Tensor, order: int, dim: int = -1) -> Tensor:
+    """Return lambda_l C_lm: coefficients (..., K, ...) with each degree scaled by (..., order / 2 + 1, ...)."""
+    repeats = torch.tensor([2 * degree + 1 for degree in range(0, order + 1, 2)], device=scale.device)
+    return coefficients * scale.repeat_interleave(repeats, dim)

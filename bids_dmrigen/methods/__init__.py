@@ -15,6 +15,7 @@ REGISTRY = {
     "qid2": ("qid2", "QID2"),
     "diffdti": ("diffdti", "DiffDTI"),
     "phydiff": ("phydiff", "PhyDiff"),
+    "rishldm": ("rishldm", "RishLatentDiffusion"),
     "interp": ("interpolation", "LinearInterpolation"),
     "sh": ("interpolation", "HarmonicInterpolation"),
     "atlas": ("atlas", "AtlasPrediction"),

@@ -141,6 +141,22 @@ class InTemplate:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """The grid of a series that has another than the scan that it was made from.
+
+    Parameters
+    ----------
+    affine
+        (4, 4) voxel indices to world RAS+, mm; its axes are parallel to the scan's.
+    mask
+        (X, Y, Z) bool, True in the brain.
+    """
+
+    affine: np.ndarray
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
 class LeftOut:
     """Acquired volumes beside what a method made of their directions without them.
 
@@ -184,6 +200,8 @@ class Generated:
         A check against acquired volumes, where one was asked for and possible.
     in_template
         The series there, of a method that works in the template's space.
+    grid
+        Of `mean` and `std`, where it is not the scan's.
     """
 
     mean: np.ndarray
@@ -196,6 +214,7 @@ class Generated:
     warnings: tuple[str, ...] = ()
     left_out: LeftOut | None = None
     in_template: InTemplate | None = None
+    grid: Grid | None = None
 
     def named_maps(self, values: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Return the maps by name, (X, Y, Z) or for `dec` (X, Y, Z, 3): of `mean`, or of `values` of that shape."""
@@ -276,6 +295,8 @@ class Trainable(Method, Protocol):
     def held_out(self, source: People, size: str, seed: int) -> Callable[[torch.nn.Module], float]:
         """Return network -> score on fixed examples; lower is better."""
 
+    # A method that is trained in parts has `stages(net)` in place of these: objects with these functions but
+    # `configuration`, a `name`, their `share` of the time, and `begin(source, batch, seed)`, called before each.
     # A method may also have `people(atlas, n, held_out, device)`, people of its own kind in the place of
     # `People.from_atlas`; `freeze(net, source)`, to keep parts of the network as they are; and
     # `calibrate(net, source, size, seed)`, called after the training.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-NOT_DIVISIBLE = "the U-Net halves its input {halvings} times: height and width must divide by {divisor}, found {shape}"
+NOT_DIVISIBLE = "the U-Net halves its input {halvings} times: its size must divide by {divisor}, found {shape}"
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class UNetSpec:
         Width of the tokens that attention also looks at (`DirectionUNet`), or 0 where there are none.
     zero_output
         Start the last convolution at zero, so that an untrained network predicts nothing.
+    dims
+        2 for images, 3 for volumes.
     """
 
     in_channels: int
@@ -52,10 +54,11 @@ class UNetSpec:
     heads: int = 1
     context: int = 0
     zero_output: bool = False
+    dims: int = 2
 
     @property
     def divisor(self) -> int:
-        """Height and width of the input must divide by this."""
+        """Height, width and depth of the input must divide by this."""
         return 2 ** (len(self.multipliers) - 1)
 
 
@@ -78,7 +81,7 @@ class UNet(nn.Module):
             nn.SiLU(),
             nn.Linear(4 * spec.base, spec.base),
         )
-        self.stem = nn.Conv2d(spec.in_channels, spec.base, 3, padding=1)
+        self.stem = convolution(spec.dims)(spec.in_channels, spec.base, 3, padding=1)
 
         def stage(width_in, width, level):
             return Stage(spec, width_in, width, attention=level in spec.attention)
@@ -91,7 +94,7 @@ class UNet(nn.Module):
                 width = wanted
                 kept.append(width)
             if level < len(widths) - 1:
-                self.down.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+                self.down.append(convolution(spec.dims)(width, width, 3, stride=2, padding=1))
                 kept.append(width)
         self.bottom = nn.ModuleList()
         if spec.bottom:
@@ -102,9 +105,9 @@ class UNet(nn.Module):
                 self.up.append(stage(width + kept.pop(), wanted, level))
                 width = wanted
             if level:
-                self.up.append(Enlarge(width))
+                self.up.append(Enlarge(width, spec.dims))
         self.head = nn.Sequential(
-            _norm(spec.groups, width), nn.SiLU(), nn.Conv2d(width, spec.out_channels, 3, padding=1)
+            _norm(spec.groups, width), nn.SiLU(), convolution(spec.dims)(width, spec.out_channels, 3, padding=1)
         )
         if spec.zero_output:
             nn.init.zeros_(self.head[-1].weight)
@@ -116,25 +119,28 @@ class UNet(nn.Module):
         Parameters
         ----------
         x
-            (B, in_channels, H, W); H and W divide by `spec.divisor`.
+            (B, in_channels, H, W[, D]), all of which divide by `spec.divisor`.
         level
             (B,) noise level: sqrt(alpha_bar), 1 = clean.
 
         Returns
         -------
-        (B, out_channels, H, W)
+        (B, out_channels, H, W[, D])
 
         Raises
         ------
         ValueError
-            Where H or W does not divide.
+            Where one does not divide.
         """
+        self._check(x)
+        return self._through(x, self.embed(level))
+
+    def _check(self, x: Tensor) -> None:
         divisor = self.spec.divisor
-        if x.shape[-2] % divisor or x.shape[-1] % divisor:
+        if any(n % divisor for n in x.shape[2:]):
             raise ValueError(
                 NOT_DIVISIBLE.format(halvings=len(self.spec.multipliers) - 1, divisor=divisor, shape=tuple(x.shape))
             )
-        return self._through(x, self.embed(level))
 
     def _through(
         self, x: Tensor, told: Tensor, tokens: Tensor | None = None, fuse: Callable[[int, Tensor], Tensor] | None = None
@@ -175,16 +181,19 @@ class Stage(nn.Module):
 
     def __init__(self, spec: UNetSpec, width_in: int, width: int, attention: bool = False):
         super().__init__()
-        groups = spec.groups
-        self.first = nn.Sequential(_norm(groups, width_in), nn.SiLU(), nn.Conv2d(width_in, width, 3, padding=1))
+        groups, conv = spec.groups, convolution(spec.dims)
+        self.first = nn.Sequential(_norm(groups, width_in), nn.SiLU(), conv(width_in, width, 3, padding=1))
         self.told = nn.Linear(spec.base, width)
-        self.second = nn.Sequential(_norm(groups, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
-        self.skip = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()
-        self.attention = SelfAttention(width, groups, spec.heads) if attention else nn.Identity()
-        self.cross = CrossAttention(width, spec.context, groups, spec.heads) if attention and spec.context else None
+        self.second = nn.Sequential(_norm(groups, width), nn.SiLU(), conv(width, width, 3, padding=1))
+        self.skip = conv(width_in, width, 1) if width_in != width else nn.Identity()
+        self.attention = SelfAttention(width, groups, spec.heads, spec.dims) if attention else nn.Identity()
+        self.cross = None
+        if attention and spec.context:
+            self.cross = CrossAttention(width, spec.context, groups, spec.heads, spec.dims)
 
     def forward(self, x: Tensor, told: Tensor, tokens: Tensor | None = None) -> Tensor:
-        h = self.first(x) + self.told(told)[:, :, None, None]
+        h = self.first(x)
+        h = h + self.told(told).reshape(*h.shape[:2], *[1] * (h.ndim - 2))
         h = self.attention(self.second(h) + self.skip(x))
         return h if self.cross is None else self.cross(h, tokens)
 
@@ -192,33 +201,33 @@ class Stage(nn.Module):
 class SelfAttention(nn.Module):
     """Self-attention over the pixels of a feature map, added to its input."""
 
-    def __init__(self, width: int, groups: int, heads: int = 1):
+    def __init__(self, width: int, groups: int, heads: int = 1, dims: int = 2):
         super().__init__()
         self.heads = heads
         self.norm = _norm(groups, width)
-        self.qkv = nn.Conv2d(width, 3 * width, 1, bias=False)
-        self.out = nn.Conv2d(width, width, 1)
+        self.qkv = convolution(dims)(width, 3 * width, 1, bias=False)
+        self.out = convolution(dims)(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        q, k, v = self.qkv(self.norm(x)).reshape(b, 3, c, h * w).transpose(2, 3).unbind(1)  # each (B, HW, C)
+        b, c = x.shape[:2]
+        q, k, v = self.qkv(self.norm(x)).reshape(b, 3, c, -1).transpose(2, 3).unbind(1)  # each (B, HW[D], C)
         mixed = attend(q, k, v, self.heads)
-        return x + self.out(mixed.transpose(1, 2).reshape(b, c, h, w))
+        return x + self.out(mixed.transpose(1, 2).reshape(x.shape))
 
 
 class CrossAttention(nn.Module):
     """Attention of the pixels of a feature map to tokens, added to its input."""
 
-    def __init__(self, width: int, context: int, groups: int, heads: int = 1):
+    def __init__(self, width: int, context: int, groups: int, heads: int = 1, dims: int = 2):
         super().__init__()
         self.heads = heads
         self.norm = _norm(groups, width)
-        self.query = nn.Conv2d(width, width, 1, bias=False)
+        self.query = convolution(dims)(width, width, 1, bias=False)
         self.keys_values = nn.Linear(context, 2 * width, bias=False)
-        self.out = nn.Conv2d(width, width, 1)
+        self.out = convolution(dims)(width, width, 1)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        q = self.query(self.norm(x)).flatten(2).transpose(1, 2)  # (B, HW, C)
+        q = self.query(self.norm(x)).flatten(2).transpose(1, 2)  # (B, HW[D], C)
         k, v = self.keys_values(tokens).chunk(2, dim=-1)  # each (B, N, C)
         mixed = attend(q, k, v, self.heads)
         return x + self.out(mixed.transpose(1, 2).reshape(x.shape))
@@ -233,14 +242,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 class Enlarge(nn.Module):
-    """Double height and width: nearest neighbour, then a convolution."""
+    """Double the size along every axis: nearest neighbour, then a convolution."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, dims: int = 2):
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.conv = convolution(dims)(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def convolution(dims: int) -> type[nn.Module]:
+    """Return the convolution of 2-D images or of 3-D volumes."""
+    return {2: nn.Conv2d, 3: nn.Conv3d}[dims]
 
 
 def _norm(groups: int, width: int) -> nn.Module:

@@ -41,6 +41,8 @@ class Slices:
         (B, 13) microstructure of every example.
     affine
         (B, 4, 4) voxel indices (H, W, D) to world, mm; for a slice D has one index, 0.
+    person
+        (B,) which of the `People` they are of.
     """
 
     points: torch.Tensor
@@ -48,6 +50,7 @@ class Slices:
     shape: tuple[int, ...]
     tissue: torch.Tensor
     affine: torch.Tensor
+    person: torch.Tensor
 
     def signal(self, bvals: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
         """Return the noise-free signals (B, N, *shape): the mean over the points in each voxel.
@@ -83,7 +86,8 @@ class Slices:
         points = self.points.gather(2, kept[:, None].expand(-1, self.points.shape[1], -1))
         affine = self.affine.clone()
         affine[:, :, 3] += k * self.affine[:, :, 2]
-        return Slices(points, inside.reshape(batch, -1, per_voxel), self.shape[:2], self.tissue, affine)
+        inside = inside.reshape(batch, -1, per_voxel)
+        return Slices(points, inside, self.shape[:2], self.tissue, affine, self.person)
 
     def _averaged(self, values: torch.Tensor) -> torch.Tensor:
         """Return (B, C, *shape) means over the points in every voxel of values (B, C, P)."""
@@ -215,7 +219,15 @@ class People:
         kept, inside = _compact(rows, self.table.shape[1])
         inside = inside.reshape(len(person), int(np.prod(shape)), -1)
         tissue_points = self.table[person[:, None], kept].transpose(1, 2).contiguous()
-        return Slices(tissue_points, inside, tuple(size), tissue, affine)
+        return Slices(tissue_points, inside, tuple(size), tissue, affine, person)
+
+    def finer(self, seen: Slices, size: tuple[int, int, int], generator: torch.Generator) -> Slices:
+        """Return views of the same people and tissues, of the same extent as blocks but with `size` voxels."""
+        scale = torch.tensor([n / m for n, m in zip(seen.shape, size, strict=True)], device=self.device)
+        affine = seen.affine.clone()
+        affine[:, :3, :3] *= scale  # the edges of the extent stay: so does the centre
+        affine[:, :3, 3] += seen.affine[:, :3, :3] @ ((scale - 1) / 2)
+        return self.view(seen.person, affine, size, seen.tissue, generator)
 
     def _random_frames(self, generator: torch.Generator, batch: int) -> torch.Tensor:
         """Return (B, 3, 3) rotations whose columns are the view's axes in the world, nearly axial mostly."""

@@ -13,6 +13,7 @@ from bids_dmrigen.diffusion.processes import PhysicsGuided, Process, VarianceExp
 from bids_dmrigen.diffusion.samplers import (
     ancestral,
     ddim,
+    ddim_inverse,
     dpm_solver_pp_2m,
     even_times,
     heun,
@@ -266,3 +267,23 @@ def test_missing_noise_is_refused():
     for sampler in (ancestral, partial(ddim, eta=0.5), predictor_corrector):
         with pytest.raises(ValueError, match="needs a source of noise"):
             sampler(lambda x, t: x, linear(), torch.zeros(1, 1), [5, 1], noise=None)
+
+
+def test_inverted_ddim_gives_the_noise_that_ddim_makes_the_image_from():
+    process, images = linear(), torch.tensor([1.0, 1.5, 2.0, 3.0], dtype=torch.float64)
+    denoise = gaussian_denoiser(process)
+    predicted = lambda x, t: process.from_x0(x, t, denoise(x, t), "noise")  # noqa: E731
+    alpha, sigma = (float(v) for v in process.marginal(600))
+    # The flow keeps how many standard deviations from the mean an image lies.
+    flow = alpha * MEAN + (alpha**2 * VARIANCE + sigma**2) ** 0.5 * (images - MEAN) / VARIANCE**0.5
+    errors = []
+    for steps in (50, 300):
+        times = [round(600 * k / steps) for k in range(1, steps + 1)]
+        noised = ddim_inverse(predicted, process, images, times)
+        assert (noised.evaluations == steps).all()
+        back = ddim(denoise, process, noised.x0, times[::-1]).x0
+        errors.append((float((noised.x0 - flow).abs().max()), float((back - images).abs().max())))
+    assert max(errors[1]) < 0.02
+    assert all(fine < 0.4 * coarse for fine, coarse in zip(*errors[::-1], strict=True))
+    with pytest.raises(ValueError, match="must fall"):
+        ddim_inverse(predicted, process, images, [5, 3])

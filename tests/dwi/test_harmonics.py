@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bids_dmrigen.dwi.gradients import even_directions
-from bids_dmrigen.dwi.harmonics import harmonics, n_harmonics, order_for, prediction_weights
+from bids_dmrigen.dwi.harmonics import fit_weights, harmonics, n_harmonics, order_for, prediction_weights, rish, scaled
 
 
 def directions(n, seed=0):
@@ -50,6 +50,36 @@ def test_prediction_is_dipys_regularised_fit():
     expected = harmonics(torch.from_numpy(wanted), 4).numpy() @ fit
     found = prediction_weights(torch.from_numpy(acquired)[None], torch.from_numpy(wanted)[None], 4)[0]
     np.testing.assert_allclose(found, expected, atol=1e-10)
+
+
+def test_rish_features_do_not_change_when_the_head_turns():
+    acquired, turn = (
+        torch.from_numpy(even_directions(60)),
+        np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0],
+    )
+    tensor = np.array([[1.7, 0.2, 0.1], [0.2, 0.5, 0.0], [0.1, 0.0, 0.3]])
+    fit = fit_weights(acquired, 8, smoothing=0.0)
+    found = []
+    for d in (tensor, turn @ tensor @ turn.T):
+        signal = torch.exp(-torch.einsum("ni,ij,nj->n", acquired, torch.from_numpy(d), acquired))
+        found.append(rish(fit @ signal, 8))
+    assert found[0].shape == (5,)
+    torch.testing.assert_close(found[0][:3], found[1][:3], rtol=1e-4, atol=0)
+    assert found[0][1] > 1e-2
+
+
+def test_the_features_of_a_constant_and_of_one_harmonic():
+    fit = fit_weights(torch.from_numpy(even_directions(30)), 4, smoothing=0.0)
+    constant = rish(fit @ torch.full((30,), 0.7, dtype=torch.float64), 4)
+    torch.testing.assert_close(constant, torch.tensor([4 * np.pi * 0.49, 0, 0], dtype=torch.float64))
+    one = rish(fit @ harmonics(torch.from_numpy(even_directions(30)), 4)[:, 3], 4)
+    torch.testing.assert_close(one, torch.tensor([0.0, 1, 0], dtype=torch.float64))
+
+
+def test_scaling_degrees_scales_their_features_by_the_square():
+    coefficients, scale = torch.randn(2, 15, 4), torch.rand(2, 3, 4)
+    found = rish(scaled(coefficients, scale, 4, dim=1), 4, dim=1)
+    torch.testing.assert_close(found, scale.square() * rish(coefficients, 4, dim=1))
 
 
 def test_order_follows_the_number_of_directions():

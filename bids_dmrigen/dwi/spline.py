@@ -1,0 +1,58 @@
+"""Cubic B-spline interpolation between grids whose axes are parallel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def even_points(n: int, wanted: int) -> np.ndarray:
+    """Return (wanted,) indices along an axis of n voxels: centres of voxels that share its extent evenly."""
+    return (np.arange(wanted) + 0.5) * (n / wanted) - 0.5
+
+
+def points_of_size(n: int, voxel: float) -> np.ndarray:
+    """Return indices along an axis of n voxels: centres of voxels of this size, in theirs, that cover its extent."""
+    wanted = max(int(np.ceil(n / voxel - 1e-6)), 1)
+    return (n - 1) / 2 + voxel * (np.arange(wanted) - (wanted - 1) / 2)
+
+
+def resampled(volumes: Tensor, points: Sequence[np.ndarray]) -> Tensor:
+    """Return volumes (..., X, Y, Z) at the points of a grid, (..., P, Q, R).
+
+    Interpolating cubic splines along each axis, mirrored about the first and last voxel.
+
+    Parameters
+    ----------
+    volumes
+        Of any type with decimals.
+    points
+        (P,), (Q,) and (R,) in voxel indices.
+    """
+    for axis, wanted in zip((-3, -2, -1), points, strict=True):
+        n = volumes.shape[axis]
+        if len(wanted) != n or not np.array_equal(wanted, np.arange(n)):
+            weights = torch.as_tensor(spline_weights(n, wanted)).to(volumes)
+            volumes = (volumes.movedim(axis, -1) @ weights.T).movedim(-1, axis)
+    return volumes
+
+
+def spline_weights(n: int, points: np.ndarray) -> np.ndarray:
+    """Return the weights (P, n) with which n values on an axis give those at the points (P,), in voxel indices."""
+    return _basis(n, points) @ np.linalg.inv(_basis(n, np.arange(n, dtype=np.float64)))
+
+
+def _basis(n: int, points: np.ndarray) -> np.ndarray:
+    """Return the cubic B-splines centred on the voxels (P, n), those beyond the ends mirrored into the axis."""
+    reach = np.arange(-2, n + 2)
+    distance = np.abs(np.asarray(points, np.float64)[:, None] - reach)
+    near, far = 2 / 3 - distance**2 + distance**3 / 2, np.clip(2 - distance, 0, None) ** 3 / 6
+    values = np.where(distance < 1, near, far)
+    period = max(2 * (n - 1), 1)
+    inside = (n - 1) - np.abs((n - 1) - reach % period)
+    folded = np.zeros((len(values), n))
+    np.add.at(folded.T, np.clip(inside, 0, n - 1), values.T)
+    return folded

@@ -1,0 +1,149 @@
+"""What RISH latent diffusion knows of a shell: rotation-invariant features, their noise, the way back to signals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..dwi.harmonics import fit_weights, order_for, rish, scaled
+from ..dwi.spline import resampled
+
+ORDER = 4
+DEGREES = (0, 2, 4)
+# Features are the roots of the RISH features, |C_l| / sqrt(4 pi) in units of these: at l = 0 the mean of S / S0.
+UNITS = (0.5, 0.1, 0.03)
+FLOOR = 0.1  # uncertainty of a feature beside that of its noise, in its units
+LEAST_B0 = 0.05  # of the brain's mean b0: voxels with less take this as theirs
+LARGEST_RATIO = 2.0  # of S / S0
+LARGEST_SCALE = 3.0  # of coefficients
+TINY = 1e-3  # of a feature, in its units: what a scale is at least relative to
+BVAL_UNIT, SNR_LOG = 1000.0, math.log(20.0)
+TOLD = {"small": 3 * len(DEGREES) + 4, "paper": 0}
+
+
+class Shell(NamedTuple):
+    """The signal of a shell on a grid, S / S0 as harmonics."""
+
+    coefficients: Tensor  # (B, 15, H, W, D), 0 where its directions do not determine them
+    noise: Tensor  # (B, 1, H, W, D) standard deviation of a volume's noise over S0
+    variance: Tensor  # (B, 3) of the sum of squares of each degree's coefficients for unit noise, in squared units
+    bval: Tensor  # (B,) s/mm²
+    b0s: Tensor  # (B,) how many b0s S0 is the mean of
+    mask: Tensor  # (B, H, W, D)
+
+    @property
+    def determined(self) -> Tensor:
+        """(B, 3): 1 for degrees that the directions determine, else 0."""
+        return (self.variance > 0).to(self.variance)
+
+
+class Known(NamedTuple):
+    """What super-resolution is told, and from where its result counts."""
+
+    images: Tensor  # (B, told, H, W, D)
+    centre: Tensor  # (B, 3, H, W, D) features without what noise adds to them
+    scale: Tensor  # (B, 3, H, W, D) how far the true ones may be from there
+
+
+def fitted(
+    b0: Tensor, dwis: Tensor, bvecs: Tensor, bval: Tensor, sigma: Tensor, b0s: Tensor, mask: Tensor, smooth=None
+) -> Shell:
+    """Return shells as harmonics.
+
+    Parameters
+    ----------
+    b0
+        (B, H, W, D) mean b0.
+    dwis
+        (B, n, H, W, D).
+    bvecs
+        (B, n, 3) unit vectors.
+    bval, sigma, b0s
+        (B,) b-value, standard deviation of the noise, number of b0s.
+    mask
+        (B, H, W, D) bool; outside it all is 0.
+    smooth
+        Weight of the penalty; None for the usual one.
+    """
+    order = order_for(bvecs.shape[1], ORDER)
+    weights = fit_weights(bvecs, order, **({} if smooth is None else {"smoothing": smooth}))  # (B, K, n)
+    inside = mask[:, None].to(b0)
+    brain = (b0 * mask).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3)).clamp_min(1)
+    s0 = torch.maximum(b0, LEAST_B0 * brain.reshape(-1, 1, 1, 1)).clamp_min(1e-12)[:, None]
+    ratio = (dwis / s0).clamp(0, LARGEST_RATIO) * inside
+    coefficients = torch.einsum("bkn,bnxyz->bkxyz", weights, ratio)
+    missing = (ORDER + 1) * (ORDER + 2) // 2 - coefficients.shape[1]
+    coefficients = torch.nn.functional.pad(coefficients, (0, 0, 0, 0, 0, 0, 0, missing))
+    per_degree = weights.square().sum(dim=2).split([2 * d + 1 for d in range(0, order + 1, 2)], dim=1)
+    variance = torch.stack([v.sum(dim=1) for v in per_degree], dim=1)
+    variance = torch.nn.functional.pad(variance, (0, len(DEGREES) - variance.shape[1])) / _units(b0).square()
+    noise = sigma.reshape(-1, 1, 1, 1, 1) / s0 * inside
+    return Shell(coefficients, noise, variance, bval, b0s, mask)
+
+
+def on_grid(shell: Shell, points: Sequence[np.ndarray]) -> Shell:
+    """Return a shell at the points of another grid, in voxel indices along each axis, by cubic splines."""
+    mask = resampled(shell.mask.to(shell.noise), points) > 0.5
+    return shell._replace(
+        coefficients=resampled(shell.coefficients, points) * mask[:, None],
+        noise=resampled(shell.noise, points).clamp_min(0) * mask[:, None],
+        mask=mask,
+    )
+
+
+def features(coefficients: Tensor) -> Tensor:
+    """Return |C_l| / sqrt(4 pi) (B, 3, H, W, D) of coefficients (B, 15, H, W, D), in `UNITS`."""
+    return rish(coefficients, ORDER, dim=1).sqrt() / _column(_units(coefficients))
+
+
+def known_of(shell: Shell) -> Known:
+    """Return what super-resolution is told of shells.
+
+    The mean of |C_l|² is that without noise plus the sum of the coefficients' variances, which is taken off.
+    """
+    measured, noise_power = features(shell.coefficients), _column(shell.variance) * shell.noise.square()
+    centre = (measured.square() - noise_power).clamp_min(0).sqrt()
+    counts = _column(torch.tensor([2.0 * d + 1 for d in DEGREES], device=measured.device))
+    of_b0 = measured.square() * shell.noise.square() / shell.b0s.reshape(-1, 1, 1, 1, 1)
+    scale = (noise_power / counts + of_b0).sqrt() + FLOOR
+    inside = shell.mask[:, None].to(measured)
+    bval = (shell.bval / BVAL_UNIT).log().reshape(-1, 1, 1, 1, 1).expand_as(inside)
+    order4 = shell.determined[:, 2].reshape(-1, 1, 1, 1, 1).expand_as(inside)
+    level = (shell.noise.clamp_min(1e-4).log() + SNR_LOG) * inside
+    images = torch.cat([measured, centre, scale.log() * inside, level, inside, bval * inside, order4 * inside], dim=1)
+    return Known(images, centre, scale)
+
+
+def scales(wanted: Tensor, coefficients: Tensor, determined: Tensor) -> Tensor:
+    """Return lambda_l = |C_l| wanted / (|C_l| + tau), (B, 3, H, W, D), within [0, 3]; 1 for degrees not determined.
+
+    Parameters
+    ----------
+    wanted
+        (B, 3, H, W, D) as `features`.
+    coefficients
+        (B, 15, H, W, D).
+    determined
+        (B, 3) as of `Shell`.
+    """
+    found = (wanted / (features(coefficients) + TINY)).clamp(0, LARGEST_SCALE)
+    return torch.where(_column(determined) > 0, found, 1.0)
+
+
+def signals(coefficients: Tensor, scale: Tensor, basis: Tensor) -> Tensor:
+    """Return S / S0 (B, T, H, W, D): the series lambda_l C_lm Y_lm along directions with this basis (T, 15)."""
+    return torch.einsum("tk,bkxyz->btxyz", basis, scaled(coefficients, scale, ORDER, dim=1))
+
+
+def _units(like: Tensor) -> Tensor:
+    return torch.tensor(UNITS, dtype=like.dtype, device=like.device) * math.sqrt(4 * math.pi)
+
+
+def _column(values: Tensor) -> Tensor:
+    """Return (B, F) or (F,) values as (B or 1, F, 1, 1, 1)."""
+    return values.reshape(*([1] if values.ndim == 1 else []), *values.shape, 1, 1, 1)

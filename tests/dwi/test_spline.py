@@ -1,0 +1,31 @@
+"""Cubic splines between parallel grids: SciPy's, and the grids' places."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from bids_dmrigen.dwi.spline import even_points, points_of_size, resampled
+
+
+@pytest.mark.parametrize("wanted", [(18, 15, 7), (5, 12, 21)])
+def test_interpolation_is_scipys(wanted):
+    volume = np.random.default_rng(0).normal(size=(9, 12, 7))
+    points = [even_points(n, m) for n, m in zip(volume.shape, wanted, strict=True)]
+    expected = ndimage.map_coordinates(volume, np.meshgrid(*points, indexing="ij"), order=3, mode="mirror")
+    np.testing.assert_allclose(resampled(torch.from_numpy(volume), points), expected, atol=1e-12)
+
+
+def test_on_its_own_grid_a_volume_stays_and_a_single_layer_too():
+    volume = torch.randn(2, 4, 5, 1)
+    assert resampled(volume, [np.arange(float(n)) for n in volume.shape[1:]]) is volume
+    stretched = resampled(volume, [np.arange(4.0), np.arange(5.0), even_points(1, 3)])
+    torch.testing.assert_close(stretched, volume.expand(-1, -1, -1, 3))
+
+
+def test_voxels_of_a_size_cover_the_extent_around_the_same_middle():
+    np.testing.assert_allclose(points_of_size(4, 0.5), np.arange(-0.25, 3.5, 0.5))
+    np.testing.assert_allclose(points_of_size(4, 1.0), np.arange(4))
+    points = points_of_size(10, 0.7)
+    assert len(points) * 0.7 >= 10 > (len(points) - 1) * 0.7
+    assert points[0] + points[-1] == pytest.approx(9)
