@@ -16,7 +16,7 @@ from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, traits
 from ..dwi.gradients import GradientError
 from ..dwi.series import Scan
 from .io import read_image
-from .run_data import ONE_SAMPLE, ONLY_B0S, Missing, RunData, RunInput
+from .run_data import ONLY_B0S, Missing, RunData, RunInput
 
 MD_SCALE, MD_UNIT = 1e3, "10⁻³ mm²/s"
 SERIES_METRICS = ("ndc", "tensor_residual", "direction_contrast", "dwi_cnr", "sample_spread")
@@ -227,10 +227,8 @@ def _method_figures(run: RunData, method: str) -> list[Drawing]:
         comparison.residual_histogram(removed, run.known_sigma(), run.preproc.mask, method, path)
 
     def spread(path):
-        if not run.has("generated_std"):
-            raise Missing(ONE_SAMPLE)
+        std, scan = run.spread(method), run.preproc
         data, gradients, made, _ = run.generated(method)
-        std, scan = read_image(run.inputs.generated_std[run.methods().index(method)])[0], run.preproc
         shown = made & ~gradients.is_b0
         images = {"signal": (data[..., shown].mean(axis=3), std[..., shown].mean(axis=3), "signal")}
         comparison.spread(images, scan.affine, scan.mask, method, path)
@@ -335,8 +333,8 @@ def _series_metrics(run: RunData, source: str) -> dict[str, float]:
         with contextlib.suppress(Missing):
             volumes, mean = run.left_out(source)
             values |= iqm.left_out_checks(scan.data[..., volumes], mean, scan.mask, run.sigma)
-        if run.has("generated_std"):
-            std = read_image(run.inputs.generated_std[run.methods().index(source)])[0]
+        with contextlib.suppress(Missing):
+            std = run.spread(source)
             inside = scan.mask & (data.mean(axis=3) > 0)
             values["sample_spread"] = float(100 * np.median(std[inside].mean(axis=1) / data[inside].mean(axis=1)))
     return _known(values)

@@ -28,6 +28,7 @@ CONFOUND_COLUMNS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z", 
 MAP_KINDS = ("fa", "md", "dec")
 ONLY_B0S = "no diffusion-weighted volume was acquired"
 ONE_SAMPLE = "one sample only (--n-samples)"
+NOTHING_RANDOM = "nothing in the method is random"
 GROUPS = {  # inputs that come together, and how a reader of the report would call them
     "raw": ("raw_dwi", "raw_bval", "raw_bvec"),
     "preproc": ("preproc_dwi", "preproc_bval", "preproc_bvec"),
@@ -77,7 +78,8 @@ class RunInput(BaseInterfaceInputSpec):
     generated_bval = traits.List(File(exists=True), desc="b-values")
     generated_bvec = traits.List(File(exists=True), desc="directions")
     generated_record = traits.List(File(exists=True), desc="JSON with GenerativeModel: how each was made")
-    generated_std = traits.List(File(exists=True), desc="standard deviation of the samples, one per method")
+    generated_std = traits.List(File(exists=True), desc="standard deviation of the samples, one per method that draws")
+    drawn_methods = traits.List(traits.Str, desc="which these are (default: all)")
     generated_left_out = traits.List(File(exists=True), desc=".npz: volumes and what each method made of them unseen")
     map_sources = traits.List(traits.Str, desc="what the maps come from: preproc and methods")
     fa = traits.List(File(exists=True), desc="fractional anisotropy per source")
@@ -192,6 +194,13 @@ class RunData:
         made, record = np.ones(data.shape[3], bool), self.record(method)
         made[kept_volumes(record)] = False
         return data, gradients, made, record
+
+    def spread(self, method: str) -> np.ndarray:
+        """Return the standard deviation of the samples of a method's series."""
+        drawn = list(self.inputs.drawn_methods) if self.has("drawn_methods") else self.methods()
+        if method not in drawn or not self.has("generated_std"):
+            raise Missing(ONE_SAMPLE if method in drawn else NOTHING_RANDOM)
+        return read_image(self.inputs.generated_std[drawn.index(method)])[0]
 
     def left_out(self, method: str) -> tuple[np.ndarray, np.ndarray]:
         """Return (K,) preprocessed volumes and (X, Y, Z, K) what the method made of them without them."""

@@ -51,6 +51,7 @@ class AtlasPrediction:
         population=("fibres",),
         samplers={"fast": "none: a registered atlas", "paper": "none: a registered atlas"},
         sizes=("small",),
+        draws=False,
     )
 
     def network(self, size: str) -> None:

@@ -50,6 +50,7 @@ class MethodSpec:
     # works on a scan in the template's space.
     population: tuple[str, ...] = ()
     sizes: tuple[str, ...] = ("small", "paper")
+    draws: bool = True  # False: nothing in it is random, and there is no spread of samples
 
     @property
     def in_template(self) -> bool:

@@ -82,6 +82,7 @@ class LinearInterpolation(_Interpolation):
         needs_weights=False,
         samplers={"fast": "none: a weighted sum", "paper": "none: a weighted sum"},
         sizes=("small",),
+        draws=False,
     )
 
     def weights(self, acquired: Tensor, wanted: Tensor) -> Tensor:
@@ -124,6 +125,7 @@ class HarmonicInterpolation(_Interpolation):
         needs_weights=False,
         samplers={"fast": "none: a least-squares fit", "paper": "none: a least-squares fit"},
         sizes=("small",),
+        draws=False,
     )
 
     def weights(self, acquired: Tensor, wanted: Tensor) -> Tensor:

@@ -143,7 +143,7 @@ def _method_paragraphs(settings: Settings, methods: Sequence[str]) -> list[str]:
     return [
         f"{spec.title} {spec.summary} [{spec.citation.key}]. "
         f"Its {'maps are synthetic data, not a tensor fit' if spec.maps else 'outputs are synthetic data'}: "
-        f"{settings.n_samples} sample(s), seed {settings.seed}, network size {settings.size}, "
+        f"{settings.n_samples if spec.draws else 1} sample(s), seed {settings.seed}, network size {settings.size}, "
         f"sampler {spec.sampler_name(settings.sampler, settings.n_samples, settings.steps)}."
         f"{_fibres(spec, settings)}"
         for spec in (load(name).spec for name in methods)

@@ -312,7 +312,7 @@ def _method_outputs(output, settings: Settings, method: str, maps: bool):
         return
     for key in ("generated", "generated_bval", "generated_bvec"):
         yield output(key, method=method, title=title)
-    if settings.n_samples > 1:
+    if settings.n_samples > 1 and spec.draws:
         for key in ("spread", "spread_bval", "spread_bvec"):
             yield output(key, method=method, title=title)
     if maps:

@@ -69,11 +69,14 @@ def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: M
 
     from ..interfaces.figures import QualityMetrics, RunFigures
     from ..interfaces.sink import FigureSink
+    from ..methods import load
 
     methods = {"methods": [name for name in plan.settings.methods if ("generated", name) in ports]}
+    if plan.settings.n_samples > 1:
+        methods["drawn_methods"] = [name for name in methods["methods"] if load(name).spec.draws]
     methods["map_methods"] = [name for name in plan.settings.methods if name not in methods["methods"]]
     methods["map_sources"] = [s for s in ("preproc", *plan.settings.methods) if ("map", s, "fa") in ports]
-    lists = _merged(wf, _listed(plan, **methods, ports=ports, records=records))
+    lists = _merged(wf, _listed(plan, methods, ports, records))
     single = dict(FIGURE_INPUTS)
     single |= MOTION_INPUTS if plan.does("motion") else {}
     single |= FIELD_INPUTS if plan.does("susceptibility") else {}
@@ -87,8 +90,7 @@ def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: M
             wf.connect(merged, "out", node, target)
         node.inputs.preproc_generated = plan.does("denoise") and plan.settings.denoiser == "difusion"
         for target, found in methods.items():
-            if found:
-                setattr(node.inputs, target, found)
+            setattr(node.inputs, target, found)
         if normalize is not None:
             t1w = {"t1w": "out_t1w"} if plan.run.t1w else {}
             for target, source in {**NORMALIZED_INPUTS, **t1w}.items():
@@ -105,15 +107,16 @@ def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: M
     return nodes["metrics"], "out_metrics"
 
 
-def _listed(plan: RunPlan, methods, map_methods, map_sources, ports: Mapping, records: Mapping) -> dict[str, list]:
+def _listed(plan: RunPlan, lists: Mapping, ports: Mapping, records: Mapping) -> dict[str, list]:
     """Return input of the figures -> ports, for the inputs that take a list: one entry per method or source of maps."""
+    methods, map_methods, map_sources = (lists[name] for name in ("methods", "map_methods", "map_sources"))
     listed = {name: [ports[(name, m)] for m in methods] for name in ("generated", "generated_bval", "generated_bvec")}
     listed["generated_record"] = [records[method] for method in methods]
     listed["generated_left_out"] = [ports[("left_out", method)] for method in methods]
     listed["map_record"] = [records[method] for method in map_methods]
     listed |= {name: [ports[("map", source, name)] for source in map_sources] for name in COMPARED}
     if plan.settings.n_samples > 1:
-        listed["generated_std"] = [ports[("spread", method)] for method in methods]
+        listed["generated_std"] = [ports[("spread", method)] for method in lists["drawn_methods"]]
         listed |= {f"{name}_std": [ports[("map_spread", m, name)] for m in map_methods] for name in COMPARED}
     return {name: found for name, found in listed.items() if found}
 

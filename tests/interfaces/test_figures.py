@@ -11,7 +11,7 @@ import pytest
 
 from bids_dmrigen.dwi.gradients import GradientTable
 from bids_dmrigen.interfaces.figures import QualityMetrics, RunFigures
-from bids_dmrigen.interfaces.run_data import RunData, same_volumes
+from bids_dmrigen.interfaces.run_data import Missing, RunData, same_volumes
 from bids_dmrigen.qc.metrics import DEFINITIONS
 
 from ..conftest import tiny_gradients, tiny_series, write_run
@@ -139,6 +139,19 @@ def test_metrics_of_a_complete_run(inputs, tmp_path, monkeypatch):
     assert value["residual_std_clean"] == pytest.approx(np.hypot(NOISE, 1) / NOISE, rel=0.1)
     assert abs(value["residual_autocorrelation_clean"]) < 0.1
     assert value["direction_contrast_clean"] == pytest.approx(value["direction_contrast_preproc"], rel=0.1)
+
+
+def test_a_method_in_which_nothing_is_random_has_no_spread(inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    twice = {name: 2 * inputs[name] for name in inputs if name.startswith("generated") and name != "generated_std"}
+    given = {**inputs, **twice, "methods": ["fixed", "clean"], "drawn_methods": ["clean"]}
+    run = RunData(RunFigures(**given).inputs)
+    assert run.spread("clean").any()
+    with pytest.raises(Missing, match="nothing in the method is random"):
+        run.spread("fixed")
+    entries = json.loads(Path(QualityMetrics(**given).run().outputs.out_metrics).read_text(encoding="utf-8"))
+    assert "sample_spread_clean" in entries
+    assert "sample_spread_fixed" not in entries
 
 
 @pytest.fixture

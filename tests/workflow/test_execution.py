@@ -258,8 +258,6 @@ def test_results_that_another_call_overwrote_are_stored_again(tmp_path):
 
 @pytest.mark.parametrize("n_directions", [3, 6])
 def test_the_graph_of_a_method_that_makes_maps(tmp_path, n_directions):
-    from nipype.interfaces.base import isdefined
-
     from bids_dmrigen.workflow.participant import init_run_wf
     from bids_dmrigen.workflow.plan import plan_run
 
@@ -282,7 +280,8 @@ def test_the_graph_of_a_method_that_makes_maps(tmp_path, n_directions):
         inputs = wf.get_node(name).inputs
         assert inputs.map_methods == ["diffdti"]
         series = ["interp"] if n_directions == 6 else []
-        assert (inputs.methods if isdefined(inputs.methods) else []) == series
+        assert inputs.methods == series
+        assert inputs.drawn_methods == []
         assert inputs.map_sources == (["preproc", "diffdti", "interp"] if n_directions == 6 else ["diffdti"])
     given = {link["connect"][0][1] for node, _, link in wf._graph.in_edges(wf.get_node("metrics"), data=True)}
     assert {"fa", "md", "dec", "fa_std", "md_std", "dec_std", "map_record"} <= given

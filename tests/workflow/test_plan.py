@@ -254,6 +254,13 @@ def test_a_method_that_makes_maps_promises_maps_whether_or_not_a_tensor_can_be_f
     assert {name for name in promised(single) if "diffdti" in name} == {name for name in own if "std" not in name}
 
 
+def test_a_method_in_which_nothing_is_random_promises_no_spread(tmp_path):
+    plan = plan_run(make_run(tmp_path), settings(methods=("difusion", "interp", "atlas"), n_samples=2), "TPL")
+    assert {name for name in promised(plan) if "std_" in name} == {
+        f"sub-1_desc-difusionstd_dwi.{end}" for end in ("nii.gz", "bval", "bvec")
+    }
+
+
 def test_without_three_different_directions_no_maps_are_made(tmp_path):
     asked = settings(methods=("diffdti",))
     run = make_run(tmp_path, n_directions=2)
