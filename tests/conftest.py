@@ -81,6 +81,19 @@ def diffdti_weights(folder: Path) -> Path:
     return save_weights(folder, "diffdti-small", net, card)
 
 
+def rishldm_weights(folder: Path, ratios=(1.0, 1.0, 1.0)) -> Path:
+    """Write weights of RISH latent diffusion that were never trained, with these ratios, and return their file."""
+    import torch
+
+    from bids_dmrigen.diffusion.weights import Card, save_weights
+    from bids_dmrigen.methods import load
+
+    net = load("rishldm").network("small")
+    net.ratios.copy_(torch.tensor(ratios))
+    card = Card("rishldm", "small", {}, {}, 1, 0.1, 0, "a test", {}, "Apache-2.0")
+    return save_weights(folder, "rishldm-small", net, card)
+
+
 @pytest.fixture
 def dataset(tmp_path) -> Path:
     """Two subjects, one tiny run each."""

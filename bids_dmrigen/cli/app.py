@@ -209,10 +209,11 @@ def _device_exists(device: str) -> None:
 
 
 def _weights_fit(settings: Settings) -> None:
-    from ..methods import check_weights
+    from ..methods import check_weights, given_weights
 
     for method in settings.methods:
-        check_weights(method, settings.size, settings.method_weights.get(method), settings.weights_dir)
+        given = given_weights(method, settings.method_weights)
+        check_weights(method, settings.size, given, settings.weights_dir)
 
 
 def _atlases_fit(settings: Settings) -> None:

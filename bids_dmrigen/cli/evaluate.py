@@ -43,7 +43,8 @@ def add(tools) -> None:
     parser.add_argument("--keep", type=int, nargs="+", required=True, metavar="N",
                         help="directions to keep on every shell, spread evenly; several numbers in turn")  # fmt: skip
     parser.add_argument("--methods", nargs="+", choices=[*REGISTRY, NO_METHOD], metavar="METHOD",
-                        help=f"of {', '.join(REGISTRY)}, {NO_METHOD} (default: all that work in a scan's own space)",
+                        help=f"of {', '.join(REGISTRY)}, {NO_METHOD} (default: all that work in a scan's own space, "
+                        "on its own voxels)",
                         )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
                         help="folder for results.json, results.csv, index.html")  # fmt: skip
@@ -87,7 +88,8 @@ def run(args) -> None:
         mask = brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan)) & (scan.data > 0).all(axis=3)
         scan = Scan(scan.data, scan.affine, scan.gradients, mask)
     if args.methods is None:
-        args.methods = [*(name for name in REGISTRY if not load(name).spec.in_template), NO_METHOD]
+        specs = (load(name).spec for name in REGISTRY)
+        args.methods = [*(spec.name for spec in specs if not spec.in_template and spec.finer != "must"), NO_METHOD]
     arms = {name: _arm(name, args, stem) for name in dict.fromkeys(args.methods)}
     args.out.mkdir(parents=True, exist_ok=True)
     result = evaluation.evaluate(scan, args.keep, arms, args.rotations, args.reference_method, _tell)
@@ -108,11 +110,11 @@ def _arm(name: str, args, run_name: str):
     if name == NO_METHOD:
         return as_acquired
     from ..diffusion.parallel import choose_device
-    from ..methods import check_weights, load
+    from ..methods import check_weights, given_weights, load
     from ..methods.base import Request
     from ..workflow.settings import weights_by_method
 
-    weights = weights_by_method(args.weights).get(name)
+    weights = given_weights(name, weights_by_method(args.weights))
     check_weights(name, args.size, weights, args.weights_dir)
     method, device = load(name), choose_device(args.device)
     if method.spec.in_template:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ REGISTRY = {
     "interp": ("interpolation", "LinearInterpolation"),
     "sh": ("interpolation", "HarmonicInterpolation"),
     "atlas": ("atlas", "AtlasPrediction"),
+    "bspline": ("rish_arms", "SplineUpsampling"),
+    "rish": ("rish_arms", "LinearHarmonisation"),
 }
 
 UNKNOWN_METHOD = "unknown method {name!r}; choose from {names}"
@@ -56,9 +59,15 @@ def weights_of(name: str, size: str, weights: str | None = None, weights_dir: Pa
     """
     from ..diffusion.weights import default_name, find_weights
 
-    if weights is None and not load(name).spec.needs_weights:
+    spec = load(name).spec
+    if weights is None and not spec.needs_weights:
         return None
-    return find_weights(weights or default_name(name, size), weights_dir).resolve()
+    return find_weights(weights or default_name(spec.weights_from or name, size), weights_dir).resolve()
+
+
+def given_weights(name: str, given: Mapping[str, str]) -> str | None:
+    """Return which of the weights given by method are for this one: its own, or those of the one it takes them from."""
+    return given.get(name) or given.get(load(name).spec.weights_from)
 
 
 def check_weights(name: str, size: str, weights: str | None = None, weights_dir: Path | None = None) -> None:
@@ -70,4 +79,4 @@ def check_weights(name: str, size: str, weights: str | None = None, weights_dir:
 
     path = weights_of(name, size, weights, weights_dir)
     if path is not None:
-        load_weights(load(name).network(size), path, name, size)
+        load_weights(load(name).network(size), path, load(name).spec.weights_from or name, size)

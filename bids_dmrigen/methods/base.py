@@ -14,10 +14,18 @@ from ..diffusion.training import Plan
 from ..diffusion.weights import default_name, load_weights
 from ..dwi.gradients import GradientTable
 from ..dwi.series import Scan, ScanError
+from ..dwi.spline import points_of_size, resampled
 from ..simulate.atlas import Atlas
 from ..simulate.examples import People
 
 MAP_WIDTHS = {"dec": 3}  # volumes of maps that have more than one
+SAME_MM = 1e-3  # voxels whose edges differ by less are of one size
+
+BAD_SIZE = "--rishldm-voxel-size {wanted:g}: expected at most the scan's own voxel size, {zooms} mm, found a larger one"
+ONLY_FINER = (
+    "{title}: there is nothing to do on the scan's own voxels, {zooms} mm; ask for smaller ones with "
+    "--rishldm-voxel-size"
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,8 @@ class MethodSpec:
     population: tuple[str, ...] = ()
     sizes: tuple[str, ...] = ("small", "paper")
     draws: bool = True  # False: nothing in it is random, and there is no spread of samples
+    finer: str = ""  # "may" or "must" make its series on a finer grid, of voxels of `Request.options["voxel_mm"]`
+    weights_from: str = ""  # the method whose weights it works with, where these are not its own
 
     @property
     def in_template(self) -> bool:
@@ -66,6 +76,32 @@ class MethodSpec:
         """Return what a request's sampler is called in the record."""
         mean = sampler == "fast" and n_samples == 1 and steps in (None, 1)
         return self.samplers["mean" if mean and "mean" in self.samplers else sampler]
+
+    def edge_mm(self, zooms_mm: np.ndarray, wanted: float | None) -> float | None:
+        """Return the edge of the voxels of its result, mm; None where they are to be the scan's own.
+
+        Parameters
+        ----------
+        zooms_mm
+            (3,) of the scan.
+        wanted
+            `Request.options["voxel_mm"]`; None for the scan's own.
+
+        Raises
+        ------
+        ScanError
+            Where it would be a coarser grid, or there is nothing to do on the scan's own.
+        """
+        if not self.finer:
+            return None
+        zooms = " x ".join(f"{z:g}" for z in zooms_mm)
+        if wanted is None or np.allclose(zooms_mm, wanted, atol=SAME_MM):
+            if self.finer == "must":
+                raise ScanError(ONLY_FINER.format(title=self.title, zooms=zooms))
+            return None
+        if not 0 < wanted <= np.min(zooms_mm) + SAME_MM:
+            raise ScanError(BAD_SIZE.format(wanted=wanted, zooms=zooms))
+        return float(wanted)
 
     def check(self, scan: Scan) -> list[str]:
         """Return warnings about this scan; raise `ScanError` where the method cannot run on it."""
@@ -155,6 +191,25 @@ class Grid:
 
     affine: np.ndarray
     mask: np.ndarray
+
+
+def finer_grid(mask: np.ndarray, affine: np.ndarray, edge_mm: float) -> tuple[list[np.ndarray], Grid]:
+    """Return a grid of cubes over the extent of another: its points, in that one's voxel indices, and the grid.
+
+    Parameters
+    ----------
+    mask, affine
+        (X, Y, Z) bool and (4, 4) of the other.
+    edge_mm
+        Of the cubes, no larger than its voxels.
+    """
+    zooms = np.linalg.norm(affine[:3, :3], axis=0)
+    points = [points_of_size(n, edge_mm / zoom) for n, zoom in zip(mask.shape, zooms, strict=True)]
+    finer = np.array(affine, dtype=np.float64)
+    finer[:3, 3] += finer[:3, :3] @ [p[0] for p in points]
+    finer[:3, :3] *= edge_mm / zooms
+    inside = resampled(torch.from_numpy(mask.astype(np.float32)), points).numpy() > 0.5
+    return points, Grid(finer, inside)
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from ..dwi.gradients import distinct
 from ..dwi.harmonics import harmonics
 from ..dwi.noise import shell_sigma
 from ..dwi.series import Scan, ScanError
-from ..dwi.spline import points_of_size, resampled
+from ..dwi.spline import resampled
 from ..nets.rish_ldm import RishLDM, RishLDMSpec
 from ..nets.unet import UNetSpec
 from ..nets.vqvae import VQVAESpec
-from .base import Citation, Generated, Grid, MethodSpec, Request, sampling_record, with_weights
+from .base import Citation, Generated, MethodSpec, Request, finer_grid, sampling_record, with_weights
 from .rishldm_examples import BVALS
 from .rishldm_inputs import DEGREES, ORDER, TOLD, Shell, features, fitted, on_grid, scales, signals
 from .rishldm_stages import LEVELS, STAGES, known_for, refined, times_of, translate
@@ -52,18 +52,20 @@ SIZES = {
 }  # fmt: skip
 
 TOO_FEW = "b = {bval:.0f} s/mm² has {found} different directions, RISH features need {least}: it was left as it is"
-NOTHING = "RISH latent diffusion needs a shell with at least {least} different directions; most found on one: {found}"
+NOTHING = "{title} needs a shell with at least {least} different directions; most found on one: {found}"
 NO_DEGREE_4 = "b = {bval:.0f} s/mm²: {found} directions do not determine harmonics of degree 4, which take {needed}"
 UNTRAINED_B = "b = {bval:.0f} s/mm² lies outside what the weights were trained on, {low:.0f} to {high:.0f}"
-BAD_SIZE = "--rishldm-voxel-size {wanted:g}: expected at most the scan's own voxel size, {zooms} mm, found a larger one"
 
 
-class _Spec(MethodSpec):
+class RishSpec(MethodSpec):
+    """Of a method that changes the RISH features of shells."""
+
     def check(self, scan: Scan) -> list[str]:
         warnings = super().check(scan)
         shells = [(bval, len(distinct(scan.gradients.bvecs[volumes]))) for bval, volumes in scan.gradients.shells()]
         if all(found < LEAST for _, found in shells):
-            raise ScanError(NOTHING.format(least=LEAST, found=max((found for _, found in shells), default=0)))
+            found = max((found for _, found in shells), default=0)
+            raise ScanError(NOTHING.format(title=self.title, least=LEAST, found=found))
         for bval, found in shells:
             if found < LEAST:
                 warnings.append(TOO_FEW.format(bval=bval, found=found, least=LEAST))
@@ -78,7 +80,7 @@ class RishLatentDiffusion:
     `Request.options`: `voxel_mm`, edge of the result's voxels; None for the scan's own.
     """
 
-    spec = _Spec(
+    spec = RishSpec(
         name="rishldm",
         title="RISH latent diffusion",
         summary=(
@@ -103,6 +105,7 @@ class RishLatentDiffusion:
         min_directions=LEAST,
         good_directions=GOOD,
         needs_weights=True,
+        finer="may",
         samplers={
             "paper": f"DDIM inversion and DDIM, {PAPER_STEPS} steps each",
             "fast": f"DDIM inversion and DDIM, {FAST_STEPS} steps each",
@@ -158,11 +161,10 @@ class _Maker:
     def __init__(self, net: RishLDM, scan: Scan, request: Request, steps: int, precision: str):
         self.net, self.scan, self.request, self.precision = net, scan, request, precision
         self.times, self.evaluations, self.warnings = times_of(steps), 0, []
-        wanted = request.options.get("voxel_mm")
         self.points = [np.arange(float(n)) for n in scan.mask.shape]
-        self.grid = None
-        if wanted is not None and not np.allclose(scan.zooms_mm, wanted, atol=1e-3):
-            self.points, self.grid = _finer(scan, float(wanted))
+        self.grid, edge = None, RishLatentDiffusion.spec.edge_mm(scan.zooms_mm, request.options.get("voxel_mm"))
+        if edge is not None:
+            self.points, self.grid = finer_grid(scan.mask, scan.affine, edge)
         self.box = self._box()
         self.world = scan.gradients.world_directions(scan.affine)
 
@@ -290,16 +292,3 @@ class _Maker:
         for first in range(0, nz, size):
             last = min(first + size, nz)
             yield first, last, slice(max(first - reach, 0), min(last + reach, nz))
-
-
-def _finer(scan: Scan, voxel_mm: float) -> tuple[list[np.ndarray], Grid]:
-    """Return the points of a grid of cubes of this edge over the scan's extent, in its voxel indices, and the grid."""
-    zooms = scan.zooms_mm
-    if not 0 < voxel_mm <= zooms.min() + 1e-3:
-        raise ScanError(BAD_SIZE.format(wanted=voxel_mm, zooms=" x ".join(f"{z:g}" for z in zooms)))
-    points = [points_of_size(n, voxel_mm / z) for n, z in zip(scan.mask.shape, zooms, strict=True)]
-    affine = np.array(scan.affine, dtype=np.float64)
-    affine[:3, 3] += affine[:3, :3] @ [p[0] for p in points]
-    affine[:3, :3] *= voxel_mm / zooms
-    mask = resampled(torch.from_numpy(scan.mask.astype(np.float32)), points).numpy() > 0.5
-    return points, Grid(affine, mask)

@@ -315,6 +315,8 @@ def provenance_html(record: Mapping[str, Any], note: str = "") -> str:
         "Population",
         "NoiseLevel",
         "TrustInCorrection",
+        "Scales",
+        "Ratios",
         "Device",
         "Precision",
         "Seconds",

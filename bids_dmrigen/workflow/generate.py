@@ -32,13 +32,14 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
     from ..diffusion.parallel import choose_device
     from ..diffusion.weights import read_card
     from ..interfaces.generate import Generate
-    from ..methods import load, weights_of
+    from ..methods import given_weights, load, weights_of
 
     settings = plan.settings
     gpu = settings.device != "cpu" and choose_device(settings.device).type == "cuda"
     minutes = settings.difusion_minutes if method == "difusion" else None
     spec, options = load(method).spec, _options(plan, method)
-    weights = weights_of(method, settings.size, settings.method_weights.get(method), settings.weights_dir)
+    given = given_weights(method, settings.method_weights)
+    weights = weights_of(method, settings.size, given, settings.weights_dir)
     node = pe.Node(
         Generate(
             method=method,
