@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+LEAST_SEEN = 0.3  # strength of the waves that are inverted, relative to that of the best seen one
+
 
 def even_points(n: int, wanted: int) -> np.ndarray:
     """Return (wanted,) indices along an axis of n voxels: centres of voxels that share its extent evenly."""
@@ -35,9 +37,32 @@ def resampled(volumes: Tensor, points: Sequence[np.ndarray]) -> Tensor:
     for axis, wanted in zip((-3, -2, -1), points, strict=True):
         n = volumes.shape[axis]
         if len(wanted) != n or not np.array_equal(wanted, np.arange(n)):
-            weights = torch.as_tensor(spline_weights(n, wanted)).to(volumes)
-            volumes = (volumes.movedim(axis, -1) @ weights.T).movedim(-1, axis)
+            volumes = _along(volumes, axis, spline_weights(n, wanted))
     return volumes
+
+
+def condensed(volumes: Tensor, points: Sequence[np.ndarray], shape: Sequence[int]) -> Tensor:
+    """Return volumes (..., X, Y, Z) whose splines come nearest, in squares, to volumes (..., P, Q, R) of a finer grid.
+
+    Of what `resampled` made it is the inverse; finer detail and noise are averaged. Waves that points between the
+    voxels hardly see, where both are of nearly one size, are left out.
+
+    Parameters
+    ----------
+    volumes
+        Of any type with decimals.
+    points
+        (P,), (Q,) and (R,) of the finer grid in indices of the voxels that are returned.
+    shape
+        (X, Y, Z), each no larger than there are points.
+    """
+    for axis, there, n in zip((-3, -2, -1), points, shape, strict=True):
+        volumes = _along(volumes, axis, np.linalg.pinv(spline_weights(n, there), LEAST_SEEN))
+    return volumes
+
+
+def _along(volumes: Tensor, axis: int, weights: np.ndarray) -> Tensor:
+    return (volumes.movedim(axis, -1) @ torch.as_tensor(weights).to(volumes).T).movedim(-1, axis)
 
 
 def spline_weights(n: int, points: np.ndarray) -> np.ndarray:

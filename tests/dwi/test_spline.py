@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from bids_dmrigen.dwi.spline import even_points, points_of_size, resampled
+from bids_dmrigen.dwi.spline import condensed, even_points, points_of_size, resampled
 
 
 @pytest.mark.parametrize("wanted", [(18, 15, 7), (5, 12, 21)])
@@ -29,3 +29,19 @@ def test_voxels_of_a_size_cover_the_extent_around_the_same_middle():
     points = points_of_size(10, 0.7)
     assert len(points) * 0.7 >= 10 > (len(points) - 1) * 0.7
     assert points[0] + points[-1] == pytest.approx(9)
+
+
+def test_what_was_upsampled_comes_back_and_noise_is_averaged():
+    rng = np.random.default_rng(0)
+    shape = (9, 12, 7)
+    volume = torch.from_numpy(rng.normal(size=(2, *shape)))
+    for voxel in (0.4, 0.67, 0.95, 1.0):
+        points = [points_of_size(n, voxel) for n in shape]
+        torch.testing.assert_close(condensed(resampled(volume, points), points, shape), volume)
+    points = [points_of_size(n, 0.5) for n in shape]
+    noise = torch.from_numpy(rng.normal(size=(20, *(len(p) for p in points))))
+    assert condensed(noise, points, shape).std() < 0.6, "eight voxels for one"
+    for voxel in (0.99, 0.999):
+        points = [points_of_size(n, voxel) for n in shape]
+        noise = torch.from_numpy(rng.normal(size=[len(p) for p in points]))
+        assert condensed(noise, points, shape).std() < 1.5
