@@ -1,7 +1,7 @@
 """The one table of output names: every file the app writes is spelled here and nowhere else.
 
 A run's own entities come first, in BIDS order, then the part from the table. There is no `space-` entity
-where a file lies on the preprocessed run's own grid.
+where a file lies on the preprocessed run's own grid; `res-` is the edge of the voxels where it lies on a finer one.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ DWI = {
     "spread_bvec": "desc-{method}std_dwi.bvec",
     "map": "model-tensor_param-{param}_desc-{source}_dwimap.nii.gz",
     "map_spread": "model-tensor_param-{param}_desc-{method}std_dwimap.nii.gz",
+    "rish_map": "model-sh_param-{param}_desc-{source}_dwimap.nii.gz",
     "template_mask": "space-{template}_desc-brain_mask.nii.gz",
     "template_map": "space-{template}_model-tensor_param-{param}_desc-{source}_dwimap.nii.gz",
     "template_generated": "space-{template}_desc-{method}_dwi.nii.gz",
@@ -98,10 +99,20 @@ def folder(entities: Mapping[str, str]) -> Path:
 def output_path(entities: Mapping[str, str], key: str, **fields: str) -> Path:
     """Return the path, relative to the derivative dataset, of one of the run's outputs.
 
+    Of what lies on a finer grid than the run's `voxel_mm` is among the fields.
+
     >>> output_path({"subject": "01"}, "map", param="fa", source="preproc").as_posix()
     'sub-01/dwi/sub-01_model-tensor_param-fa_desc-preproc_dwimap.nii.gz'
+    >>> output_path({"subject": "01"}, "generated", method="rishldm", voxel_mm="1.25").as_posix()
+    'sub-01/dwi/sub-01_res-1p25mm_desc-rishldm_dwi.nii.gz'
     """
-    return folder(entities) / "dwi" / f"{stem(entities)}_{DWI[key].format(**fields)}"
+    grid = f"res-{resolution(fields['voxel_mm'])}_" if "voxel_mm" in fields else ""
+    return folder(entities) / "dwi" / f"{stem(entities)}_{grid}{DWI[key].format(**fields)}"
+
+
+def resolution(voxel_mm: str) -> str:
+    """Return the label of a grid of voxels with this edge: letters and digits only."""
+    return f"{voxel_mm.replace('.', 'p')}mm"
 
 
 def sidecar_path(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ MAPS = {  # parameter -> (description, unit)
     "dec": ("Direction-encoded colour: FA times the absolute principal direction", "arbitrary"),
     "tensor": ("Diffusion tensor", "mm^2/s"),
 }
+RISH_URL = "https://doi.org/10.1016/j.neuroimage.2016.04.041"
+RISH = "Rotation-invariant spherical-harmonic feature of degree {degree}, the sum of its squared coefficients in S / S0"
 DESCRIPTIONS = {
     "preproc": "Diffusion-weighted series after preprocessing",
     "dwiref": "Mean b0 of the preprocessed series",
@@ -42,6 +45,8 @@ DESCRIPTIONS = {
     "to_template": "Composite transform, preprocessed series to {template}",
     "from_template": "Composite transform, {template} to preprocessed series",
 }
+FINER_MASK = "Brain mask of the preprocessed series on a grid of {voxel_mm} mm over its extent"
+RESOLUTION = "Cubes of {voxel_mm} mm over the extent of the preprocessed series, whose own voxels are larger"
 CONFOUNDS = {
     **{f"trans_{a}": {"Description": f"Translation along {a} (world RAS+)", "Units": "mm"} for a in "xyz"},
     **{f"rot_{a}": {"Description": f"Rotation about {a} (world RAS+)", "Units": "rad"} for a in "xyz"},
@@ -102,12 +107,26 @@ def bids_uri(path: Path, links: Mapping[str, Path]) -> str:
     return Path(path).resolve().as_uri()
 
 
-def image_sidecar(key: str, sources: Sequence[str], **fields: str) -> dict[str, Any]:
-    """Return the sidecar of an output from the table of names; empty where the file gets none."""
+def image_sidecar(key: str, sources: Sequence[str], voxel_mm: str = "", **fields: str) -> dict[str, Any]:
+    """Return the sidecar of an output from the table of names; empty where the file gets none.
+
+    `voxel_mm` is the edge of its voxels where they are not the preprocessed series'.
+    """
     if key.endswith(("_bval", "_bvec")):
         return {}
+    sidecar = _own_sidecar(key, sources, **fields)
+    if voxel_mm:  # as BIDS wants it of a file with a res- entity
+        sidecar["Resolution"] = RESOLUTION.format(voxel_mm=voxel_mm)
+        if key == "mask":
+            sidecar["Description"] = FINER_MASK.format(voxel_mm=voxel_mm)
+    return sidecar
+
+
+def _own_sidecar(key: str, sources: Sequence[str], **fields: str) -> dict[str, Any]:
     if key in ("map", "template_map"):
         return _map_sidecar(sources, **fields)
+    if key == "rish_map":
+        return _rish_sidecar(sources, **fields)
     sidecar: dict[str, Any] = {
         "Description": DESCRIPTIONS[key].format(**fields),
         "Sources": list(sources),
@@ -162,6 +181,30 @@ def _map_sidecar(
     return sidecar
 
 
+def _rish_sidecar(sources: Sequence[str], *, param: str, source: str, shell: str, order: str) -> dict[str, Any]:
+    """Return the sidecar of a RISH map; `shell` is the b-value, s/mm², and `order` that of the fit."""
+    from ..dwi.harmonics import SMOOTHING  # it loads torch
+
+    described = RISH.format(degree=param.removeprefix("rish"))
+    return {
+        "Description": f"{described}, from the {source} series at b = {shell} s/mm²",
+        "Sources": list(sources),
+        "SkullStripped": True,
+        "Units": "arbitrary",
+        "Model": {
+            "Description": "Spherical harmonics of the signal of one shell over the mean b0",
+            "URL": RISH_URL,
+            "Parameters": {
+                "FitMethod": "least squares with Laplace-Beltrami regularisation",
+                "LaplaceBeltramiWeight": SMOOTHING,
+                "SphericalHarmonicBasis": "Descoteaux",
+                "SphericalHarmonicDegree": int(order),
+                "Shells": [int(shell)],
+            },
+        },
+    }
+
+
 def generative_model(
     spec, made, extra_warnings: Sequence[str] = (), source: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -186,6 +229,8 @@ def generative_model(
         kept = [int(v) for v in made.acquired.nonzero()[0]]
         record["AcquiredVolumes" if source is None else "InputVolumes"] = kept
         record["GeneratedVolumes"] = [v for v in range(len(made.acquired)) if v not in set(kept)]
+    if made.grid is not None:
+        record["VoxelSize"] = [round(math.hypot(*column), 6) for column in made.grid.affine[:3, :3].T.tolist()]  # mm
     record["Versions"] = versions()
     if source is not None:
         record["Input"] = source["GenerativeModel"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, isdefined, traits
 
 from .base import SeriesInputSpec
-from .io import read_scan, write_gradients, write_image
+from .io import image_on_grid, read_scan, write_gradients, write_image
 
 
 def progress_printer(label: str, every_s: float = 20.0):
@@ -173,6 +173,8 @@ def _write_series(made, image, folder: Path) -> dict[str, str]:
     """Write a method's series, its spread and what was left out; return output -> path."""
     import numpy as np
 
+    if made.grid is not None:
+        image = image_on_grid(made.grid.mask.shape, made.grid.affine, image)
     left, none = made.left_out, np.zeros((*made.mean.shape[:3], 0), np.float32)
     np.savez(
         folder / "left_out.npz",

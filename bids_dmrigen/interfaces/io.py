@@ -76,6 +76,22 @@ def write_image(
     return write_atomically(path, lambda part: nib.save(image, part))
 
 
+def image_on_grid(shape: Sequence[int], affine: np.ndarray, like: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Return an image without content on another grid in the same world as `like`, for `write_image`.
+
+    Its qform lies to that of `like` as its affine does to the affine of `like`; all else of the header is kept.
+    """
+    header = nib.Nifti1Header() if not isinstance(like.header, nib.Nifti1Header) else like.header.copy()
+    header.set_data_dtype(np.uint8)
+    image = nib.Nifti1Image(np.broadcast_to(np.uint8(0), (*shape, *like.shape[3:])), affine, header)
+    image.set_sform(affine, code=int(header["sform_code"]) or 1)
+    between = np.linalg.inv(like.affine) @ affine  # its voxel indices to those of `like`
+    qform = like.get_qform() if int(header["qform_code"]) else like.affine
+    image.set_qform(qform @ between, code=int(header["qform_code"]) or 1)
+    image.header["pixdim"][4:] = header["pixdim"][4:]
+    return image
+
+
 def image_in_template(shape: Sequence[int], affine: np.ndarray) -> nib.Nifti1Image:
     """Return an empty image whose header says that it lies in a template's space, for `write_image`."""
     image = nib.Nifti1Image(np.zeros(tuple(shape), np.uint8), affine)

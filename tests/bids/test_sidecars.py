@@ -46,3 +46,15 @@ def test_the_record_joins_every_map(tmp_path):
     assert stored["Synthetic"] is True
     assert stored["Sources"] == [SOURCE]
     assert stored["OrientationEncoding"]["Type"] == "dec"
+
+
+def test_a_rish_map_says_how_it_was_fitted_and_on_which_voxels():
+    own = image_sidecar("rish_map", [SOURCE], param="rish2", source="preproc", shell="1000", order="4")
+    assert "of degree 2" in own["Description"]
+    assert "from the preproc series at b = 1000 s/mm²" in own["Description"]
+    assert own["Model"]["Parameters"]["SphericalHarmonicDegree"] == 4
+    assert own["Model"]["Parameters"]["Shells"] == [1000]
+    assert "Resolution" not in own
+    finer = image_sidecar("rish_map", [], param="rish2", source="rishldm", shell="1000", order="4", voxel_mm="1.25")
+    assert finer["Resolution"].startswith("Cubes of 1.25 mm")
+    assert image_sidecar("generated_bval", [], method="rishldm", title="RISH", voxel_mm="1.25") == {}

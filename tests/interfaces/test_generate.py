@@ -57,3 +57,25 @@ def test_a_method_gives_a_series_or_the_maps_that_the_report_compares(name):
     spec = load(name).spec
     assert spec.gives_series == (name != "diffdti")
     assert spec.maps in ((), ("fa", "md", "dec"))
+
+
+def test_a_series_on_finer_voxels_says_where_it_lies(tmp_path):
+    gradients, affine = tiny_gradients(6, 1), np.diag([-3.0, 3, 3, 1])
+    data = tiny_series(gradients, (10, 9, 4))
+    image = str(write_run(tmp_path, "sub-1", data, gradients, affine))
+    table = {f"in_{end}": image.replace("nii.gz", end) for end in ("bval", "bvec")}
+    made = Generate(in_file=image, **table, method="bspline", options={"voxel_mm": 1.5}).run(cwd=str(tmp_path)).outputs
+    found = nib.load(made.out_file)
+    assert found.shape == (20, 18, 8, 7)
+    expected = np.diag([-1.5, 1.5, 1.5, 1])
+    expected[:3, 3] = [0.75, -0.75, -0.75]  # a quarter of the larger voxel from its centre
+    for matrix in (found.affine, found.get_sform(), found.get_qform()):
+        np.testing.assert_allclose(matrix, expected, atol=1e-6)
+    np.testing.assert_allclose(np.loadtxt(made.out_bvec), gradients.bvecs.T, atol=1e-6)
+    values = found.get_fdata()
+    coarse = values.reshape(10, 2, 9, 2, 4, 2, 7).mean(axis=(1, 3, 5))
+    assert np.corrcoef(coarse.ravel(), data.ravel())[0, 1] > 0.98
+    record = json.loads((tmp_path / "sidecar.json").read_text())["GenerativeModel"]
+    assert record["AcquiredVolumes"] == []
+    assert record["VoxelSize"] == [1.5, 1.5, 1.5]
+    assert not isdefined(made.out_std)

@@ -11,6 +11,7 @@ import pytest
 from bids_dmrigen.dwi.gradients import GradientError
 from bids_dmrigen.dwi.series import ScanError
 from bids_dmrigen.interfaces.io import (
+    image_on_grid,
     read_gradients,
     read_image,
     read_scan,
@@ -206,3 +207,26 @@ def test_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
         write_atomically(path, full)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_header_on_a_finer_grid_keeps_its_qform_beside_its_sform(tmp_path):
+    sform = np.array([[-2.0, 0, 0, 30], [0, 2, 0, -40], [0, 0, 3, 5], [0, 0, 0, 1]])
+    turn = nib.affines.from_matvec(nib.eulerangles.euler2mat(z=0.2))
+    image = nib.Nifti1Image(np.zeros((6, 5, 4, 3), np.float32), sform)
+    image.set_qform(turn @ sform, code=1)
+    image.set_sform(sform, code=4)
+    image.header.set_xyzt_units("mm", "sec")
+    image.header["pixdim"][4] = 7.5
+    finer = np.array(sform)
+    finer[:3, :3] = np.diag([-1.0, 1.0, 1.0])
+    finer[:3, 3] += [0.5, -0.5, -1]
+    like = image_on_grid((12, 10, 12), finer, image)
+    written = nib.load(write_image(tmp_path / "x.nii", np.ones((12, 10, 12, 3), np.float32), like))
+    np.testing.assert_allclose(written.affine, finer, atol=1e-5)
+    np.testing.assert_allclose(written.get_qform(), turn @ finer, atol=1e-5)
+    assert (int(written.header["sform_code"]), int(written.header["qform_code"])) == (4, 1)
+    assert written.header.get_zooms() == pytest.approx((1, 1, 1, 7.5))
+    assert written.header.get_xyzt_units() == ("mm", "sec")
+    unplaced = nib.Nifti1Image(np.zeros((6, 5, 4), np.float32), sform)
+    unplaced.set_qform(None, code=0)
+    np.testing.assert_allclose(image_on_grid((12, 10, 12), finer, unplaced).get_qform(), finer, atol=1e-5)
