@@ -246,9 +246,8 @@ def _writable(folder: Path, what: str) -> None:
 def _enough_space(settings: Settings, plans) -> None:
     """Refuse to start what cannot end: intermediate and final files are a known multiple of the input."""
     from ..workflow.participant import cache_folder
-    from ..workflow.plan import SPACE_FACTOR
 
-    needed = sum(plan.volume_gb * SPACE_FACTOR for plan in plans if not plan.fault)
+    needed = sum(plan.space_gb for plan in plans if not plan.fault)
     free = shutil.disk_usage(settings.work).free / 1e9
     cached = any((cache_folder(settings) / "participant").glob("run_*"))
     if needed > free and not cached:

@@ -233,6 +233,14 @@ def _method_figures(run: RunData, method: str) -> list[Drawing]:
         images = {"signal": (data[..., shown].mean(axis=3), std[..., shown].mean(axis=3), "signal")}
         comparison.spread(images, scan.affine, scan.mask, method, path)
 
+    def rish(path):
+        before, after = ([read_image(file)[0] for file in files] for files in (run.inputs.rish_before, rish_after))
+        scan = run.preproc
+        provenance = comparison.GENERATED if run.inputs.preproc_generated else comparison.ACQUIRED
+        comparison.rish(before, after, scan.affine, scan.mask, method, path, provenance)
+
+    rish_after = run.inputs.rish_after if method == "rishldm" and run.has("rish_after") else []
+    strengths = [(f"rish{method}", f"{method}: RISH features", rish)] if rish_after else []
     return [
         (f"inputoutput{method}", f"{method}: acquired against generated", input_output),
         (f"added{method}", f"{method}: added directions", added),
@@ -240,6 +248,7 @@ def _method_figures(run: RunData, method: str) -> list[Drawing]:
         (f"residual{method}", f"{method}: input minus output", residual),
         (f"histogram{method}", f"{method}: distribution of the residual", histogram),
         (f"spread{method}", f"{method}: spread of the samples", spread),
+        *strengths,
     ]
 
 

@@ -90,6 +90,10 @@ class RunInput(BaseInterfaceInputSpec):
     fa_std = traits.List(File(exists=True), desc="standard deviation of their samples' fractional anisotropy")
     md_std = traits.List(File(exists=True), desc="of their mean diffusivity, mm²/s")
     dec_std = traits.List(File(exists=True), desc="of their direction-encoded colour")
+    rish_before = traits.List(
+        File(exists=True), desc="RISH maps of the preprocessed series: degrees 0, 2 and perhaps 4"
+    )
+    rish_after = traits.List(File(exists=True), desc="those of the series that RISH latent diffusion made")
     preproc_generated = traits.Bool(
         False, usedefault=True, desc="the preprocessed series was denoised by a generative method"
     )

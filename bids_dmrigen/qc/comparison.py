@@ -309,6 +309,38 @@ def spread(
     return save(mosaic(rows, affine, mask, f"{method}: how much the samples differ"), path)
 
 
+def rish(
+    before: Sequence[np.ndarray],
+    after: Sequence[np.ndarray],
+    affine: np.ndarray,
+    mask: np.ndarray,
+    method: str,
+    path: str | Path,
+    provenance: str = ACQUIRED,
+) -> Path:
+    """Draw the RISH features of each degree, of the input and of what a method made, on one scale.
+
+    Parameters
+    ----------
+    before, after
+        (X, Y, Z) |C_l|² of l = 0, 2 ...
+    affine, mask
+        (4, 4) and (X, Y, Z) bool of the grid.
+    method, path
+        Name of the method; SVG or PNG to write.
+    provenance
+        Of the input: ACQUIRED, or GENERATED where it was denoised by a generative method before.
+    """
+    rows = []
+    for number, (one, other) in enumerate(zip(before, after, strict=True)):
+        scale, name = display_range(one, mask), f"|C|², l = {2 * number}"
+        rows += [
+            Row(f"{name}\npreproc", one, *scale, unit=name, provenance=provenance),
+            Row(f"{name}\n{method}", other, *scale, unit=name, provenance=GENERATED),
+        ]
+    return save(mosaic(rows, affine, mask, f"{method}: strength of the spherical harmonics of each degree"), path)
+
+
 def fa_histogram(fa: Mapping[str, np.ndarray], mask: np.ndarray, path: str | Path) -> Path:
     """Draw the FA distribution of every source in the mask; `fa` maps a source's name to (X, Y, Z)."""
     inside = np.asarray(mask, bool)

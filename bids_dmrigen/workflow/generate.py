@@ -62,7 +62,10 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
             num_threads=threads,
         ),
         name=name or f"generate_{method}",
-        mem_gb=NETWORK_GB[settings.size] + 6 * plan.volume_gb + _template_gb(plan, spec, options),
+        mem_gb=NETWORK_GB[settings.size]
+        + 6 * plan.volume_gb
+        + _template_gb(plan, spec, options)
+        + _finer_gb(plan, method),
         n_procs=1 if gpu else threads,
     )
     if spec.in_template:
@@ -86,6 +89,9 @@ def _options(plan: RunPlan, method: str) -> dict:
         return {"variant": settings.difusion_variant} | steps
     if method in UPSAMPLERS:
         return {"directions": directions(settings.qid2_directions), "left_out": LEFT_OUT}
+    edge = plan.edge_mm(method)
+    if edge is not None:
+        return {"voxel_mm": edge}
     if load(method).spec.in_template:
         return {
             "bvalues": list(settings.phydiff_bvalues),
@@ -105,6 +111,12 @@ def _template_gb(plan: RunPlan, spec, options) -> float:
     kinds = 2 if plan.settings.n_samples > 1 else 1  # mean, and spread
     voxels = TEMPLATE_VOXELS + plan.volume_gb * 1e9 / 4 / plan.shape[3]
     return 2 * kinds * volumes * voxels * 4e-9  # what is made, and what it is put together to
+
+
+def _finer_gb(plan: RunPlan, method: str) -> float:
+    """Return what a series on a finer grid takes beside the run's own, GB: it, its spread and what they are made of."""
+    drawn = plan.settings.n_samples > 1
+    return (10 if drawn else 6) * plan.made_gb(method)
 
 
 def _state(*paths: Path | None) -> str:

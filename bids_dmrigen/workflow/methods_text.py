@@ -86,6 +86,11 @@ SENTENCES = {
 }
 FIBRES = "Its fibre directions were the {default}."
 GIVEN_FIBRES = "Its fibre directions were those of {name}, given with --fibre-dir; cite their source."
+RISH_MAPS = (
+    "Rotation-invariant features of each degree of the signal's spherical harmonics were mapped by a regularised fit "
+    "to the shell nearest to b = 1000 s/mm² [mirzaalian2016; descoteaux2007]."
+)
+VOXELS = "Its voxels were cubes of {edge:g} mm."
 INTERPOLATED_ONCE = "All transforms were composed and applied in one interpolation."
 
 
@@ -124,6 +129,8 @@ def paragraphs(settings: Settings, plans: Sequence[RunPlan]) -> list[str]:
         text.append(f"Each run was registered {route} to the template by SyN [ants; mni]{also}.")
     if some("maps"):
         text.append("Tensor maps were fitted by weighted linear least squares [tensor; wls].")
+    if any(output.key == "rish_map" for plan in sound for output in plan.outputs):
+        text.append(RISH_MAPS)
     return text + _method_paragraphs(settings, [name for name in settings.methods if some(name)])
 
 
@@ -145,7 +152,7 @@ def _method_paragraphs(settings: Settings, methods: Sequence[str]) -> list[str]:
         f"Its {'maps are synthetic data, not a tensor fit' if spec.maps else 'outputs are synthetic data'}: "
         f"{settings.n_samples if spec.draws else 1} sample(s), seed {settings.seed}, network size {settings.size}, "
         f"sampler {spec.sampler_name(settings.sampler, settings.n_samples, settings.steps)}."
-        f"{_fibres(spec, settings)}"
+        f"{_fibres(spec, settings)}{_voxels(spec, settings)}"
         for spec in (load(name).spec for name in methods)
     ]
 
@@ -157,6 +164,13 @@ def _fibres(spec: MethodSpec, settings: Settings) -> str:
     if settings.fibre_dir is None:
         return " " + FIBRES.format(default=DEFAULTS["fibres"])
     return " " + GIVEN_FIBRES.format(name=settings.fibre_dir.name)
+
+
+def _voxels(spec: MethodSpec, settings: Settings) -> str:
+    """Return a sentence about the finer grid that was asked for, with a space before it."""
+    if not spec.finer or settings.rishldm_voxel_size is None:
+        return ""
+    return " " + VOXELS.format(edge=settings.rishldm_voxel_size)
 
 
 def citations(text: Sequence[str]) -> list[Citation]:

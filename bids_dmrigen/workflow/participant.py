@@ -213,11 +213,15 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
         ports |= made
         if ("generated", method) in made:
             series[method] = [made[(key, method)] for key in ("generated", "generated_bval", "generated_bvec")]
-    for source in dict.fromkeys(o.fields["source"] for o in plan.outputs if o.key == "map"):
+    masks = dict.fromkeys(("preproc", *plan.settings.methods), pre["mask"]) | _finer_masks(wf, plan, pre, ports)
+    for source in _by_source(plan, "map"):
         if source in series:
-            node = _maps_node(wf, plan, source, series[source], pre["mask"], threads)
+            node = _maps_node(wf, plan, source, series[source], masks[source], threads)
             for param in TENSOR_MAPS:
                 ports[("map", source, param)] = (node, param)
+    for source, outputs in _by_source(plan, "rish_map").items():
+        node = _rish_node(wf, plan, source, series[source], masks[source], threads)
+        ports |= {_port_key(output): (node, output.fields["param"]) for output in outputs}
     normalize = None
     if plan.does("normalize"):
         node = normalize_node(plan, threads=threads)
@@ -230,13 +234,59 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
             ports[(key,)] = (node, f"out_{key}")
         normalize, records["normalize"] = node, (node, "out_report")
         _feed_methods(wf, plan, node, template)
-        _add_to_template(wf, plan, ports, pre["mask"], node)
-    ports[("metrics",)] = add_report_nodes(wf, plan, pre, ports, records, normalize, template)
+        _add_to_template(wf, plan, ports, masks, node)
+    shown = ports | _on_scans_grid(wf, plan, pre, ports, masks)
+    ports[("metrics",)] = add_report_nodes(wf, plan, pre, shown, records, normalize, template)
     for group, outputs in _groups(plan.outputs).items():
         source = group.removeprefix(IN_TEMPLATE)
         record = records.get(source) or ports.get(("template_record", source.removesuffix(SERIES)))
         _add_sink(wf, plan, group, outputs, ports, record, links)
     return wf
+
+
+def _finer_masks(wf, plan: RunPlan, pre: Mapping, ports: dict) -> dict:
+    """Add the node that brings the brain mask to the finer grid, and its port; return the mask by method."""
+    from nipype.pipeline import engine as pe
+
+    from ..interfaces.finer import FinerMask
+
+    for output in plan.outputs:
+        if output.key == "mask" and "voxel_mm" in output.fields:
+            node = pe.Node(FinerMask(voxel_mm=plan.settings.rishldm_voxel_size), name="finer_mask", mem_gb=0.5)
+            wf.connect(*pre["mask"], node, "in_mask")
+            ports[_port_key(output)] = (node, "out_mask")
+            return {name: (node, "out_mask") for name in plan.settings.methods if plan.edge_mm(name) is not None}
+    return {}
+
+
+def _on_scans_grid(wf, plan: RunPlan, pre: Mapping, ports: Mapping, masks: Mapping) -> dict:
+    """Add the nodes that bring what is on a finer grid to the scan's, where it is compared; return their ports."""
+    from nipype.interfaces.utility import Merge, Select
+    from nipype.pipeline import engine as pe
+
+    from ..interfaces.finer import OntoScan
+    from .report import COMPARED
+
+    there = {}
+    for method in (name for name in plan.settings.methods if plan.edge_mm(name) is not None):
+        node = pe.Node(OntoScan(), name=f"onto_{method}", mem_gb=0.5 + plan.volume_gb + 2 * plan.made_gb(method))
+        wf.connect(*masks[method], node, "in_mask")
+        wf.connect(*pre["reference"], node, "reference")
+        promised = {_port_key(output) for output in plan.outputs}
+        maps = [("spread", method), *(("map", method, param) for param in COMPARED)]
+        maps += [key for key in promised if key[:2] == ("rish_map", method)]
+        made = {"series": [("generated", method)], "maps": [key for key in maps if key in promised]}
+        for kind, keys in made.items():
+            if not keys:
+                continue
+            files = pe.Node(Merge(len(keys)), name=f"list_onto_{method}_{kind}", run_without_submitting=True)
+            wf.connect(files, "out", node, f"in_{kind}")
+            for number, key in enumerate(keys):
+                wf.connect(*ports[key], files, f"in{number + 1}")
+                chosen = pe.Node(Select(index=[number]), name="_".join(("onto", *key)), run_without_submitting=True)
+                wf.connect(node, f"out_{kind}", chosen, "inlist")
+                there[key] = (chosen, "out")
+    return there
 
 
 def _feed_methods(wf, plan: RunPlan, normalize, template: str) -> None:
@@ -252,7 +302,7 @@ def _feed_methods(wf, plan: RunPlan, normalize, template: str) -> None:
             node.inputs.template_name = template
 
 
-def _add_to_template(wf, plan: RunPlan, ports: dict, mask, normalize) -> None:
+def _add_to_template(wf, plan: RunPlan, ports: dict, masks: Mapping, normalize) -> None:
     """Add the nodes that resample maps onto the template's grid, one for each source, and their ports."""
     wanted: dict[str, list[str]] = {}
     for output in plan.outputs:
@@ -268,7 +318,7 @@ def _add_to_template(wf, plan: RunPlan, ports: dict, mask, normalize) -> None:
 
     for source, params in wanted.items():
         node = pe.Node(ToTemplate(), name=f"template_{source}", mem_gb=1.0)
-        wf.connect(*mask, node, "in_mask")
+        wf.connect(*masks[source], node, "in_mask")
         wf.connect([(normalize, node, [("out_to_template", "to_template"), ("out_brain_template", "template_brain")])])
         ports[("template_mask",)] = ports.get(("template_mask",), (node, "out_mask"))
         if not params:
@@ -346,15 +396,44 @@ def _maps_node(wf, plan: RunPlan, source: str, series, mask, threads: int):
     node = pe.Node(
         TensorMaps(b0_threshold=plan.settings.b0_threshold, volumes=volumes, num_threads=threads),
         name=f"maps_{source}",
-        mem_gb=1.0 + 2 * plan.volume_gb,
+        mem_gb=1.0 + 2 * _series_gb(plan, source),
         n_procs=threads,
     )
     _connect_series(wf, series, mask, node)
     return node
 
 
+def _rish_node(wf, plan: RunPlan, source: str, series, mask, threads: int):
+    from nipype.pipeline import engine as pe
+
+    from ..interfaces.rish_maps import RishMaps
+
+    node = pe.Node(
+        RishMaps(b0_threshold=plan.settings.b0_threshold, num_threads=threads),
+        name=f"rish_{source}",
+        mem_gb=1.0 + 3 * _series_gb(plan, source),
+        n_procs=threads,
+    )
+    _connect_series(wf, series, mask, node)
+    return node
+
+
+def _by_source(plan: RunPlan, key: str) -> dict[str, list[Output]]:
+    """Return the outputs of this key by what they come from."""
+    found: dict[str, list[Output]] = {}
+    for output in plan.outputs:
+        if output.key == key:
+            found.setdefault(output.fields["source"], []).append(output)
+    return found
+
+
+def _series_gb(plan: RunPlan, source: str) -> float:
+    """Return the size of the series of a method, or of another source, in memory as float32, GB."""
+    return (plan.made_gb(source) if source in plan.settings.methods else 0.0) or plan.volume_gb
+
+
 def _port_key(output: Output) -> tuple[str, ...]:
-    owner = output.fields.get("source") or output.fields.get("method")
+    owner = output.fields.get("source") or output.fields.get("method") or output.fields.get("voxel_mm")
     return tuple(part for part in (output.key, owner, output.fields.get("param")) if part)
 
 
@@ -378,7 +457,7 @@ def _add_sink(wf, plan: RunPlan, group: str, outputs, ports, record, links) -> N
            if o.key in ("preproc", "generated")}  # fmt: skip
     files = pe.Node(Merge(len(outputs)), name=f"collect_{group}", run_without_submitting=True)
     sink = pe.Node(Sink(out_dir=str(plan.settings.out_dir.resolve())), name=f"sink_{group}",
-                   mem_gb=0.3 + 2 * plan.volume_gb)  # fmt: skip
+                   mem_gb=0.3 + 2 * _series_gb(plan, group))  # fmt: skip
     sidecars = []
     for number, output in enumerate(outputs, 1):
         wf.connect(*ports[_port_key(output)], files, f"in{number}")

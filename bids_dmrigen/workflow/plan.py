@@ -23,6 +23,7 @@ from .settings import Settings
 MIN_SLICES = 8  # fewer voxels along an axis: nothing that three-dimensional registration could hold on to
 TRANSFORM_KEYS = ("to_template", "from_template")
 SPACE_FACTOR = 10  # intermediate and final files together, in multiples of the series as float32
+FINER_SPACE_FACTOR = 3  # the same of each series on a finer grid
 ONLY_A_PARTNER = "holds only b0s: of use only for the susceptibility correction of {runs}"
 ONE_VOLUME = "there is one volume, nothing to align it with"
 ONLY_B0 = (
@@ -76,6 +77,7 @@ class RunPlan:
     only_b0: bool = False  # nothing in it is diffusion-weighted, as far as is known
     refused: Mapping[str, str] = field(default_factory=dict)  # method that was asked for -> why it cannot work here
     note: str | None = None  # why there is nothing to do, and nothing wrong with that
+    zooms_mm: tuple[float, ...] = ()
 
     def broken_by(self, error: Exception) -> RunPlan:
         """Return this plan with an error that the checks did not foresee as its fault."""
@@ -95,6 +97,21 @@ class RunPlan:
     def volume_gb(self) -> float:
         """Size of the series in memory as float32, GB."""
         return float(np.prod(self.shape)) * 4 / 1e9
+
+    def edge_mm(self, method: str) -> float | None:
+        """Return the edge of the voxels of what a method makes, mm; None where they are the run's own."""
+        return _edge_mm(self.settings, method, self.zooms_mm)
+
+    def made_gb(self, method: str) -> float:
+        """Size of the series that a method makes on a finer grid in memory as float32, GB; 0 on the run's own."""
+        edge = self.edge_mm(method)
+        return 0.0 if edge is None else self.volume_gb * float(np.prod(self.zooms_mm)) / edge**3
+
+    @property
+    def space_gb(self) -> float:
+        """Space that intermediate and final files take together, GB."""
+        finer = sum(self.made_gb(method) for method in self.settings.methods)
+        return SPACE_FACTOR * self.volume_gb + FINER_SPACE_FACTOR * min(self.settings.n_samples, 2) * finer
 
 
 def plan_runs(runs: Sequence[Run], settings: Settings, template: str) -> list[RunPlan]:
@@ -143,7 +160,7 @@ def plan_run(run: Run, settings: Settings, template: str) -> RunPlan:
 def _plan(run: Run, settings: Settings, template: str) -> RunPlan:
     from ..methods import load
 
-    shape, gradients = _inspect(run, settings.b0_threshold)
+    shape, zooms, gradients = _inspect(run, settings.b0_threshold)
     only_b0 = bool(gradients.is_b0.all())
     warnings = [note for note in run.notes if not note.startswith("susceptibility: ")]
     denoiser = [settings.denoiser] if settings.denoiser in REGISTRY and not run.preprocessed else []
@@ -153,20 +170,32 @@ def _plan(run: Run, settings: Settings, template: str) -> RunPlan:
             warnings += _method_warnings(name, run, shape, gradients)
             if load(name).spec.in_template and min(shape[:3]) < MIN_SLICES:
                 raise ScanError(NO_TEMPLATE.format(name=name, found=min(shape[:3]), needed=MIN_SLICES))
+            _edge_mm(settings, name, zooms)
         except ScanError as error:
             refused[name] = str(error)
     if only_b0 and not any(load(name).spec.min_directions == 0 for name in settings.methods if name not in refused):
         raise NoWeightingError(ONLY_B0.format(path=run.bval, n=len(gradients), threshold=settings.b0_threshold))
     left_out = {name: Step(False, refused[name]) for name in settings.methods if name in refused}
     settings = replace(settings, methods=tuple(name for name in settings.methods if name not in refused))
-    steps = _steps(run, settings, shape, gradients, refused) | left_out
+    finer = {name: edge for name in settings.methods if (edge := _edge_mm(settings, name, zooms)) is not None}
+    steps = _steps(run, settings, shape, gradients, refused, finer) | left_out
     maps = {method: _maps_of(settings, method, gradients).active for method in settings.methods}
-    outputs = tuple(_outputs(run, settings, steps, maps, template))
-    return RunPlan(run, settings, shape, gradients, steps, outputs, tuple(warnings), only_b0=only_b0, refused=refused)
+    outputs = tuple(_outputs(run, settings, gradients, steps, maps, template, finer))
+    return RunPlan(
+        run, settings, shape, gradients, steps, outputs, tuple(warnings), only_b0=only_b0, refused=refused,
+        zooms_mm=zooms,
+    )  # fmt: skip
 
 
-def _inspect(run: Run, b0_threshold: float) -> tuple[tuple[int, ...], GradientTable]:
-    """Return shape and gradients; raise where they do not describe a diffusion series."""
+def _edge_mm(settings: Settings, method: str, zooms_mm: Sequence[float]) -> float | None:
+    """Return the edge of the voxels of what a method makes of a run, mm; None where they are the run's own."""
+    from ..methods import load
+
+    return load(method).spec.edge_mm(zooms_mm, settings.rishldm_voxel_size)
+
+
+def _inspect(run: Run, b0_threshold: float) -> tuple[tuple[int, ...], tuple[float, ...], GradientTable]:
+    """Return shape, size of the voxels in mm and gradients; raise where they do not describe a diffusion series."""
     import nibabel as nib
 
     from ..dwi.series import NO_B0
@@ -187,7 +216,7 @@ def _inspect(run: Run, b0_threshold: float) -> tuple[tuple[int, ...], GradientTa
     gradients = read_gradients(run.bval, run.bvec, image.shape[3], b0_threshold)
     if not gradients.is_b0.any():
         raise ScanError(f"{run.bval}: " + NO_B0.format(threshold=b0_threshold, lowest=gradients.bvals.min()))
-    return image.shape, gradients
+    return image.shape, tuple(np.linalg.norm(image.affine[:3, :3], axis=0).tolist()), gradients
 
 
 def _method_warnings(name: str, run: Run, shape: tuple[int, ...], gradients: GradientTable) -> list[str]:
@@ -207,8 +236,9 @@ def _method_warnings(name: str, run: Run, shape: tuple[int, ...], gradients: Gra
 
 
 def _steps(
-    run: Run, settings: Settings, shape: tuple[int, ...], gradients: GradientTable, refused: Mapping[str, str]
-) -> dict[str, Step]:
+    run: Run, settings: Settings, shape: tuple[int, ...], gradients: GradientTable, refused: Mapping[str, str],
+    finer: Mapping[str, float],
+) -> dict[str, Step]:  # fmt: skip
     flat = min(shape[:3]) < MIN_SLICES
     too_flat = f"the image has {min(shape[:3])} slices along one axis, registration needs {MIN_SLICES}"
     off = None
@@ -243,7 +273,8 @@ def _steps(
     steps["normalize"] = Step(not flat, too_flat if flat else _normalization(run, maps.active))
     steps["maps"] = maps
     for method in settings.methods:
-        steps[method] = Step(True, f"{settings.size}, {settings.sampler} sampler")
+        grid = f", voxels of {finer[method]:g} mm" if method in finer else ""
+        steps[method] = Step(True, f"{settings.size}, {settings.sampler} sampler{grid}")
     return steps
 
 
@@ -275,7 +306,10 @@ def _normalization(run: Run, fa: bool) -> str:
     return f"no T1w; b0{' and FA' * fa} to template"
 
 
-def _outputs(run: Run, settings: Settings, steps: Mapping[str, Step], maps: Mapping[str, bool], template: str):
+def _outputs(
+    run: Run, settings: Settings, gradients: GradientTable, steps: Mapping[str, Step], maps: Mapping[str, bool],
+    template: str, finer: Mapping[str, float],
+):  # fmt: skip
     def output(key: str, **fields: str) -> Output:
         return Output(key, fields, names.output_path(run.entities, key, **fields))
 
@@ -293,13 +327,22 @@ def _outputs(run: Run, settings: Settings, steps: Mapping[str, Step], maps: Mapp
         for param in names.TENSOR_MAPS:
             yield output("map", param=param, source="preproc")
     for method in settings.methods:
-        yield from _method_outputs(output, settings, method, maps[method])
+        yield from _method_outputs(output, settings, method, maps[method], _grid_fields(finer.get(method)))
+    if "rishldm" in settings.methods:
+        yield from _rish_outputs(output, gradients, _grid_fields(finer.get("rishldm")))
+    for edge in dict.fromkeys(finer.values()):
+        yield output("mask", **_grid_fields(edge))
     if "template" in settings.output_spaces and steps["normalize"].active:
         yield from _template_outputs(output, settings, {"preproc": steps["maps"].active} | maps, template)
     yield output("metrics")
 
 
-def _method_outputs(output, settings: Settings, method: str, maps: bool):
+def _grid_fields(edge_mm: float | None) -> dict[str, str]:
+    """Return what names and sidecars are told of a grid: nothing of the run's own."""
+    return {} if edge_mm is None else {"voxel_mm": f"{edge_mm:g}"}
+
+
+def _method_outputs(output, settings: Settings, method: str, maps: bool, grid: Mapping[str, str]):
     from ..methods import load
 
     spec = load(method).spec
@@ -311,13 +354,24 @@ def _method_outputs(output, settings: Settings, method: str, maps: bool):
     if not spec.gives_series:
         return
     for key in ("generated", "generated_bval", "generated_bvec"):
-        yield output(key, method=method, title=title)
+        yield output(key, method=method, title=title, **grid)
     if settings.n_samples > 1 and spec.draws:
         for key in ("spread", "spread_bval", "spread_bvec"):
-            yield output(key, method=method, title=title)
+            yield output(key, method=method, title=title, **grid)
     if maps:
         for param in names.TENSOR_MAPS:
-            yield output("map", param=param, source=method, **_origin(settings, method))
+            yield output("map", param=param, source=method, **_origin(settings, method), **grid)
+
+
+def _rish_outputs(output, gradients: GradientTable, grid: Mapping[str, str]):
+    """Yield the maps of the features that RISH latent diffusion changes, before and after."""
+    from ..dwi.rish import rish_shell
+
+    shell = rish_shell(gradients)
+    told = {"shell": f"{shell.bval:.0f}", "order": str(shell.order)}
+    for source, where in (("preproc", {}), ("rishldm", grid)):
+        for degree in shell.degrees:
+            yield output("rish_map", param=f"rish{degree}", source=source, **told, **where)
 
 
 def _origin(settings: Settings, source: str) -> dict[str, str]:

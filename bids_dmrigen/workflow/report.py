@@ -115,6 +115,9 @@ def _listed(plan: RunPlan, lists: Mapping, ports: Mapping, records: Mapping) -> 
     listed["generated_left_out"] = [ports[("left_out", method)] for method in methods]
     listed["map_record"] = [records[method] for method in map_methods]
     listed |= {name: [ports[("map", source, name)] for source in map_sources] for name in COMPARED}
+    rish = [o.fields["param"] for o in plan.outputs if o.key == "rish_map" and o.fields["source"] != "preproc"]
+    listed["rish_before"] = [ports[("rish_map", "preproc", param)] for param in rish]
+    listed["rish_after"] = [ports[("rish_map", "rishldm", param)] for param in rish]
     if plan.settings.n_samples > 1:
         listed["generated_std"] = [ports[("spread", method)] for method in lists["drawn_methods"]]
         listed |= {f"{name}_std": [ports[("map_spread", m, name)] for m in map_methods] for name in COMPARED}
@@ -209,7 +212,7 @@ def _write_record(plan: RunPlan, error: RunError | None) -> None:
     if plan.settings.reports_only:
         # Nothing was run: what was done is in the record, and why it failed; only what is missing is known now.
         known = read_record(out_dir, plan.run.entities)
-        record = replace(record, methods=known.methods or record.methods)
+        record = replace(record, methods=known.methods or record.methods, voxels=known.voxels or record.voxels)
         if error and error.step == "outputs":
             record = replace(record, error=known.error or error)
     text = json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n"
@@ -227,4 +230,10 @@ def _record(plan: RunPlan, error: RunError | None) -> RunRecord:
         steps["denoise"] = (steps["denoise"][0], f"{steps['denoise'][1]}. {told['Noise']}")
     warnings = (*plan.warnings, *told.get("Warnings", ()))
     methods = () if plan.fault else tuple(paragraphs(plan.settings, [plan]))
-    return RunRecord(plan.run.entities, steps, warnings, error, methods)
+    return RunRecord(plan.run.entities, steps, warnings, error, methods, _voxels(plan))
+
+
+def _voxels(plan: RunPlan) -> dict[str, str]:
+    """Return method -> label of the finer grid that its result is on."""
+    told = ((o.fields.get("method"), o.fields.get("voxel_mm")) for o in plan.outputs if o.key == "generated")
+    return {method: names.resolution(edge) for method, edge in told if edge}

@@ -138,6 +138,14 @@ class Settings:
         metavar="N|FILE",
     )
 
+    rishldm_voxel_size: float | None = option(
+        "methods",
+        "RISH latent diffusion and the methods it is compared with (bspline, rish): edge of the result's voxels, mm, "
+        "at most the smallest of the run's own (default: the run's own voxels)",
+        None,
+        metavar="MM",
+    )
+
     # -- preprocessing
     denoise: str | None = option(
         "preprocessing",
@@ -249,7 +257,7 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise SettingsError(f"--{name.replace('_', '-')}: expected at least {least}, found {value}")
-        for name in ("b0_threshold", "difusion_minutes", "mem_gb"):
+        for name in ("b0_threshold", "difusion_minutes", "rishldm_voxel_size", "mem_gb"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise SettingsError(f"--{name.replace('_', '-')}: expected more than 0, found {value}")

@@ -108,6 +108,8 @@ def test_folders_that_cannot_serve():
         (("--weights", "trial"), "expected METHOD=NAME_OR_PATH"),
         (("--weights", "nobody=trial"), "METHOD one of difusion"),
         (("--qid2-directions", "0"), "expected a number above 0 or a file"),
+        (("--rishldm-voxel-size", "0"), "--rishldm-voxel-size: expected more than 0, found 0"),
+        (("--rishldm-voxel-size", "nan"), "--rishldm-voxel-size: expected more than 0, found nan"),
     ],
 )
 def test_values_that_make_no_sense(options, message):

@@ -91,6 +91,15 @@ def test_not_available_is_no_number(inputs):
     assert np.argwhere(np.isnan(table)).tolist() == [[0, 6]]
 
 
+def test_the_features_that_rish_latent_diffusion_changes_are_shown(inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {**inputs, "rish_before": inputs["fa"], "rish_after": inputs["md"]}
+    assert not any(key.startswith("rish") for key, _ in RunFigures(**given).run().outputs.figures), "another method's"
+    outputs = RunFigures(**{**given, "methods": ["rishldm"]}).run().outputs
+    assert Path(dict(outputs.figures)["rishrishldm"]).stat().st_size > 1000
+    assert outputs.skipped == {}
+
+
 def test_what_is_missing_is_skipped_with_its_reason(inputs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     needed = ("preproc_dwi", "preproc_bval", "preproc_bvec", "mask")

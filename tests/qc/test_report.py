@@ -182,6 +182,22 @@ def test_a_run_is_not_credited_with_what_was_generated_for_one_whose_name_is_lon
     assert report.generated_records(tmp_path, short) == {}
 
 
+@pytest.mark.parametrize("shown", ["", "1.5", "1.25"])
+def test_of_a_methods_grids_the_one_of_the_last_call_is_told(tmp_path, shown):
+    run = {"subject": "1"}
+    for edge in ("", "1.5", "1.25"):
+        grid = {"voxel_mm": edge} if edge else {}
+        model = {"Method": "RISH", "GeneratedVolumes": [0]} | ({"VoxelSize": [float(edge)] * 3} if edge else {})
+        path = names.sidecar_path(names.output_path(run, "generated", method="rishldm", **grid))
+        _put(tmp_path / path, json.dumps({"Synthetic": True, "GenerativeModel": model}))
+    voxels = {"rishldm": names.resolution(shown)} if shown else {}
+    _keep(tmp_path, report.RunRecord(run, voxels=voxels))
+    page = report.subject_report(tmp_path, "1").read_text()
+    assert ("was made on finer voxels than the run" in page) == bool(shown)
+    assert (f"<th>VoxelSize</th><td>{', '.join([shown] * 3)}</td>" in page) == bool(shown)
+    assert report.generated_records(tmp_path, run, {"rishldm": "9mm"}), "of an earlier call: better than none"
+
+
 def test_chunks_of_a_run_are_told_apart(tmp_path):
     for chunk in "12":
         _keep(tmp_path, report.RunRecord({"subject": "01", "run": "1", "chunk": chunk}))

@@ -301,3 +301,38 @@ def test_a_method_in_the_templates_space_knows_which_it_is(tmp_path):
         (tmp_path / name).touch()
         setattr(node.inputs, name, str(tmp_path / name))
     assert node.interface._template_files().template == "TPL"
+
+
+def test_the_graph_of_a_finer_grid(tmp_path):
+    from bids_dmrigen.workflow.participant import init_run_wf
+    from bids_dmrigen.workflow.plan import plan_run
+
+    from ..conftest import rishldm_weights
+    from .test_plan import make_run, promised, settings
+
+    rishldm_weights(tmp_path / "weights")
+    asked = {"methods": ("rishldm", "interp"), "weights_dir": tmp_path / "weights", "qid2_directions": "20"}
+
+    def built(**more):
+        plan = plan_run(make_run(tmp_path, 15), settings(**asked, **more), "TPL")
+        return plan, init_run_wf(plan, template="TPL", links={"raw": tmp_path}, threads=1)
+
+    def given(wf, name):
+        edges = wf._graph.in_edges(wf.get_node(name), data=True)
+        return {end: node.name for node, _, link in edges for _, end in link["connect"]}
+
+    plan, wf = built(rishldm_voxel_size=1.5)
+    sinks = [wf.get_node(name) for name in wf.list_node_names() if name.startswith("sink_") and "figures" not in name]
+    assert {target.rsplit("/", 1)[-1] for sink in sinks for target in sink.inputs.targets} == promised(plan)
+    node = wf.get_node("generate_rishldm")
+    assert node.inputs.options == {"voxel_mm": 1.5}
+    assert given(wf, "maps_rishldm")["in_mask"] == given(wf, "rish_rishldm")["in_mask"] == "finer_mask"
+    assert given(wf, "maps_interp")["in_mask"] != "finer_mask"
+    assert set(given(wf, "list_fa").values()) == {"maps_preproc", "onto_map_rishldm_fa", "maps_interp"}
+    assert set(given(wf, "list_generated").values()) == {"onto_generated_rishldm", "generate_interp"}
+    assert set(given(wf, "list_rish_after").values()) == {f"onto_rish_map_rishldm_rish{k}" for k in (0, 2, 4)}
+    own_plan, own = built()
+    assert own.get_node("generate_rishldm").inputs.options == {}
+    assert not [name for name in own.list_node_names() if "onto" in name or "finer" in name]
+    assert node.mem_gb > own.get_node("generate_rishldm").mem_gb + plan.made_gb("rishldm")
+    assert own_plan.made_gb("rishldm") == 0

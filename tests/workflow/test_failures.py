@@ -67,6 +67,15 @@ def test_what_lies_in_the_template_goes_with_its_method_or_with_the_normalisatio
     assert "sub-1_model-tensor_param-fa_desc-preproc_dwimap.nii.gz" in promised(rest)
 
 
+@pytest.mark.parametrize("node", ["generate_rishldm", "maps_rishldm", "rish_rishldm", "onto_rishldm"])
+def test_what_is_made_on_a_finer_grid_goes_with_its_method(tmp_path, node):
+    finer = settings(methods=("rishldm", "bspline"), rishldm_voxel_size=1.5)
+    plan = plan_run(make_run(tmp_path), finer, "TPL")
+    rest = without_failed(plan, [node])
+    assert rest.settings.methods == ("bspline",)
+    assert promised(rest) == {name for name in promised(plan) if "rishldm" not in name}
+
+
 @pytest.mark.parametrize("nodes", [[], ["preprocess.motion"], ["maps_preproc"], ["normalize", "preprocess.bias"]])
 def test_where_nothing_failed_or_all_hangs_on_it_there_is_nothing_left_to_do(plan, nodes):
     assert without_failed(plan, nodes) is None

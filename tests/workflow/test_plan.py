@@ -10,6 +10,7 @@ import pytest
 
 from bids_dmrigen.bids.query import Partner, Run
 from bids_dmrigen.bids.sidecars import image_sidecar
+from bids_dmrigen.methods.base import BAD_SIZE
 from bids_dmrigen.workflow.made import directions, tensor_volumes
 from bids_dmrigen.workflow.participant import unfinished
 from bids_dmrigen.workflow.plan import describe, plan_run, plan_runs
@@ -317,3 +318,57 @@ def test_a_method_of_the_templates_space_is_refused_where_nothing_can_be_registe
     plan = plan_run(make_run(tmp_path, shape=(20, 22, 4)), settings(methods=("atlas", "interp")), "TPL")
     assert plan.settings.methods == ("interp",)
     assert "registration needs" in plan.refused["atlas"]
+
+
+def test_a_finer_grid_is_in_the_names_of_what_lies_on_it(tmp_path):
+    asked = settings(methods=("bspline", "interp", "rishldm"), n_samples=2)
+    run = make_run(tmp_path, 15)
+    finer = plan_run(run, replace(asked, rishldm_voxel_size=1.25), "TPL")
+    names = promised(finer)
+    assert len(names) == len(finer.outputs)
+    assert finer.refused == {}
+    fine = ["desc-bspline_dwi.nii.gz", "desc-rishldm_dwi.bvec", "desc-rishldmstd_dwi.nii.gz", "desc-brain_mask.nii.gz"]
+    fine += ["model-tensor_param-fa_desc-bspline_dwimap.nii.gz", "model-sh_param-rish4_desc-rishldm_dwimap.nii.gz"]
+    own = ("desc-brain_mask.nii.gz", "desc-interp_dwi.nii.gz", "model-sh_param-rish4_desc-preproc_dwimap.nii.gz")
+    assert names > {f"sub-1_res-1p25mm_{name}" for name in fine} | {f"sub-1_{name}" for name in own}
+    assert not [name for name in names if ("bspline" in name or "rishldm" in name) and "_res-" not in name]
+    assert finer.made_gb("rishldm") == pytest.approx(finer.volume_gb * (3 / 1.25) ** 3)
+    assert finer.made_gb("interp") == 0
+    assert finer.space_gb > plan_run(run, asked, "TPL").space_gb
+    assert "  does rishldm: small, fast sampler, voxels of 1.25 mm" in describe(finer)
+    for output in finer.outputs:
+        told = {} if output.key == "metrics" else image_sidecar(output.key, [], **output.fields)
+        assert ("Resolution" in told) == (bool(told) and "_res-" in output.path.name)
+    (mask,) = [o for o in finer.outputs if o.key == "mask" and o.fields]
+    assert "1.25 mm" in image_sidecar("mask", [], **mask.fields)["Description"]
+
+
+def test_on_the_runs_own_voxels_no_name_changes(tmp_path):
+    run = make_run(tmp_path)
+    plain = plan_run(run, settings(methods=("rishldm", "rish")), "TPL")
+    assert not any("_res-" in name for name in promised(plain))
+    same = plan_run(run, settings(methods=("rishldm", "rish"), rishldm_voxel_size=3.0), "TPL")
+    assert same.outputs == plain.outputs
+    assert "sub-1_model-sh_param-rish2_desc-rishldm_dwimap.nii.gz" in promised(plain)
+    assert not any("rish4" in name for name in promised(plain)), "12 directions do not determine degree 4"
+    assert not any("model-sh" in name for name in promised(plan_run(run, settings(methods=("rish",)), "TPL")))
+
+
+def test_a_coarser_grid_is_refused_for_the_run_and_everything_else_is_done(tmp_path):
+    run, asked = make_run(tmp_path), settings(methods=("bspline", "rishldm", "interp"), rishldm_voxel_size=3.5)
+    plan = plan_run(run, asked, "TPL")
+    assert plan.settings.methods == ("interp",)
+    for method in ("bspline", "rishldm"):
+        assert plan.refused[method] == BAD_SIZE.format(wanted=3.5, zooms="3 x 3 x 3")
+        assert any(line.startswith(f"  skips {method}: --rishldm-voxel-size 3.5") for line in describe(plan))
+    assert plan.outputs == plan_run(run, settings(methods=("interp",)), "TPL").outputs
+    alone = plan_run(run, settings(methods=("bspline", "rish")), "TPL")
+    assert alone.settings.methods == ("rish",)
+    assert "nothing to do on the scan's own voxels" in alone.refused["bspline"]
+
+
+def test_what_lies_on_the_templates_grid_has_its_voxels(tmp_path):
+    both = settings(methods=("bspline",), rishldm_voxel_size=1.5, output_spaces=("dwi", "template"))
+    names = promised(plan_run(make_run(tmp_path), both, "TPL"))
+    assert "sub-1_space-TPL_model-tensor_param-fa_desc-bspline_dwimap.nii.gz" in names
+    assert not [name for name in names if "space-" in name and "res-" in name]
