@@ -51,6 +51,7 @@ def condensed_series(values: np.ndarray, affine: np.ndarray, shape, grid: np.nda
 class _FinerMaskInput(BaseInterfaceInputSpec):
     in_mask = File(exists=True, mandatory=True, desc="brain mask on the scan's grid")
     voxel_mm = traits.Float(mandatory=True, desc="edge of the finer grid's voxels, mm")
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="processor threads")
 
 
 class _FinerMaskOutput(TraitedSpec):
@@ -64,8 +65,11 @@ class FinerMask(SimpleInterface):
     output_spec = _FinerMaskOutput
 
     def _run_interface(self, runtime):
+        import torch
+
         from ..methods.base import finer_grid
 
+        torch.set_num_threads(self.inputs.num_threads)
         mask, image = read_volume(self.inputs.in_mask)
         _, grid = finer_grid(mask > 0.5, image.affine, self.inputs.voxel_mm)
         like = image_on_grid(grid.mask.shape, grid.affine, image)
@@ -78,6 +82,7 @@ class _OntoScanInput(BaseInterfaceInputSpec):
     in_maps = traits.List(File(exists=True), desc="maps there, 0 outside the mask")
     in_mask = File(exists=True, mandatory=True, desc="brain mask there")
     reference = File(exists=True, mandatory=True, desc="an image on the scan's grid")
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="processor threads")
 
 
 class _OntoScanOutput(TraitedSpec):
@@ -96,7 +101,10 @@ class OntoScan(SimpleInterface):
     output_spec = _OntoScanOutput
 
     def _run_interface(self, runtime):
+        import torch
+
         i, folder = self.inputs, Path(runtime.cwd)
+        torch.set_num_threads(i.num_threads)
         _, scan = read_image(i.reference)
         shape, results = scan.shape[:3], {"out_series": [], "out_maps": []}
         for number, path in enumerate(i.in_series or ()):

@@ -57,7 +57,7 @@ class SplineUpsampling:
         begun = time.monotonic()
         warnings = self.spec.check(scan)
         series, grid = _upsampled(self.spec, scan, request)
-        return _generated(self.spec, scan, series, grid, {}, begun, warnings)
+        return _generated(self.spec, scan, series, grid, np.ones(len(scan.gradients), bool), {}, begun, warnings)
 
 
 class LinearHarmonisation:
@@ -113,15 +113,17 @@ class LinearHarmonisation:
         series, grid = _upsampled(self.spec, scan, request)
         inside = torch.from_numpy(scan.mask if grid is None else grid.mask)
         world = torch.from_numpy(scan.gradients.world_directions(scan.affine))
+        made_anew = np.zeros(len(scan.gradients), bool)
         for _, volumes in scan.gradients.shells():
             if len(distinct(scan.gradients.bvecs[volumes])) < LEAST:
                 continue
+            made_anew[volumes] = True
             shell = series[torch.from_numpy(volumes)][:, inside]  # (N, V)
             made = harmonised(world[volumes], ratios).float() @ shell
             for volume, values in zip(volumes.tolist(), made.clamp_min(0), strict=True):
                 series[volume][inside] = values
         record = {"Size": request.size, "Weights": weights, "Ratios": [round(float(r), 4) for r in ratios]}
-        return _generated(self.spec, scan, series, grid, record, begun, warnings)
+        return _generated(self.spec, scan, series, grid, made_anew, record, begun, warnings)
 
 
 def harmonised(directions: Tensor, ratios: Tensor) -> Tensor:
@@ -149,11 +151,13 @@ def _upsampled(spec: MethodSpec, scan: Scan, request: Request) -> tuple[Tensor, 
     return resampled(series, points).clamp_min_(0), grid
 
 
-def _generated(spec: MethodSpec, scan: Scan, series: Tensor, grid: Grid | None, record, begun: float, warnings):
-    """Return a series (N, P, Q, R) as what a method made; on the scan's own voxels its b0s are acquired ones."""
+def _generated(
+    spec: MethodSpec, scan: Scan, series: Tensor, grid: Grid | None, made: np.ndarray, record, begun: float, warnings
+) -> Generated:
+    """Return a series (N, P, Q, R) as what a method made; on finer voxels no volume is an acquired one."""
     record = record | {
         "Sampler": {"Name": spec.samplers["fast"], "Steps": 0, "NetworkEvaluations": 0},
         "Seconds": round(time.monotonic() - begun, 1),
     }
-    mean, kept = series.permute(1, 2, 3, 0).contiguous().numpy(), scan.gradients.is_b0 & (grid is None)
+    mean, kept = series.permute(1, 2, 3, 0).contiguous().numpy(), ~made & (grid is None)
     return Generated(mean, None, scan.gradients, (), kept, record, warnings=tuple(warnings), grid=grid)

@@ -132,6 +132,7 @@ def test_a_shell_of_few_directions_is_left_as_it_is(scan):
     )
     made = load("rish").generate(network([0.5, 0.5, 0.5]), replace(scan, gradients=few), Request())
     np.testing.assert_array_equal(made.mean[..., 14:], scan.data[..., 14:])
+    assert made.acquired.tolist() == [True] * 2 + [False] * 12 + [True] * 4
     assert (made.mean[scan.mask][:, 2:14] != scan.data[scan.mask][:, 2:14]).mean() > 0.9
     assert any("b = 2000 s/mm² has 4 different directions" in warning for warning in made.warnings)
 
