@@ -22,7 +22,7 @@ DIRECTIONS = (6, 8, 12, 16, 20, 30, 45, 64)
 B0S = (1, 1, 2, 4)
 ZOOMS = (1.0, 1.0, 1.25, 1.5, 2.0)  # voxels of the good scan for one of the poor one, along each axis
 UNEVEN = 0.15  # how far directions stray from even ones
-TRUTH_DIRECTIONS = 32
+TRUTH_DIRECTIONS = 45
 IMAGING = Imaging(acquired=(0.75, 1.0), noise_alone=True)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..dwi.harmonics import fit_weights, order_for, rish, scaled
+from ..dwi.harmonics import fit_weights, harmonics, order_for, rish, scaled
 from ..dwi.spline import resampled
 
 ORDER = 4
@@ -50,10 +50,8 @@ class Known(NamedTuple):
     scale: Tensor  # (B, 3, H, W, D) how far the true ones may be from there
 
 
-def fitted(
-    b0: Tensor, dwis: Tensor, bvecs: Tensor, bval: Tensor, sigma: Tensor, b0s: Tensor, mask: Tensor, smooth=None
-) -> Shell:
-    """Return shells as harmonics.
+def fitted(b0: Tensor, dwis: Tensor, bvecs: Tensor, bval: Tensor, sigma: Tensor, b0s: Tensor, mask: Tensor) -> Shell:
+    """Return shells as harmonics: a regularised fit, whose mean damping of each degree is undone.
 
     Parameters
     ----------
@@ -67,11 +65,12 @@ def fitted(
         (B,) b-value, standard deviation of the noise, number of b0s.
     mask
         (B, H, W, D) bool; outside it all is 0.
-    smooth
-        Weight of the penalty; None for the usual one.
     """
     order = order_for(bvecs.shape[1], ORDER)
-    weights = fit_weights(bvecs, order, **({} if smooth is None else {"smoothing": smooth}))  # (B, K, n)
+    sizes = [2 * degree + 1 for degree in range(0, order + 1, 2)]
+    weights = fit_weights(bvecs, order)  # (B, K, n)
+    kept = torch.einsum("bkn,bnk->bk", weights, harmonics(bvecs, order)).split(sizes, dim=1)
+    weights = weights / torch.cat([k.mean(dim=1, keepdim=True).expand_as(k) for k in kept], dim=1)[..., None]
     inside = mask[:, None].to(b0)
     brain = (b0 * mask).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3)).clamp_min(1)
     s0 = torch.maximum(b0, LEAST_B0 * brain.reshape(-1, 1, 1, 1)).clamp_min(1e-12)[:, None]
@@ -79,8 +78,7 @@ def fitted(
     coefficients = torch.einsum("bkn,bnxyz->bkxyz", weights, ratio)
     missing = (ORDER + 1) * (ORDER + 2) // 2 - coefficients.shape[1]
     coefficients = torch.nn.functional.pad(coefficients, (0, 0, 0, 0, 0, 0, 0, missing))
-    per_degree = weights.square().sum(dim=2).split([2 * d + 1 for d in range(0, order + 1, 2)], dim=1)
-    variance = torch.stack([v.sum(dim=1) for v in per_degree], dim=1)
+    variance = torch.stack([v.sum(dim=1) for v in weights.square().sum(dim=2).split(sizes, dim=1)], dim=1)
     variance = torch.nn.functional.pad(variance, (0, len(DEGREES) - variance.shape[1])) / _units(b0).square()
     noise = sigma.reshape(-1, 1, 1, 1, 1) / s0 * inside
     return Shell(coefficients, noise, variance, bval, b0s, mask)
