@@ -64,6 +64,8 @@ class RishLDM(nn.Module):
         self.refiner = Refiner(spec.features, spec.told, spec.width, spec.blocks)
         # What latents are divided by before noise is added to them.
         self.register_buffer("latent_scale", torch.ones(spec.autoencoder.code_width, 1, 1, 1))
+        # Of the training pairs' features, good over poor, root mean squares: what linear harmonisation scales by.
+        self.register_buffer("ratios", torch.ones(spec.features))
 
     def forward(self, part: str, *args: Tensor):
         """Return what one of `PARTS` makes of its arguments: one entry, for networks that are trained in parallel."""

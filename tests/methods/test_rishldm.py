@@ -10,12 +10,13 @@ import bids_dmrigen.methods.rishldm as rishldm
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.harmonics import harmonics
 from bids_dmrigen.dwi.series import Scan, ScanError
+from bids_dmrigen.dwi.spline import even_points
 from bids_dmrigen.dwi.tensor import fit_tensor, tensor_maps
 from bids_dmrigen.interfaces.templates import embedded_mni
 from bids_dmrigen.methods.base import Request
 from bids_dmrigen.methods.rishldm import RishLatentDiffusion
 from bids_dmrigen.methods.rishldm_examples import SIDE, simulated
-from bids_dmrigen.methods.rishldm_inputs import UNITS, features, fitted, known_of, scales, signals
+from bids_dmrigen.methods.rishldm_inputs import UNITS, features, fitted, known_of, on_grid, scales, signals
 from bids_dmrigen.methods.rishldm_stages import STAGES, times_of
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import procedural_atlas
@@ -60,7 +61,16 @@ def shell(dwis, n, sigma=0.0, b0=1.0):
     one = torch.ones(batch)
     bvecs = torch.as_tensor(even_directions(n), dtype=torch.float32).expand(batch, -1, -1)
     b0 = torch.full((batch, *volume), b0)
-    return fitted(b0, dwis, bvecs, 1000 * one, sigma * one, one, torch.ones(batch, *volume, dtype=torch.bool))
+    return fitted(
+        b0,
+        dwis,
+        bvecs,
+        1000 * one,
+        sigma * one,
+        one,
+        torch.ones(batch, *volume, dtype=torch.bool),
+        2 * torch.ones(batch, 3),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +111,13 @@ def test_what_noise_adds_to_the_features_is_known(n):
     known = known_of(found)
     assert known.images.shape[1] == rishldm.SIZES["small"].told
     assert (known.centre <= features(found.coefficients) + 1e-6).all()
+
+
+def test_a_finer_grid_is_told_its_voxels_and_those_acquired():
+    found = on_grid(shell(torch.rand(1, 12, 4, 4, 6), 12), [even_points(4, 8), np.arange(4.0), even_points(6, 9)])
+    assert found.coefficients.shape == (1, 15, 8, 4, 9)
+    torch.testing.assert_close(found.voxel_mm, torch.tensor([[1, 2, 4 / 3]]))
+    torch.testing.assert_close(found.acquired_mm, torch.full((1, 3), 2.0))
 
 
 def test_scales_lead_from_one_shell_to_another_and_stay_in_bounds():
@@ -232,6 +249,8 @@ def test_each_training_changes_its_own_part_alone(people):
         assert loss.isfinite()
         optimiser.zero_grad()
     assert sum(stage.share for stage in STAGES) == pytest.approx(1)
+    assert 0.5 < net.ratios[0] < 1.1  # noise adds little to the mean, and more the weaker a degree is
+    assert net.ratios[0] > net.ratios[1] > net.ratios[2] > 0
 
 
 def test_the_second_autoencoder_starts_as_the_first(people):
