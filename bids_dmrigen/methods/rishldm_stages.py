@@ -128,10 +128,7 @@ class LatentDiffusion(Stage):
     def begin(self, source: People, batch: int, seed: int) -> None:
         super().begin(source, batch, seed)
         self.net.latent_scale.fill_(1)
-        pairs = (
-            simulated(source, batch, numbers_of_step(seed + 1, k, source.device), False) for k in range(SCALE_BATCHES)
-        )
-        latents = torch.cat([self._latents(pair) for pair in pairs])
+        latents = torch.cat([self._latents(pair) for pair in _some_pairs(source, batch, seed)])
         self.net.latent_scale.copy_(latents.std(dim=(0, 2, 3, 4)).clamp_min(1e-3).reshape(-1, 1, 1, 1))
 
     @torch.no_grad()
