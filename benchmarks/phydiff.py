@@ -8,9 +8,9 @@ trained on, as registration leaves them in the template; b = 1000, 2000 and 3000
 absolute PSNR and SSIM in the mask, and those of the paper (every slice of both images brought to 0 ... 1 before).
 real: the acquired directions of two scans from the b0 alone, and how well the colour FA of the generated shell agrees
 with the acquired one's. samplers: fast against 800 ancestral steps, on simulated people. cost: 30 directions of the
-dense scan. ablation: the paper's Tables 1 and 2 on simulated people, every variant trained anew for the same minutes,
-and an adapter for a third of them beside one; not part of the default. The arms are the atlas of `--fibres` (default:
-analytic bundles) and, where there are weights, Phy-Diff.
+dense scan. ablation: the paper's Tables 1 and 2 on simulated people, every variant trained anew for the same
+minutes on a core of its own, and an adapter for a third of them beside one; not part of the default. The arms are the
+atlas of `--fibres` (default: analytic bundles) and, where there are weights, Phy-Diff.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ import os
 import resource
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 # Threads that wait by spinning starve each other as soon as anything else runs on the machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
+import torch
 from scenes import REAL, dense_scan
 from scipy import ndimage
 
@@ -132,33 +135,48 @@ def show_simulated(args, chosen: dict[str, Arm], people=PEOPLE, slices=SLICES, d
         print(f"{name:>30s}{b:>6s}{psnr:9.2f}{ssim:9.4f}{paper_psnr:13.2f}{paper_ssim:13.4f}", flush=True)
 
 
-def ablation(args) -> None:
-    """Train every variant for the same minutes and print the paper's Tables 1 and 2: the mean, and one draw."""
-    method, atlas = load("phydiff"), load_atlas(args.atlas)
+VARIANTS = {  # of the network
+    "without XTRACT": {},
+    "without physics (DDPM-HDiT)": {"physics": False},
+    "without the query mapping": {"query_mapping": False},
+}
 
-    def trained(net, tracts):
-        told = population_on(atlas.shape, atlas.affine, args.adc or PACKAGED_ADC_ATLAS, tracts)
+
+def trained(variant: str, atlas_path: str, adc: Path | None, xtract: Path | None, minutes: float) -> list[dict]:
+    """Return the states of a variant trained for these minutes, and with an adapter beside; in a process of its own."""
+    torch.set_num_threads(1)
+    method, atlas, states = load("phydiff"), load_atlas(atlas_path), []
+    net = method.network("small", **VARIANTS[variant])
+    for tracts in (None, xtract) if xtract else (None,):
+        told = population_on(atlas.shape, atlas.affine, adc or PACKAGED_ADC_ATLAS, tracts)
         source = method.people(atlas, TRAINED_ON, population=told)
         held_out = method.people(atlas, 4, held_out=True, population=told)
         method.freeze(net, source)
-        minutes = args.minutes / 3 if tracts else args.minutes
-        plan = replace(method.plan("small"), minutes=minutes, precision=resolve_precision("auto", source.device))
-        make, score = method.examples(source, "small", 32, 0), method.held_out(held_out, "small", 0)
+        budget = minutes / 3 if tracts else minutes
+        plan = replace(method.plan("small"), minutes=budget, precision=resolve_precision("auto", source.device))
+        make, score = method.examples(source, "small", 16, 0), method.held_out(held_out, "small", 0)
         done = train(net, make, method.loss, score, plan)
-        print(f"{done.steps} steps, held-out loss {done.held_out_loss:.4f}", flush=True)
-        return net.eval()
+        scores = f"held-out loss {done.start_loss:.4f} at the start, {done.held_out_loss:.4f} at best"
+        print(f"{variant}{', adapter' if tracts else ''}: {done.steps} steps, {scores}", flush=True)
+        states.append(deepcopy(net.state_dict()))
+    return states
 
-    nets = {
-        "without physics (DDPM-HDiT)": trained(method.network("small", physics=False), None),
-        "without the query mapping": trained(method.network("small", query_mapping=False), None),
-        "without XTRACT": trained(method.network("small"), None),
-    }
-    if args.xtract:
-        nets["Phy-Diff"] = trained(deepcopy(nets["without XTRACT"]), args.xtract)
+
+def ablation(args) -> None:
+    """Train every variant for the same minutes, a core each, and print Tables 1 and 2: the mean, and one draw."""
+    method, whole = load("phydiff"), "without XTRACT"
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        jobs = {
+            name: pool.submit(trained, name, args.atlas, args.adc, args.xtract if name == whole else None, args.minutes)
+            for name in VARIANTS
+        }
     chosen = {"atlas": Arm(load("atlas"))}
-    for name, net in nets.items():
-        chosen[f"{name}, mean"] = Arm(method, net, name == "Phy-Diff")
-        chosen[f"{name}, draw"] = Arm(method, net, name == "Phy-Diff", {"steps": FAST_STEPS})
+    for variant, job in jobs.items():
+        for name, state in zip((variant, "Phy-Diff"), job.result(), strict=False):
+            net = method.network("small", **VARIANTS[variant]).eval()
+            net.load_state_dict(state)
+            chosen[f"{name}, mean"] = Arm(method, net, name == "Phy-Diff")
+            chosen[f"{name}, draw"] = Arm(method, net, name == "Phy-Diff", {"steps": FAST_STEPS})
     show_simulated(args, chosen)
 
 

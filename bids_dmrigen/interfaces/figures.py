@@ -103,6 +103,8 @@ def _draw_acquisition(run: RunData, path: Path) -> None:
     from ..qc import figures
 
     scan = run.raw if run.has("raw") else run.preproc
+    if scan.gradients.is_b0.all():
+        raise Missing(ONLY_B0S)
     figures.acquisition(scan.gradients, scan.affine, path)
 
 
@@ -127,6 +129,8 @@ def _draw_carpet(run: RunData, path: Path) -> None:
     from ..qc import figures
 
     scan = run.preproc
+    if len(scan.gradients) == 1:
+        raise Missing("the series has one volume")
     figures.carpet(scan.data, scan.gradients, scan.mask, path, "Preprocessed signal of every voxel over the volumes")
 
 

@@ -250,7 +250,8 @@ class _Maker:
         sigma = shell_sigma(scan, volumes) * one
         count = int(scan.gradients.is_b0.sum()) * one
         dwis, mask = block(scan.data[..., volumes]), block(scan.mask) > 0.5
-        return fitted(b0, dwis, bvecs, bval * one, sigma, count, mask), b0[0].cpu()
+        size = torch.as_tensor(scan.zooms_mm, dtype=torch.float32, device=device)[None]
+        return fitted(b0, dwis, bvecs, bval * one, sigma, count, mask, size), b0[0].cpu()
 
     def _noise(self, bval: float, sample: int, low: Tensor):
         """Return degree -> noise for the latents of features (1, 3, x, y, z)."""

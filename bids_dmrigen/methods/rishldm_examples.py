@@ -20,9 +20,10 @@ BVALS = (600.0, 3200.0)  # s/mm²
 VOXEL_MM = (1.5, 3.5)
 DIRECTIONS = (6, 8, 12, 16, 20, 30, 45, 64)
 B0S = (1, 1, 2, 4)
-ZOOMS = (1.0, 1.0, 1.25, 1.5, 2.0)  # voxels of the good scan for one of the poor one, along each axis
+# Voxels of the good scan for one of the poor one, along each axis.
+ZOOMS = ((1, 1, 1), (1, 1, 1), (1, 1, 1), (1.25, 1.25, 1.25), (1.5, 1.5, 1.5), (1, 1, 2))
 UNEVEN = 0.15  # how far directions stray from even ones
-TRUTH_DIRECTIONS = 32
+TRUTH_DIRECTIONS = 45
 IMAGING = Imaging(acquired=(0.75, 1.0), noise_alone=True)
 
 
@@ -54,7 +55,7 @@ def simulated(people: People, batch: int, generator: torch.Generator, both: bool
     def one_of(options):
         return options[int(uniform(1) * len(options))]
 
-    n, b0s, zoom = one_of(DIRECTIONS), one_of(B0S), one_of(ZOOMS) if both else 1.0
+    n, b0s, zoom = one_of(DIRECTIONS), one_of(B0S), one_of(ZOOMS) if both else ZOOMS[0]
     bval = BVALS[0] * (BVALS[1] / BVALS[0]) ** uniform(batch)
     turn = torch.linalg.qr(normal(batch, 3, 3)).Q
     bvecs = F.normalize(_even(n, device) @ turn + UNEVEN * uniform(batch, 1, 1) * normal(batch, n, 3), dim=2)
@@ -63,10 +64,11 @@ def simulated(people: People, batch: int, generator: torch.Generator, both: bool
     clean = torch.cat([b0.expand(-1, b0s, -1, -1, -1), dwis], dim=1)
     seen = measure(clean, torch.ones_like(bval), generator, IMAGING)
     mask, count = blocks.mask(), torch.full_like(bval, b0s)
-    low = fitted(seen.signal[:, :b0s].mean(dim=1), seen.signal[:, b0s:], bvecs, bval, seen.sigma, count, mask)
+    b0 = seen.signal[:, :b0s].mean(dim=1)
+    low = fitted(b0, seen.signal[:, b0s:], bvecs, bval, seen.sigma, count, mask, blocks.affine[:, :3, :3].norm(dim=1))
     coarse = fine = _true_features(blocks, bval)
-    if zoom > 1:
-        size = tuple(round(zoom * side) for side in SIDE)
+    if zoom != ZOOMS[0]:
+        size = tuple(round(z * side) for z, side in zip(zoom, SIDE, strict=True))
         fine = _true_features(people.finer(blocks, size, generator), bval)
     return Pair(low, coarse, fine)
 
@@ -76,7 +78,8 @@ def _true_features(blocks, bval: Tensor) -> Tensor:
     bvecs = _even(TRUTH_DIRECTIONS, bval.device).expand(len(bval), -1, -1)
     b0, dwis = _signal(blocks, bval, bvecs)
     nothing, one = torch.zeros_like(bval), torch.ones_like(bval)
-    return features(fitted(b0[:, 0], dwis, bvecs, bval, nothing, one, blocks.mask()).coefficients)
+    size = blocks.affine[:, :3, :3].norm(dim=1)
+    return features(fitted(b0[:, 0], dwis, bvecs, bval, nothing, one, blocks.mask(), size).coefficients)
 
 
 def _signal(blocks, bval: Tensor, bvecs: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..dwi.harmonics import fit_weights, order_for, rish, scaled
+from ..dwi.harmonics import fit_weights, harmonics, order_for, rish, scaled
 from ..dwi.spline import resampled
 
 ORDER = 4
@@ -23,7 +23,8 @@ LARGEST_RATIO = 2.0  # of S / S0
 LARGEST_SCALE = 3.0  # of coefficients
 TINY = 1e-3  # of a feature, in its units: what a scale is at least relative to
 BVAL_UNIT, SNR_LOG = 1000.0, math.log(20.0)
-TOLD = {"small": 3 * len(DEGREES) + 4, "paper": 0}
+TOLD = {"small": 3 * len(DEGREES) + 4 + 6, "paper": 0}
+VOXEL_UNIT = 2.0  # mm
 
 
 class Shell(NamedTuple):
@@ -35,6 +36,8 @@ class Shell(NamedTuple):
     bval: Tensor  # (B,) s/mm²
     b0s: Tensor  # (B,) how many b0s S0 is the mean of
     mask: Tensor  # (B, H, W, D)
+    voxel_mm: Tensor  # (B, 3) edges of its voxels
+    acquired_mm: Tensor  # (B, 3) of those that were acquired
 
     @property
     def determined(self) -> Tensor:
@@ -51,9 +54,9 @@ class Known(NamedTuple):
 
 
 def fitted(
-    b0: Tensor, dwis: Tensor, bvecs: Tensor, bval: Tensor, sigma: Tensor, b0s: Tensor, mask: Tensor, smooth=None
+    b0: Tensor, dwis: Tensor, bvecs: Tensor, bval: Tensor, sigma: Tensor, b0s: Tensor, mask: Tensor, voxel_mm: Tensor
 ) -> Shell:
-    """Return shells as harmonics.
+    """Return shells as harmonics: a regularised fit, whose mean damping of each degree is undone.
 
     Parameters
     ----------
@@ -67,11 +70,14 @@ def fitted(
         (B,) b-value, standard deviation of the noise, number of b0s.
     mask
         (B, H, W, D) bool; outside it all is 0.
-    smooth
-        Weight of the penalty; None for the usual one.
+    voxel_mm
+        (B, 3) edges of the voxels.
     """
     order = order_for(bvecs.shape[1], ORDER)
-    weights = fit_weights(bvecs, order, **({} if smooth is None else {"smoothing": smooth}))  # (B, K, n)
+    sizes = [2 * degree + 1 for degree in range(0, order + 1, 2)]
+    weights = fit_weights(bvecs, order)  # (B, K, n)
+    kept = torch.einsum("bkn,bnk->bk", weights, harmonics(bvecs, order)).split(sizes, dim=1)
+    weights = weights / torch.cat([k.mean(dim=1, keepdim=True).expand_as(k) for k in kept], dim=1)[..., None]
     inside = mask[:, None].to(b0)
     brain = (b0 * mask).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3)).clamp_min(1)
     s0 = torch.maximum(b0, LEAST_B0 * brain.reshape(-1, 1, 1, 1)).clamp_min(1e-12)[:, None]
@@ -79,17 +85,18 @@ def fitted(
     coefficients = torch.einsum("bkn,bnxyz->bkxyz", weights, ratio)
     missing = (ORDER + 1) * (ORDER + 2) // 2 - coefficients.shape[1]
     coefficients = torch.nn.functional.pad(coefficients, (0, 0, 0, 0, 0, 0, 0, missing))
-    per_degree = weights.square().sum(dim=2).split([2 * d + 1 for d in range(0, order + 1, 2)], dim=1)
-    variance = torch.stack([v.sum(dim=1) for v in per_degree], dim=1)
+    variance = torch.stack([v.sum(dim=1) for v in weights.square().sum(dim=2).split(sizes, dim=1)], dim=1)
     variance = torch.nn.functional.pad(variance, (0, len(DEGREES) - variance.shape[1])) / _units(b0).square()
     noise = sigma.reshape(-1, 1, 1, 1, 1) / s0 * inside
-    return Shell(coefficients, noise, variance, bval, b0s, mask)
+    return Shell(coefficients, noise, variance, bval, b0s, mask, voxel_mm, voxel_mm)
 
 
 def on_grid(shell: Shell, points: Sequence[np.ndarray]) -> Shell:
     """Return a shell at the points of another grid, in voxel indices along each axis, by cubic splines."""
     mask = resampled(shell.mask.to(shell.noise), points) > 0.5
+    steps = [p[1] - p[0] if len(p) > 1 else n / len(p) for p, n in zip(points, shell.mask.shape[1:], strict=True)]
     return shell._replace(
+        voxel_mm=shell.voxel_mm * torch.tensor(steps, dtype=torch.float32, device=shell.noise.device),
         coefficients=resampled(shell.coefficients, points) * mask[:, None],
         noise=resampled(shell.noise, points).clamp_min(0) * mask[:, None],
         mask=mask,
@@ -115,7 +122,10 @@ def known_of(shell: Shell) -> Known:
     bval = (shell.bval / BVAL_UNIT).log().reshape(-1, 1, 1, 1, 1).expand_as(inside)
     order4 = shell.determined[:, 2].reshape(-1, 1, 1, 1, 1).expand_as(inside)
     level = (shell.noise.clamp_min(1e-4).log() + SNR_LOG) * inside
-    images = torch.cat([measured, centre, scale.log() * inside, level, inside, bval * inside, order4 * inside], dim=1)
+    sizes = (torch.cat([shell.voxel_mm, shell.acquired_mm], dim=1) / VOXEL_UNIT).log()
+    sizes = sizes[:, :, None, None, None] * inside
+    told = [measured, centre, scale.log() * inside, level, inside, bval * inside, order4 * inside, sizes]
+    images = torch.cat(told, dim=1)
     return Known(images, centre, scale)
 
 

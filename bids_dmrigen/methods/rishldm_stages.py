@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from .rishldm_inputs import Known, Shell, features, known_of, on_grid
 
 PROCESS = linear()
 UNTOLD = 0.15  # share of the examples whose field strength the U-Net is not told
-SCALE_BATCHES = 8  # that the latents' scale is read from
+CONSTANT_BATCHES = 16  # that constants of the network are read from
 TRAINING_STEPS = 4  # of the diffusion that makes super-resolution's examples
 
 
@@ -128,10 +128,7 @@ class LatentDiffusion(Stage):
     def begin(self, source: People, batch: int, seed: int) -> None:
         super().begin(source, batch, seed)
         self.net.latent_scale.fill_(1)
-        pairs = (
-            simulated(source, batch, numbers_of_step(seed + 1, k, source.device), False) for k in range(SCALE_BATCHES)
-        )
-        latents = torch.cat([self._latents(pair) for pair in pairs])
+        latents = torch.cat([self._latents(pair) for pair in _some_pairs(source, batch, seed)])
         self.net.latent_scale.copy_(latents.std(dim=(0, 2, 3, 4)).clamp_min(1e-3).reshape(-1, 1, 1, 1))
 
     @torch.no_grad()
@@ -168,6 +165,16 @@ class SuperResolution(Stage):
     name, share, rate, fine = "refiner", 0.45, 1e-3, True
 
     @torch.no_grad()
+    def begin(self, source: People, batch: int, seed: int) -> None:
+        super().begin(source, batch, seed)
+        good, poor = torch.zeros_like(self.net.ratios), torch.zeros_like(self.net.ratios)
+        for pair in _some_pairs(source, batch, seed):
+            known = pair.low.determined[:, :, None, None, None]
+            good += (known * pair.coarse.square()).sum(dim=(0, 2, 3, 4))
+            poor += (known * features(pair.low.coefficients).square()).sum(dim=(0, 2, 3, 4))
+        self.net.ratios.copy_(torch.where(poor > 0, (good / poor.clamp_min(1e-12)).sqrt(), 1.0))
+
+    @torch.no_grad()
     def example(self, pair: Pair, generator: torch.Generator) -> Refinement:
         points = [even_points(n, wanted) for n, wanted in zip(SIDE, pair.fine.shape[2:], strict=True)]
         made = translate(self.net, features(pair.low.coefficients), times_of(TRAINING_STEPS))
@@ -187,6 +194,12 @@ class SuperResolution(Stage):
 
 
 STAGES = (Autoencoder3T, Autoencoder7T, LatentDiffusion, SuperResolution)
+
+
+def _some_pairs(source: People, batch: int, seed: int) -> Iterator[Pair]:
+    """Yield pairs on the poor scan's grid, to read the network's constants from; none of them is trained on."""
+    for k in range(CONSTANT_BATCHES):
+        yield simulated(source, batch, numbers_of_step(seed + 1, k, source.device), both=False)
 
 
 def labels_of(n: int, kinds: int, device: torch.device) -> Tensor:

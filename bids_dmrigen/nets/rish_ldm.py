@@ -64,7 +64,7 @@ class RishLDM(nn.Module):
         self.refiner = Refiner(spec.features, spec.told, spec.width, spec.blocks)
         # What latents are divided by before noise is added to them.
         self.register_buffer("latent_scale", torch.ones(spec.autoencoder.code_width, 1, 1, 1))
-        # Strength of each degree in good scans over that in poor ones: for linear harmonisation, not for the networks.
+        # Of the training pairs' features, good over poor, root mean squares: what linear harmonisation scales by.
         self.register_buffer("ratios", torch.ones(spec.features))
 
     def forward(self, part: str, *args: Tensor):

@@ -333,6 +333,8 @@ def provenance_html(record: Mapping[str, Any], note: str = "") -> str:
         "Population",
         "NoiseLevel",
         "TrustInCorrection",
+        "TrustInBrightness",
+        "SpreadFactors",
         "Scales",
         "Ratios",
         "Device",

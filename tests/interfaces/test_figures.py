@@ -286,6 +286,20 @@ def test_odd_series_are_measured_as_far_as_possible(tmp_path, monkeypatch, kind)
     assert failed == (["drawing failed: the brain mask is empty"] if kind == "empty mask" else [])
 
 
+def test_a_single_b0_has_no_scheme_and_no_carpet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = tiny_gradients(7, 1)
+    data = tiny_series(table)[..., table.is_b0]
+    raw = str(write_run(tmp_path, "raw", data, table[table.is_b0], AFFINE))
+    nib.save(nib.Nifti1Image((data[..., 0] > 100).astype(np.float32), AFFINE), "mask.nii")
+    given = {"preproc_dwi": raw, "mask": str(tmp_path / "mask.nii"), "sigma": 5.0}
+    given |= {f"preproc_{end}": raw.replace("nii.gz", end) for end in ("bval", "bvec")}
+    figures = RunFigures(**given).run().outputs
+    assert "mask" in {key for key, _ in figures.figures}
+    assert figures.skipped["Sampling scheme"] == "no diffusion-weighted volume was acquired"
+    assert figures.skipped["Signal of every voxel"] == "the series has one volume"
+
+
 def test_same_volumes_match_by_direction_and_not_by_place():
     table = tiny_gradients(6, 1)
     order = np.array([0, 4, 2, 6, 1, 5, 3])

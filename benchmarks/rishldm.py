@@ -1,0 +1,294 @@
+"""RISH latent diffusion against the classical ways: the paper's tables on simulated pairs, real scans, repeats, cost.
+
+python benchmarks/rishldm.py [simulated] [levels] [real] [repeat] [cost] [ablation]
+    [--data DATA] [--atlas ATLAS] [--weights NAME_OR_PATH] [--minutes M] [--sampler paper|fast]
+
+simulated: people who were not trained on, 2.5 mm, b = 1000, SNR 20, 30 directions, against the noise-free 2 mm scan of
+the same person (Table 1 of Zhu et al. 2024: NMSE and SSIM of the RISH features and of FA), for cubic-spline up-sampling
+alone, voxel-wise scaling by the mean ratio of the training pairs (linear RISH harmonisation) and the method. levels:
+how far the latents are noised, by the same errors. real: one run of 12 directions of a dense scan against all 84.
+repeat: two runs of a scan, each enhanced by itself: the within-person standard deviation of FA, white and grey matter,
+and the angle between fibres before and after. cost: a whole brain. ablation (Table 2): without fine-tuning the second
+autoencoder, which is trained anew beside the other, and without super-resolution; not part of the default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+# Threads that wait by spinning starve each other as soon as anything else runs on the machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+from scenes import REAL, dense_scan
+from scipy import ndimage
+
+from bids_dmrigen.cli.atlases import EMBEDDED, load_atlas
+from bids_dmrigen.diffusion.training import resolve_precision, train
+from bids_dmrigen.dwi.gradients import GradientTable
+from bids_dmrigen.dwi.harmonics import fit_weights, order_for, rish
+from bids_dmrigen.dwi.series import Scan
+from bids_dmrigen.interfaces.brain import brain_mask, mean_dwi
+from bids_dmrigen.interfaces.io import read_scan
+from bids_dmrigen.methods import load, rishldm, rishldm_stages
+from bids_dmrigen.methods.base import Generated, Request
+from bids_dmrigen.qc import evaluation, metrics
+from bids_dmrigen.simulate.anatomy import deform
+from bids_dmrigen.simulate.examples import HELD_OUT, People
+from bids_dmrigen.simulate.scanner import acquire, protocol, scan_grid
+from bids_dmrigen.simulate.signal import Tissue
+
+PEOPLE, SNR, DIRECTIONS, BVAL = 2, 20.0, 30, 1000.0
+POOR_MM, GOOD_MM, SHAPE = 2.5, 2.0, (64, 76, 32)
+COLUMNS = ("L0", "L2", "L4", "FA")
+WHITE_FA, GREY_FA, FIBRE_FA = 0.35, 0.15, 0.3
+ORDER = 4
+
+Arm = Callable[[Scan, float | None], Generated]
+
+
+def arms(args, net=None) -> dict[str, Arm]:
+    """Return the classical arms and the method: (scan, voxel size) -> series."""
+
+    def arm(name: str, own=None) -> Arm:
+        def make(scan: Scan, voxel_mm: float | None) -> Generated:
+            request = Request(weights=args.weights, sampler=args.sampler, options={"voxel_mm": voxel_mm})
+            return load(name).generate(own, scan, request)
+
+        return make
+
+    return {"B-spline": spline, "RISH scaling": arm("rish", net), "RISH latent diffusion": arm("rishldm", net)}
+
+
+def spline(scan: Scan, voxel_mm: float | None) -> Generated:
+    """Return the series up-sampled and nothing else; on its own grid it stays."""
+    if voxel_mm is None:
+        return evaluation.as_acquired(scan, scan.gradients)
+    return load("bspline").generate(None, scan, Request(options={"voxel_mm": voxel_mm}))
+
+
+def pairs(args, n: int = PEOPLE):
+    """Yield poor scans of people who were not trained on, and a function affine, shape -> the same without noise."""
+    atlas = load_atlas(args.atlas)
+    for seed in range(n):
+        person, tissue = deform(atlas, HELD_OUT + 300 + seed), Tissue.random(HELD_OUT + 300 + seed)
+        affine = scan_grid(person, POOR_MM, SHAPE)
+        table = protocol(affine, DIRECTIONS, 1, BVAL)
+        poor = acquire(person, table, affine, SHAPE, SNR, seed, tissue=tissue).scan
+
+        def good(affine, shape, person=person, tissue=tissue, table=table, seed=seed):
+            return acquire(person, table, affine, shape, np.inf, seed, tissue=tissue).clean
+
+        yield poor, good
+
+
+def columns(data: np.ndarray, gradients: GradientTable, affine, mask) -> dict[str, np.ndarray]:
+    """Return the RISH features of S / S0 and FA, (X, Y, Z) each."""
+    scan = Scan(np.asarray(data, np.float32), affine, gradients, mask)
+    volumes = gradients.shells()[0][1]
+    directions = torch.as_tensor(gradients.world_directions(affine)[volumes])
+    order = order_for(len(volumes), ORDER)
+    signal = torch.as_tensor(scan.data[mask][:, volumes] / np.maximum(scan.mean_b0()[mask], 1e-6)[:, None]).double()
+    found = rish(signal @ fit_weights(directions, order, smoothing=0.0).T, order).numpy()
+    maps = {"FA": evaluation.summary_maps(scan)["fa"]}
+    for k, values in enumerate(found.T):
+        maps[COLUMNS[k]] = np.zeros(mask.shape)
+        maps[COLUMNS[k]][mask] = values
+    return maps
+
+
+def scored(made: Generated, poor: Scan, good) -> dict[str, float]:
+    """Return NMSE and SSIM of each column against the good scan on the result's own grid."""
+    affine, mask = (poor.affine, poor.mask) if made.grid is None else (made.grid.affine, made.grid.mask)
+    found = columns(made.mean, poor.gradients, affine, mask)
+    true = columns(good(affine, mask.shape), poor.gradients, affine, mask)
+    inner = ndimage.binary_erosion(mask, iterations=evaluation.EROSIONS)
+    scores = {f"NMSE {name}": metrics.nmse(found[name], true[name], inner) for name in COLUMNS}
+    return scores | {f"SSIM {name}": metrics.ssim(found[name], true[name], inner) for name in COLUMNS}
+
+
+def show(rows: dict[str, list[dict[str, float]]], title: str) -> None:
+    """Print the mean of each arm's scores."""
+    names = list(next(iter(rows.values()))[0])
+    print(f"\n{title}\n{'':>34s}" + "".join(f"{name:>11s}" for name in names))
+    for arm, scores in rows.items():
+        print(f"{arm:>34s}" + "".join(f"{np.mean([s[name] for s in scores]):11.4f}" for name in names), flush=True)
+
+
+def table_1(args, chosen: dict[str, Arm], title: str) -> None:
+    """Print Table 1's columns for these arms."""
+    for voxel_mm in (GOOD_MM, None):
+        rows: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
+        for poor, good in pairs(args):
+            for name, arm in chosen.items():
+                rows[name].append(scored(arm(poor, voxel_mm), poor, good))
+        show(rows, f"{title}, {POOR_MM:g} mm to {voxel_mm or POOR_MM:g} mm, SNR {SNR:g}, {DIRECTIONS} directions")
+
+
+def simulated(args) -> None:
+    """Print the paper's Table 1."""
+    table_1(args, arms(args), f"simulated, {PEOPLE} people")
+
+
+def levels(args) -> None:
+    """Print the errors for levels of noise and guidance, the same for all degrees."""
+    chosen, own = {}, arms(args)["RISH latent diffusion"]
+    for time_, guidance in ((50, 0.0), (100, 0.0), (200, 0.0), (400, 0.0), (200, 1.0)):
+        level = rishldm_stages.Level(time_, guidance)
+
+        def at_level(scan, voxel_mm, level=level):
+            before = rishldm_stages.LEVELS
+            rishldm_stages.LEVELS = rishldm.LEVELS = (level,) * 3
+            try:
+                return own(scan, voxel_mm)
+            finally:
+                rishldm_stages.LEVELS = rishldm.LEVELS = before
+
+        chosen[f"t = {time_}, w = {guidance:g}"] = at_level
+        chosen[f"t = {time_}, w = {guidance:g}, decoded alone"] = decoded_alone(at_level)
+    table_1(args, chosen, "levels")
+
+
+def decoded_alone(arm: Arm) -> Arm:
+    """Return an arm of the method without super-resolution: what the diffusion decodes, by cubic splines."""
+
+    def make(scan, voxel_mm):
+        before = rishldm.refined
+        rishldm.refined = lambda net, decoded, known: decoded.clamp_min(0)
+        try:
+            return arm(scan, voxel_mm)
+        finally:
+            rishldm.refined = before
+
+    return make
+
+
+def real(args) -> None:
+    """Print the errors of one run's maps against those of all runs of a dense scan."""
+    dense = dense_scan(args.data)
+    first = np.arange(int(np.flatnonzero(dense.gradients.is_b0)[1]))  # the runs follow one another
+    few = Scan(dense.data[..., first], dense.affine, dense.gradients[first], dense.mask)
+    mask = ndimage.binary_erosion(dense.mask, iterations=evaluation.EROSIONS)
+    reference = evaluation.summary_maps(dense)
+    print(f"\n{REAL}, its first run of {len(first) - 1} directions against all")
+    for name, arm in arms(args).items():
+        made = arm(few, None)
+        scores = evaluation.map_scores(evaluation.summary_maps(replace(few, data=made.mean)), reference, mask)
+        print(f"{name:>34s}  " + "  ".join(f"{key} {value:.4g}" for key, value in scores.items()), flush=True)
+
+
+def real_run(path: Path) -> Scan:
+    """Return a real scan as acquired, with its brain; voxels that are 0 in some volume are left out of it."""
+    stem = str(path).removesuffix(".nii.gz")
+    scan, _ = read_scan(path, f"{stem}.bval", f"{stem}.bvec", None, 50.0)
+    mask = brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan)) & (scan.data > 0).all(axis=3)
+    return replace(scan, mask=mask)
+
+
+def repeat(args) -> None:
+    """Print how far two runs of a scan differ, tissue contrast, and what became of the fibres' directions."""
+    import ants
+
+    runs = [real_run(path) for path in sorted((args.data / "bids/sub-sagittal").rglob("*_dwi.nii.gz"))[:2]]
+
+    def image(volume: np.ndarray, scan: Scan):
+        flip = np.diag([-1.0, -1, 1])
+        linear, zooms = flip @ scan.affine[:3, :3], scan.zooms_mm
+        return ants.from_numpy(
+            np.ascontiguousarray(volume, np.float32), tuple(flip @ scan.affine[:3, 3]), tuple(zooms), linear / zooms
+        )
+
+    with tempfile.TemporaryDirectory() as folder:
+        b0s = [image(scan.mean_b0(), scan) for scan in runs]
+        moved = ants.registration(b0s[0], b0s[1], "Rigid", outprefix=f"{folder}/r", random_seed=1)["fwdtransforms"]
+        results = {}
+        for name, arm in arms(args).items():
+            maps = [evaluation.summary_maps(replace(scan, data=arm(scan, None).mean)) for scan in runs]
+            second = ants.apply_transforms(b0s[0], image(maps[1]["fa"], runs[1]), moved, "linear").numpy()
+            results[name] = (maps[0], second)
+        there = ants.apply_transforms(b0s[0], image(runs[1].mask, runs[1]), moved, "linear").numpy() > 0.99
+    both = ndimage.binary_erosion(runs[0].mask & there, iterations=evaluation.EROSIONS)
+    raw, raw_second = results["B-spline"]
+    mean = (raw["fa"] + raw_second) / 2
+    white, grey, fibres = both & (mean > WHITE_FA), both & (mean < GREY_FA), both & (raw["fa"] > FIBRE_FA)
+    print(f"\nsub-sagittal, two runs; white matter FA > {WHITE_FA}, grey < {GREY_FA} of the raw runs' mean")
+    for name, (maps, second) in results.items():
+        deviation = np.sqrt(np.mean((maps["fa"] - second)[both] ** 2) / 2)
+        contrast = [float(((maps["fa"] + second) / 2)[part].mean()) for part in (white, grey)]
+        cosine = np.abs((maps["direction"] * raw["direction"]).sum(axis=-1)[fibres]).clip(0, 1)
+        print(
+            f"{name:>34s}  within-person sd {deviation:.4f}, white {contrast[0]:.3f}, grey {contrast[1]:.3f}, "
+            f"difference {contrast[0] - contrast[1]:.4f}, median angle {np.degrees(np.median(np.arccos(cosine))):.2f}",
+            flush=True,
+        )
+
+
+def cost(args) -> None:
+    """Print time and memory of a whole brain, its own grid and a finer one."""
+    scan = real_run(next((args.data / "bids/sub-elition").rglob("*_dwi.nii.gz")))
+    for voxel_mm in (None, 1.5):
+        start = time.perf_counter()
+        made = arms(args)["RISH latent diffusion"](scan, voxel_mm)
+        seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        grid = "x".join(map(str, made.mean.shape))
+        print(f"cost, {'x'.join(map(str, scan.data.shape))} to {grid}: {seconds:.1f} s, peak {peak:.2f} GB", flush=True)
+
+
+def ablation(args) -> None:
+    """Train with and without fine-tuning for the same minutes, and print both, without super-resolution too."""
+    method, atlas = load("rishldm"), load_atlas(args.atlas)
+    source, held_out = People.from_atlas(atlas, 20), People.from_atlas(atlas, 4, held_out=True)
+    first = method.network("small")
+    stages = [kind.name for kind in rishldm_stages.STAGES]
+
+    def trained(net, names):
+        for stage in (s for s in method.stages(net) if s.name in names):
+            stage.begin(source, args.batch, 0)
+            if net is not first and stage.name == "autoencoder_7t":  # as if there were no other
+                net.autoencoder_7t.load_state_dict(method.network("small").autoencoder_7t.state_dict())
+            precision = resolve_precision("auto", source.device)
+            plan = replace(stage.plan("small"), minutes=args.minutes * stage.share, precision=precision)
+            make, score = stage.examples(source, "small", args.batch, 0), stage.held_out(held_out, "small", 0)
+            done = train(net, make, stage.loss, score, plan)
+            print(f"{stage.name}: {done.steps} steps, held-out loss {done.held_out_loss:.4f}", flush=True)
+        return net.eval()
+
+    trained(first, stages[:1])
+    anew = trained(deepcopy(first), stages[1:])
+    nets = {"without fine-tuning": anew, "with fine-tuning": trained(first, stages[1:])}
+    chosen = {}
+    for name, net in nets.items():
+        own = arms(args, net)["RISH latent diffusion"]
+        chosen |= {f"{name}, decoded alone": decoded_alone(own), f"{name}, super-resolution": own}
+    table_1(args, {"B-spline": spline} | chosen, f"ablation, {args.minutes:g} minutes each")
+
+
+PARTS = {f.__name__: f for f in (simulated, levels, real, repeat, cost, ablation)}
+
+
+def main() -> None:
+    """Run the parts that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all but levels and ablation")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--atlas", default=EMBEDDED, help="of the simulated people (default: the embedded one)")
+    parser.add_argument("--weights", help="default: rishldm-small")
+    parser.add_argument("--sampler", choices=("paper", "fast"), default="fast")
+    parser.add_argument("--minutes", type=float, default=20, help="of each training of the ablation (default: 20)")
+    parser.add_argument("--batch", type=int, default=4, help="blocks per step of the ablation (default: 4)")
+    args = parser.parse_args()
+    for part in args.parts or [name for name in PARTS if name not in ("levels", "ablation")]:
+        PARTS[part](args)
+
+
+if __name__ == "__main__":
+    main()
