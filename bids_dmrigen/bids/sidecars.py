@@ -195,7 +195,7 @@ def _rish_sidecar(sources: Sequence[str], *, param: str, source: str, shell: str
             "Description": "Spherical harmonics of the signal of one shell over the mean b0",
             "URL": RISH_URL,
             "Parameters": {
-                "FitMethod": "least squares with Laplace-Beltrami regularisation",
+                "FitMethod": "Laplace-Beltrami regularised least squares, their mean damping of each degree undone",
                 "LaplaceBeltramiWeight": SMOOTHING,
                 "SphericalHarmonicBasis": "Descoteaux",
                 "SphericalHarmonicDegree": int(order),

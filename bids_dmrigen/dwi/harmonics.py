@@ -101,6 +101,18 @@ def fit_weights(acquired: Tensor, order: int, smoothing: float = SMOOTHING) -> T
     return torch.linalg.solve(basis.mT @ basis + torch.diag(smoothing * penalty), basis.mT)
 
 
+def undamped_weights(acquired: Tensor, order: int, smoothing: float = SMOOTHING) -> Tensor:
+    """Return `fit_weights` (..., K, N) with what the penalty takes of each degree, on average, given back.
+
+    Else the features of few directions would be smaller than those of many.
+    """
+    weights = fit_weights(acquired, order, smoothing)
+    kept = torch.einsum("...kn,...nk->...k", weights, harmonics(acquired, order))
+    sizes = [2 * degree + 1 for degree in range(0, order + 1, 2)]
+    mean = torch.cat([k.mean(dim=-1, keepdim=True).expand_as(k) for k in kept.split(sizes, dim=-1)], dim=-1)
+    return weights / mean[..., None]
+
+
 def degrees(order: int) -> list[int]:
     """Return the degree of each symmetric harmonic up to this even order: 0, 2, 2, 2, 2, 2, 4 ..."""
     return [degree for degree in range(0, order + 1, 2) for _ in range(2 * degree + 1)]

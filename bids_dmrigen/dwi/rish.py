@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from .gradients import GradientError, GradientTable, distinct
-from .harmonics import fit_weights, order_for, rish
+from .harmonics import order_for, rish, undamped_weights
 from .series import Scan
 
 TARGET_B = 1000.0  # s/mm²
@@ -52,7 +52,7 @@ def rish_shell(gradients: GradientTable) -> RishShell:
 def rish_maps(scan: Scan) -> dict[int, np.ndarray]:
     """Return |C_l|² of S / S0 of one shell of a series (`rish_shell`), by degree (Mirzaalian et al. 2016).
 
-    C are the coefficients of the regularised fit of `harmonics.fit_weights`, S0 is the mean b0.
+    C are the coefficients of the regularised fit of `harmonics.undamped_weights`, S0 is the mean b0.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def rish_maps(scan: Scan) -> dict[int, np.ndarray]:
     b0 = scan.mean_b0()[scan.mask]
     s0 = np.maximum(b0, max(LEAST_B0 * b0.mean(), np.finfo(np.float32).tiny) if b0.size else 0)
     signal = np.asarray(scan.data[scan.mask][:, shell.volumes], np.float32) / s0[:, None]
-    fit = fit_weights(torch.tensor(scan.gradients.bvecs[shell.volumes]), shell.order).float()
+    fit = undamped_weights(torch.tensor(scan.gradients.bvecs[shell.volumes]), shell.order).float()
     features = rish(torch.from_numpy(signal) @ fit.T, shell.order).numpy()
     maps = {}
     for degree, values in zip(shell.degrees, features.T, strict=True):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..dwi.gradients import distinct
-from ..dwi.harmonics import fit_weights, harmonics, order_for, scaled
+from ..dwi.harmonics import harmonics, order_for, scaled, undamped_weights
 from ..dwi.series import Scan
 from ..dwi.spline import resampled
 from ..nets.rish_ldm import RishLDM
@@ -137,7 +137,7 @@ def harmonised(directions: Tensor, ratios: Tensor) -> Tensor:
         (3,) of l = 0, 2, 4; those of degrees that the directions do not determine are not used.
     """
     order = order_for(len(distinct(directions.numpy())), ORDER)
-    fit = scaled(fit_weights(directions, order), ratios[: order // 2 + 1, None], order, dim=0)
+    fit = scaled(undamped_weights(directions, order), ratios[: order // 2 + 1, None], order, dim=0)
     return harmonics(directions, order) @ fit
 
 

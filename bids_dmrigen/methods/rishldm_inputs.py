@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..dwi.harmonics import fit_weights, harmonics, order_for, rish, scaled
+from ..dwi.harmonics import order_for, rish, scaled, undamped_weights
 from ..dwi.spline import resampled
 
 ORDER = 4
@@ -75,9 +75,7 @@ def fitted(
     """
     order = order_for(bvecs.shape[1], ORDER)
     sizes = [2 * degree + 1 for degree in range(0, order + 1, 2)]
-    weights = fit_weights(bvecs, order)  # (B, K, n)
-    kept = torch.einsum("bkn,bnk->bk", weights, harmonics(bvecs, order)).split(sizes, dim=1)
-    weights = weights / torch.cat([k.mean(dim=1, keepdim=True).expand_as(k) for k in kept], dim=1)[..., None]
+    weights = undamped_weights(bvecs, order)  # (B, K, n)
     inside = mask[:, None].to(b0)
     brain = (b0 * mask).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3)).clamp_min(1)
     s0 = torch.maximum(b0, LEAST_B0 * brain.reshape(-1, 1, 1, 1)).clamp_min(1e-12)[:, None]

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from bids_dmrigen.dwi.gradients import even_directions
-from bids_dmrigen.dwi.harmonics import fit_weights, harmonics, n_harmonics, order_for, prediction_weights, rish, scaled
+from bids_dmrigen.dwi.harmonics import (
+    fit_weights,
+    harmonics,
+    n_harmonics,
+    order_for,
+    prediction_weights,
+    rish,
+    scaled,
+    undamped_weights,
+)
 
 
 def directions(n, seed=0):
@@ -74,6 +83,15 @@ def test_the_features_of_a_constant_and_of_one_harmonic():
     torch.testing.assert_close(constant, torch.tensor([4 * np.pi * 0.49, 0, 0], dtype=torch.float64))
     one = rish(fit @ harmonics(torch.from_numpy(even_directions(30)), 4)[:, 3], 4)
     torch.testing.assert_close(one, torch.tensor([0.0, 1, 0], dtype=torch.float64))
+
+
+def test_what_the_penalty_takes_of_a_degree_is_given_back():
+    acquired = torch.from_numpy(np.stack([even_directions(20), directions(20)]))
+    basis, sizes = harmonics(acquired, 4), [1, 5, 9]
+    for weights, close in ((fit_weights(acquired, 4), False), (undamped_weights(acquired, 4), True)):
+        kept = torch.diagonal(weights @ basis, dim1=1, dim2=2).split(sizes, dim=1)
+        means = torch.stack([k.mean(dim=1) for k in kept])
+        assert torch.allclose(means, torch.ones_like(means)) == close
 
 
 def test_scaling_degrees_scales_their_features_by_the_square():

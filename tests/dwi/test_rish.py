@@ -36,10 +36,19 @@ def test_the_features_are_dipys():
     signal = np.exp(-2 * (v @ [0.6, 0.8, 0]) ** 2)
     basis = real_sh_descoteaux(4, np.arccos(v[:, 2]), np.arctan2(v[:, 1], v[:, 0]), legacy=True)[0]
     degrees = np.repeat([0, 2, 4], [1, 5, 9])
-    coefficients = smooth_pinv(basis, np.sqrt(0.006) * degrees * (degrees + 1)) @ signal
+    fit = smooth_pinv(basis, np.sqrt(0.006) * degrees * (degrees + 1))
+    kept = np.diag(fit @ basis)  # of each coefficient
     maps = rish_maps(scan(table((1000, v)), signal))
     for degree in (0, 2, 4):
-        assert maps[degree][0, 0, 0] == pytest.approx((coefficients[degrees == degree] ** 2).sum(), rel=1e-4)
+        own = degrees == degree
+        expected = (((fit @ signal)[own] / kept[own].mean()) ** 2).sum()
+        assert maps[degree][0, 0, 0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_few_directions_give_the_features_of_many():
+    v = {n: even_directions(n) for n in (8, 60)}
+    found = {n: rish_maps(scan(table((1000, v[n])), 0.4 + 0.2 * v[n][:, 0] ** 2))[2][0, 0, 0] for n in v}
+    assert found[8] == pytest.approx(found[60], rel=0.05)
 
 
 def test_the_shell_nearest_to_1000_of_those_with_directions_enough():
