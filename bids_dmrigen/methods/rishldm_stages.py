@@ -15,7 +15,7 @@ from ..dwi.spline import even_points, resampled
 from ..nets.rish_ldm import FIELDS, RishLDM
 from ..simulate.examples import People, numbers_from, numbers_of_step
 from .rishldm_examples import SIDE, Pair, simulated
-from .rishldm_inputs import Known, Shell, features, known_of, on_grid
+from .rishldm_inputs import Known, Shell, known_of, on_grid
 
 PROCESS = linear()
 UNTOLD = 0.15  # share of the examples whose field strength the U-Net is not told
@@ -94,7 +94,7 @@ class Autoencoder3T(Autoencoder):
     name, share = "autoencoder_3t", 0.15
 
     def example(self, pair: Pair, generator: torch.Generator) -> Tensor:
-        return features(pair.low.coefficients)
+        return pair.low.features
 
 
 class Autoencoder7T(Autoencoder):
@@ -146,7 +146,7 @@ class LatentDiffusion(Stage):
         return (net("unet", x_t, batch.t.float(), batch.labels) - batch.noise).square().mean()
 
     def _latents(self, pair: Pair) -> Tensor:
-        low = self.net.encode(FIELDS[0], features(pair.low.coefficients))
+        low = self.net.encode(FIELDS[0], pair.low.features)
         return torch.cat([low, self.net.encode(FIELDS[1], pair.coarse)])
 
 
@@ -171,13 +171,13 @@ class SuperResolution(Stage):
         for pair in _some_pairs(source, batch, seed):
             known = pair.low.determined[:, :, None, None, None]
             good += (known * pair.coarse.square()).sum(dim=(0, 2, 3, 4))
-            poor += (known * features(pair.low.coefficients).square()).sum(dim=(0, 2, 3, 4))
+            poor += (known * pair.low.features.square()).sum(dim=(0, 2, 3, 4))
         self.net.ratios.copy_(torch.where(poor > 0, (good / poor.clamp_min(1e-12)).sqrt(), 1.0))
 
     @torch.no_grad()
     def example(self, pair: Pair, generator: torch.Generator) -> Refinement:
         points = [even_points(n, wanted) for n, wanted in zip(SIDE, pair.fine.shape[2:], strict=True)]
-        made = translate(self.net, features(pair.low.coefficients), times_of(TRAINING_STEPS))
+        made = translate(self.net, pair.low.features, times_of(TRAINING_STEPS))
         shell = on_grid(pair.low, points)
         known, inside = known_for(self.net, shell), shell.mask[:, None]
         decoded = resampled(made, points)
