@@ -28,7 +28,7 @@ from ..nets.unet import UNetSpec
 from ..nets.vqvae import VQVAESpec
 from .base import Citation, Generated, MethodSpec, Request, finer_grid, sampling_record, with_weights
 from .rishldm_examples import BVALS
-from .rishldm_inputs import DEGREES, ORDER, TOLD, Shell, features, fitted, on_grid, scales, signals
+from .rishldm_inputs import DEGREES, ORDER, TOLD, Shell, fitted, on_grid, scales, signals
 from .rishldm_stages import LEVELS, STAGES, known_for, refined, times_of, translate
 
 LEAST = 6  # directions that determine harmonics of degree 2
@@ -211,7 +211,7 @@ class _Maker:
     def _sample(self, shell: Shell, bval: float, basis: Tensor, sample: int | None) -> tuple[Tensor, Tensor]:
         """Return S / S0 (N, P, Q, R) of a shell in the box, and the mean scale (3,) in the brain."""
         device = self.request.device
-        low = features(shell.coefficients)
+        low = shell.features
         noise = None if sample is None else self._noise(bval, sample, low)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             made = translate(self.net, low, self.times, noise).float()

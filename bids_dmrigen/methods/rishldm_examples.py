@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..dwi.gradients import even_directions
 from ..simulate.examples import People, numbers_from
 from ..simulate.imaging import Imaging, measure
-from .rishldm_inputs import Shell, features, fitted
+from .rishldm_inputs import Shell, fitted
 
 SIDE = (32, 32, 16)  # voxels of a training block
 BVALS = (600.0, 3200.0)  # s/mm²
@@ -79,7 +79,7 @@ def _true_features(blocks, bval: Tensor) -> Tensor:
     b0, dwis = _signal(blocks, bval, bvecs)
     nothing, one = torch.zeros_like(bval), torch.ones_like(bval)
     size = blocks.affine[:, :3, :3].norm(dim=1)
-    return features(fitted(b0[:, 0], dwis, bvecs, bval, nothing, one, blocks.mask(), size).coefficients)
+    return fitted(b0[:, 0], dwis, bvecs, bval, nothing, one, blocks.mask(), size).features
 
 
 def _signal(blocks, bval: Tensor, bvecs: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,10 +28,11 @@ VOXEL_UNIT = 2.0  # mm
 
 
 class Shell(NamedTuple):
-    """The signal of a shell on a grid, S / S0 as harmonics."""
+    """The signal of a shell on a grid, S / S0 as harmonics; outside the brain too, where they mean little."""
 
     coefficients: Tensor  # (B, 15, H, W, D), 0 where its directions do not determine them
-    noise: Tensor  # (B, 1, H, W, D) standard deviation of a volume's noise over S0
+    s0: Tensor  # (B, 1, H, W, D) the mean b0, or a little where there is none
+    sigma: Tensor  # (B,) standard deviation of a volume's noise
     variance: Tensor  # (B, 3) of the sum of squares of each degree's coefficients for unit noise, in squared units
     bval: Tensor  # (B,) s/mm²
     b0s: Tensor  # (B,) how many b0s S0 is the mean of
@@ -43,6 +44,16 @@ class Shell(NamedTuple):
     def determined(self) -> Tensor:
         """(B, 3): 1 for degrees that the directions determine, else 0."""
         return (self.variance > 0).to(self.variance)
+
+    @property
+    def features(self) -> Tensor:
+        """(B, 3, H, W, D), 0 outside the brain; see `features`."""
+        return features(self.coefficients) * self.mask[:, None]
+
+    @property
+    def noise(self) -> Tensor:
+        """(B, 1, H, W, D) standard deviation of a volume's noise over S0, 0 outside the brain."""
+        return self.sigma.reshape(-1, 1, 1, 1, 1) / self.s0 * self.mask[:, None]
 
 
 class Known(NamedTuple):
@@ -69,35 +80,35 @@ def fitted(
     bval, sigma, b0s
         (B,) b-value, standard deviation of the noise, number of b0s.
     mask
-        (B, H, W, D) bool; outside it all is 0.
+        (B, H, W, D) bool.
     voxel_mm
         (B, 3) edges of the voxels.
     """
     order = order_for(bvecs.shape[1], ORDER)
     sizes = [2 * degree + 1 for degree in range(0, order + 1, 2)]
     weights = undamped_weights(bvecs, order)  # (B, K, n)
-    inside = mask[:, None].to(b0)
     brain = (b0 * mask).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3)).clamp_min(1)
     s0 = torch.maximum(b0, LEAST_B0 * brain.reshape(-1, 1, 1, 1)).clamp_min(1e-12)[:, None]
-    ratio = (dwis / s0).clamp(0, LARGEST_RATIO) * inside
-    coefficients = torch.einsum("bkn,bnxyz->bkxyz", weights, ratio)
+    coefficients = torch.einsum("bkn,bnxyz->bkxyz", weights, (dwis / s0).clamp(0, LARGEST_RATIO))
     missing = (ORDER + 1) * (ORDER + 2) // 2 - coefficients.shape[1]
     coefficients = torch.nn.functional.pad(coefficients, (0, 0, 0, 0, 0, 0, 0, missing))
     variance = torch.stack([v.sum(dim=1) for v in weights.square().sum(dim=2).split(sizes, dim=1)], dim=1)
     variance = torch.nn.functional.pad(variance, (0, len(DEGREES) - variance.shape[1])) / _units(b0).square()
-    noise = sigma.reshape(-1, 1, 1, 1, 1) / s0 * inside
-    return Shell(coefficients, noise, variance, bval, b0s, mask, voxel_mm, voxel_mm)
+    return Shell(coefficients, s0, sigma, variance, bval, b0s, mask, voxel_mm, voxel_mm)
 
 
 def on_grid(shell: Shell, points: Sequence[np.ndarray]) -> Shell:
-    """Return a shell at the points of another grid, in voxel indices along each axis, by cubic splines."""
-    mask = resampled(shell.mask.to(shell.noise), points) > 0.5
+    """Return a shell at the points of another grid, in voxel indices along each axis.
+
+    Cubic splines of S and of S0, not of their ratio, which beside the brain is noise over next to nothing.
+    """
     steps = [p[1] - p[0] if len(p) > 1 else n / len(p) for p, n in zip(points, shell.mask.shape[1:], strict=True)]
+    s0 = resampled(shell.s0, points).clamp_min(float(shell.s0.min()))
     return shell._replace(
-        voxel_mm=shell.voxel_mm * torch.tensor(steps, dtype=torch.float32, device=shell.noise.device),
-        coefficients=resampled(shell.coefficients, points) * mask[:, None],
-        noise=resampled(shell.noise, points).clamp_min(0) * mask[:, None],
-        mask=mask,
+        coefficients=resampled(shell.coefficients * shell.s0, points) / s0,
+        s0=s0,
+        mask=resampled(shell.mask.to(s0), points) > 0.5,
+        voxel_mm=shell.voxel_mm * torch.tensor(steps, dtype=torch.float32, device=s0.device),
     )
 
 
@@ -111,7 +122,7 @@ def known_of(shell: Shell) -> Known:
 
     The mean of |C_l|² is that without noise plus the sum of the coefficients' variances, which is taken off.
     """
-    measured, noise_power = features(shell.coefficients), _column(shell.variance) * shell.noise.square()
+    measured, noise_power = shell.features, _column(shell.variance) * shell.noise.square()
     centre = (measured.square() - noise_power).clamp_min(0).sqrt()
     counts = _column(torch.tensor([2.0 * d + 1 for d in DEGREES], device=measured.device))
     of_b0 = measured.square() * shell.noise.square() / shell.b0s.reshape(-1, 1, 1, 1, 1)

@@ -15,7 +15,7 @@ from ..dwi.spline import even_points, resampled
 from ..nets.rish_ldm import FIELDS, RishLDM
 from ..simulate.examples import People, numbers_from, numbers_of_step
 from .rishldm_examples import SIDE, Pair, simulated
-from .rishldm_inputs import Known, Shell, features, known_of, on_grid
+from .rishldm_inputs import Known, Shell, known_of, on_grid
 
 PROCESS = linear()
 UNTOLD = 0.15  # share of the examples whose field strength the U-Net is not told
@@ -91,16 +91,16 @@ class Autoencoder(Stage):
 class Autoencoder3T(Autoencoder):
     """The poor scans' autoencoder."""
 
-    name, share = "autoencoder_3t", 0.15
+    name, share = "autoencoder_3t", 0.12
 
     def example(self, pair: Pair, generator: torch.Generator) -> Tensor:
-        return features(pair.low.coefficients)
+        return pair.low.features
 
 
 class Autoencoder7T(Autoencoder):
     """The good scans' autoencoder, which starts as that of the poor ones."""
 
-    name, share = "autoencoder_7t", 0.1
+    name, share = "autoencoder_7t", 0.08
 
     def begin(self, source: People, batch: int, seed: int) -> None:
         super().begin(source, batch, seed)
@@ -122,7 +122,7 @@ class NoisyLatents(NamedTuple):
 class LatentDiffusion(Stage):
     """The U-Net: the mean squared error of the noise that it finds in latents of either field strength."""
 
-    name, share, rate = "unet", 0.3, 1e-3
+    name, share, rate = "unet", 0.25, 1e-3
 
     @torch.no_grad()
     def begin(self, source: People, batch: int, seed: int) -> None:
@@ -146,7 +146,7 @@ class LatentDiffusion(Stage):
         return (net("unet", x_t, batch.t.float(), batch.labels) - batch.noise).square().mean()
 
     def _latents(self, pair: Pair) -> Tensor:
-        low = self.net.encode(FIELDS[0], features(pair.low.coefficients))
+        low = self.net.encode(FIELDS[0], pair.low.features)
         return torch.cat([low, self.net.encode(FIELDS[1], pair.coarse)])
 
 
@@ -162,7 +162,7 @@ class Refinement(NamedTuple):
 class SuperResolution(Stage):
     """The refiner, on what the diffusion makes of poor scans: mean squared error."""
 
-    name, share, rate, fine = "refiner", 0.45, 1e-3, True
+    name, share, rate, fine = "refiner", 0.55, 1e-3, True
 
     @torch.no_grad()
     def begin(self, source: People, batch: int, seed: int) -> None:
@@ -171,13 +171,13 @@ class SuperResolution(Stage):
         for pair in _some_pairs(source, batch, seed):
             known = pair.low.determined[:, :, None, None, None]
             good += (known * pair.coarse.square()).sum(dim=(0, 2, 3, 4))
-            poor += (known * features(pair.low.coefficients).square()).sum(dim=(0, 2, 3, 4))
+            poor += (known * pair.low.features.square()).sum(dim=(0, 2, 3, 4))
         self.net.ratios.copy_(torch.where(poor > 0, (good / poor.clamp_min(1e-12)).sqrt(), 1.0))
 
     @torch.no_grad()
     def example(self, pair: Pair, generator: torch.Generator) -> Refinement:
         points = [even_points(n, wanted) for n, wanted in zip(SIDE, pair.fine.shape[2:], strict=True)]
-        made = translate(self.net, features(pair.low.coefficients), times_of(TRAINING_STEPS))
+        made = translate(self.net, pair.low.features, times_of(TRAINING_STEPS))
         shell = on_grid(pair.low, points)
         known, inside = known_for(self.net, shell), shell.mask[:, None]
         decoded = resampled(made, points)

@@ -120,6 +120,18 @@ def test_a_finer_grid_is_told_its_voxels_and_those_acquired():
     torch.testing.assert_close(found.acquired_mm, torch.full((1, 3), 2.0))
 
 
+def test_on_a_finer_grid_the_brains_edge_is_its_own():
+    """S and S0 both fall to nothing at the edge of the brain; their ratio does not."""
+    b0 = torch.zeros(1, 12, 4, 4)
+    b0[:, :7] = 100.0
+    one, mask = torch.ones(1), b0 > 0
+    bvecs = torch.as_tensor(even_directions(12), dtype=torch.float32)[None]
+    found = fitted(b0, 0.4 * b0[:, None].expand(-1, 12, -1, -1, -1), bvecs, one, one, one, mask, torch.ones(1, 3))
+    fine = on_grid(found, [even_points(12, 24), np.arange(4.0), np.arange(4.0)])
+    assert fine.mask[0, :, 0, 0].sum() == 14
+    torch.testing.assert_close(fine.features[:, 0][fine.mask], torch.full((14 * 4 * 4,), 0.8), atol=0.02, rtol=0)
+
+
 def test_scales_lead_from_one_shell_to_another_and_stay_in_bounds():
     torch.manual_seed(0)
     one, other = (shell(0.3 + 0.1 * torch.rand(1, 20, 3, 3, 3), 20) for _ in range(2))
@@ -229,7 +241,7 @@ def test_pairs_are_of_the_same_brains_and_repeat(people):
     again = simulated(people, 2, numbers_of_step(0, 3))
     torch.testing.assert_close(pair.fine, again.fine, rtol=0, atol=0)
     assert pair.coarse.shape == (2, 3, *SIDE)
-    low = features(pair.low.coefficients)[:, 0][pair.low.mask]
+    low = pair.low.features[:, 0][pair.low.mask]
     true = pair.coarse[:, 0][pair.low.mask]
     assert torch.corrcoef(torch.stack([low, true]))[0, 1] > 0.9
 
