@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ..diffusion.noise import NoiseSource
 from ..diffusion.training import resolve_precision
 from ..dwi.gradients import distinct
-from ..dwi.harmonics import harmonics
+from ..dwi.harmonics import harmonics, order_for
 from ..dwi.noise import shell_sigma
 from ..dwi.series import Scan, ScanError
 from ..dwi.spline import resampled
@@ -135,12 +135,12 @@ class RishLatentDiffusion:
         steps = request.steps or (FAST_STEPS if request.sampler == "fast" else PAPER_STEPS)
         precision = resolve_precision(request.precision, request.device)
         maker = _Maker(net, scan, request, steps, precision)
-        mean, std, scale = maker.make()
+        mean, std, scale, made_anew = maker.make()
         record = sampling_record(
             self.spec, request, weights, steps, precision, time.monotonic() - begun,
             evaluations=maker.evaluations, Scales=scale,
         )  # fmt: skip
-        kept = scan.gradients.is_b0 & (maker.grid is None)
+        kept = ~made_anew & (maker.grid is None)
         return Generated(
             mean, std, scan.gradients, (), kept, record, warnings=tuple(warnings + maker.warnings), grid=maker.grid
         )
@@ -169,16 +169,18 @@ class _Maker:
         self.world = scan.gradients.world_directions(scan.affine)
 
     @torch.no_grad()
-    def make(self) -> tuple[np.ndarray, np.ndarray | None, dict[str, list[float]]]:
-        """Return the series, its spread (of several samples), and the mean scale of each degree, shell by shell."""
+    def make(self) -> tuple[np.ndarray, np.ndarray | None, dict[str, list[float]], np.ndarray]:
+        """Return the series, its spread (of several samples), each shell's mean scales, and which volumes are new."""
         n, told = self.request.n_samples, {}
         series = torch.from_numpy(np.asarray(self.scan.data, np.float32)).permute(3, 0, 1, 2)
         series = series if self.grid is None else resampled(series, self.points).clamp_min(0)
         spread = torch.zeros_like(series) if n > 1 else None
         series = series.clone() if self.grid is None else series
+        made_anew = np.zeros(len(series), bool)
         for bval, volumes in self.scan.gradients.shells():
-            if len(distinct(self.scan.gradients.bvecs[volumes])) < LEAST:
+            if self._directions(volumes) < LEAST:
                 continue
+            made_anew[volumes] = True
             mean, std, told[f"b={bval:.0f}"] = self._shell(bval, volumes, n)
             inside = self._mask()
             for volume, m, s in zip(volumes.tolist(), mean, std if n > 1 else mean, strict=True):
@@ -187,13 +189,13 @@ class _Maker:
                 if spread is not None:
                     spread[volume][self.box.of_result] = s * inside
         arrays = [None if x is None else x.permute(1, 2, 3, 0).contiguous().numpy() for x in (series, spread)]
-        return arrays[0], arrays[1], told
+        return arrays[0], arrays[1], told, made_anew
 
     def _shell(self, bval: float, volumes: np.ndarray, n: int) -> tuple[Tensor, Tensor | None, list[float]]:
         """Return mean and spread (N, P, Q, R) of a shell's volumes in the box, and the mean scales."""
         shell, b0 = self._fitted(bval, volumes)
         if not shell.determined[0, 2]:
-            self.warnings.append(NO_DEGREE_4.format(bval=bval, found=len(volumes), needed=GOOD))
+            self.warnings.append(NO_DEGREE_4.format(bval=bval, found=self._directions(volumes), needed=GOOD))
         basis = harmonics(torch.as_tensor(self.world[volumes], dtype=torch.float32), ORDER).to(self.request.device)
         b0 = resampled(b0, self.box.points).clamp_min(0)
         total = squares = 0.0
@@ -251,7 +253,12 @@ class _Maker:
         count = int(scan.gradients.is_b0.sum()) * one
         dwis, mask = block(scan.data[..., volumes]), block(scan.mask) > 0.5
         size = torch.as_tensor(scan.zooms_mm, dtype=torch.float32, device=device)[None]
-        return fitted(b0, dwis, bvecs, bval * one, sigma, count, mask, size), b0[0].cpu()
+        order = order_for(self._directions(volumes), ORDER)
+        return fitted(b0, dwis, bvecs, bval * one, sigma, count, mask, size, order), b0[0].cpu()
+
+    def _directions(self, volumes: np.ndarray) -> int:
+        """Return how many different directions some volumes have."""
+        return len(distinct(self.scan.gradients.bvecs[volumes]))
 
     def _noise(self, bval: float, sample: int, low: Tensor):
         """Return degree -> noise for the latents of features (1, 3, x, y, z)."""

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..dwi.gradients import even_directions
+from ..dwi.harmonics import order_for
 from ..simulate.examples import People, numbers_from
 from ..simulate.imaging import Imaging, measure
-from .rishldm_inputs import Shell, fitted
+from .rishldm_inputs import ORDER, Shell, fitted
 
 SIDE = (32, 32, 16)  # voxels of a training block
 BVALS = (600.0, 3200.0)  # s/mm²
@@ -65,7 +66,8 @@ def simulated(people: People, batch: int, generator: torch.Generator, both: bool
     seen = measure(clean, torch.ones_like(bval), generator, IMAGING)
     mask, count = blocks.mask(), torch.full_like(bval, b0s)
     b0 = seen.signal[:, :b0s].mean(dim=1)
-    low = fitted(b0, seen.signal[:, b0s:], bvecs, bval, seen.sigma, count, mask, blocks.affine[:, :3, :3].norm(dim=1))
+    size, order = blocks.affine[:, :3, :3].norm(dim=1), order_for(n, ORDER)
+    low = fitted(b0, seen.signal[:, b0s:], bvecs, bval, seen.sigma, count, mask, size, order)
     coarse = fine = _true_features(blocks, bval)
     if zoom != ZOOMS[0]:
         size = tuple(round(z * side) for z, side in zip(zoom, SIDE, strict=True))
@@ -79,7 +81,7 @@ def _true_features(blocks, bval: Tensor) -> Tensor:
     b0, dwis = _signal(blocks, bval, bvecs)
     nothing, one = torch.zeros_like(bval), torch.ones_like(bval)
     size = blocks.affine[:, :3, :3].norm(dim=1)
-    return fitted(b0[:, 0], dwis, bvecs, bval, nothing, one, blocks.mask(), size).features
+    return fitted(b0[:, 0], dwis, bvecs, bval, nothing, one, blocks.mask(), size, ORDER).features
 
 
 def _signal(blocks, bval: Tensor, bvecs: Tensor) -> tuple[Tensor, Tensor]:

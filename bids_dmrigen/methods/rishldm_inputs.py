@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..dwi.harmonics import order_for, rish, scaled, undamped_weights
+from ..dwi.harmonics import rish, scaled, undamped_weights
 from ..dwi.spline import resampled
 
 ORDER = 4
@@ -65,7 +65,15 @@ class Known(NamedTuple):
 
 
 def fitted(
-    b0: Tensor, dwis: Tensor, bvecs: Tensor, bval: Tensor, sigma: Tensor, b0s: Tensor, mask: Tensor, voxel_mm: Tensor
+    b0: Tensor,
+    dwis: Tensor,
+    bvecs: Tensor,
+    bval: Tensor,
+    sigma: Tensor,
+    b0s: Tensor,
+    mask: Tensor,
+    voxel_mm: Tensor,
+    order: int,
 ) -> Shell:
     """Return shells as harmonics: a regularised fit, whose mean damping of each degree is undone.
 
@@ -83,8 +91,9 @@ def fitted(
         (B, H, W, D) bool.
     voxel_mm
         (B, 3) edges of the voxels.
+    order
+        Of the fit, 2 or 4: what the different ones of the directions determine.
     """
-    order = order_for(bvecs.shape[1], ORDER)
     sizes = [2 * degree + 1 for degree in range(0, order + 1, 2)]
     weights = undamped_weights(bvecs, order)  # (B, K, n)
     brain = (b0 * mask).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3)).clamp_min(1)

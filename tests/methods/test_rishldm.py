@@ -8,7 +8,7 @@ import torch
 
 import bids_dmrigen.methods.rishldm as rishldm
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
-from bids_dmrigen.dwi.harmonics import harmonics
+from bids_dmrigen.dwi.harmonics import harmonics, order_for
 from bids_dmrigen.dwi.series import Scan, ScanError
 from bids_dmrigen.dwi.spline import even_points
 from bids_dmrigen.dwi.tensor import fit_tensor, tensor_maps
@@ -16,7 +16,7 @@ from bids_dmrigen.interfaces.templates import embedded_mni
 from bids_dmrigen.methods.base import Request
 from bids_dmrigen.methods.rishldm import RishLatentDiffusion
 from bids_dmrigen.methods.rishldm_examples import SIDE, simulated
-from bids_dmrigen.methods.rishldm_inputs import UNITS, features, fitted, known_of, on_grid, scales, signals
+from bids_dmrigen.methods.rishldm_inputs import ORDER, UNITS, features, fitted, known_of, on_grid, scales, signals
 from bids_dmrigen.methods.rishldm_stages import STAGES, times_of
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import procedural_atlas
@@ -61,16 +61,8 @@ def shell(dwis, n, sigma=0.0, b0=1.0):
     one = torch.ones(batch)
     bvecs = torch.as_tensor(even_directions(n), dtype=torch.float32).expand(batch, -1, -1)
     b0 = torch.full((batch, *volume), b0)
-    return fitted(
-        b0,
-        dwis,
-        bvecs,
-        1000 * one,
-        sigma * one,
-        one,
-        torch.ones(batch, *volume, dtype=torch.bool),
-        2 * torch.ones(batch, 3),
-    )
+    mask, size = torch.ones(batch, *volume, dtype=torch.bool), 2 * torch.ones(batch, 3)
+    return fitted(b0, dwis, bvecs, 1000 * one, sigma * one, one, mask, size, order_for(n, ORDER))
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +118,7 @@ def test_on_a_finer_grid_the_brains_edge_is_its_own():
     b0[:, :7] = 100.0
     one, mask = torch.ones(1), b0 > 0
     bvecs = torch.as_tensor(even_directions(12), dtype=torch.float32)[None]
-    found = fitted(b0, 0.4 * b0[:, None].expand(-1, 12, -1, -1, -1), bvecs, one, one, one, mask, torch.ones(1, 3))
+    found = fitted(b0, 0.4 * b0[:, None].expand(-1, 12, -1, -1, -1), bvecs, one, one, one, mask, torch.ones(1, 3), 2)
     fine = on_grid(found, [even_points(12, 24), np.arange(4.0), np.arange(4.0)])
     assert fine.mask[0, :, 0, 0].sum() == 14
     torch.testing.assert_close(fine.features[:, 0][fine.mask], torch.full((14 * 4 * 4,), 0.8), atol=0.02, rtol=0)
@@ -230,10 +222,18 @@ def test_shells_with_few_directions_are_left_and_told():
     scan = scan_of(both)
     made = RishLatentDiffusion().generate(perturbed(), scan, request_())
     np.testing.assert_array_equal(made.mean[..., :5], scan.data[..., :5])
+    assert made.acquired.tolist() == [True] * 5 + [False] * 12
     assert any("b = 500" in w and "left as it is" in w for w in made.warnings)
     assert any("degree 4" in w for w in made.warnings)
     with pytest.raises(ScanError, match="different directions"):
         RishLatentDiffusion().spec.check(scan_of(GradientTable(few.bvals, few.bvecs)[np.r_[0, 1, 1, 2, 2, 3, 4]]))
+
+
+def test_directions_measured_again_determine_no_more():
+    twice = table(10, n_b0=1)[np.r_[0:11, 1:11]]
+    made = RishLatentDiffusion().generate(perturbed(), scan_of(twice), request_())
+    assert made.record["Scales"]["b=1000"][2] == 1
+    assert any("10 directions do not determine" in w for w in made.warnings)
 
 
 def test_pairs_are_of_the_same_brains_and_repeat(people):
