@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..diffusion.processes import linear
 from ..diffusion.samplers import ddim, ddim_inverse
-from ..diffusion.training import Plan, fixed_score
+from ..diffusion.training import Plan, fixed_score, resolve_precision
 from ..dwi.spline import even_points, resampled
 from ..nets.rish_ldm import FIELDS, RishLDM
 from ..simulate.examples import People, numbers_from, numbers_of_step
@@ -177,7 +177,9 @@ class SuperResolution(Stage):
     @torch.no_grad()
     def example(self, pair: Pair, generator: torch.Generator) -> Refinement:
         points = [even_points(n, wanted) for n, wanted in zip(SIDE, pair.fine.shape[2:], strict=True)]
-        made = translate(self.net, pair.low.features, times_of(TRAINING_STEPS))
+        device = pair.fine.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=resolve_precision("auto", device) == "bf16"):
+            made = translate(self.net, pair.low.features, times_of(TRAINING_STEPS)).float()
         shell = on_grid(pair.low, points)
         known, inside = known_for(self.net, shell), shell.mask[:, None]
         decoded = resampled(made, points)
