@@ -31,6 +31,8 @@ TRACTS_ALONE = "--xtract trains phydiff's adapter beside a trained network: give
 TRACTS_WITH_SIMULATED = "--xtract goes with an ADC atlas from a file; leave --adc-atlas simulated out"
 NO_IMAGES = "an ADC atlas is read with {module}, which is not installed; install it, or give --adc-atlas simulated"
 NOT_ON_SCANS = "--data: {name} is trained on people in the template's space, and prepared scans are not; leave it out"
+PAIRS = "rishldm is trained on pairs: give the good scans of the subjects in --data with --good"
+FOR_RISHLDM = "--good goes with --data and is for rishldm; leave it out"
 NOT_TRAINABLE = "{name} has nothing to train beforehand: it needs no weights, or trains on each run itself"
 
 
@@ -60,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         f"--adc-atlas` wrote, or {SIMULATED}: of people of --atlas (default: packaged)")  # fmt: skip
     parser.add_argument("--data", type=Path, metavar="FILE",
                         help="prepared scans to train on; with --people on both, in turn")  # fmt: skip
+    parser.add_argument("--good", type=Path, metavar="FILE",
+                        help="RISH latent diffusion: prepared scans of the same subjects by a better scanner, in the "
+                        "place of those of --data: what it is to make of them")  # fmt: skip
     parser.add_argument("--init", metavar="NAME_OR_PATH", help="weights to start from: fine-tuning")
     parser.add_argument("--weights-dir", type=Path, metavar="DIR", help="folder searched for --init before the package")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random number (default: 0)")
@@ -107,6 +112,8 @@ def _train(args, device) -> Path | None:
         raise ValueError("--batch, --people and --steps: expected at least 1")
     if (args.xtract, args.adc_atlas) != (None, None) and not hasattr(method, "people"):
         raise ValueError(FOR_PHYDIFF)
+    if args.good is not None and (args.method != "rishldm" or args.data is None):
+        raise ValueError(FOR_RISHLDM)
     if args.xtract is not None and args.init is None:
         raise ValueError(TRACTS_ALONE)
     net, start = method.network(args.size), {}
@@ -168,9 +175,17 @@ def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:
         if hasattr(method, "people"):
             raise ValueError(NOT_ON_SCANS.format(name=args.method))
 
+        if args.method == "rishldm" and args.good is None:
+            raise ValueError(PAIRS)
         parts = [Prepared(args.data, device, part) for part in ("train", "held out")]
         scans = {p.part: [a["name"] for a, c in zip(p.about, p.counts, strict=True) if c.any()] for p in parts}
-        sources, held_out, words = [parts[0]], [parts[1]], {"file": args.data.name, **scans, **words}
+        words = {"file": args.data.name, **scans, **words}
+        if args.good is not None:
+            from ..methods.rishldm_pairs import MeasuredPairs
+
+            good = Prepared(args.good, device)
+            parts, words = [MeasuredPairs(part, good) for part in parts], words | {"good": args.good.name}
+        sources, held_out = [parts[0]], [parts[1]]
     if args.data is None or args.people is not None:
         from ..simulate.examples import People
         from .atlases import load_atlas

@@ -45,6 +45,8 @@ class MeasuredSlices:
         (3, 3) columns are the world directions of the axes H, W, D.
     scan
         Its number in the file.
+    affine
+        (B, 4, 4) indices H, W, D of each view to world RAS+, mm.
     """
 
     signal: Tensor
@@ -54,6 +56,7 @@ class MeasuredSlices:
     sigma: float
     axes: Tensor
     scan: int
+    affine: Tensor
 
 
 def write_prepared(path: Path, scans: Iterable[tuple[str, str, Scan, float]]) -> int:
@@ -181,6 +184,7 @@ class Prepared:
         n_slices, n, *plane = signals.get_shape()
         signal = torch.zeros((batch, n, height, width, depth))
         mask = torch.zeros((batch, height, width, depth), dtype=torch.bool)
+        affine = self._get(index, "affine").float().repeat(batch, 1, 1)
         for k, z in enumerate(levels.tolist()):
             inside = masks[z : z + 1][0].nonzero()
             centre = inside[int(torch.randint(len(inside), (), generator=generator))].tolist()
@@ -191,17 +195,25 @@ class Prepared:
             block = signals[first:last][:, :, rows[0], columns[0]].float()  # (D, N, H, W)
             signal[k].permute(3, 0, 1, 2)[to[0], :, to[1], to[2]] = block
             mask[k].permute(2, 0, 1)[to] = masks[first:last][:, rows[0], columns[0]]
-        linear = self._get(index, "affine")[:3, :3].float()
+            corner = torch.tensor([float(part.start - own.start) for part, own in (rows, columns)] + [float(low)])
+            affine[k, :3, 3] += affine[k, :3, :3] @ corner
+        linear = affine[0, :3, :3]
         if len(size) == 2:
             signal, mask = signal[..., 0], mask[..., 0]
         return MeasuredSlices(
             signal.to(self.device), mask.to(self.device), self._get(index, "bvals").to(self.device),
             self._get(index, "directions").to(self.device), self.about[index]["sigma"],
-            (linear / linear.norm(dim=0)).to(self.device), index,
+            (linear / linear.norm(dim=0)).to(self.device), index, affine.to(self.device),
         )  # fmt: skip
 
     def shell_slices(
-        self, generator: torch.Generator, batch: int, size: tuple[int, ...], needed: int, bvals: tuple[float, float]
+        self,
+        generator: torch.Generator,
+        batch: int,
+        size: tuple[int, ...],
+        needed: int,
+        bvals: tuple[float, float],
+        among: Sequence[int] | None = None,
     ) -> tuple[MeasuredSlices, Tensor, Tensor]:
         """Return random windows of a scan, its b0s, and the volumes of one of its shells, in random order.
 
@@ -213,6 +225,8 @@ class Prepared:
             Directions that the shell has at least.
         bvals
             Between which its b-value lies, s/mm².
+        among
+            As `slices`.
 
         Raises
         ------
@@ -224,7 +238,7 @@ class Prepared:
             index: [members for b, members in shells if len(members) >= needed and bvals[0] <= b <= bvals[1]]
             for index, shells in enumerate(self._shells) if self.counts[index].any()
         }  # fmt: skip
-        fitting = {index: shells for index, shells in fitting.items() if shells}
+        fitting = {k: shells for k, shells in fitting.items() if shells and (among is None or k in among)}
         if not fitting:
             raise ValueError(NO_SHELL.format(path=self.path, needed=needed, low=bvals[0], high=bvals[1]))
         views = self.slices(generator, batch, size, list(fitting))

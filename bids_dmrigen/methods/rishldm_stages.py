@@ -16,7 +16,9 @@ from ..nets.rish_ldm import FIELDS, RishLDM
 from ..simulate.examples import People, numbers_from, numbers_of_step
 from .rishldm_examples import SIDE, Pair, simulated
 from .rishldm_inputs import Known, Shell, known_of, on_grid
+from .rishldm_pairs import MeasuredPairs
 
+Source = People | MeasuredPairs
 PROCESS = linear()
 UNTOLD = 0.15  # share of the examples whose field strength the U-Net is not told
 CONSTANT_BATCHES = 16  # that constants of the network are read from
@@ -51,21 +53,21 @@ class Stage:
             return Plan(steps=200_000, learning_rate=1e-4, warmup=0, weight_decay=0.01, **common)
         return Plan(steps=50_000, learning_rate=self.rate, warmup=100, **common)
 
-    def begin(self, source: People, batch: int, seed: int) -> None:
+    def begin(self, source: Source, batch: int, seed: int) -> None:
         """Leave only this part to be trained, from where the stages before it left the network."""
         for name, own in self.net.named_parameters():
             own.requires_grad_(name.split(".")[0] == self.name)
 
-    def examples(self, source: People, size: str, batch: int, seed: int) -> Callable[[int], Any]:
+    def examples(self, source: Source, size: str, batch: int, seed: int) -> Callable[[int], Any]:
         """Return index -> batch of examples on the source's device."""
 
         def make(index: int):
             generator = numbers_of_step(seed, index, source.device)
-            return self.example(simulated(source, batch, generator, self.fine), generator)
+            return self.example(pair_of(source, batch, generator, self.fine), generator)
 
         return make
 
-    def held_out(self, source: People, size: str, seed: int, batches: int = 8) -> Callable[[nn.Module], float]:
+    def held_out(self, source: Source, size: str, seed: int, batches: int = 8) -> Callable[[nn.Module], float]:
         """Return a score on fixed examples of people who are never trained on."""
         return fixed_score(self.examples(source, size, 2, seed), self.loss, source.device, batches)
 
@@ -102,7 +104,7 @@ class Autoencoder7T(Autoencoder):
 
     name, share = "autoencoder_7t", 0.08
 
-    def begin(self, source: People, batch: int, seed: int) -> None:
+    def begin(self, source: Source, batch: int, seed: int) -> None:
         super().begin(source, batch, seed)
         self.net.autoencoder_7t.load_state_dict(self.net.autoencoder_3t.state_dict())
 
@@ -125,7 +127,7 @@ class LatentDiffusion(Stage):
     name, share, rate = "unet", 0.25, 1e-3
 
     @torch.no_grad()
-    def begin(self, source: People, batch: int, seed: int) -> None:
+    def begin(self, source: Source, batch: int, seed: int) -> None:
         super().begin(source, batch, seed)
         self.net.latent_scale.fill_(1)
         latents = torch.cat([self._latents(pair) for pair in _some_pairs(source, batch, seed)])
@@ -165,7 +167,7 @@ class SuperResolution(Stage):
     name, share, rate, fine = "refiner", 0.55, 1e-3, True
 
     @torch.no_grad()
-    def begin(self, source: People, batch: int, seed: int) -> None:
+    def begin(self, source: Source, batch: int, seed: int) -> None:
         super().begin(source, batch, seed)
         good, poor = torch.zeros_like(self.net.ratios), torch.zeros_like(self.net.ratios)
         for pair in _some_pairs(source, batch, seed):
@@ -198,10 +200,17 @@ class SuperResolution(Stage):
 STAGES = (Autoencoder3T, Autoencoder7T, LatentDiffusion, SuperResolution)
 
 
-def _some_pairs(source: People, batch: int, seed: int) -> Iterator[Pair]:
+def _some_pairs(source: Source, batch: int, seed: int) -> Iterator[Pair]:
     """Yield pairs on the poor scan's grid, to read the network's constants from; none of them is trained on."""
     for k in range(CONSTANT_BATCHES):
-        yield simulated(source, batch, numbers_of_step(seed + 1, k, source.device), both=False)
+        yield pair_of(source, batch, numbers_of_step(seed + 1, k, source.device), both=False)
+
+
+def pair_of(source: Source, batch: int, generator: torch.Generator, both: bool) -> Pair:
+    """Return pairs of simulated people's blocks, or of measured scans'."""
+    if isinstance(source, People):
+        return simulated(source, batch, generator, both)
+    return source.pair(batch, generator, both)
 
 
 def labels_of(n: int, kinds: int, device: torch.device) -> Tensor:
