@@ -65,6 +65,55 @@ def test_people_then_a_user_s_own_scans(tmp_path, atlas, capsys):
     assert "ended after 20 steps" in capsys.readouterr().out
 
 
+class Part(Mean):
+    """One of two trainings of the same number."""
+
+    def __init__(self, name, begun):
+        self.name, self.share, self.begun = name, 0.5, begun
+
+    def begin(self, source, batch, seed):
+        self.begun.append(self.name)
+
+
+class InParts(Mean):
+    plan = property()  # only its parts have one
+
+    def __init__(self):
+        self.begun = []
+
+    def stages(self, net):
+        return [Part("first", self.begun), Part("second", self.begun)]
+
+
+def test_a_method_in_parts_is_trained_part_after_part(tmp_path, atlas, monkeypatch, capsys):
+    monkeypatch.setitem(methods.REGISTRY, "mean", ("absent", "Absent"))
+    method = InParts()
+    monkeypatch.setattr(methods, "load", lambda name: method)
+    options = ("--atlas", str(atlas), "--people", "1", "--steps", "20")
+    assert main(command(tmp_path / "o", *options)) == 0
+    assert method.begun == ["first", "second"]
+    assert {f"{kind}-{part}" for kind in ("log", "checkpoint") for part in ("first", "second")} <= {
+        path.stem for path in (tmp_path / "o").iterdir()
+    }
+    card = read_card(tmp_path / "o" / "mean-small.safetensors")
+    assert card.steps == 40
+    assert card.held_out["second start"] == card.held_out["first best"]  # it starts where the first one ended
+    assert card.held_out["second best"] < card.held_out["first best"] < card.held_out["first start"]
+    assert "second ended after 20 steps" in capsys.readouterr().out
+    assert main(command(tmp_path / "o", *options)) == 0  # nothing is left to do
+    assert read_card(tmp_path / "o" / "mean-small.safetensors").sha256 == card.sha256
+
+
+def test_pairs_are_for_the_method_that_is_trained_on_them(tmp_path, capsys):
+    for method, options, message in (
+        ("rishldm", ("--data", "poor.safetensors"), "give the good scans"),
+        ("qid2", ("--data", "poor.safetensors", "--good", "good.safetensors"), "is for rishldm"),
+        ("rishldm", ("--good", "good.safetensors"), "goes with --data"),
+    ):
+        assert main(["train", method, "--out", str(tmp_path), *options]) == 1
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("trainable")
 def test_what_is_missing_has_a_status_of_its_own(tmp_path, atlas, capsys):
     assert main(command(tmp_path / "o", "--init", "nobody")) == 4
