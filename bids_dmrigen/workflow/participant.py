@@ -103,6 +103,10 @@ def _run(plans: Sequence[RunPlan], settings, template: str, links, resources: Re
     if not sound:
         return plans
     plugin, arguments = _plugin(settings, resources, _weights(wf, sound))
+    if plugin == "SLURM":
+        from .plugin import prepare_slurm
+
+        prepare_slurm(wf, arguments)
     gc.freeze()  # MultiProc collects garbage in every round: let it pass over all that is here to stay
     try:
         wf.run(plugin=plugin, plugin_args=arguments)
