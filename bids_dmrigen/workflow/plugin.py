@@ -1,4 +1,4 @@
-"""How Nipype executes: MultiProc, where a killed worker is an error and no endless wait; SLURM, told what steps take."""
+"""How Nipype executes: MultiProc, where a killed worker is an error and no endless wait; SLURM, told what is needed."""
 
 from __future__ import annotations
 
