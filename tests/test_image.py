@@ -92,7 +92,7 @@ def test_two_at_once_on_one_output_folder(data, tmp_path):
         for name in ("dataset_description.json", f"sub-{label}"):
             (one / name).symlink_to(f"/full/{name}")
         folders = {data: "/full:ro", one: "/data:ro", out: "/out"}
-        command = container(folders, "/data", "/out", "participant", "-w", f"/out/work-{label}", *PLAIN)
+        command = container(folders, "/data", "/out", "participant", *PLAIN)
         calls.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     said = [call.communicate()[0] for call in calls]
     assert [call.returncode for call in calls] == [0, 0], "\n".join(said)
