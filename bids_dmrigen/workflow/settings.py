@@ -331,7 +331,7 @@ def weights_by_method(items: Iterable[str]) -> dict[str, str]:
 
 
 def name_of_call() -> str:
-    """Return a name for the files of one call: its time, and chance, because in containers process numbers are alike."""
+    """Return a name for the files of one call: its time, and chance: process numbers are alike in all containers."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
 
 
