@@ -1,50 +1,68 @@
-# Build:  docker build -t bids_dmrigen .                                    (CUDA)
-#         docker build --build-arg TORCH_BACKEND=cpu -t bids_dmrigen:cpu .  (no GPU)
-# Run:    docker run --gpus all -v DATA:/data:ro -v OUT:/out bids_dmrigen /data /out participant
+# Build:  docker build -t bids_dmrigen .                                        (CUDA)
+#         docker build --build-arg TORCH_BACKEND=cpu -t bids_dmrigen:cpu .      (no GPU, a third of the size)
+# Run:    docker run --rm --gpus all -v DATA:/data:ro -v OUT:/out bids_dmrigen /data /out participant
+#
+# The base is named by tag, so that Debian's and Python's security fixes come in; every package on it is pinned.
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 
-FROM ${BASE} AS build
-ARG TORCH_BACKEND=auto
+FROM ${BASE} AS environment
+# cuda: the build that the package index has; cpu, cu126 and the like: other builds, by name.
+ARG TORCH_BACKEND=cuda
+# A folder mounted into the build, or a page, with builds of torch beside those of the package index.
+ARG PIP_FIND_LINKS
 # Where pip needs a configuration or certificates of the building machine, they come as secrets and leave no trace.
+ENV PIP_CONFIG_FILE=/run/secrets/pip.conf \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1
+# torch in a layer of its own: it is the largest and changes least. === leaves out the builds with a local name (+cpu).
 RUN --mount=type=secret,id=pipconf,target=/run/secrets/pip.conf \
     --mount=type=secret,id=cabundle,target=/run/secrets/ca.crt \
     --mount=type=bind,source=constraints.txt,target=/run/constraints.txt \
     set -eu; \
-    if [ -f /run/secrets/pip.conf ]; then export PIP_CONFIG_FILE=/run/secrets/pip.conf; fi; \
-    if [ -f /run/secrets/ca.crt ]; then export PIP_CERT=/run/secrets/ca.crt SSL_CERT_FILE=/run/secrets/ca.crt; fi; \
+    if [ -f /run/secrets/ca.crt ]; then export PIP_CERT=/run/secrets/ca.crt; fi; \
     python3 -m venv /opt/venv; \
-    torch="$(grep '^torch==' /run/constraints.txt)"; \
-    if [ "${TORCH_BACKEND}" = cpu ] && /opt/venv/bin/pip install --no-cache-dir "${torch}+cpu"; then exit 0; fi; \
-    /opt/venv/bin/pip install --no-cache-dir uv; \
-    backend="${TORCH_BACKEND}"; if [ "${backend}" = auto ]; then backend=cu128; fi; \
-    /opt/venv/bin/uv pip install --no-cache --python /opt/venv/bin/python --torch-backend="${backend}" "${torch}"; \
-    /opt/venv/bin/pip uninstall --yes uv
-# The other packages change rarely, the code often: two layers.
-COPY pyproject.toml constraints.txt README.md LICENSE /src/
+    version="$(sed -n 's/^torch==//p' /run/constraints.txt)"; \
+    if [ "${TORCH_BACKEND}" = cuda ]; then /opt/venv/bin/pip install "torch===${version}"; \
+    elif ! /opt/venv/bin/pip install "torch==${version}+${TORCH_BACKEND}"; then \
+        python3 -m venv /opt/uv; \
+        /opt/uv/bin/pip install --constraint /run/constraints.txt uv; \
+        /opt/uv/bin/uv pip install --no-cache --compile-bytecode --python /opt/venv/bin/python \
+            --torch-backend="${TORCH_BACKEND}" "torch==${version}"; \
+    fi
+# What the code needs, without the code, which changes often; and, apart, what makes a package of it.
 RUN --mount=type=secret,id=pipconf,target=/run/secrets/pip.conf \
     --mount=type=secret,id=cabundle,target=/run/secrets/ca.crt \
+    --mount=type=bind,source=constraints.txt,target=/run/constraints.txt \
+    --mount=type=bind,source=pyproject.toml,target=/run/pyproject.toml \
     set -eu; \
-    if [ -f /run/secrets/pip.conf ]; then export PIP_CONFIG_FILE=/run/secrets/pip.conf; fi; \
     if [ -f /run/secrets/ca.crt ]; then export PIP_CERT=/run/secrets/ca.crt; fi; \
-    mkdir -p /src/bids_dmrigen && touch /src/bids_dmrigen/__init__.py; \
-    SETUPTOOLS_SCM_PRETEND_VERSION=0 /opt/venv/bin/pip install --no-cache-dir --constraint /src/constraints.txt /src; \
-    /opt/venv/bin/pip uninstall --yes bids_dmrigen
+    list='import sys, tomllib; project = tomllib.load(open("/run/pyproject.toml", "rb")); \
+print(*project["project"]["dependencies"] if sys.argv[1] == "run" else project["build-system"]["requires"], sep="\n")'; \
+    python3 -c "$list" run > /tmp/run.txt; \
+    python3 -c "$list" build > /tmp/build.txt; \
+    /opt/venv/bin/pip install --constraint /run/constraints.txt --requirement /tmp/run.txt; \
+    python3 -m venv /opt/build; \
+    /opt/build/bin/pip install --constraint /run/constraints.txt --requirement /tmp/build.txt
+
+FROM environment AS package
 ARG VERSION=0.1.0.dev0
+COPY pyproject.toml README.md LICENSE /src/
 COPY bids_dmrigen /src/bids_dmrigen
-RUN --mount=type=secret,id=pipconf,target=/run/secrets/pip.conf \
-    --mount=type=secret,id=cabundle,target=/run/secrets/ca.crt \
-    set -eu; \
-    if [ -f /run/secrets/pip.conf ]; then export PIP_CONFIG_FILE=/run/secrets/pip.conf; fi; \
-    if [ -f /run/secrets/ca.crt ]; then export PIP_CERT=/run/secrets/ca.crt; fi; \
-    SETUPTOOLS_SCM_PRETEND_VERSION="${VERSION}" /opt/venv/bin/pip install --no-cache-dir --no-deps /src
+RUN SETUPTOOLS_SCM_PRETEND_VERSION="${VERSION}" \
+    /opt/build/bin/pip wheel --no-index --no-build-isolation --no-deps --wheel-dir /wheel /src
 
 FROM ${BASE}
+COPY --from=environment /opt/venv /opt/venv
+# A layer of its own: another version of the code shares all the others. pip compiles it; a read-only root could not.
+RUN --mount=type=bind,from=package,source=/wheel,target=/run/wheel \
+    /opt/venv/bin/pip install --no-index --no-deps --no-cache-dir /run/wheel/*.whl && /opt/venv/bin/pip check
 ARG VERSION=0.1.0.dev0
+ARG REVISION=unknown
 LABEL org.opencontainers.image.title="bids_dmrigen" \
       org.opencontainers.image.description="Diffusion models for diffusion MRI, as a BIDS App" \
       org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}"
-COPY --from=build /opt/venv /opt/venv
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
 ENV PATH=/opt/venv/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
     OMP_WAIT_POLICY=PASSIVE \

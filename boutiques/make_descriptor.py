@@ -21,6 +21,12 @@ ERRORS = {
     17: "The analysis level is not supported.",
 }
 
+TEST = {
+    "name": "the plan of the demo dataset (make demo)",
+    "invocation": {"bids_dir": "demo/data", "output_dir_name": "demo/out", "analysis_level": "participant",
+                   "skip_bids_validation": True, "dry_run": True},
+    "assertions": {"exit-code": 0},
+}  # fmt: skip
 OUTPUT = {
     "id": "output",
     "name": "Derivative dataset",
@@ -71,6 +77,7 @@ def build() -> dict:
         "groups": [OUTPUT_GROUP],
         "error-codes": [{"code": code, "description": text} for code, text in ERRORS.items()],
         "suggested-resources": {"cpu-cores": 2, "ram": 4, "walltime-estimate": 3600},
+        "tests": [TEST],
         "tags": {"domain": ["neuroinformatics", "diffusion MRI"]},
         "custom": {
             "cbrain:integrator_modules": {
@@ -84,12 +91,14 @@ def build() -> dict:
 
 def _input(spec) -> dict:
     options = arguments(spec)
+    flag = spec.metadata["flag"] or spec.name.replace("_", "-")
+    name = flag.replace("-", "_")  # no_gibbs, not gibbs: an input that is true puts its flag on the command line
     entry = {
-        "id": spec.name,
-        "name": spec.name.replace("_", " "),
+        "id": name,
+        "name": name.replace("_", " "),
         "description": spec.metadata["help"].replace("%%", "%"),
-        "value-key": f"[{spec.name.upper()}]",
-        "command-line-flag": "--" + (spec.metadata["flag"] or spec.name.replace("_", "-")),
+        "value-key": f"[{name.upper()}]",
+        "command-line-flag": f"--{flag}",
         "optional": True,
     }
     if options.get("action", "").startswith("store"):

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..workflow.settings import name_of_call
+
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 ITK_THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
 CACHES = ("MPLCONFIGDIR", "XDG_CACHE_HOME", "TEMPLATEFLOW_HOME", "TORCH_HOME", "NUMBA_CACHE_DIR", "NIPYPE_CONFIG_DIR")
@@ -38,8 +40,12 @@ def prepare(work: Path, threads: int, log_level: str = "ERROR") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         os.environ[name] = str(folder)
     os.environ.setdefault("TEMPLATEFLOW_AUTOUPDATE", "0")
-    # Workers are new processes: they learn Nipype's logging level from its file alone.
-    (Path(os.environ["NIPYPE_CONFIG_DIR"]) / "nipype.cfg").write_text(NIPYPE_CONFIG.format(level=log_level))
+    # Workers are new processes: they learn Nipype's logging level from its file alone. Those of another call in the
+    # same work folder must not find half of it.
+    config = Path(os.environ["NIPYPE_CONFIG_DIR"]) / "nipype.cfg"
+    part = config.with_name(name_of_call())
+    part.write_text(NIPYPE_CONFIG.format(level=log_level))
+    part.replace(config)
 
 
 def cpus() -> int:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import os
 import shutil
-import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from ..methods import REGISTRY
 from ..qc.report import RunError
 from .failures import IN_TEMPLATE, SERIES, find_failures, owner, without_failed
 from .plan import Output, RunPlan
-from .settings import Settings, SettingsError
+from .settings import Settings, SettingsError, name_of_call
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def execute(
     """
     from nipype import config, logging
 
-    logs = settings.out_dir / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    logs = settings.out_dir / "logs" / name_of_call()
     config.update_config({
         "execution": {
             "crashdump_dir": str(logs),
@@ -103,6 +101,10 @@ def _run(plans: Sequence[RunPlan], settings, template: str, links, resources: Re
     if not sound:
         return plans
     plugin, arguments = _plugin(settings, resources, _weights(wf, sound))
+    if plugin == "SLURM":
+        from .plugin import prepare_slurm
+
+        prepare_slurm(wf, arguments)
     gc.freeze()  # MultiProc collects garbage in every round: let it pass over all that is here to stay
     try:
         wf.run(plugin=plugin, plugin_args=arguments)

@@ -1,8 +1,11 @@
-"""Nipype's MultiProc with one fault mended: a worker killed from outside is an error, not an endless wait."""
+"""How Nipype executes: MultiProc, where a killed worker is an error and no endless wait; SLURM, told what is needed."""
 
 from __future__ import annotations
 
+import getpass
+import math
 import os
+from collections.abc import Mapping
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from functools import partial
 
@@ -43,3 +46,25 @@ class ResilientMultiProcPlugin(MultiProcPlugin):
         message = KILLED if isinstance(error, BrokenProcessPool) else str(error)
         traceback = [f"{type(error).__name__}: {message}"]
         self._taskresult[task] = {"result": None, "traceback": traceback, "taskid": task}
+
+
+def prepare_slurm(wf, plugin_args: Mapping) -> None:
+    """Let every step of a graph ask SLURM for the processors, memory and GPU that it takes.
+
+    Parameters
+    ----------
+    wf
+        The graph.
+    plugin_args
+        Of the plugin. What its `sbatch_args` ask for wins: of an option given twice sbatch takes the last.
+    """
+    os.environ.setdefault("LOGNAME", getpass.getuser())  # Nipype names jobs by it; services and containers have none
+    wf.config["execution"] = {
+        "poll_sleep_duration": 5,  # a call of squeue for every waiting job
+        "job_finished_timeout": 65,  # files show up late on shared folders: NFS looks once a minute
+    }
+    for name in wf.list_node_names():
+        node = wf.get_node(name)
+        asked = f"--cpus-per-task={node.n_procs} --mem={math.ceil(1024 * node.mem_gb)}M"
+        asked += " --gres=gpu:1" * bool(node.is_gpu_node())
+        node.plugin_args = {"sbatch_args": f"{asked} {plugin_args.get('sbatch_args', '')}".strip(), "overwrite": True}

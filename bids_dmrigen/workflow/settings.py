@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 import tomllib
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -334,6 +336,11 @@ def weights_by_method(items: Iterable[str]) -> dict[str, str]:
             raise SettingsError(f"--weights: expected METHOD=NAME_OR_PATH, METHOD one of {names}, found {item}")
         pairs[method] = weights
     return pairs
+
+
+def name_of_call() -> str:
+    """Return a name for the files of one call: its time, and chance: process numbers are alike in all containers."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
 
 
 def settings_of(group: str) -> list[Field]:

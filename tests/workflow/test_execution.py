@@ -1,14 +1,17 @@
 """Execution: killed workers, progress, GPU slots, plugin arguments."""
 
 import os
+import shlex
 import signal
+import sys
 
 import pytest
 from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, TraitedSpec, traits
+from nipype.interfaces.utility import Merge
 from nipype.pipeline import engine as pe
 
 from bids_dmrigen.workflow.participant import _plugin_file
-from bids_dmrigen.workflow.plugin import KILLED, ResilientMultiProcPlugin
+from bids_dmrigen.workflow.plugin import KILLED, ResilientMultiProcPlugin, prepare_slurm
 from bids_dmrigen.workflow.progress import Progress
 from bids_dmrigen.workflow.settings import SettingsError
 
@@ -133,6 +136,56 @@ def test_multiproc_by_name_is_the_default(tmp_path):
     plugin, _ = _plugin(settings(nipype_plugin="MultiProc", nipype_plugin_file=file, device="cpu"), resources, {})
     assert (plugin.processors, plugin.memory_gb) == (2, 3.0)
     assert _plugin(settings(nipype_plugin="Linear"), resources, {})[0] == "Linear"
+
+
+SBATCH = """#!/bin/sh
+# Notes its arguments, runs the script at once, and answers as SLURM does.
+echo "$@" >> "$(dirname "$0")/asked"
+for script; do :; done
+sh "$script" >&2
+echo "Submitted batch job $$"
+"""
+
+
+def test_slurm_jobs_ask_for_what_their_steps_take(tmp_path, monkeypatch):
+    for name, text in (("sbatch", SBATCH), ("squeue", "#!/bin/sh\n")):
+        (tmp_path / "bin" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.delenv("LOGNAME", raising=False)
+    wf = pe.Workflow("wf", base_dir=str(tmp_path))
+    # Not this module's own: the job is a new process, which has to find the interface by its name.
+    first = pe.Node(Merge(1, in1=["a"]), name="first", n_procs=3, mem_gb=1.5)
+    last = pe.Node(Merge(1), name="last", n_procs=1, mem_gb=0.3)
+    wf.connect(first, "out", last, "in1")
+    arguments = {"sbatch_args": "--partition=long --mem=8G"}
+    prepare_slurm(wf, arguments)
+    wf.config["execution"]["poll_sleep_duration"] = 0.1
+    wf.run(plugin="SLURM", plugin_args=arguments)
+    assert (tmp_path / "wf" / "last" / "result_last.pklz").is_file()
+    asked = (tmp_path / "bin" / "asked").read_text().splitlines()
+    assert [line.split(" -o ")[0] for line in asked] == [
+        "--cpus-per-task=3 --mem=1536M --partition=long --mem=8G",
+        "--cpus-per-task=1 --mem=308M --partition=long --mem=8G",
+    ]
+    for line in asked:
+        script = (tmp_path / "wf" / "batch" / line.rsplit("/", 1)[-1]).read_text().splitlines()
+        assert script[0] == "#!/bin/bash"
+        python, job = shlex.split(script[-1])
+        assert python == sys.executable
+        assert str(tmp_path / "wf" / "batch") in job
+
+
+def test_slurm_steps_that_use_a_gpu_ask_for_one(tmp_path):
+    class Gpu(Pass):
+        input_spec = type("_GpuInput", (_Input,), {"use_gpu": traits.Bool(True, usedefault=True)})
+
+    wf = pe.Workflow("wf", base_dir=str(tmp_path))
+    wf.add_nodes([pe.Node(Gpu(), name="gpu"), pe.Node(Pass(), name="cpu")])
+    prepare_slurm(wf, {})
+    asked = {name: wf.get_node(name).plugin_args["sbatch_args"] for name in ("gpu", "cpu")}
+    assert asked["gpu"] == asked["cpu"] + " --gres=gpu:1"
 
 
 def test_plugin_file(tmp_path):
