@@ -35,7 +35,7 @@ from scipy import ndimage
 from bids_dmrigen.cli.atlases import EMBEDDED, load_atlas
 from bids_dmrigen.diffusion.training import resolve_precision, train
 from bids_dmrigen.dwi.gradients import GradientTable
-from bids_dmrigen.dwi.harmonics import fit_weights, order_for, rish
+from bids_dmrigen.dwi.harmonics import order_for, rish, undamped_weights
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.interfaces.brain import brain_mask, mean_dwi
 from bids_dmrigen.interfaces.io import read_scan
@@ -98,7 +98,7 @@ def columns(data: np.ndarray, gradients: GradientTable, affine, mask) -> dict[st
     directions = torch.as_tensor(gradients.world_directions(affine)[volumes])
     order = order_for(len(volumes), ORDER)
     signal = torch.as_tensor(scan.data[mask][:, volumes] / np.maximum(scan.mean_b0()[mask], 1e-6)[:, None]).double()
-    found = rish(signal @ fit_weights(directions, order, smoothing=0.0).T, order).numpy()
+    found = rish(signal @ undamped_weights(directions, order).T, order).numpy()
     maps = {"FA": evaluation.summary_maps(scan)["fa"]}
     for k, values in enumerate(found.T):
         maps[COLUMNS[k]] = np.zeros(mask.shape)

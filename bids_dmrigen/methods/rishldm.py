@@ -36,7 +36,7 @@ GOOD = 15  # and of degree 4
 FAST_STEPS, PAPER_STEPS = 4, 50  # there, and as many back
 MARGIN = 8  # voxels around the brain that the networks see
 SLAB_VOXELS = 1_000_000  # that super-resolution works on at a time
-TRUST = (1.0, 1.0, 1.0)  # in the change of each degree's strength
+TRUST = (0.25, 0.9, 1.0)  # in the change of each degree's strength; see docs/decisions.md
 SIZES = {
     "small": RishLDMSpec(
         VQVAESpec(widths=(32,)),

@@ -83,3 +83,15 @@ def test_phydiff_is_nearer_to_the_truth_than_isotropic_diffusion():
         error = (method.generate(net, b0, request).mean - made.clean[..., 1:])[b0.mask]
         errors[name] = np.sqrt((error**2).mean(axis=0)).reshape(2, 6).mean(axis=1)
     assert (errors["trained"] < 0.9 * errors["isotropic"]).all(), errors
+
+
+@needs("rishldm-small")
+def test_rishldm_is_nearer_to_the_truth_than_the_scan_itself():
+    scan, clean = held_out_scan(even_directions(12), 1, 20)
+    truth = fit_maps(replace(scan, data=clean), "ols", names=("fa",))["fa"]
+    made = load("rishldm").generate(None, scan, Request()).mean
+    errors = [
+        float(np.sqrt(((fit_maps(replace(scan, data=data), "ols")["fa"] - truth)[scan.mask] ** 2).mean()))
+        for data in (made, scan.data)
+    ]
+    assert errors[0] < 0.9 * errors[1]
