@@ -7,6 +7,7 @@
 #
 # The training goes on where it stopped when this is called again. The shipped weights had another history, which their
 # card has: 61 minutes before the learnt atlas was added, 31 minutes with it, 33 more on people with bright rims.
+# Their adapter had 8.5 minutes.
 set -eu
 atlas=$1 out=$2 xtract=${3:-}
 

@@ -119,7 +119,8 @@ def _train(args, device) -> Path | None:
     net, start = method.network(args.size), {}
     if args.init is not None:  # before anything that takes long
         path, card = load_weights(net, args.init, args.method, args.size, args.weights_dir)
-        start = {"started_from": {"name": path.stem, "sha256": card.sha256, "trained_on": card.trained_on}}
+        told = {"steps": card.steps, "minutes": card.minutes, "trained_on": card.trained_on}
+        start = {"started_from": {"name": path.stem, "sha256": card.sha256, **told}}
     net = net.to(device)
     sources, held_out, trained_on = _sources(args, method, device)
     if hasattr(method, "freeze"):
