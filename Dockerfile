@@ -15,47 +15,48 @@ ENV PIP_CONFIG_FILE=/run/secrets/pip.conf \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 # torch in a layer of its own: it is the largest and changes least. === leaves out the builds with a local name (+cpu).
+# Files are copied, not bound: not every builder looks into bound ones for what has changed.
+COPY constraints.txt /src/
 RUN --mount=type=secret,id=pipconf,target=/run/secrets/pip.conf \
     --mount=type=secret,id=cabundle,target=/run/secrets/ca.crt \
-    --mount=type=bind,source=constraints.txt,target=/run/constraints.txt \
     set -eu; \
     if [ -f /run/secrets/ca.crt ]; then export PIP_CERT=/run/secrets/ca.crt; fi; \
     python3 -m venv /opt/venv; \
-    version="$(sed -n 's/^torch==//p' /run/constraints.txt)"; \
+    version="$(sed -n 's/^torch==//p' /src/constraints.txt)"; \
     if [ "${TORCH_BACKEND}" = cuda ]; then /opt/venv/bin/pip install "torch===${version}"; \
     elif ! /opt/venv/bin/pip install "torch==${version}+${TORCH_BACKEND}"; then \
         python3 -m venv /opt/uv; \
-        /opt/uv/bin/pip install --constraint /run/constraints.txt uv; \
+        /opt/uv/bin/pip install --constraint /src/constraints.txt uv; \
         /opt/uv/bin/uv pip install --no-cache --compile-bytecode --python /opt/venv/bin/python \
             --torch-backend="${TORCH_BACKEND}" "torch==${version}"; \
     fi
 # What the code needs, without the code, which changes often; and, apart, what makes a package of it.
+COPY pyproject.toml /src/
 RUN --mount=type=secret,id=pipconf,target=/run/secrets/pip.conf \
     --mount=type=secret,id=cabundle,target=/run/secrets/ca.crt \
-    --mount=type=bind,source=constraints.txt,target=/run/constraints.txt \
-    --mount=type=bind,source=pyproject.toml,target=/run/pyproject.toml \
     set -eu; \
     if [ -f /run/secrets/ca.crt ]; then export PIP_CERT=/run/secrets/ca.crt; fi; \
-    list='import sys, tomllib; project = tomllib.load(open("/run/pyproject.toml", "rb")); \
+    list='import sys, tomllib; project = tomllib.load(open("/src/pyproject.toml", "rb")); \
 print(*project["project"]["dependencies"] if sys.argv[1] == "run" else project["build-system"]["requires"], sep="\n")'; \
     python3 -c "$list" run > /tmp/run.txt; \
     python3 -c "$list" build > /tmp/build.txt; \
-    /opt/venv/bin/pip install --constraint /run/constraints.txt --requirement /tmp/run.txt; \
+    /opt/venv/bin/pip install --constraint /src/constraints.txt --requirement /tmp/run.txt; \
     python3 -m venv /opt/build; \
-    /opt/build/bin/pip install --constraint /run/constraints.txt --requirement /tmp/build.txt
+    /opt/build/bin/pip install --constraint /src/constraints.txt --requirement /tmp/build.txt
 
 FROM environment AS package
 ARG VERSION=0.1.0.dev0
-COPY pyproject.toml README.md LICENSE /src/
+COPY README.md LICENSE /src/
 COPY bids_dmrigen /src/bids_dmrigen
+# --root: what comes with the code stands apart from the rest of the environment, compiled, because a read-only root is not.
 RUN SETUPTOOLS_SCM_PRETEND_VERSION="${VERSION}" \
-    /opt/build/bin/pip wheel --no-index --no-build-isolation --no-deps --wheel-dir /wheel /src
+    /opt/build/bin/pip wheel --no-index --no-build-isolation --no-deps --wheel-dir /wheel /src \
+    && /opt/venv/bin/pip install --no-index --no-deps --root /code /wheel/*.whl
 
 FROM ${BASE}
 COPY --from=environment /opt/venv /opt/venv
-# A layer of its own: another version of the code shares all the others. pip compiles it; a read-only root could not.
-RUN --mount=type=bind,from=package,source=/wheel,target=/run/wheel \
-    /opt/venv/bin/pip install --no-index --no-deps --no-cache-dir /run/wheel/*.whl && /opt/venv/bin/pip check
+# A layer of its own: another version of the code shares all the others.
+COPY --from=package /code/opt/venv /opt/venv
 ARG VERSION=0.1.0.dev0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="bids_dmrigen" \

@@ -118,7 +118,8 @@ def subject_report(
     """
     from nireports.assembler.report import Report
 
-    out_dir = Path(out_dir)
+    # nireports takes figures under a relative path for another dataset's, and copies them.
+    out_dir = Path(out_dir).resolve()
     runs = find_records(out_dir, subject, session)
     made = {run.name: generated_records(out_dir, run.entities, run.voxels) for run in runs}
     titles = dict(titles or {})

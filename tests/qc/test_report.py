@@ -96,6 +96,13 @@ def test_every_figure_that_is_shown_exists(derivatives):
     assert all((derivatives / name).is_file() for name in shown)
 
 
+def test_figures_stay_where_they_are_when_the_folder_is_named_relatively(derivatives, monkeypatch):
+    monkeypatch.chdir(derivatives.parent)
+    page = report.subject_report(derivatives.name, "01").read_text()
+    assert not list(derivatives.glob("*.svg"))
+    assert 'src="./sub-01/figures/' in page
+
+
 def test_page_needs_no_network_and_no_scripts(derivatives):
     page = report.subject_report(derivatives, "01").read_text(encoding="utf-8")
     assert not re.findall(r'(?:src|data|href)="(?:https?:)?//', page)
