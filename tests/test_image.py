@@ -80,7 +80,8 @@ def test_same_result_as_outside(data, result):
     assert names == {path.relative_to(result) for path in result.glob("sub-*/dwi/*")}
     for name in sorted(name for name in names if name.suffixes[-2:] == [".nii", ".gz"]):
         ours, theirs = (np.asanyarray(nib.load(folder / name).dataobj) for folder in (result, out))
-        np.testing.assert_array_equal(ours, theirs, err_msg=str(name))
+        # Not to the last bit: two builds of Python and of the C library stand under the same packages.
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3 * np.abs(theirs).max(), err_msg=str(name))
 
 
 def test_two_at_once_on_one_output_folder(data, tmp_path):
