@@ -193,16 +193,17 @@ class _Maker:
 
     def _shell(self, bval: float, volumes: np.ndarray, n: int) -> tuple[Tensor, Tensor | None, list[float]]:
         """Return mean and spread (N, P, Q, R) of a shell's volumes in the box, and the mean scales."""
-        shell, b0 = self._fitted(bval, volumes)
+        shell, b0, lowest = self._fitted(bval, volumes)
         if not shell.determined[0, 2]:
             self.warnings.append(NO_DEGREE_4.format(bval=bval, found=self._directions(volumes), needed=GOOD))
         basis = harmonics(torch.as_tensor(self.world[volumes], dtype=torch.float32), ORDER).to(self.request.device)
-        b0 = resampled(b0, self.box.points).clamp_min(0)
+        b0, lowest = (resampled(image, self.box.points).clamp_min(0) for image in (b0, lowest))
         total = squares = 0.0
         mean_scale = torch.zeros(len(DEGREES))
         for sample in range(n):
             made, found = self._sample(shell, bval, basis, sample if n > 1 else None)
-            made = made * b0
+            # Between the directions of a few, harmonics swing below anything that was measured.
+            made = torch.maximum(made * b0, lowest)
             total, squares, mean_scale = total + made, squares + made.square(), mean_scale + found / n
             if self.request.progress is not None:
                 self.request.progress(f"samples at b = {bval:.0f} s/mm²", sample + 1, n)
@@ -232,14 +233,14 @@ class _Maker:
             scale = 1 + trust * (scales(found, part.coefficients, part.determined) - 1)
             own = slice(first - halo.start, last - halo.start)
             scale, coefficients = scale[..., own], part.coefficients[..., own]
-            parts.append(signals(coefficients, scale, basis)[0].clamp_min(0).cpu())
+            parts.append(signals(coefficients, scale, basis)[0].cpu())
             inside = part.mask[0, ..., own]
             sums += (scale[0] * inside).sum(dim=(1, 2, 3)).cpu()
             voxels += int(inside.sum())
         return torch.cat(parts, dim=3), sums / max(voxels, 1)
 
-    def _fitted(self, bval: float, volumes: np.ndarray) -> tuple[Shell, Tensor]:
-        """Return a shell's harmonics in the padded box, and the b0 (X, Y, Z) there."""
+    def _fitted(self, bval: float, volumes: np.ndarray) -> tuple[Shell, Tensor, Tensor]:
+        """Return a shell's harmonics in the padded box, and the b0 and the lowest volume (X, Y, Z) there."""
         scan, device = self.scan, self.request.device
 
         def block(values: np.ndarray) -> Tensor:  # (X, Y, Z[, N]) -> (1[, N], x, y, z)
@@ -254,7 +255,8 @@ class _Maker:
         dwis, mask = block(scan.data[..., volumes]), block(scan.mask) > 0.5
         size = torch.as_tensor(scan.zooms_mm, dtype=torch.float32, device=device)[None]
         order = order_for(self._directions(volumes), ORDER)
-        return fitted(b0, dwis, bvecs, bval * one, sigma, count, mask, size, order), b0[0].cpu()
+        shell = fitted(b0, dwis, bvecs, bval * one, sigma, count, mask, size, order)
+        return shell, b0[0].cpu(), dwis[0].amin(dim=0).cpu()
 
     def _directions(self, volumes: np.ndarray) -> int:
         """Return how many different directions some volumes have."""

@@ -156,7 +156,8 @@ def test_what_was_acquired_stays_where_nothing_is_made():
     np.testing.assert_array_equal(made.acquired, b0)
     np.testing.assert_array_equal(made.mean[..., b0], scan.data[..., b0])
     np.testing.assert_array_equal(made.mean[~scan.mask], scan.data[~scan.mask])
-    assert (made.mean[scan.mask][:, ~b0] != scan.data[scan.mask][:, ~b0]).all()
+    changed = made.mean[scan.mask][:, ~b0] != scan.data[scan.mask][:, ~b0]
+    assert changed.mean() > 0.9  # the lowest of a place may stay
     assert (made.grid, made.std) == (None, None)
     assert set(made.record["Scales"]) == {"b=1000"}
     assert made.record["Sampler"]["NetworkEvaluations"] == 3 * 2 * rishldm.FAST_STEPS
@@ -172,6 +173,12 @@ def test_fibres_keep_their_directions():
         directions.append(maps["eigenvectors"][:, :, 0])
     angle = torch.rad2deg(torch.arccos((directions[0] * directions[1]).sum(dim=1).abs().clamp(0, 1)))
     assert angle.median() < 1
+
+
+def test_nothing_is_made_below_what_was_measured_at_a_place():
+    scan = scan_of(table(8, 3000.0), noise=2)
+    made, lowest = RishLatentDiffusion().generate(perturbed(), scan, request_()), scan.data[..., 2:].min(axis=3)
+    assert (made.mean[scan.mask][:, 2:] >= lowest[scan.mask][:, None] - 1e-3).all()
 
 
 def test_slabs_do_not_show(monkeypatch):
