@@ -23,12 +23,13 @@ RUN --mount=type=secret,id=pipconf,target=/run/secrets/pip.conf \
     if [ -f /run/secrets/ca.crt ]; then export PIP_CERT=/run/secrets/ca.crt; fi; \
     python3 -m venv /opt/venv; \
     version="$(sed -n 's/^torch==//p' /src/constraints.txt)"; \
-    if [ "${TORCH_BACKEND}" = cuda ]; then /opt/venv/bin/pip install "torch===${version}"; \
-    elif ! /opt/venv/bin/pip install "torch==${version}+${TORCH_BACKEND}"; then \
+    if [ "${TORCH_BACKEND}" = cuda ]; then \
+        /opt/venv/bin/pip install --constraint /src/constraints.txt "torch===${version}"; \
+    elif ! /opt/venv/bin/pip install --constraint /src/constraints.txt "torch==${version}+${TORCH_BACKEND}"; then \
         python3 -m venv /opt/uv; \
         /opt/uv/bin/pip install --constraint /src/constraints.txt uv; \
         /opt/uv/bin/uv pip install --no-cache --compile-bytecode --python /opt/venv/bin/python \
-            --torch-backend="${TORCH_BACKEND}" "torch==${version}"; \
+            --constraint /src/constraints.txt --torch-backend="${TORCH_BACKEND}" "torch==${version}"; \
     fi
 # What the code needs, without the code, which changes often; and, apart, what makes a package of it.
 COPY pyproject.toml /src/

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not IMAGE, reason="make test-image names the ima
 
 # Every shipped weight once, Di-Fusion for a few steps, and no clock in any decision.
 OPTIONS = ["--deterministic", "--device", "cpu", "--skip-bids-validation", "--difusion-steps", "60"]
-OPTIONS += ["--methods", "difusion", "qid2", "diffdti", "phydiff"]
+OPTIONS += ["--methods", "difusion", "qid2", "diffdti", "phydiff", "rishldm"]
 OPTIONS += ["--qid2-directions", "30", "--phydiff-bvalues", "1000", "--phydiff-directions", "6"]
 PLAIN = ["--deterministic", "--device", "cpu", "--skip-bids-validation", "--denoise", "none"]
 
@@ -122,7 +122,7 @@ def test_nothing_superfluous_in_the_image():
 FIND = """
 find / -xdev \\( -path '*/.cache/*' -o -path '/run/secrets/*' -o -name pip.conf -o -name .netrc \\) -type f 2>/dev/null
 find /opt/venv -path '*/bids_dmrigen/*' \\( -name 'test_*' -o -name '.git*' \\)
-find /tmp /src /wheel /run -type f 2>/dev/null
+find /tmp /src /wheel /code -type f 2>/dev/null
 find /opt/venv/lib/python3*/site-packages/bids_dmrigen /opt/venv/lib/python3*/site-packages/torch/nn \
     -name '*.py' -size +0 | while read -r file; do
     ls "$(dirname "$file")"/__pycache__/"$(basename "$file" .py)".*.pyc >/dev/null 2>&1 || echo "$file"
