@@ -63,11 +63,14 @@ ARG REVISION=unknown
 LABEL org.opencontainers.image.title="bids_dmrigen" \
       org.opencontainers.image.description="Diffusion models for diffusion MRI, as a BIDS App" \
       org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.source="https://github.com/bids-dmrigen/bids_dmrigen" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 ENV PATH=/opt/venv/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
     OMP_WAIT_POLICY=PASSIVE \
     BIDS_DMRIGEN_IMAGE=bids_dmrigen:${VERSION}
+# Process 1 ignores the usual TERM; on this the app stops, and says that it can go on.
+STOPSIGNAL SIGINT
 HEALTHCHECK CMD ["bids_dmrigen", "--version"]
 ENTRYPOINT ["bids_dmrigen"]

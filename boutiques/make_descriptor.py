@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from urllib.parse import urlparse
 
 from bids_dmrigen import __version__
+from bids_dmrigen.bids.sidecars import CODE_URL
 from bids_dmrigen.cli.parser import arguments
 from bids_dmrigen.workflow.settings import ANALYSIS_LEVELS, GROUPS, settings_of
 
 DESCRIPTOR = Path(__file__).with_name("bids_dmrigen.json")
+REGISTRY = "ghcr.io"  # where .github/workflows/image.yml puts the images of a release
 LEFT_OUT = {"config_file", "nipype_plugin_file", "bids_filter_file", "verbose"}  # files beside the dataset, noise
+NOT_YET_THERE = {"work_dir", "bids_database_dir"}
 COMMAND = "mkdir -p [OUTPUT_DIR]; bids_dmrigen [BIDS_DIR] [OUTPUT_DIR] [ANALYSIS_LEVEL] [PARTICIPANT_LABEL]"
 ERRORS = {
     1: "A run, method, label or report failed and is named; the rest is complete.",
@@ -64,14 +68,16 @@ def build() -> dict:
             inputs.append(entry)
             if spec.name != "participant_label":
                 keys.append(entry["value-key"])
+    version = __version__.split("+")[0].split(".dev")[0]
+    image = f"{REGISTRY}{urlparse(CODE_URL).path}:{version}"
     return {
         "name": "bids_dmrigen",
-        "tool-version": __version__.split("+")[0].split(".dev")[0],
+        "tool-version": version,
         "schema-version": "0.5",
         "description": "Diffusion models for diffusion MRI, as a BIDS App.",
         "author": "The bids_dmrigen developers",
         "command-line": " ".join([COMMAND, *keys]),
-        "container-image": {"type": "docker", "image": "bids_dmrigen", "index": "docker://"},
+        "container-image": {"type": "docker", "image": image, "index": "docker://"},
         "inputs": inputs,
         "output-files": [OUTPUT],
         "groups": [OUTPUT_GROUP],
@@ -107,8 +113,8 @@ def _input(spec) -> dict:
     entry["type"] = {int: "Number", float: "Number", Path: "File"}.get(kind, "String")
     if kind is int:
         entry["integer"] = True
-    if spec.name == "work_dir":
-        entry["type"] = "String"  # it need not exist yet
+    if spec.name in NOT_YET_THERE:
+        entry["type"] = "String"  # only what exists can be bound into a container
     if options.get("nargs") == "+":
         entry["list"] = True
     if "choices" in options:

@@ -68,6 +68,7 @@ def _participants(settings: Settings) -> int:
     if not settings.dry_run:
         _writable(settings.out_dir, "output folder")
         _writable(settings.work, "work folder (-w/--work-dir)")
+        _temporary_files()
     _atlases_fit(settings)
     _weights_fit(settings)
     runs, template = _discover(settings), _template_name(settings)
@@ -239,6 +240,13 @@ def _writable(folder: Path, what: str) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise OSError(f"the {what} {folder} cannot be written to ({error.strerror}); choose another") from error
+
+
+def _temporary_files() -> None:
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise OSError("there is no place for small temporary files; give a container one: --tmpfs /tmp") from error
 
 
 def _enough_space(settings: Settings, plans) -> None:

@@ -1,4 +1,4 @@
-"""The process's surroundings, set before anything heavy is imported: threads, caches, telemetry."""
+"""The surroundings of the processes that a call starts: threads, caches, telemetry."""
 
 from __future__ import annotations
 

@@ -174,7 +174,8 @@ def _patch2self(acquired: np.ndarray, scan: Scan) -> tuple[np.ndarray, str]:
 
     from dipy.denoise.patch2self import patch2self
 
-    with tempfile.TemporaryDirectory() as folder:  # version 3 works in memory-mapped files
+    # Version 3 works in memory-mapped files of the whole series: too much for the /tmp of many containers.
+    with tempfile.TemporaryDirectory(dir=os.curdir) as folder:
         denoised = patch2self(
             acquired,
             scan.gradients.bvals,

@@ -183,6 +183,17 @@ def test_every_option_has_help_with_its_default():
         assert action.help, action.dest
 
 
+def test_the_first_line_of_a_run_waits_for_nothing_heavy(tmp_path):
+    code = (
+        "import builtins, sys\nfrom bids_dmrigen.cli.app import main\n"
+        "heavy = {'torch', 'nibabel', 'nipype', 'ants', 'dipy', 'bids', 'pandas'}\n"
+        "def first(line, **more):\n    sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)\n"
+        "builtins.print = first\n"
+        f"main(['{tmp_path}', '{tmp_path}/out', 'participant'])\nsys.exit('nothing was said')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_help_and_version_import_nothing_heavy():
     code = (
         "import sys\nfrom bids_dmrigen.cli.app import main\n"
