@@ -5,7 +5,7 @@ python benchmarks/rishldm.py [simulated] [levels] [real] [repeat] [cost] [ablati
 
 simulated: people who were not trained on, 2.5 mm, b = 1000, SNR 20, 30 directions, against the noise-free 2 mm scan of
 the same person (Table 1 of Zhu et al. 2024: NMSE and SSIM of the RISH features and of FA), for cubic-spline up-sampling
-alone, voxel-wise scaling by the mean ratio of the training pairs (linear RISH harmonisation) and the method. levels:
+alone, scaling of each degree by the mean ratio of the training pairs (linear RISH harmonisation) and the method. levels:
 how far the latents are noised, by the same errors. real: one run of 12 directions of a dense scan against all 84.
 repeat: two runs of a scan, each enhanced by itself: the within-person standard deviation of FA, white and grey matter,
 and the angle between fibres before and after. cost: a whole brain. ablation (Table 2): without fine-tuning the second

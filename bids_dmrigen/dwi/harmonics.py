@@ -108,9 +108,14 @@ def undamped_weights(acquired: Tensor, order: int, smoothing: float = SMOOTHING)
     """
     weights = fit_weights(acquired, order, smoothing)
     kept = torch.einsum("...kn,...nk->...k", weights, harmonics(acquired, order))
-    sizes = [2 * degree + 1 for degree in range(0, order + 1, 2)]
-    mean = torch.cat([k.mean(dim=-1, keepdim=True).expand_as(k) for k in kept.split(sizes, dim=-1)], dim=-1)
+    parts = kept.split(degree_sizes(order), dim=-1)
+    mean = torch.cat([k.mean(dim=-1, keepdim=True).expand_as(k) for k in parts], dim=-1)
     return weights / mean[..., None]
+
+
+def degree_sizes(order: int) -> list[int]:
+    """Return how many symmetric harmonics there are of each degree up to this even order: 1, 5, 9 ..."""
+    return [2 * degree + 1 for degree in range(0, order + 1, 2)]
 
 
 def degrees(order: int) -> list[int]:
@@ -130,12 +135,11 @@ def rish(coefficients: Tensor, order: int, dim: int = -1) -> Tensor:
     dim
         In the result it has order / 2 + 1.
     """
-    sizes = [2 * degree + 1 for degree in range(0, order + 1, 2)]
-    parts = coefficients.square().split(sizes, dim)
+    parts = coefficients.square().split(degree_sizes(order), dim)
     return torch.stack([part.sum(dim) for part in parts], dim)
 
 
 def scaled(coefficients: Tensor, scale: Tensor, order: int, dim: int = -1) -> Tensor:
     """Return lambda_l C_lm: coefficients (..., K, ...) with each degree scaled by (..., order / 2 + 1, ...)."""
-    repeats = torch.tensor([2 * degree + 1 for degree in range(0, order + 1, 2)], device=scale.device)
+    repeats = torch.tensor(degree_sizes(order), device=scale.device)
     return coefficients * scale.repeat_interleave(repeats, dim)

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from ..dwi.gradients import distinct
 from ..dwi.harmonics import harmonics, order_for, scaled, undamped_weights
+from ..dwi.rish import LEAST_DIRECTIONS
 from ..dwi.series import Scan
 from ..dwi.spline import resampled
 from ..nets.rish_ldm import RishLDM
 from .base import Citation, Generated, Grid, MethodSpec, Request, finer_grid, with_weights
-from .rishldm import GOOD, LEAST, RishLatentDiffusion, RishSpec
+from .rishldm import GOOD, RishLatentDiffusion, RishSpec
 from .rishldm_inputs import ORDER
 
 
@@ -91,7 +92,7 @@ class LinearHarmonisation:
                 "  doi = {10.1016/j.neuroimage.2016.04.041}\n}"
             ),
         ),
-        min_directions=LEAST,
+        min_directions=LEAST_DIRECTIONS,
         good_directions=GOOD,
         needs_weights=True,
         weights_from=RishLatentDiffusion.spec.name,
@@ -115,7 +116,7 @@ class LinearHarmonisation:
         world = torch.from_numpy(scan.gradients.world_directions(scan.affine))
         made_anew = np.zeros(len(scan.gradients), bool)
         for _, volumes in scan.gradients.shells():
-            if len(distinct(scan.gradients.bvecs[volumes])) < LEAST:
+            if len(distinct(scan.gradients.bvecs[volumes])) < LEAST_DIRECTIONS:
                 continue
             made_anew[volumes] = True
             shell = series[torch.from_numpy(volumes)][:, inside]  # (N, V)

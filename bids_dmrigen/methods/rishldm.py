@@ -2,13 +2,13 @@
 
 How strong the signal's spherical harmonics of each degree are is made anew, in a latent space; where they point stays.
 `paper` is the paper's; `small`, the default, has a super-resolution that also sees what was measured and how noisy it
-is, and adds to that.
+is, adds to that, and does nearly all of the work.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,22 +16,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..diffusion.noise import NoiseSource
 from ..diffusion.training import resolve_precision
 from ..dwi.gradients import distinct
 from ..dwi.harmonics import harmonics, order_for
 from ..dwi.noise import shell_sigma
+from ..dwi.rish import LEAST_B0, LEAST_DIRECTIONS
 from ..dwi.series import Scan, ScanError
 from ..dwi.spline import resampled
 from ..nets.rish_ldm import RishLDM, RishLDMSpec
 from ..nets.unet import UNetSpec
 from ..nets.vqvae import VQVAESpec
 from .base import Citation, Generated, MethodSpec, Request, finer_grid, sampling_record, with_weights
-from .rishldm_examples import BVALS
+from .rishldm_examples import BVALS, ZOOMS
 from .rishldm_inputs import DEGREES, ORDER, TOLD, Shell, fitted, on_grid, scales, signals
 from .rishldm_stages import LEVELS, STAGES, known_for, refined, times_of, translate
 
-LEAST = 6  # directions that determine harmonics of degree 2
 GOOD = 15  # and of degree 4
 FAST_STEPS, PAPER_STEPS = 4, 50  # there, and as many back
 MARGIN = 8  # voxels around the brain that the networks see
@@ -54,6 +53,10 @@ SIZES = {
 TOO_FEW = "b = {bval:.0f} s/mm² has {found} different directions, RISH features need {least}: it was left as it is"
 NOTHING = "{title} needs a shell with at least {least} different directions; most found on one: {found}"
 NO_DEGREE_4 = "b = {bval:.0f} s/mm²: {found} directions do not determine harmonics of degree 4, which take {needed}"
+NO_BRAIN = "{title}: no voxel of the brain mask has signal at b = 0; check the mask and the b0s"
+FINER_THAN_TRAINED = (
+    "voxels are {found:.1f} times smaller than the scan's along an axis; the weights know {most:g} at most"
+)
 UNTRAINED_B = "b = {bval:.0f} s/mm² lies outside what the weights were trained on, {low:.0f} to {high:.0f}"
 
 
@@ -63,12 +66,12 @@ class RishSpec(MethodSpec):
     def check(self, scan: Scan) -> list[str]:
         warnings = super().check(scan)
         shells = [(bval, len(distinct(scan.gradients.bvecs[volumes]))) for bval, volumes in scan.gradients.shells()]
-        if all(found < LEAST for _, found in shells):
+        if all(found < LEAST_DIRECTIONS for _, found in shells):
             found = max((found for _, found in shells), default=0)
-            raise ScanError(NOTHING.format(title=self.title, least=LEAST, found=found))
+            raise ScanError(NOTHING.format(title=self.title, least=LEAST_DIRECTIONS, found=found))
         for bval, found in shells:
-            if found < LEAST:
-                warnings.append(TOO_FEW.format(bval=bval, found=found, least=LEAST))
+            if found < LEAST_DIRECTIONS:
+                warnings.append(TOO_FEW.format(bval=bval, found=found, least=LEAST_DIRECTIONS))
             elif not BVALS[0] <= bval <= BVALS[1]:
                 warnings.append(UNTRAINED_B.format(bval=bval, low=BVALS[0], high=BVALS[1]))
         return warnings
@@ -84,8 +87,8 @@ class RishLatentDiffusion:
         name="rishldm",
         title="RISH latent diffusion",
         summary=(
-            "makes the strength of the signal's spherical harmonics anew, as a scanner of higher field would show it, "
-            "by a latent diffusion model, and keeps where they point"
+            "makes the strength of the signal's spherical harmonics anew, as a better scanner would show it, by a "
+            "latent diffusion model and super-resolution, and keeps where they point"
         ),
         citation=Citation(
             key="zhu2024rish",
@@ -102,9 +105,10 @@ class RishLatentDiffusion:
                 "  eprint = {2408.12897},\n  archivePrefix = {arXiv}\n}"
             ),
         ),
-        min_directions=LEAST,
+        min_directions=LEAST_DIRECTIONS,
         good_directions=GOOD,
         needs_weights=True,
+        draws=False,
         finer="may",
         samplers={
             "paper": f"DDIM inversion and DDIM, {PAPER_STEPS} steps each",
@@ -120,7 +124,7 @@ class RishLatentDiffusion:
 
     def configuration(self, size: str) -> dict[str, Any]:
         """Return what the networks of this size are built from and trained within."""
-        return {**asdict(SIZES[size]), "bvals": list(BVALS), "directions_at_least": LEAST}
+        return {**asdict(SIZES[size]), "bvals": list(BVALS), "directions_at_least": LEAST_DIRECTIONS}
 
     def stages(self, net: RishLDM) -> list:
         """Return the four trainings, in order."""
@@ -129,20 +133,21 @@ class RishLatentDiffusion:
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Make the shells of a scan anew with `net`, or with stored weights where there is none."""
         begun = time.monotonic()
+        request = replace(request, n_samples=1)
         net, weights = with_weights(self, net, request)
         net = net.to(request.device).eval()
         warnings = self.spec.check(scan)
         steps = request.steps or (FAST_STEPS if request.sampler == "fast" else PAPER_STEPS)
         precision = resolve_precision(request.precision, request.device)
         maker = _Maker(net, scan, request, steps, precision)
-        mean, std, scale, made_anew = maker.make()
+        mean, scale, made_anew = maker.make()
         record = sampling_record(
             self.spec, request, weights, steps, precision, time.monotonic() - begun,
             evaluations=maker.evaluations, Scales=scale,
         )  # fmt: skip
         kept = ~made_anew & (maker.grid is None)
         return Generated(
-            mean, std, scan.gradients, (), kept, record, warnings=tuple(warnings + maker.warnings), grid=maker.grid
+            mean, None, scan.gradients, (), kept, record, warnings=tuple(warnings + maker.warnings), grid=maker.grid
         )
 
 
@@ -161,70 +166,50 @@ class _Maker:
     def __init__(self, net: RishLDM, scan: Scan, request: Request, steps: int, precision: str):
         self.net, self.scan, self.request, self.precision = net, scan, request, precision
         self.times, self.evaluations, self.warnings = times_of(steps), 0, []
+        self.brain = _with_b0(scan)
         self.points = [np.arange(float(n)) for n in scan.mask.shape]
         self.grid, edge = None, RishLatentDiffusion.spec.edge_mm(scan.zooms_mm, request.options.get("voxel_mm"))
         if edge is not None:
             self.points, self.grid = finer_grid(scan.mask, scan.affine, edge)
+            found, most = max(scan.zooms_mm) / edge, max(map(max, ZOOMS))
+            if found > most + 0.05:
+                self.warnings.append(FINER_THAN_TRAINED.format(found=found, most=most))
         self.box = self._box()
         self.world = scan.gradients.world_directions(scan.affine)
 
     @torch.no_grad()
-    def make(self) -> tuple[np.ndarray, np.ndarray | None, dict[str, list[float]], np.ndarray]:
-        """Return the series, its spread (of several samples), each shell's mean scales, and which volumes are new."""
-        n, told = self.request.n_samples, {}
+    def make(self) -> tuple[np.ndarray, dict[str, list[float]], np.ndarray]:
+        """Return the series, each shell's mean scales, and which volumes are new."""
+        told = {}
         series = torch.from_numpy(np.asarray(self.scan.data, np.float32)).permute(3, 0, 1, 2)
         series = series if self.grid is None else resampled(series, self.points).clamp_min(0)
-        spread = torch.zeros_like(series) if n > 1 else None
         series = series.clone() if self.grid is None else series
-        made_anew = np.zeros(len(series), bool)
+        made_anew, inside = np.zeros(len(series), bool), self._inside()
         for bval, volumes in self.scan.gradients.shells():
-            if self._directions(volumes) < LEAST:
+            if self._directions(volumes) < LEAST_DIRECTIONS:
                 continue
             made_anew[volumes] = True
-            mean, std, told[f"b={bval:.0f}"] = self._shell(bval, volumes, n)
-            inside = self._mask()
-            for volume, m, s in zip(volumes.tolist(), mean, std if n > 1 else mean, strict=True):
+            made, told[f"b={bval:.0f}"] = self._shell(bval, volumes)
+            for volume, image in zip(volumes.tolist(), made, strict=True):
                 part = series[volume][self.box.of_result]
-                part.copy_(torch.where(inside, m, part))
-                if spread is not None:
-                    spread[volume][self.box.of_result] = s * inside
-        arrays = [None if x is None else x.permute(1, 2, 3, 0).contiguous().numpy() for x in (series, spread)]
-        return arrays[0], arrays[1], told, made_anew
+                part.copy_(torch.where(inside, image, part))
+        return series.permute(1, 2, 3, 0).contiguous().numpy(), told, made_anew
 
-    def _shell(self, bval: float, volumes: np.ndarray, n: int) -> tuple[Tensor, Tensor | None, list[float]]:
-        """Return mean and spread (N, P, Q, R) of a shell's volumes in the box, and the mean scales."""
+    def _shell(self, bval: float, volumes: np.ndarray) -> tuple[Tensor, list[float]]:
+        """Return a shell's volumes (N, P, Q, R) in the box, and the mean scales in the brain."""
         shell, b0, lowest = self._fitted(bval, volumes)
         if not shell.determined[0, 2]:
             self.warnings.append(NO_DEGREE_4.format(bval=bval, found=self._directions(volumes), needed=GOOD))
-        basis = harmonics(torch.as_tensor(self.world[volumes], dtype=torch.float32), ORDER).to(self.request.device)
-        b0, lowest = (resampled(image, self.box.points).clamp_min(0) for image in (b0, lowest))
-        total = squares = 0.0
-        mean_scale = torch.zeros(len(DEGREES))
-        for sample in range(n):
-            made, found = self._sample(shell, bval, basis, sample if n > 1 else None)
-            # Between the directions of a few, harmonics swing below anything that was measured.
-            made = torch.maximum(made * b0, lowest)
-            total, squares, mean_scale = total + made, squares + made.square(), mean_scale + found / n
-            if self.request.progress is not None:
-                self.request.progress(f"samples at b = {bval:.0f} s/mm²", sample + 1, n)
-        mean = total / n
-        std = ((squares / n - mean.square()).clamp_min(0) * (n / (n - 1))).sqrt() if n > 1 else None
-        return mean, std, [round(float(s), 4) for s in mean_scale]
-
-    def _sample(self, shell: Shell, bval: float, basis: Tensor, sample: int | None) -> tuple[Tensor, Tensor]:
-        """Return S / S0 (N, P, Q, R) of a shell in the box, and the mean scale (3,) in the brain."""
         device = self.request.device
-        low = shell.features
-        noise = None if sample is None else self._noise(bval, sample, low)
+        basis = harmonics(torch.as_tensor(self.world[volumes], dtype=torch.float32), ORDER).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            made = translate(self.net, low, self.times, noise).float()
+            made = translate(self.net, shell.features, self.times).float()
         self.evaluations += sum(
-            len(times) * (1 + (level.guidance != 0) + (noise is None))
-            for times, level in zip(self.times, LEVELS, strict=True)
+            len(times) * (2 + (level.guidance != 0)) for times, level in zip(self.times, LEVELS, strict=True)
         )
         trust = torch.tensor(TRUST, device=device)[:, None, None, None]
-        parts, sums, voxels = [], torch.zeros(len(DEGREES)), 0
-        for first, last, halo in self._slabs():
+        parts, sums, voxels, slabs = [], torch.zeros(len(DEGREES)), 0, list(self._slabs())
+        for done, (first, last, halo) in enumerate(slabs):
             points = [*self.box.points[:2], self.box.points[2][halo]]
             part = on_grid(shell, points)
             known = known_for(self.net, part)
@@ -237,7 +222,12 @@ class _Maker:
             inside = part.mask[0, ..., own]
             sums += (scale[0] * inside).sum(dim=(1, 2, 3)).cpu()
             voxels += int(inside.sum())
-        return torch.cat(parts, dim=3), sums / max(voxels, 1)
+            if self.request.progress is not None:
+                self.request.progress(f"slabs at b = {bval:.0f} s/mm²", done + 1, len(slabs))
+        b0, lowest = (resampled(image, self.box.points).clamp_min(0) for image in (b0, lowest))
+        # Between the directions of a few, harmonics swing below anything that was measured.
+        series = torch.maximum(torch.cat(parts, dim=3) * b0, lowest)
+        return series, [round(float(s), 4) for s in sums / max(voxels, 1)]
 
     def _fitted(self, bval: float, volumes: np.ndarray) -> tuple[Shell, Tensor, Tensor]:
         """Return a shell's harmonics in the padded box, and the b0 and the lowest volume (X, Y, Z) there."""
@@ -252,7 +242,7 @@ class _Maker:
         bvecs = torch.as_tensor(self.world[volumes], dtype=torch.float32, device=device)[None]
         sigma = shell_sigma(scan, volumes) * one
         count = int(scan.gradients.is_b0.sum()) * one
-        dwis, mask = block(scan.data[..., volumes]), block(scan.mask) > 0.5
+        dwis, mask = block(scan.data[..., volumes]), block(self.brain) > 0.5
         size = torch.as_tensor(scan.zooms_mm, dtype=torch.float32, device=device)[None]
         order = order_for(self._directions(volumes), ORDER)
         shell = fitted(b0, dwis, bvecs, bval * one, sigma, count, mask, size, order)
@@ -262,21 +252,11 @@ class _Maker:
         """Return how many different directions some volumes have."""
         return len(distinct(self.scan.gradients.bvecs[volumes]))
 
-    def _noise(self, bval: float, sample: int, low: Tensor):
-        """Return degree -> noise for the latents of features (1, 3, x, y, z)."""
-        r, spec = self.request, self.net.spec.autoencoder
-        shape = (spec.code_width, *(n // spec.divisor for n in low.shape[2:]))
-
-        def noise(degree: int) -> Tensor:
-            return NoiseSource(r.seed, r.subject, r.run, "rishldm", [(round(bval), degree, sample)], shape, r.device)(0)
-
-        return noise
-
     def _box(self) -> _Box:
         """Return the brain with a margin; the networks' divisor is reached by zeros beyond it."""
-        corners = np.argwhere(self.scan.mask)
+        corners = np.argwhere(self.brain)
         low = np.maximum(corners.min(axis=0) - MARGIN, 0)
-        high = np.minimum(corners.max(axis=0) + 1 + MARGIN, self.scan.mask.shape)
+        high = np.minimum(corners.max(axis=0) + 1 + MARGIN, self.brain.shape)
         divisor = self.net.spec.divisor
         missing = [-int(b - a) % divisor for a, b in zip(low, high, strict=True)]
         padding = tuple(n for m in reversed(missing) for n in (0, m))
@@ -289,10 +269,10 @@ class _Maker:
             tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True)), padding, own, tuple(of_result)
         )
 
-    def _mask(self) -> Tensor:
-        """Return the brain (P, Q, R) on the result's grid in the box."""
-        mask = torch.from_numpy(self.scan.mask[self.box.inside].astype(np.float32))
-        return resampled(mask, self.box.points) > 0.5
+    def _inside(self) -> Tensor:
+        """Return where the result is made anew (P, Q, R) on its grid in the box."""
+        brain = torch.from_numpy(self.brain[self.box.inside].astype(np.float32))
+        return resampled(brain, self.box.points) > 0.5
 
     def _slabs(self):
         """Yield the first and last layer of the result's slabs in the box, and the layers that they depend on."""
@@ -302,3 +282,12 @@ class _Maker:
         for first in range(0, nz, size):
             last = min(first + size, nz)
             yield first, last, slice(max(first - reach, 0), min(last + reach, nz))
+
+
+def _with_b0(scan: Scan) -> np.ndarray:
+    """Return the brain (X, Y, Z) without voxels that have next to no signal at b = 0: S / S0 is nothing there."""
+    b0 = scan.mean_b0()
+    brain = scan.mask & (b0 > LEAST_B0 * (b0[scan.mask].mean() if scan.mask.any() else 0))
+    if not brain.any():
+        raise ScanError(NO_BRAIN.format(title=RishLatentDiffusion.spec.title))
+    return brain

@@ -16,7 +16,7 @@ from ..simulate.examples import People, numbers_from
 from ..simulate.imaging import Imaging, measure
 from .rishldm_inputs import ORDER, Shell, fitted
 
-SIDE = (32, 32, 16)  # voxels of a training block
+SIDE = (32, 32, 16)  # voxels of a training block, at least
 BVALS = (600.0, 3200.0)  # s/mm²
 VOXEL_MM = (1.5, 3.5)
 DIRECTIONS = (6, 8, 12, 16, 20, 30, 45, 64)
@@ -36,7 +36,9 @@ class Pair(NamedTuple):
     fine: Tensor  # (B, 3, X, Y, Z) on its own
 
 
-def simulated(people: People, batch: int, generator: torch.Generator, both: bool = True) -> Pair:
+def simulated(
+    people: People, batch: int, generator: torch.Generator, both: bool = True, side: tuple[int, int, int] = SIDE
+) -> Pair:
     """Return pairs of blocks of simulated people.
 
     Parameters
@@ -49,6 +51,8 @@ def simulated(people: People, batch: int, generator: torch.Generator, both: bool
         The only source of chance.
     both
         False: the fine grid is not needed, and `fine` is `coarse`.
+    side
+        Voxels of the poor scan's blocks.
     """
     device = people.device
     uniform, normal = numbers_from(generator)
@@ -60,7 +64,7 @@ def simulated(people: People, batch: int, generator: torch.Generator, both: bool
     bval = BVALS[0] * (BVALS[1] / BVALS[0]) ** uniform(batch)
     turn = torch.linalg.qr(normal(batch, 3, 3)).Q
     bvecs = F.normalize(_even(n, device) @ turn + UNEVEN * uniform(batch, 1, 1) * normal(batch, n, 3), dim=2)
-    blocks = people.slices(generator, batch, SIDE, VOXEL_MM)
+    blocks = people.slices(generator, batch, side, VOXEL_MM)
     b0, dwis = _signal(blocks, bval, bvecs)
     clean = torch.cat([b0.expand(-1, b0s, -1, -1, -1), dwis], dim=1)
     seen = measure(clean, torch.ones_like(bval), generator, IMAGING)
@@ -70,7 +74,7 @@ def simulated(people: People, batch: int, generator: torch.Generator, both: bool
     low = fitted(b0, seen.signal[:, b0s:], bvecs, bval, seen.sigma, count, mask, size, order)
     coarse = fine = _true_features(blocks, bval)
     if zoom != ZOOMS[0]:
-        size = tuple(round(z * side) for z, side in zip(zoom, SIDE, strict=True))
+        size = tuple(round(z * n) for z, n in zip(zoom, side, strict=True))
         fine = _true_features(people.finer(blocks, size, generator), bval)
     return Pair(low, coarse, fine)
 

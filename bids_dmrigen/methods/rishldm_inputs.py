@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..dwi.harmonics import rish, scaled, undamped_weights
+from ..dwi.harmonics import degree_sizes, n_harmonics, rish, scaled, undamped_weights
+from ..dwi.rish import LEAST_B0
 from ..dwi.spline import resampled
 
 ORDER = 4
@@ -18,7 +19,6 @@ DEGREES = (0, 2, 4)
 # Features are the roots of the RISH features, |C_l| / sqrt(4 pi) in units of these: at l = 0 the mean of S / S0.
 UNITS = (0.5, 0.1, 0.03)
 FLOOR = 0.1  # uncertainty of a feature beside that of its noise, in its units
-LEAST_B0 = 0.05  # of the brain's mean b0: voxels with less take this as theirs
 LARGEST_RATIO = 2.0  # of S / S0
 LARGEST_SCALE = 3.0  # of coefficients
 TINY = 1e-3  # of a feature, in its units: what a scale is at least relative to
@@ -94,14 +94,13 @@ def fitted(
     order
         Of the fit, 2 or 4: what the different ones of the directions determine.
     """
-    sizes = [2 * degree + 1 for degree in range(0, order + 1, 2)]
     weights = undamped_weights(bvecs, order)  # (B, K, n)
     brain = (b0 * mask).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3)).clamp_min(1)
     s0 = torch.maximum(b0, LEAST_B0 * brain.reshape(-1, 1, 1, 1)).clamp_min(1e-12)[:, None]
     coefficients = torch.einsum("bkn,bnxyz->bkxyz", weights, (dwis / s0).clamp(0, LARGEST_RATIO))
-    missing = (ORDER + 1) * (ORDER + 2) // 2 - coefficients.shape[1]
+    missing = n_harmonics(ORDER) - n_harmonics(order)
     coefficients = torch.nn.functional.pad(coefficients, (0, 0, 0, 0, 0, 0, 0, missing))
-    variance = torch.stack([v.sum(dim=1) for v in weights.square().sum(dim=2).split(sizes, dim=1)], dim=1)
+    variance = torch.stack([v.sum(dim=1) for v in weights.square().sum(dim=2).split(degree_sizes(order), dim=1)], dim=1)
     variance = torch.nn.functional.pad(variance, (0, len(DEGREES) - variance.shape[1])) / _units(b0).square()
     return Shell(coefficients, s0, sigma, variance, bval, b0s, mask, voxel_mm, voxel_mm)
 
@@ -133,7 +132,7 @@ def known_of(shell: Shell) -> Known:
     """
     measured, noise_power = shell.features, _column(shell.variance) * shell.noise.square()
     centre = (measured.square() - noise_power).clamp_min(0).sqrt()
-    counts = _column(torch.tensor([2.0 * d + 1 for d in DEGREES], device=measured.device))
+    counts = _column(torch.tensor(degree_sizes(ORDER), dtype=measured.dtype, device=measured.device))
     of_b0 = measured.square() * shell.noise.square() / shell.b0s.reshape(-1, 1, 1, 1, 1)
     scale = (noise_power / counts + of_b0).sqrt() + FLOOR
     inside = shell.mask[:, None].to(measured)

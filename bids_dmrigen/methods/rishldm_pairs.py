@@ -53,13 +53,15 @@ class MeasuredPairs:
         for k, other in self.partner.items():
             self._check_place(k, other)
 
-    def pair(self, batch: int, generator: torch.Generator, both: bool = True) -> Pair:
+    def pair(
+        self, batch: int, generator: torch.Generator, both: bool = True, side: tuple[int, int, int] = SIDE
+    ) -> Pair:
         """Return blocks of one poor scan along some of a shell's directions, and the good scan's features there.
 
         Parameters are those of `rishldm_examples.simulated`.
         """
         uniform, _ = numbers_from(generator)
-        views, b0s, volumes = self.poor.shell_slices(generator, batch, SIDE, min(DIRECTIONS), BVALS, list(self.partner))
+        views, b0s, volumes = self.poor.shell_slices(generator, batch, side, min(DIRECTIONS), BVALS, list(self.partner))
         fewer = [n for n in DIRECTIONS if n < len(volumes)]
         if fewer and uniform(1) < 0.5:
             volumes = volumes[: fewer[int(uniform(1) * len(fewer))]]
@@ -71,15 +73,16 @@ class MeasuredPairs:
             views.affine[:, :3, :3].norm(dim=1), order,
         )  # fmt: skip
         true, affine = self._features(self.partner[views.scan], round(float(low.bval[0])))
-        coarse = fine = self._there(true, affine, views.affine, SIDE) * low.mask[:, None]
+        coarse = fine = self._there(true, affine, views.affine, side, side) * low.mask[:, None]
         if both:
             zoom = ZOOMS[int(uniform(1) * len(ZOOMS))]
-            fine = self._there(true, affine, views.affine, tuple(round(z * n) for z, n in zip(zoom, SIDE, strict=True)))
+            finer = tuple(round(z * n) for z, n in zip(zoom, side, strict=True))
+            fine = self._there(true, affine, views.affine, side, finer)
         return Pair(low, coarse, fine)
 
-    def _there(self, true: Tensor, affine: Tensor, views: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def _there(self, true: Tensor, affine: Tensor, views: Tensor, side: tuple[int, ...], shape: tuple[int, ...]):
         """Return features (B, 3, *shape) at voxels that share each block's extent evenly, 0 outside the good scan."""
-        axes = [(torch.arange(n) + 0.5) * (side / n) - 0.5 for n, side in zip(shape, SIDE, strict=True)]
+        axes = [(torch.arange(n) + 0.5) * (m / n) - 0.5 for n, m in zip(shape, side, strict=True)]
         voxels = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).to(self.device)
         to_good = torch.linalg.inv(affine) @ views
         points = torch.einsum("bij,xyzj->bxyzi", to_good[:, :3, :3], voxels) + to_good[:, None, None, None, :3, 3]

@@ -45,6 +45,8 @@ class Stage:
 
     def __init__(self, net: RishLDM):
         self.net = net
+        divisor = net.spec.divisor
+        self.side = tuple(-(-n // divisor) * divisor for n in SIDE)  # of the poor scan's blocks
 
     def plan(self, size: str) -> Plan:
         """Return the default budget and settings; the paper's: AdamW, 1e-4, 200 and 1000 epochs."""
@@ -63,7 +65,7 @@ class Stage:
 
         def make(index: int):
             generator = numbers_of_step(seed, index, source.device)
-            return self.example(pair_of(source, batch, generator, self.fine), generator)
+            return self.example(pair_of(source, batch, generator, self.fine, self.side), generator)
 
         return make
 
@@ -78,6 +80,11 @@ class Stage:
     def loss(self, net: nn.Module, batch: Any) -> Tensor:
         """Return the training loss of a batch; `net` may be wrapped, and is called as `RishLDM`."""
         raise NotImplementedError
+
+    def _some_pairs(self, source: Source, batch: int, seed: int) -> Iterator[Pair]:
+        """Yield pairs on the poor scan's grid, to read the network's constants from; none of them is trained on."""
+        for k in range(CONSTANT_BATCHES):
+            yield pair_of(source, batch, numbers_of_step(seed + 1, k, source.device), False, self.side)
 
 
 class Autoencoder(Stage):
@@ -130,7 +137,7 @@ class LatentDiffusion(Stage):
     def begin(self, source: Source, batch: int, seed: int) -> None:
         super().begin(source, batch, seed)
         self.net.latent_scale.fill_(1)
-        latents = torch.cat([self._latents(pair) for pair in _some_pairs(source, batch, seed)])
+        latents = torch.cat([self._latents(pair) for pair in self._some_pairs(source, batch, seed)])
         self.net.latent_scale.copy_(latents.std(dim=(0, 2, 3, 4)).clamp_min(1e-3).reshape(-1, 1, 1, 1))
 
     @torch.no_grad()
@@ -170,7 +177,7 @@ class SuperResolution(Stage):
     def begin(self, source: Source, batch: int, seed: int) -> None:
         super().begin(source, batch, seed)
         good, poor = torch.zeros_like(self.net.ratios), torch.zeros_like(self.net.ratios)
-        for pair in _some_pairs(source, batch, seed):
+        for pair in self._some_pairs(source, batch, seed):
             known = pair.low.determined[:, :, None, None, None]
             good += (known * pair.coarse.square()).sum(dim=(0, 2, 3, 4))
             poor += (known * pair.low.features.square()).sum(dim=(0, 2, 3, 4))
@@ -178,7 +185,7 @@ class SuperResolution(Stage):
 
     @torch.no_grad()
     def example(self, pair: Pair, generator: torch.Generator) -> Refinement:
-        points = [even_points(n, wanted) for n, wanted in zip(SIDE, pair.fine.shape[2:], strict=True)]
+        points = [even_points(n, wanted) for n, wanted in zip(self.side, pair.fine.shape[2:], strict=True)]
         device = pair.fine.device
         with torch.autocast(device.type, torch.bfloat16, enabled=resolve_precision("auto", device) == "bf16"):
             made = translate(self.net, pair.low.features, times_of(TRAINING_STEPS)).float()
@@ -200,17 +207,13 @@ class SuperResolution(Stage):
 STAGES = (Autoencoder3T, Autoencoder7T, LatentDiffusion, SuperResolution)
 
 
-def _some_pairs(source: Source, batch: int, seed: int) -> Iterator[Pair]:
-    """Yield pairs on the poor scan's grid, to read the network's constants from; none of them is trained on."""
-    for k in range(CONSTANT_BATCHES):
-        yield pair_of(source, batch, numbers_of_step(seed + 1, k, source.device), both=False)
-
-
-def pair_of(source: Source, batch: int, generator: torch.Generator, both: bool) -> Pair:
+def pair_of(
+    source: Source, batch: int, generator: torch.Generator, both: bool, side: tuple[int, int, int] = SIDE
+) -> Pair:
     """Return pairs of simulated people's blocks, or of measured scans'."""
     if isinstance(source, People):
-        return simulated(source, batch, generator, both)
-    return source.pair(batch, generator, both)
+        return simulated(source, batch, generator, both, side)
+    return source.pair(batch, generator, both, side)
 
 
 def labels_of(n: int, kinds: int, device: torch.device) -> Tensor:
@@ -220,17 +223,17 @@ def labels_of(n: int, kinds: int, device: torch.device) -> Tensor:
 
 
 def times_of(steps: int) -> tuple[list[int], ...]:
-    """Return the rising times of inversion of each degree."""
-    return tuple([round(k * level.time / steps) for k in range(1, steps + 1)] for level in LEVELS)
+    """Return the rising times of inversion of each degree: so many, or as many as its level has."""
+    return tuple(
+        [round(k * level.time / n) for k in range(1, n + 1)] for level in LEVELS for n in [min(steps, level.time)]
+    )
 
 
-def translate(
-    net: RishLDM, low: Tensor, times: Sequence[Sequence[int]], noise: Callable[[int], Tensor] | None = None
-) -> Tensor:
+def translate(net: RishLDM, low: Tensor, times: Sequence[Sequence[int]]) -> Tensor:
     """Return features (B, 3, H, W, D) as a better scanner would show them, of those of a poor scan.
 
-    Encoded; noised by inverting DDIM as "3t" (Eq. 8) or, for a sample, by random noise; denoised as "7t" with guidance,
-    (1 + w) e(x, c) - w e(x) (Eq. 10); decoded. How far and how strongly is a matter of degree.
+    Encoded; noised by inverting DDIM as "3t" (Eq. 8); denoised as "7t" with guidance, (1 + w) e(x, c) - w e(x)
+    (Eq. 10); decoded. How far and how strongly is a matter of degree.
 
     Parameters
     ----------
@@ -240,8 +243,6 @@ def translate(
         (B, 3, H, W, D) that divides by `net.spec.divisor`.
     times
         Of inversion, for each degree.
-    noise
-        Degree -> (B, C, h, w, d) standard normal noise; None inverts.
     """
     latents = net.encode(FIELDS[0], low).unflatten(0, low.shape[:2])
     made = torch.empty_like(latents)
@@ -258,10 +259,7 @@ def translate(
                 found = (1 + w) * found - w * predicted(x, t, net.unet.untold)
             return PROCESS.to_x0(x, t, found, "noise")
 
-        if noise is None:
-            start = ddim_inverse(lambda x, t, ask=predicted: ask(x, t, 0), PROCESS, own, rising).x0
-        else:
-            start = PROCESS.add_noise(own, rising[-1], noise(degree))
+        start = ddim_inverse(lambda x, t, ask=predicted: ask(x, t, 0), PROCESS, own, rising).x0
         made[:, degree] = ddim(denoise, PROCESS, start, rising[::-1]).x0
     return net.decode(FIELDS[1], made.flatten(0, 1))
 

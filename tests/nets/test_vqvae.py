@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bids_dmrigen.nets.vqvae import COMMITMENT, VQVAE, Codebook, VQVAESpec
+from bids_dmrigen.nets.vqvae import COMMITMENT, FOLLOW, VQVAE, Codebook, VQVAESpec
 
 TINY = VQVAESpec(widths=(8, 8), blocks=1, codes=16, code_width=4)
 
@@ -35,6 +35,30 @@ def test_latents_become_the_nearest_codes_and_gradients_pass():
     torch.testing.assert_close(found.loss, COMMITMENT * (vectors - book.codes[nearest]).square().mean())
     (found.codes * torch.arange(3.0)[:, None, None, None]).sum().backward()
     torch.testing.assert_close(latents.grad, torch.arange(3.0)[:, None, None, None].expand_as(latents))
+
+
+def test_codebook_is_monais():
+    from monai.networks.layers.vector_quantizer import EMAQuantizer
+
+    ours, theirs = Codebook(8, 3), EMAQuantizer(3, 8, 3, commitment_cost=COMMITMENT, decay=FOLLOW)
+    codes, counts = torch.randn(8, 3), torch.full((8,), 20.0)
+    with torch.no_grad():
+        for own, other, value in (
+            (ours.codes, theirs.embedding.weight, codes),
+            (ours.counts, theirs.ema_cluster_size, counts),
+            (ours.sums, theirs.ema_w, codes * counts[:, None]),
+        ):
+            own.copy_(value)
+            other.copy_(value)
+    latents = torch.randn(2, 3, 4, 4, 4)
+    found, (wanted, loss, indices) = ours.eval()(latents), theirs.eval()(latents)
+    torch.testing.assert_close(found.codes, wanted)
+    torch.testing.assert_close(found.loss, loss)
+    assert torch.equal(found.indices, indices)
+    for book in (ours.train(), theirs.train()):
+        book(latents)
+    assert (ours.codes - codes).abs().max() > 1e-3
+    torch.testing.assert_close(ours.codes, theirs.embedding.weight, atol=1e-5, rtol=1e-5)
 
 
 def test_codes_come_to_the_centres_of_clusters_and_none_is_left_idle():
