@@ -5,8 +5,9 @@ python benchmarks/rishldm.py [simulated] [levels] [real] [repeat] [cost] [ablati
 
 simulated: people who were not trained on, 2.5 mm, b = 1000, SNR 20, 30 directions, against the noise-free 2 mm scan of
 the same person (Table 1 of Zhu et al. 2024: NMSE and SSIM of the RISH features and of FA), for cubic-spline up-sampling
-alone, scaling of each degree by the mean ratio of the training pairs (linear RISH harmonisation) and the method. levels:
-how far the latents are noised, by the same errors. real: one run of 12 directions of a dense scan against all 84.
+alone, scaling of each degree by the mean ratio of the training pairs (linear RISH harmonisation), the method, and the
+method with the measured features in place of what the diffusion decodes. levels: how far the latents are noised, by the
+same errors. real: one run of 12 directions of a dense scan against all 84, with and without voxels that lack a volume.
 repeat: two runs of a scan, each enhanced by itself: the within-person standard deviation of FA, white and grey matter,
 and the angle between fibres before and after. cost: a whole brain. ablation (Table 2): without fine-tuning the second
 autoencoder, which is trained anew beside the other, and without super-resolution; not part of the default.
@@ -47,7 +48,7 @@ from bids_dmrigen.simulate.examples import HELD_OUT, People
 from bids_dmrigen.simulate.scanner import acquire, protocol, scan_grid
 from bids_dmrigen.simulate.signal import Tissue
 
-PEOPLE, SNR, DIRECTIONS, BVAL = 2, 20.0, 30, 1000.0
+PEOPLE, SNR, DIRECTIONS, BVAL = 4, 20.0, 30, 1000.0
 POOR_MM, GOOD_MM, SHAPE = 2.5, 2.0, (64, 76, 32)
 COLUMNS = ("L0", "L2", "L4", "FA")
 WHITE_FA, GREY_FA, FIBRE_FA = 0.35, 0.15, 0.3
@@ -66,7 +67,27 @@ def arms(args, net=None) -> dict[str, Arm]:
 
         return make
 
-    return {"B-spline": spline, "RISH scaling": arm("rish", net), "RISH latent diffusion": arm("rishldm", net)}
+    own = arm("rishldm", net)
+    return {
+        "B-spline": spline,
+        "RISH scaling": arm("rish", net),
+        "RISH latent diffusion": own,
+        "measured features, no diffusion": replaced(own, "translate", lambda net, low, times: low),
+    }
+
+
+def replaced(arm: Arm, name: str, instead: Callable) -> Arm:
+    """Return an arm of the method with one of its functions replaced."""
+
+    def make(scan: Scan, voxel_mm: float | None) -> Generated:
+        before = getattr(rishldm, name)
+        setattr(rishldm, name, instead)
+        try:
+            return arm(scan, voxel_mm)
+        finally:
+            setattr(rishldm, name, before)
+
+    return make
 
 
 def spline(scan: Scan, voxel_mm: float | None) -> Generated:
@@ -117,11 +138,13 @@ def scored(made: Generated, poor: Scan, good) -> dict[str, float]:
 
 
 def show(rows: dict[str, list[dict[str, float]]], title: str) -> None:
-    """Print the mean of each arm's scores."""
+    """Print mean and standard deviation of each arm's scores over people."""
     names = list(next(iter(rows.values()))[0])
-    print(f"\n{title}\n{'':>34s}" + "".join(f"{name:>11s}" for name in names))
+    print(f"\n{title}\n{'':>34s}" + "".join(f"{name:>16s}" for name in names))
     for arm, scores in rows.items():
-        print(f"{arm:>34s}" + "".join(f"{np.mean([s[name] for s in scores]):11.4f}" for name in names), flush=True)
+        values = np.array([[s[name] for name in names] for s in scores])
+        shown = (f"{m:8.4f} ± {d:.3f}" for m, d in zip(values.mean(axis=0), values.std(axis=0), strict=True))
+        print(f"{arm:>34s}" + "".join(f"{text:>16s}" for text in shown), flush=True)
 
 
 def table_1(args, chosen: dict[str, Arm], title: str) -> None:
@@ -160,16 +183,7 @@ def levels(args) -> None:
 
 def decoded_alone(arm: Arm) -> Arm:
     """Return an arm of the method without super-resolution: what the diffusion decodes, by cubic splines."""
-
-    def make(scan, voxel_mm):
-        before = rishldm.refined
-        rishldm.refined = lambda net, decoded, known: decoded.clamp_min(0)
-        try:
-            return arm(scan, voxel_mm)
-        finally:
-            rishldm.refined = before
-
-    return make
+    return replaced(arm, "refined", lambda net, decoded, known: decoded.clamp_min(0))
 
 
 def real(args) -> None:
@@ -177,13 +191,16 @@ def real(args) -> None:
     dense = dense_scan(args.data)
     first = np.arange(int(np.flatnonzero(dense.gradients.is_b0)[1]))  # the runs follow one another
     few = Scan(dense.data[..., first], dense.affine, dense.gradients[first], dense.mask)
-    mask = ndimage.binary_erosion(dense.mask, iterations=evaluation.EROSIONS)
+    inner = ndimage.binary_erosion(dense.mask, iterations=evaluation.EROSIONS)
+    masks = {"all voxels": inner, "without zeros": inner & (dense.data > 0).all(axis=3)}
     reference = evaluation.summary_maps(dense)
     print(f"\n{REAL}, its first run of {len(first) - 1} directions against all")
     for name, arm in arms(args).items():
-        made = arm(few, None)
-        scores = evaluation.map_scores(evaluation.summary_maps(replace(few, data=made.mean)), reference, mask)
-        print(f"{name:>34s}  " + "  ".join(f"{key} {value:.4g}" for key, value in scores.items()), flush=True)
+        maps = evaluation.summary_maps(replace(few, data=arm(few, None).mean))
+        for which, mask in masks.items():
+            scores = evaluation.map_scores(maps, reference, mask)
+            shown = "  ".join(f"{key} {value:.4g}" for key, value in scores.items())
+            print(f"{name:>34s}, {which:13s}  {shown}", flush=True)
 
 
 def real_run(path: Path) -> Scan:
