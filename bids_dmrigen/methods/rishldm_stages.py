@@ -100,7 +100,7 @@ class Autoencoder(Stage):
 class Autoencoder3T(Autoencoder):
     """The poor scans' autoencoder."""
 
-    name, share = "autoencoder_3t", 0.12
+    name, share = "autoencoder_3t", 0.03
 
     def example(self, pair: Pair, generator: torch.Generator) -> Tensor:
         return pair.low.features
@@ -109,7 +109,7 @@ class Autoencoder3T(Autoencoder):
 class Autoencoder7T(Autoencoder):
     """The good scans' autoencoder, which starts as that of the poor ones."""
 
-    name, share = "autoencoder_7t", 0.08
+    name, share = "autoencoder_7t", 0.02
 
     def begin(self, source: Source, batch: int, seed: int) -> None:
         super().begin(source, batch, seed)
@@ -131,7 +131,7 @@ class NoisyLatents(NamedTuple):
 class LatentDiffusion(Stage):
     """The U-Net: the mean squared error of the noise that it finds in latents of either field strength."""
 
-    name, share, rate = "unet", 0.25, 1e-3
+    name, share, rate = "unet", 0.07, 1e-3
 
     @torch.no_grad()
     def begin(self, source: Source, batch: int, seed: int) -> None:
@@ -171,7 +171,7 @@ class Refinement(NamedTuple):
 class SuperResolution(Stage):
     """The refiner, on what the diffusion makes of poor scans: mean squared error."""
 
-    name, share, rate, fine = "refiner", 0.55, 1e-3, True
+    name, share, rate, fine = "refiner", 0.88, 1e-3, True
 
     @torch.no_grad()
     def begin(self, source: Source, batch: int, seed: int) -> None:
