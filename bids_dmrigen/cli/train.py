@@ -33,6 +33,7 @@ NO_IMAGES = "an ADC atlas is read with {module}, which is not installed; install
 NOT_ON_SCANS = "--data: {name} is trained on people in the template's space, and prepared scans are not; leave it out"
 PAIRS = "rishldm is trained on pairs: give the good scans of the subjects in --data with --good"
 FOR_RISHLDM = "--good goes with --data and is for rishldm; leave it out"
+ANEW = "{name}: what it was trained on has changed since, so that it is trained anew, from where it ended"
 NOT_TRAINABLE = "{name} has nothing to train beforehand: it needs no weights, or trains on each run itself"
 
 
@@ -125,9 +126,10 @@ def _train(args, device) -> Path | None:
     sources, held_out, trained_on = _sources(args, method, device)
     if hasattr(method, "freeze"):
         method.freeze(net, sources[0])
-    trained = {}
+    trained, earlier = {}, []
     for stage in method.stages(net) if hasattr(method, "stages") else [method]:
-        trained[getattr(stage, "name", "")] = _train_stage(args, stage, net, sources, held_out, device)
+        trained[getattr(stage, "name", "")] = _train_stage(args, stage, earlier, net, sources, held_out, device)
+        earlier.append(stage)
     if rank() != 0:
         return None
     if hasattr(method, "calibrate"):
@@ -137,15 +139,20 @@ def _train(args, device) -> Path | None:
     return save_weights(args.out, name, net, card, dtype)
 
 
-def _train_stage(args, stage, net, sources, held_out, device):
+def _train_stage(args, stage, earlier, net, sources, held_out, device):
     """Train what a stage trains, or the whole network of a method without stages; return how that went."""
     from ..diffusion.parallel import rank
     from ..diffusion.training import resolve_precision, train
 
     name = f"-{stage.name}" if hasattr(stage, "begin") else ""
     checkpoint = args.out / f"checkpoint{name}.safetensors"
+    before = None
     if name:
         stage.begin(sources[0], args.batch, args.seed)
+        if checkpoint.exists():
+            before = _put_back(stage, earlier, net, checkpoint)
+        if before is not None and rank() == 0:
+            print(ANEW.format(name=stage.name), flush=True)
     plan = replace(
         stage.plan(args.size), minutes=args.minutes and args.minutes * getattr(stage, "share", 1.0),
         precision=resolve_precision(args.precision, device), **({} if args.steps is None else {"steps": args.steps}),
@@ -159,12 +166,33 @@ def _train_stage(args, stage, net, sources, held_out, device):
         checkpoint=checkpoint,
         log=args.out / f"log{name}.csv",
         progress=_progress() if rank() == 0 else None,
+        before=before,
     )
     if rank() == 0:
         gain = f"held-out loss {trained.start_loss:.5g} at the start, {trained.held_out_loss:.5g} at best"
         minutes = f"{trained.minutes:.1f} min ({trained.stopped_because})"
         print(f"{stage.name if name else 'training'} ended after {trained.steps} steps, {minutes}; {gain}", flush=True)
     return trained
+
+
+def _put_back(stage, earlier, net, checkpoint: Path):
+    """Put a stage's part of the network back as its checkpoint has it; return where it stood if it must start anew.
+
+    It must where a stage before it has changed since: its examples are made with those. Its constants are then the ones
+    that it has just begun with.
+    """
+    import torch
+
+    from ..diffusion.checkpoints import best_weights
+
+    def names(*stages, constants=True):
+        parts = {part for s in stages for part in (s.name, *(s.constants if constants else ()))}
+        return [name for name in now if name.split(".")[0] in parts]
+
+    (weights, stood), now = best_weights(checkpoint, net), net.state_dict()
+    changed = any(not torch.equal(weights[name], now[name].cpu()) for name in names(*earlier))
+    net.load_state_dict(now | {name: weights[name] for name in names(stage, constants=not changed)})
+    return stood if changed else None
 
 
 def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:

@@ -34,6 +34,8 @@ class Progress:
         Why it ended, or "".
     history
         A row for each score.
+    steps_before, seconds_before
+        Of trainings that ended where this one began.
     """
 
     step: int = 0
@@ -44,6 +46,12 @@ class Progress:
     stale: int = 0
     stopped: str = ""
     history: list[dict[str, float]] = field(default_factory=list)
+    steps_before: int = 0
+    seconds_before: float = 0.0
+
+    def anew(self) -> Progress:
+        """Return the start of a training that begins where this one ended."""
+        return Progress(steps_before=self.steps_before + self.step, seconds_before=self.seconds_before + self.seconds)
 
 
 @dataclass
@@ -78,12 +86,7 @@ class Training:
         ValueError
             Where it is no checkpoint, or one of another network or plan.
         """
-        try:
-            with safe_open(path, "pt") as stored:
-                record = stored.metadata() or {}
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ValueError(BAD_CHECKPOINT.format(path=path, reason=error)) from None
+        tensors, record = _read(path)
         if record.get("plan") != plan:
             reason = f"its plan was {record.get('plan')}, this one is {plan}"
             raise ValueError(BAD_CHECKPOINT.format(path=path, reason=reason))
@@ -98,6 +101,29 @@ class Training:
                 saved["state"][index] = moments
         self.optimiser.load_state_dict(saved)
         self.state = Progress(**json.loads(record["state"]))
+
+
+def best_weights(path: Path, net: nn.Module) -> tuple[dict[str, Tensor], Progress]:
+    """Return the best averaged weights in a checkpoint of a network like this one, and where its training stood.
+
+    Raises
+    ------
+    ValueError
+        Where it is no checkpoint, or one of another network.
+    """
+    tensors, record = _read(path)
+    weights = _under("best.", tensors)
+    if {n: w.shape for n, w in weights.items()} != {n: w.shape for n, w in net.state_dict().items()}:
+        raise ValueError(BAD_CHECKPOINT.format(path=path, reason="its network is another one"))
+    return weights, Progress(**json.loads(record["state"]))
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, "pt") as stored:
+            return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(BAD_CHECKPOINT.format(path=path, reason=error)) from None
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

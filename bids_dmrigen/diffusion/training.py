@@ -100,6 +100,7 @@ def train(
     checkpoint: Path | None = None,
     log: Path | None = None,
     progress: Callable[[int, int, float], None] | None = None,
+    before: Progress | None = None,
 ) -> Trained:
     """Train a network in place and leave the best averaged weights in it.
 
@@ -128,6 +129,9 @@ def train(
         CSV file, written anew at each score: step, seconds, learning rate, training loss, held-out loss.
     progress
         Called with (steps done, steps planned, estimated seconds left).
+    before
+        Where a training stood whose weights this one starts from. What it took counts in the result, but not for
+        the plan's budget; and the checkpoint is written, not read.
 
     Returns
     -------
@@ -140,7 +144,7 @@ def train(
     FloatingPointError
         Where the loss is no longer finite.
     """
-    run, wrapped = _begin(net, held_out, plan, checkpoint)
+    run, wrapped = _begin(net, held_out, plan, checkpoint, before)
     device = next(net.parameters()).device
     begun = time.monotonic() - run.state.seconds
     while not run.state.stopped:
@@ -158,7 +162,8 @@ def train(
                 progress(state.step, plan.steps, _seconds_left(state, plan))
     state = run.state
     net.load_state_dict(run.best.state_dict())
-    return Trained(state.step, state.seconds / 60, state.stopped, state.best_loss, state.start_loss, state.history)
+    steps, seconds = state.steps_before + state.step, state.seconds_before + state.seconds
+    return Trained(steps, seconds / 60, state.stopped, state.best_loss, state.start_loss, state.history)
 
 
 def fixed_score(make: Callable, loss: Callable, device: torch.device, batches: int = 8) -> Callable[[nn.Module], float]:
@@ -183,15 +188,17 @@ def fixed_score(make: Callable, loss: Callable, device: torch.device, batches: i
     return score
 
 
-def _begin(net: nn.Module, held_out, plan: Plan, checkpoint: Path | None) -> tuple[Training, nn.Module]:
+def _begin(
+    net: nn.Module, held_out, plan: Plan, checkpoint: Path | None, before: Progress | None
+) -> tuple[Training, nn.Module]:
     """Return the training at its start or where its checkpoint left it, and the network that takes the steps."""
     # Wrapping gives all processes the weights of the first, so it comes before they are copied.
     wrapped = DistributedDataParallel(net) if world_size() > 1 else net
     optimiser = torch.optim.AdamW(
         net.parameters(), lr=plan.learning_rate, betas=plan.betas, weight_decay=plan.weight_decay
     )
-    run = Training(net, deepcopy(net).eval(), deepcopy(net).eval(), optimiser, Progress())
-    if checkpoint is not None and Path(checkpoint).exists():
+    run = Training(net, deepcopy(net).eval(), deepcopy(net).eval(), optimiser, before.anew() if before else Progress())
+    if before is None and checkpoint is not None and Path(checkpoint).exists():
         run.load(checkpoint, _fingerprint(plan))
     else:
         score = run.state.start_loss = run.state.best_loss = _score(run.averaged, held_out)

@@ -39,6 +39,7 @@ class Stage:
     """One of the trainings: which part of the network, on what, by which loss."""
 
     name: str  # the network's part
+    constants: tuple[str, ...] = ()  # buffers of the network that `begin` sets
     share: float  # of a budget for all
     rate: float
     fine = False  # whether its examples need the fine grid
@@ -132,6 +133,7 @@ class LatentDiffusion(Stage):
     """The U-Net: the mean squared error of the noise that it finds in latents of either field strength."""
 
     name, share, rate = "unet", 0.07, 1e-3
+    constants = ("latent_scale",)
 
     @torch.no_grad()
     def begin(self, source: Source, batch: int, seed: int) -> None:
@@ -172,6 +174,7 @@ class SuperResolution(Stage):
     """The refiner, on what the diffusion makes of poor scans: mean squared error."""
 
     name, share, rate, fine = "refiner", 0.88, 1e-3, True
+    constants = ("ratios",)
 
     @torch.no_grad()
     def begin(self, source: Source, batch: int, seed: int) -> None:

@@ -5,12 +5,17 @@ import json
 import os
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from bids_dmrigen import methods
 from bids_dmrigen.cli.tools import main
+from bids_dmrigen.diffusion import training
 from bids_dmrigen.diffusion.weights import list_weights, read_card, verify_weights
 from bids_dmrigen.simulate.atlas_file import save_atlas
 from tests.cli.trainable import Mean
@@ -65,43 +70,106 @@ def test_people_then_a_user_s_own_scans(tmp_path, atlas, capsys):
     assert "ended after 20 steps" in capsys.readouterr().out
 
 
-class Part(Mean):
-    """One of two trainings of the same number."""
+class TwoParts(torch.nn.Module):
+    """A number that is drawn to the signals, one that is drawn to the first, and where this one was as that began."""
 
-    def __init__(self, name, begun):
-        self.name, self.share, self.begun = name, 0.5, begun
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Mean().network("small"), Mean().network("small")
+        self.register_buffer("begun_from", torch.zeros(1))
+
+    def forward(self, part):
+        return getattr(self, part)(torch.zeros(1))
+
+
+class First(Mean):
+    """A training of the first number."""
+
+    name, constants, share = "first", (), 0.5
+
+    def __init__(self, net):
+        self.net = net
 
     def begin(self, source, batch, seed):
-        self.begun.append(self.name)
+        for name, own in self.net.named_parameters():
+            own.requires_grad_(name.startswith(self.name))
+
+    def loss(self, net, batch):
+        return (net("first") - batch.mean()).square().mean()
+
+
+class Second(First):
+    """A training of the second number, on examples that the first makes."""
+
+    name, constants = "second", ("begun_from",)
+
+    def begin(self, source, batch, seed):
+        super().begin(source, batch, seed)
+        self.net.begun_from.copy_(self.net("first").detach())
+
+    def examples(self, source, size, batch, seed):
+        return lambda index: self.net("first").detach()
+
+    def loss(self, net, batch):
+        return (net("second") - batch).square().mean()
 
 
 class InParts(Mean):
     plan = property()  # only its parts have one
 
-    def __init__(self):
-        self.begun = []
+    def network(self, size):
+        return TwoParts()
 
     def stages(self, net):
-        return [Part("first", self.begun), Part("second", self.begun)]
+        return [First(net), Second(net)]
 
 
-def test_a_method_in_parts_is_trained_part_after_part(tmp_path, atlas, monkeypatch, capsys):
+@pytest.fixture
+def in_parts(monkeypatch):
     monkeypatch.setitem(methods.REGISTRY, "mean", ("absent", "Absent"))
-    method = InParts()
-    monkeypatch.setattr(methods, "load", lambda name: method)
+    monkeypatch.setattr(methods, "load", lambda name: InParts())
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=count().__next__))  # a second for a step
+
+
+def weights_in(folder):
+    return {name: float(value) for name, value in load_file(folder / "mean-small.safetensors").items()}
+
+
+@pytest.mark.usefixtures("in_parts")
+def test_a_method_in_parts_is_trained_part_after_part(tmp_path, atlas, capsys):
     options = ("--atlas", str(atlas), "--people", "1", "--steps", "20")
-    assert main(command(tmp_path / "o", *options)) == 0
-    assert method.begun == ["first", "second"]
+    assert main(command(tmp_path, *options)) == 0
     assert {f"{kind}-{part}" for kind in ("log", "checkpoint") for part in ("first", "second")} <= {
-        path.stem for path in (tmp_path / "o").iterdir()
+        path.stem for path in tmp_path.iterdir()
     }
-    card = read_card(tmp_path / "o" / "mean-small.safetensors")
+    card, found = read_card(tmp_path / "mean-small.safetensors"), weights_in(tmp_path)
     assert card.steps == 40
-    assert card.held_out["second start"] == card.held_out["first best"]  # it starts where the first one ended
-    assert card.held_out["second best"] < card.held_out["first best"] < card.held_out["first start"]
+    assert card.held_out["second start"] == pytest.approx((5 - found["first.bias"]) ** 2)
+    assert card.held_out["second best"] == pytest.approx((found["second.bias"] - found["first.bias"]) ** 2)
+    assert card.held_out["second best"] < card.held_out["second start"]
+    assert card.held_out["first best"] < card.held_out["first start"]
     assert "second ended after 20 steps" in capsys.readouterr().out
-    assert main(command(tmp_path / "o", *options)) == 0  # nothing is left to do
-    assert read_card(tmp_path / "o" / "mean-small.safetensors").sha256 == card.sha256
+
+
+@pytest.mark.usefixtures("in_parts")
+def test_parts_that_go_on_take_those_after_them_along(tmp_path, atlas, capsys):
+    options = ("--atlas", str(atlas), "--people", "1")
+    runs = []
+    for minutes in ("1", "1", "2", "2"):
+        assert main(command(tmp_path, *options, "--minutes", minutes)) == 0
+        anew = "second: what it was trained on has changed" in capsys.readouterr().out
+        runs.append((read_card(tmp_path / "mean-small.safetensors"), weights_in(tmp_path), anew))
+    (short, of_short, _), (card, found, _) = runs[0], runs[2]
+    assert [anew for _, _, anew in runs] == [False, False, True, False]
+    assert (runs[0][1], runs[2][1]) == (runs[1][1], runs[3][1])  # nothing was left to do
+    assert (runs[3][0].steps, runs[3][0].held_out) == (card.steps, card.held_out)
+    # The first part's gain holds, and the second one's examples and score are those that it makes now.
+    assert (short.steps, card.steps) == (30 + 30, 60 + 30 + 60)
+    assert card.held_out["first best"] < short.held_out["first best"]
+    assert abs(found["first.bias"] - of_short["first.bias"]) > 0.1
+    assert found["begun_from"] == pytest.approx(found["first.bias"])
+    expected = [(part["second.bias"] - found["first.bias"]) ** 2 for part in (of_short, found)]
+    assert [card.held_out[f"second {when}"] for when in ("start", "best")] == pytest.approx(expected)
 
 
 def test_pairs_are_for_the_method_that_is_trained_on_them(tmp_path, capsys):

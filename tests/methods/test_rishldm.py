@@ -306,6 +306,12 @@ def test_a_network_as_deep_as_the_papers_trains_and_runs(people, monkeypatch):
     assert made.mean.shape == scan.data.shape
 
 
+def test_every_tensor_belongs_to_one_training():
+    net = RishLatentDiffusion().network("small")
+    parts = [part for stage in STAGES for part in (stage.name, *stage.constants)]
+    assert sorted(parts) == sorted({name.split(".")[0] for name in net.state_dict()})
+
+
 def test_the_second_autoencoder_starts_as_the_first(people):
     net = RishLatentDiffusion().network("small")
     stages = RishLatentDiffusion().stages(net)
