@@ -206,13 +206,14 @@ def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:
 
         if args.method == "rishldm" and args.good is None:
             raise ValueError(PAIRS)
-        parts = [Prepared(args.data, device, part) for part in ("train", "held out")]
+        good = Prepared(args.good, device) if args.good is not None else None
+        subjects = {about["subject"] for about in good.about} if good is not None else None
+        parts = [Prepared(args.data, device, part, subjects) for part in ("train", "held out")]
         scans = {p.part: [a["name"] for a, c in zip(p.about, p.counts, strict=True) if c.any()] for p in parts}
         words = {"file": args.data.name, **scans, **words}
-        if args.good is not None:
+        if good is not None:
             from ..methods.rishldm_pairs import MeasuredPairs
 
-            good = Prepared(args.good, device)
             parts, words = [MeasuredPairs(part, good) for part in parts], words | {"good": args.good.name}
         sources, held_out = [parts[0]], [parts[1]]
     if args.data is None or args.people is not None:

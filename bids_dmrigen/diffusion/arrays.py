@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -118,6 +118,8 @@ class Prepared:
     part
         "all", or for training "train" and "held out": every tenth subject, at least one, is held out. With one subject
         alone it is the middle tenth of its slices instead, at least one: a weaker test.
+    subjects
+        Whose scans are drawn from and parted; None for all.
 
     Raises
     ------
@@ -125,7 +127,13 @@ class Prepared:
         Where it is no such file.
     """
 
-    def __init__(self, path: str | Path, device: torch.device | str = "cpu", part: str = "all"):
+    def __init__(
+        self,
+        path: str | Path,
+        device: torch.device | str = "cpu",
+        part: str = "all",
+        subjects: Collection[str] | None = None,
+    ):
         self.path, self.device, self.part = Path(path), torch.device(device), part
         try:
             self._file = safe_open(str(path), "pt")
@@ -137,7 +145,7 @@ class Prepared:
         self.about = json.loads(record["scans"])
         # Voxels per slice: a slice is drawn as often as its share of brain.
         counts = [self._file.get_tensor(f"{k}.mask").flatten(1).sum(dim=1) for k in range(len(self.about))]
-        self.counts = [count * keep for count, keep in zip(counts, self._parts(counts), strict=True)]
+        self.counts = [count * keep for count, keep in zip(counts, self._parts(counts, subjects), strict=True)]
 
     def __len__(self) -> int:
         """Return the number of scans in the file."""
@@ -145,11 +153,15 @@ class Prepared:
 
     def scan(self, index: int) -> Scan:
         """Return a whole scan, cropped to its mask, in scanner units."""
-        about, affine = self.about[index], self._get(index, "affine").numpy()
+        about, (mask, affine) = self.about[index], self.place(index)
         data = self._get(index, "signal").permute(2, 3, 0, 1).float().mul_(about["scale"]).numpy()
         bvals, directions = (self._get(index, name).numpy() for name in ("bvals", "directions"))
         table = GradientTable.from_world(bvals, directions, affine, about["b0_threshold"])
-        return Scan(data, affine, table, self._get(index, "mask").permute(1, 2, 0).numpy())
+        return Scan(data, affine, table, mask)
+
+    def place(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return a scan's mask (X, Y, Z) and affine (4, 4), without reading its signals."""
+        return self._get(index, "mask").permute(1, 2, 0).numpy(), self._get(index, "affine").numpy()
 
     def slices(
         self,
@@ -261,11 +273,11 @@ class Prepared:
     def _get(self, index: int, name: str) -> Tensor:
         return self._file.get_tensor(f"{index}.{name}")
 
-    def _parts(self, counts: list[Tensor]) -> list[Tensor]:
+    def _parts(self, counts: list[Tensor], subjects: Collection[str] | None) -> list[Tensor]:
         """Return for every scan which of its slices (Z,) belong to this part."""
-        subjects = sorted({about["subject"] for about in self.about})
-        if len(subjects) > 1:
-            held_out = set(subjects[::HELD_OUT])
+        wanted = sorted({a["subject"] for a in self.about if subjects is None or a["subject"] in subjects})
+        if len(wanted) > 1:
+            held_out = set(wanted[::HELD_OUT])
             kept = [torch.full(c.shape, a["subject"] in held_out) for a, c in zip(self.about, counts, strict=True)]
         else:
             kept = []
@@ -273,7 +285,8 @@ class Prepared:
                 number, span = torch.arange(len(count)), max(len(count) // HELD_OUT, 1)
                 start = (len(count) - span) // 2
                 kept.append((number >= start) & (number < start + span))
-        return {"all": [torch.ones_like(k) for k in kept], "train": [~k for k in kept], "held out": kept}[self.part]
+        part = {"all": [torch.ones_like(k) for k in kept], "train": [~k for k in kept], "held out": kept}[self.part]
+        return [own & (a["subject"] in wanted) for own, a in zip(part, self.about, strict=True)]
 
 
 def _box(mask: np.ndarray) -> tuple[slice, slice, slice]:

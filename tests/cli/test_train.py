@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,7 +17,10 @@ from safetensors.torch import load_file
 from bids_dmrigen import methods
 from bids_dmrigen.cli.tools import main
 from bids_dmrigen.diffusion import training
+from bids_dmrigen.diffusion.arrays import write_prepared
 from bids_dmrigen.diffusion.weights import list_weights, read_card, verify_weights
+from bids_dmrigen.dwi.series import Scan
+from bids_dmrigen.methods.rishldm import RishLatentDiffusion
 from bids_dmrigen.simulate.atlas_file import save_atlas
 from tests.cli.trainable import Mean
 from tests.conftest import tiny_gradients, tiny_series, write_dataset, write_run
@@ -180,6 +184,18 @@ def test_pairs_are_for_the_method_that_is_trained_on_them(tmp_path, capsys):
     ):
         assert main(["train", method, "--out", str(tmp_path), *options]) == 1
         assert message in capsys.readouterr().err
+
+
+def test_of_pairs_a_subject_that_is_in_both_is_held_out(tmp_path, monkeypatch):
+    table = tiny_gradients(20)
+    scan = Scan(tiny_series(table), np.eye(4), table, np.ones(tiny_series(table).shape[:3], bool))
+    for name, subjects in (("poor", "abc"), ("good", "bc")):
+        write_prepared(tmp_path / f"{name}.safetensors", [(f"sub-{s}", s, scan, 1.0) for s in subjects])
+    monkeypatch.setattr(RishLatentDiffusion, "stages", lambda self, net: [])  # nothing is trained
+    files = ["--data", str(tmp_path / "poor.safetensors"), "--good", str(tmp_path / "good.safetensors")]
+    assert main(["train", "rishldm", "--out", str(tmp_path / "o"), "--device", "cpu", *files]) == 0
+    trained_on = read_card(tmp_path / "o" / "rishldm-small.safetensors").trained_on
+    assert (trained_on["train"], trained_on["held out"]) == (["sub-c"], ["sub-b"])
 
 
 @pytest.mark.usefixtures("trainable")

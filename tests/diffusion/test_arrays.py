@@ -92,6 +92,15 @@ def test_held_out_are_other_subjects_or_with_one_subject_other_slices(path, tmp_
     assert brain[1].any()
 
 
+def test_of_some_subjects_alone_none_else_is_drawn(path):
+    for part, expected in (("all", [False, False, True]), ("held out", [False, False, True])):
+        assert [bool(c.any()) for c in Prepared(path, part=part, subjects={"b", "z"}).counts] == expected
+    train, held_out = (Prepared(path, part=part, subjects={"b"}).counts[2] > 0 for part in ("train", "held out"))
+    assert train.any()
+    assert not (train & held_out).any()
+    assert not any(c.any() for c in Prepared(path, subjects=()).counts)
+
+
 def test_what_cannot_be_prepared_or_read_says_so(tmp_path, scans):
     with pytest.raises(ValueError, match="no scan to prepare"):
         write_prepared(tmp_path / "x.safetensors", [])
