@@ -34,6 +34,8 @@ class Pair(NamedTuple):
     low: Shell
     coarse: Tensor  # (B, 3, H, W, D) the good scan's features on the poor one's grid
     fine: Tensor  # (B, 3, X, Y, Z) on its own
+    coarse_mask: Tensor  # (B, H, W, D) where the good one tells
+    fine_mask: Tensor  # (B, X, Y, Z)
 
 
 def simulated(
@@ -76,7 +78,8 @@ def simulated(
     if zoom != ZOOMS[0]:
         size = tuple(round(z * n) for z, n in zip(zoom, side, strict=True))
         fine = _true_features(people.finer(blocks, size, generator), bval)
-    return Pair(low, coarse, fine)
+    everywhere = [torch.ones_like(features[:, 0], dtype=torch.bool) for features in (coarse, fine)]
+    return Pair(low, coarse, fine, *everywhere)
 
 
 def _true_features(blocks, bval: Tensor) -> Tensor:

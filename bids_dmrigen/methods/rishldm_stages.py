@@ -157,7 +157,7 @@ class LatentDiffusion(Stage):
         return (net("unet", x_t, batch.t.float(), batch.labels) - batch.noise).square().mean()
 
     def _latents(self, pair: Pair) -> Tensor:
-        low = self.net.encode(FIELDS[0], pair.low.features)
+        low = self.net.encode(FIELDS[0], pair.low.features * pair.coarse_mask[:, None])  # as much brain in both
         return torch.cat([low, self.net.encode(FIELDS[1], pair.coarse)])
 
 
@@ -181,7 +181,7 @@ class SuperResolution(Stage):
         super().begin(source, batch, seed)
         good, poor = torch.zeros_like(self.net.ratios), torch.zeros_like(self.net.ratios)
         for pair in self._some_pairs(source, batch, seed):
-            known = pair.low.determined[:, :, None, None, None]
+            known = pair.low.determined[:, :, None, None, None] * pair.coarse_mask[:, None]
             good += (known * pair.coarse.square()).sum(dim=(0, 2, 3, 4))
             poor += (known * pair.low.features.square()).sum(dim=(0, 2, 3, 4))
         self.net.ratios.copy_(torch.where(poor > 0, (good / poor.clamp_min(1e-12)).sqrt(), 1.0))
@@ -193,11 +193,11 @@ class SuperResolution(Stage):
         with torch.autocast(device.type, torch.bfloat16, enabled=resolve_precision("auto", device) == "bf16"):
             made = translate(self.net, pair.low.features, times_of(TRAINING_STEPS)).float()
         shell = on_grid(pair.low, points)
-        known, inside = known_for(self.net, shell), shell.mask[:, None]
+        known, inside = known_for(self.net, shell), (shell.mask & pair.fine_mask)[:, None]
         decoded = resampled(made, points)
         # From brain to brain errors count relative to what was to be expected.
-        expected, voxels = inside * known.scale.square(), shell.mask.sum(dim=(1, 2, 3)).clamp_min(1)
-        mean = expected.sum(dim=(2, 3, 4)) / voxels[:, None]
+        expected, voxels = inside * known.scale.square(), inside.sum(dim=(2, 3, 4)).clamp_min(1)
+        mean = expected.sum(dim=(2, 3, 4)) / voxels
         weight = expected / mean.clamp_min(1e-12)[:, :, None, None, None] * shell.determined[:, :, None, None, None]
         return Refinement(decoded, known, pair.fine, weight)
 
