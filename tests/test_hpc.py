@@ -1,16 +1,17 @@
-"""The job array of docs/hpc.md, as SLURM would start it."""
+"""Clusters as docs/hpc.md has them: the job array as SLURM would start it, and SLURM jobs of the app's own."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from bids_dmrigen.cli.parser import parse_settings
 
-from .conftest import stand_in
+from .conftest import slurm_stand_ins, stand_in, write_dataset
 
 JOB = Path(__file__).parents[1] / "docs" / "dmrigen.sbatch"
 # Says what it was called with, then fails as the app does when a run did not complete.
@@ -75,3 +76,34 @@ def test_the_container_has_a_folder_on_disk_for_tmp(tmp_path):
     assert scratch.startswith(f"{tmp_path}/dmrigen.")
     assert scratch.endswith(":/tmp")
     assert not list(tmp_path.glob("dmrigen.*")), "removed with what was in it"
+
+
+QUICK = ["--skip-bids-validation", "--skip-preprocessing", "--device", "cpu", "--n-cpus", "1"]
+# The app, with a shorter wait for files on shared folders
+APP = """
+import sys
+from bids_dmrigen.workflow import plugin
+plugin.POLLING |= {"poll_sleep_duration": 0.1, "job_finished_timeout": 1}
+from bids_dmrigen.cli.app import main
+sys.exit(main())
+"""
+
+
+def test_a_job_that_slurm_kills_leaves_the_other_runs_alone(tmp_path):
+    data = write_dataset(tmp_path / "data", shape=(20, 22, 6))
+    killed = 'echo "slurmstepd: error: Detected 1 oom_kill event" > "$log"; echo "Submitted batch job $$"; exit'
+    bin_folder = slurm_stand_ins(tmp_path / "bin", "run_sub_01*_conform", killed)
+    result = subprocess.run(
+        [sys.executable, "-c", APP, data, tmp_path / "out", "participant", *QUICK, "--nipype-plugin", "SLURM"],
+        env=os.environ | {"PATH": f"{bin_folder}:{os.environ['PATH']}"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    (failed,) = [line for line in result.stderr.splitlines() if line.startswith("FAILED")]
+    assert failed.startswith("FAILED sub-01, conform: SLURM job ")
+    assert failed.endswith("ends with: slurmstepd: error: Detected 1 oom_kill event")
+    assert "Ended: 1 of 2 runs complete" in result.stdout
+    assert len(list(tmp_path.glob("out/logs/*/crash-*-conform-*.txt"))) == 1
+    assert "oom_kill" in (tmp_path / "out/sub-01.html").read_text()
+    assert (tmp_path / "out/sub-02.html").is_file()
+    assert (tmp_path / "out/sub-02/dwi/sub-02_desc-quality_metrics.json").is_file()
