@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from nipype.pipeline import plugins
+from nipype.pipeline.plugins.base import SGELikeBatchManagerBase
 
+from bids_dmrigen.cli.app import PLUGINS, main
 from bids_dmrigen.cli.parser import parse_settings
 
 from .conftest import slurm_stand_ins, stand_in, write_dataset
@@ -107,3 +110,28 @@ def test_a_job_that_slurm_kills_leaves_the_other_runs_alone(tmp_path):
     assert "oom_kill" in (tmp_path / "out/sub-01.html").read_text()
     assert (tmp_path / "out/sub-02.html").is_file()
     assert (tmp_path / "out/sub-02/dwi/sub-02_desc-quality_metrics.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Slurm", f"expected one of {', '.join(PLUGINS)}, in these letters, found Slurm"),
+        ("SLURM", "sbatch and squeue cannot be called here (not on PATH); call the app where jobs are submitted"),
+        ("LSF", "bsub and bjobs cannot be called here"),
+    ],
+)
+def test_a_plugin_that_cannot_be_used_is_refused_before_anything_is_written(
+    dataset, tmp_path, monkeypatch, capsys, name, message
+):
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert main([str(dataset), str(tmp_path / "out"), "participant", "--nipype-plugin", name]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_plugins_are_those_of_nipype_that_wait():
+    """Nipype's graph plugins submit everything and return; what the app would report on is not there then."""
+    batch = {plugin for plugin in vars(plugins).values() if isinstance(plugin, type)}
+    names = {plugin.__name__.removesuffix("Plugin") for plugin in batch if issubclass(plugin, SGELikeBatchManagerBase)}
+    assert set(PLUGINS) == {"MultiProc", "Linear"} | names
