@@ -11,6 +11,15 @@ import pytest
 
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 
+# Notes its arguments, runs the job at once, and answers as SLURM does.
+SBATCH = """#!/bin/bash
+echo "$@" >> "$(dirname "$0")/asked"
+for script; do [[ $script != --output=* ]] || log=${script#*=}; done
+log=${log/\\%j/$$}
+INSTEAD
+bash "$script" > "$log" 2>&1
+echo "Submitted batch job $$"
+"""
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -98,3 +107,18 @@ def rishldm_weights(folder: Path, ratios=(1.0, 1.0, 1.0)) -> Path:
 def dataset(tmp_path) -> Path:
     """Two subjects, one tiny run each."""
     return write_dataset(tmp_path / "data")
+
+
+def stand_in(folder: Path, name: str, script: str) -> None:
+    """Write a command that stands in for one that is not here."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(script)
+    (folder / name).chmod(0o755)
+
+
+def slurm_stand_ins(folder: Path, step: str = "", instead: str = "", squeue: str = "") -> Path:
+    """Write stand-ins for SLURM's commands; `instead` is what becomes of the job of a step. Return their folder."""
+    instead = f"if [[ $script == *{step}.sh ]]; then {instead}; fi" if instead else ""
+    stand_in(folder, "sbatch", SBATCH.replace("INSTEAD", instead))
+    stand_in(folder, "squeue", f"#!/bin/sh\n{squeue}\n")
+    return folder

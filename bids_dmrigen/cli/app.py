@@ -20,6 +20,17 @@ NO_VALIDATOR = (
 )
 LOG_LEVELS = ("ERROR", "INFO", "DEBUG")
 ATLASES = {"adc": "adc_atlas", "tracts": "xtract_dir", "fibres": "fibre_dir"}  # MethodSpec.population -> setting
+# Nipype's plugins that wait for what they start, and the commands that they need
+PLUGINS = {
+    "MultiProc": (),
+    "Linear": (),
+    "SLURM": ("sbatch", "squeue"),
+    "PBS": ("qsub", "qstat"),
+    "SGE": ("qsub",),
+    "LSF": ("bsub", "bjobs"),
+    "OAR": ("oarsub", "oarstat"),
+    "Condor": ("condor_qsub", "condor_q"),
+}
 UNUSED_ATLAS = "note: {option} is not used: of the methods asked for ({methods}) none works with it"
 
 
@@ -65,6 +76,7 @@ def _participants(settings: Settings) -> int:
 
     _own_output(settings.out_dir)
     _device_exists(settings.device)
+    _plugin_exists(settings.nipype_plugin or "MultiProc")
     if not settings.dry_run:
         _writable(settings.out_dir, "output folder")
         _writable(settings.work, "work folder (-w/--work-dir)")
@@ -207,6 +219,16 @@ def _device_exists(device: str) -> None:
         choose_device(device)
     except ValueError as error:
         raise SettingsError(str(error)) from None
+
+
+def _plugin_exists(name: str) -> None:
+    if name not in PLUGINS:
+        raise SettingsError(f"--nipype-plugin: expected one of {', '.join(PLUGINS)}, in these letters, found {name}")
+    if missing := [command for command in PLUGINS[name] if not shutil.which(command)]:
+        raise SettingsError(
+            f"--nipype-plugin {name}: {' and '.join(missing)} cannot be called here (not on PATH); call the app where "
+            "jobs are submitted, e.g. on a login node and not in a container, or leave the option out"
+        )
 
 
 def _weights_fit(settings: Settings) -> None:

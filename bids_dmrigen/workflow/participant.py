@@ -95,19 +95,18 @@ def _run(plans: Sequence[RunPlan], settings, template: str, links, resources: Re
     """
     from nipype.pipeline import engine as pe
 
+    from .plugin import prepare_batch
+
     wf = pe.Workflow(name="participant", base_dir=str(cache_folder(settings)))
     plans = [_add_run(wf, plan, template=template, links=links, threads=resources.threads) for plan in plans]
     sound = [plan for plan in plans if not plan.fault]
     if not sound:
         return plans
-    plugin, arguments = _plugin(settings, resources, _weights(wf, sound))
-    if plugin == "SLURM":
-        from .plugin import prepare_slurm
-
-        prepare_slurm(wf, arguments)
+    plugin = _plugin(settings, resources, _weights(wf, sound))
+    prepare_batch(wf, plugin)
     gc.freeze()  # MultiProc collects garbage in every round: let it pass over all that is here to stay
     try:
-        wf.run(plugin=plugin, plugin_args=arguments)
+        wf.run(plugin=plugin)
     except RuntimeError as error:
         # Nipype raises after the other nodes have run.
         if not logs.is_dir():
@@ -476,24 +475,21 @@ def _add_sink(wf, plan: RunPlan, group: str, outputs, ports, record, links) -> N
 
 
 def _plugin(settings: Settings, resources: Resources, weights: Mapping[str, tuple[str, str, float]]):
-    """Return the execution plugin and its arguments; those of the plugin file go before those of the command line."""
-    from .plugin import ResilientMultiProcPlugin
+    """Return the execution plugin; the arguments of the plugin file go before those of the command line."""
+    from .plugin import make_plugin
     from .progress import Progress
 
-    arguments = {"status_callback": Progress(weights), **_plugin_file(settings.nipype_plugin_file)}
-    if settings.nipype_plugin not in (None, "MultiProc"):
-        return settings.nipype_plugin, arguments
-    gpus = _gpu_count(settings.device)
-    arguments = {
-        "n_procs": resources.n_cpus,
-        "memory_gb": resources.memory_gb,
-        "n_gpu_procs": gpus,
-        "raise_insufficient": False,
-        # Forking a process that has threads can hang; a fork server has none.
-        "mp_context": "forkserver",
-        **arguments,
-    }
-    return ResilientMultiProcPlugin(arguments), None
+    name, arguments = settings.nipype_plugin or "MultiProc", {"status_callback": Progress(weights)}
+    if name == "MultiProc":
+        arguments |= {
+            "n_procs": resources.n_cpus,
+            "memory_gb": resources.memory_gb,
+            "n_gpu_procs": _gpu_count(settings.device),
+            "raise_insufficient": False,
+            # Forking a process that has threads can hang; a fork server has none.
+            "mp_context": "forkserver",
+        }
+    return make_plugin(name, arguments | _plugin_file(settings.nipype_plugin_file))
 
 
 def _gpu_count(device: str) -> int:

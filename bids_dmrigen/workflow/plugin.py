@@ -1,17 +1,29 @@
-"""How Nipype executes: MultiProc, where a killed worker is an error and no endless wait; SLURM, told what is needed."""
+"""How Nipype executes: a worker or a SLURM job that was killed is the failure of its step, and the others go on."""
 
 from __future__ import annotations
 
 import getpass
 import math
 import os
+import re
+import shlex
+import subprocess
+import time
 from collections.abc import Mapping
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from functools import partial
+from pathlib import Path
 
-from nipype.pipeline.plugins import MultiProcPlugin
+from nipype.pipeline import plugins
+from nipype.pipeline.plugins import MultiProcPlugin, SLURMPlugin
+from nipype.pipeline.plugins.base import PluginBase, SGELikeBatchManagerBase
 from nipype.pipeline.plugins.multiproc import process_initializer, run_node
 
+POLLING = {
+    "poll_sleep_duration": 5,  # a call of squeue, or its like, for every waiting job
+    "job_finished_timeout": 65,  # files show up late on shared folders: NFS looks once a minute
+}
+RETRIES = {"max_tries": 3, "retry_timeout": 10}  # more submissions of a refused job, and the seconds between them
 KILLED = (
     "the worker process was killed, most likely because memory ran out; "
     "call again with fewer --n-cpus or a smaller --mem-gb"
@@ -48,23 +60,106 @@ class ResilientMultiProcPlugin(MultiProcPlugin):
         self._taskresult[task] = {"result": None, "traceback": traceback, "taskid": task}
 
 
-def prepare_slurm(wf, plugin_args: Mapping) -> None:
-    """Let every step of a graph ask SLURM for the processors, memory and GPU that it takes.
+class ResilientSLURMPlugin(SLURMPlugin):
+    """SLURM that is asked for what every step takes; a job that it kills or refuses fails its step alone.
 
     Parameters
     ----------
-    wf
-        The graph.
     plugin_args
-        Of the plugin. What its `sbatch_args` ask for wins: of an option given twice sbatch takes the last.
+        As Nipype has them. What `sbatch_args` ask for wins: of an option given twice sbatch takes the last.
     """
-    os.environ.setdefault("LOGNAME", getpass.getuser())  # Nipype names jobs by it; services and containers have none
-    wf.config["execution"] = {
-        "poll_sleep_duration": 5,  # a call of squeue for every waiting job
-        "job_finished_timeout": 65,  # files show up late on shared folders: NFS looks once a minute
-    }
-    for name in wf.list_node_names():
-        node = wf.get_node(name)
-        asked = f"--cpus-per-task={node.n_procs} --mem={math.ceil(1024 * node.mem_gb)}M"
-        asked += " --gres=gpu:1" * bool(node.is_gpu_node())
-        node.plugin_args = {"sbatch_args": f"{asked} {plugin_args.get('sbatch_args', '')}".strip(), "overwrite": True}
+
+    def __init__(self, plugin_args: Mapping):
+        super().__init__(plugin_args={**RETRIES, **plugin_args})
+        self._logs: dict[int, Path] = {}  # what each job said
+        self._refused: dict[int, str] = {}  # why, by numbers that no job has
+        self._squeue_error = ""
+
+    def _submit_batchtask(self, scriptfile, node):
+        for outdated in Path(node.output_dir()).glob("result_*.pklz"):
+            outdated.unlink()  # or a job that never starts would seem to have made it
+        name = ".".join(reversed(node.fullname.split(".")))  # the step first: squeue shows eight letters
+        asked = [f"--cpus-per-task={node.n_procs}", f"--mem={math.ceil(1024 * node.mem_gb)}M"]
+        asked += ["--gres=gpu:1"] * bool(node.is_gpu_node())
+        log = Path(scriptfile).with_name("slurm-%j.out")
+        answer = self._sbatch(f"--output={log}", f"--job-name={name}", *asked,
+                              *shlex.split(self._sbatch_args or ""), scriptfile)  # fmt: skip
+        if submitted := re.search(self._jobid_re, answer.stdout):
+            taskid = int(submitted[1])
+            self._logs[taskid] = log.with_name(f"slurm-{taskid}.out")
+        else:
+            taskid = -1 - len(self._refused)
+            said = " ".join((answer.stderr or answer.stdout).split())
+            self._refused[taskid] = f"sbatch took no job for this step (status {answer.returncode}): {said}"
+        self._pending[taskid] = node.output_dir()
+        return taskid
+
+    def _sbatch(self, *arguments) -> subprocess.CompletedProcess:
+        """Submit a job, again where SLURM is too busy to take it; return the last answer."""
+        answer = _call("sbatch", *arguments)
+        for _ in range(self._max_tries):
+            if re.search(self._jobid_re, answer.stdout):
+                break
+            time.sleep(self._retry_timeout)
+            # SLURM may have taken the job without saying so: then this one waits for it, and finds its result.
+            answer = _call("sbatch", "--dependency=singleton", *arguments)
+        return answer
+
+    def _is_pending(self, taskid):
+        answer = _call("squeue", "--noheader", f"--jobs={taskid}")
+        if not answer.returncode:
+            return bool(answer.stdout.strip())
+        if "Invalid job id" in answer.stderr:  # it ended some minutes ago
+            return False
+        if answer.stderr != self._squeue_error:
+            self._squeue_error = answer.stderr
+            print(f"note: squeue does not answer, waiting for it: {' '.join(answer.stderr.split())}", flush=True)
+        return True
+
+    def _get_result(self, taskid):
+        if taskid in self._refused:
+            return _failure(self._refused[taskid])
+        try:
+            result = super()._get_result(taskid)
+        except Exception as error:  # of a shared folder, too
+            return _failure(f"the result of SLURM job {taskid} cannot be read: {type(error).__name__}: {error}")
+        if result and isinstance(result["traceback"], str):  # Nipype's own, on a result that never came
+            return _failure(self._killed(taskid))
+        return result
+
+    def _killed(self, taskid: int) -> str:
+        message = (
+            f"SLURM job {taskid} ended without a result, most likely because its memory or time ran out; "
+            "call again with a larger --mem or --time in sbatch_args of --nipype-plugin-file"
+        )
+        log = self._logs[taskid]
+        if not log.is_file():  # the job never started, or sbatch_args name another
+            return message
+        said = log.read_text(errors="replace").strip().splitlines()
+        return f"{message}; {log} ends with: {said[-1].strip() if said else 'nothing'}"
+
+
+def _call(*command: str) -> subprocess.CompletedProcess:
+    """Run a command; one that cannot be started has failed as one that was."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return subprocess.CompletedProcess(command, 127, "", str(error))
+
+
+def _failure(message: str) -> dict:
+    """Return the result of a node that failed. Nipype adds lines to the traceback: a list, not a string."""
+    return {"result": None, "traceback": [f"RuntimeError: {message}\n"]}
+
+
+def make_plugin(name: str, arguments: Mapping) -> PluginBase:
+    """Return the plugin that Nipype has by this name, or the resilient one in its place."""
+    resilient = {"MultiProc": ResilientMultiProcPlugin, "SLURM": ResilientSLURMPlugin}
+    return (resilient.get(name) or getattr(plugins, f"{name}Plugin"))(plugin_args=arguments)
+
+
+def prepare_batch(wf, plugin: PluginBase) -> None:
+    """Let a graph wait at the pace of a batch system, where it goes to one."""
+    if isinstance(plugin, SGELikeBatchManagerBase):
+        os.environ.setdefault("LOGNAME", getpass.getuser())  # Nipype names jobs by it; not every service has one
+        wf.config["execution"] |= POLLING

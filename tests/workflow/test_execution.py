@@ -1,19 +1,25 @@
 """Execution: killed workers, progress, GPU slots, plugin arguments."""
 
 import os
+import re
 import shlex
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, TraitedSpec, traits
 from nipype.interfaces.utility import Merge
 from nipype.pipeline import engine as pe
+from nipype.pipeline.plugins import LinearPlugin
 
+from bids_dmrigen.workflow.failures import LAST_ERROR
 from bids_dmrigen.workflow.participant import _plugin_file
-from bids_dmrigen.workflow.plugin import KILLED, ResilientMultiProcPlugin, prepare_slurm
+from bids_dmrigen.workflow.plugin import KILLED, ResilientMultiProcPlugin, make_plugin, prepare_batch
 from bids_dmrigen.workflow.progress import Progress
 from bids_dmrigen.workflow.settings import SettingsError
+
+from ..conftest import slurm_stand_ins
 
 
 class _Input(BaseInterfaceInputSpec):
@@ -127,65 +133,157 @@ def test_multiproc_by_name_is_the_default(tmp_path):
     from .test_plan import settings
 
     resources = Resources(n_cpus=1, threads=1, memory_gb=3.0)
-    plugin, _ = _plugin(settings(nipype_plugin="MultiProc", device="cpu"), resources, {})
+    plugin = _plugin(settings(nipype_plugin="MultiProc", device="cpu"), resources, {})
     assert isinstance(plugin, ResilientMultiProcPlugin)
     assert (plugin.processors, plugin.memory_gb) == (1, 3.0)
     assert plugin.pool._mp_context.get_start_method() == "forkserver"
     file = tmp_path / "plugin.toml"
     file.write_text("[plugin_args]\nn_procs = 2\n")
-    plugin, _ = _plugin(settings(nipype_plugin="MultiProc", nipype_plugin_file=file, device="cpu"), resources, {})
+    plugin = _plugin(settings(nipype_plugin="MultiProc", nipype_plugin_file=file, device="cpu"), resources, {})
     assert (plugin.processors, plugin.memory_gb) == (2, 3.0)
-    assert _plugin(settings(nipype_plugin="Linear"), resources, {})[0] == "Linear"
+    assert isinstance(_plugin(settings(nipype_plugin="Linear"), resources, {}), LinearPlugin)
 
 
-SBATCH = """#!/bin/sh
-# Notes its arguments, runs the script at once, and answers as SLURM does.
-echo "$@" >> "$(dirname "$0")/asked"
-for script; do :; done
-sh "$script" >&2
-echo "Submitted batch job $$"
-"""
+ENDED = 'echo "Submitted batch job $$"; exit'
 
 
-def test_slurm_jobs_ask_for_what_their_steps_take(tmp_path, monkeypatch):
-    for name, text in (("sbatch", SBATCH), ("squeue", "#!/bin/sh\n")):
-        (tmp_path / "bin" / name).parent.mkdir(exist_ok=True)
-        (tmp_path / "bin" / name).write_text(text)
-        (tmp_path / "bin" / name).chmod(0o755)
+@pytest.fixture
+def commands(tmp_path, monkeypatch) -> Path:
+    """The folder of stand-ins for SLURM's commands, which is on PATH."""
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.delenv("LOGNAME", raising=False)
-    wf = pe.Workflow("wf", base_dir=str(tmp_path))
+    monkeypatch.setattr("bids_dmrigen.workflow.plugin.POLLING", {"poll_sleep_duration": 0.1, "job_finished_timeout": 1})
+    return slurm_stand_ins(tmp_path / "bin")
+
+
+def run_by_slurm(wf, arguments=()):
+    plugin = make_plugin("SLURM", dict(arguments))
+    prepare_batch(wf, plugin)
+    wf.run(plugin=plugin)
+
+
+def two_steps(folder, step: str = "dies") -> pe.Workflow:
+    """Return a graph of a step, one that needs it, and one that does not."""
+    wf = pe.Workflow("wf", base_dir=str(folder))
+    wf.config["execution"] = {"crashdump_dir": str(folder / "crash"), "crashfile_format": "txt"}
     # Not this module's own: the job is a new process, which has to find the interface by its name.
-    first = pe.Node(Merge(1, in1=["a"]), name="first", n_procs=3, mem_gb=1.5)
-    last = pe.Node(Merge(1), name="last", n_procs=1, mem_gb=0.3)
-    wf.connect(first, "out", last, "in1")
-    arguments = {"sbatch_args": "--partition=long --mem=8G"}
-    prepare_slurm(wf, arguments)
-    wf.config["execution"]["poll_sleep_duration"] = 0.1
-    wf.run(plugin="SLURM", plugin_args=arguments)
-    assert (tmp_path / "wf" / "last" / "result_last.pklz").is_file()
-    asked = (tmp_path / "bin" / "asked").read_text().splitlines()
-    assert [line.split(" -o ")[0] for line in asked] == [
-        "--cpus-per-task=3 --mem=1536M --partition=long --mem=8G",
-        "--cpus-per-task=1 --mem=308M --partition=long --mem=8G",
-    ]
-    for line in asked:
-        script = (tmp_path / "wf" / "batch" / line.rsplit("/", 1)[-1]).read_text().splitlines()
+    first = pe.Node(Merge(1, in1=["a"]), name=step, n_procs=3, mem_gb=1.5)
+    after = pe.Node(Merge(1), name="after", n_procs=1, mem_gb=0.3)
+    wf.connect(first, "out", after, "in1")
+    wf.add_nodes([pe.Node(Merge(1, in1=["b"]), name="lives")])
+    return wf
+
+
+def has_run(wf) -> set[str]:
+    return {path.parent.name for path in Path(wf.base_dir).glob("wf/*/result_*.pklz")}
+
+
+def crash(folder) -> str:
+    """Return the message of the one crash file, as the app reads it."""
+    (log,) = (folder / "crash").glob("crash-*-dies-*.txt")
+    return LAST_ERROR.findall(log.read_text())[-1][1]
+
+
+def test_slurm_jobs_ask_for_what_their_steps_take(tmp_path, monkeypatch, commands):
+    monkeypatch.delenv("LOGNAME", raising=False)
+    wf = two_steps(tmp_path, "first")
+    run_by_slurm(wf, {"sbatch_args": "--partition=long --mem=8G"})
+    assert has_run(wf) == {"first", "after", "lives"}
+    asked = {words[1]: words for words in map(str.split, (commands / "asked").read_text().splitlines())}
+    assert asked["--job-name=first.wf"][2:-1] == ["--cpus-per-task=3", "--mem=1536M", "--partition=long", "--mem=8G"]
+    assert asked["--job-name=after.wf"][2:-1] == ["--cpus-per-task=1", "--mem=308M", "--partition=long", "--mem=8G"]
+    batch = tmp_path / "wf" / "batch"
+    for words in asked.values():
+        assert words[0] == f"--output={batch / 'slurm-%j.out'}"
+        script = Path(words[-1]).read_text().splitlines()
         assert script[0] == "#!/bin/bash"
         python, job = shlex.split(script[-1])
         assert python == sys.executable
-        assert str(tmp_path / "wf" / "batch") in job
+        assert Path(job).parent == batch
 
 
-def test_slurm_steps_that_use_a_gpu_ask_for_one(tmp_path):
+def test_slurm_steps_that_use_a_gpu_ask_for_one(tmp_path, commands):
     class Gpu(Pass):
         input_spec = type("_GpuInput", (_Input,), {"use_gpu": traits.Bool(True, usedefault=True)})
 
-    wf = pe.Workflow("wf", base_dir=str(tmp_path))
-    wf.add_nodes([pe.Node(Gpu(), name="gpu"), pe.Node(Pass(), name="cpu")])
-    prepare_slurm(wf, {})
-    asked = {name: wf.get_node(name).plugin_args["sbatch_args"] for name in ("gpu", "cpu")}
-    assert asked["gpu"] == asked["cpu"] + " --gres=gpu:1"
+    (tmp_path / "job.sh").touch()
+    for interface in (Gpu(), Pass()):
+        node = pe.Node(interface, name="step", base_dir=str(tmp_path))
+        make_plugin("SLURM", {})._submit_batchtask(str(tmp_path / "job.sh"), node)
+    gpu, cpu = ((commands / "asked").read_text()).splitlines()
+    assert gpu.split() == [*cpu.split()[:-1], "--gres=gpu:1", cpu.split()[-1]]
+
+
+@pytest.mark.parametrize(
+    ("instead", "message"),
+    [
+        (ENDED, "^SLURM job [0-9]+ ended without a result, .* --time in sbatch_args of --nipype-plugin-file$"),
+        (f'echo error: oom_kill > "$log"; {ENDED}', r"result.*slurm-[0-9]+\.out ends with: error: oom_kill$"),
+        (f'touch "$log"; {ENDED}', r"result.*slurm-[0-9]+\.out ends with: nothing$"),
+        (f"mkdir wf/dies; echo > wf/dies/result_dies.pklz; {ENDED}", "the result of SLURM job [0-9]+ cannot be read"),
+        ("echo Invalid partition >&2; exit 1", r"^sbatch took no job for this step \(status 1\): Invalid partition$"),
+    ],
+)  # fmt: skip
+def test_a_job_without_a_result_fails_its_step_alone(tmp_path, monkeypatch, commands, instead, message):
+    monkeypatch.chdir(tmp_path)
+    slurm_stand_ins(commands, "dies", instead)
+    wf = two_steps(tmp_path)
+    with pytest.raises(RuntimeError):
+        run_by_slurm(wf, {"retry_timeout": 0})
+    assert "lives" in has_run(wf)
+    assert "after" not in has_run(wf)
+    assert re.search(message, crash(tmp_path))
+
+
+def test_a_job_that_never_starts_has_not_made_the_result_of_an_earlier_call(tmp_path, commands):
+    run_by_slurm(two_steps(tmp_path))
+    slurm_stand_ins(commands, "dies", ENDED)
+    wf = two_steps(tmp_path)
+    wf.get_node("dies").inputs.in1 = ["other"]
+    with pytest.raises(RuntimeError):
+        run_by_slurm(wf)
+    assert "without a result" in crash(tmp_path)
+
+
+def test_a_job_that_was_refused_is_submitted_again(tmp_path, commands):
+    """SLURM may have taken it all the same, and not said so in time: the same job must not run twice at once."""
+    refusal = 'if (($(grep -c dies "$(dirname "$0")/asked") < 3)); then echo Socket timed out >&2; exit 1; fi'
+    slurm_stand_ins(commands, "dies", refusal)
+    wf = two_steps(tmp_path)
+    run_by_slurm(wf, {"retry_timeout": 0})
+    assert has_run(wf) == {"dies", "after", "lives"}
+    first, *again = [line for line in (commands / "asked").read_text().splitlines() if "dies" in line]
+    assert again == 2 * [f"--dependency=singleton {first}"]
+
+
+@pytest.mark.parametrize(
+    ("squeue", "pending"),
+    [
+        ("echo 7 long conform me R 0:01 1 node1", True),
+        ("true", False),
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", False),
+        ("echo 'slurm_load_jobs error: Socket timed out on send/recv operation' >&2; exit 1", True),
+    ],
+)
+def test_a_job_is_over_when_squeue_says_so(commands, squeue, pending):
+    slurm_stand_ins(commands, squeue=squeue)
+    assert make_plugin("SLURM", {})._is_pending(7) is pending
+
+
+def test_a_squeue_that_does_not_answer_is_told_once(commands, capsys):
+    slurm_stand_ins(commands, squeue="echo Socket timed out >&2; exit 1")
+    plugin = make_plugin("SLURM", {})
+    assert plugin._is_pending(7)
+    assert plugin._is_pending(8)
+    assert capsys.readouterr().out == "note: squeue does not answer, waiting for it: Socket timed out\n"
+    (commands / "squeue").unlink()
+    assert plugin._is_pending(8), "a shared folder that is gone for a moment"
+
+
+@pytest.mark.parametrize(("name", "slow"), [("SLURM", True), ("PBS", True), ("LSF", True), ("Linear", False)])
+def test_batch_systems_are_asked_every_few_seconds(name, slow):
+    wf = pe.Workflow("wf")
+    prepare_batch(wf, make_plugin(name, {}))
+    assert (float(wf.config["execution"]["poll_sleep_duration"]) >= 5) is slow
 
 
 def test_plugin_file(tmp_path):
