@@ -327,10 +327,11 @@ def test_a_finer_grid_is_in_the_names_of_what_lies_on_it(tmp_path):
     names = promised(finer)
     assert len(names) == len(finer.outputs)
     assert finer.refused == {}
-    fine = ["desc-bspline_dwi.nii.gz", "desc-rishldm_dwi.bvec", "desc-rishldmstd_dwi.nii.gz", "desc-brain_mask.nii.gz"]
+    fine = ["desc-bspline_dwi.nii.gz", "desc-rishldm_dwi.bvec", "desc-brain_mask.nii.gz"]
     fine += ["model-tensor_param-fa_desc-bspline_dwimap.nii.gz", "model-sh_param-rish4_desc-rishldm_dwimap.nii.gz"]
     own = ("desc-brain_mask.nii.gz", "desc-interp_dwi.nii.gz", "model-sh_param-rish4_desc-preproc_dwimap.nii.gz")
     assert names > {f"sub-1_res-1p25mm_{name}" for name in fine} | {f"sub-1_{name}" for name in own}
+    assert not [name for name in names if "rishldmstd" in name]  # it draws no samples
     assert not [name for name in names if ("bspline" in name or "rishldm" in name) and "_res-" not in name]
     assert finer.made_gb("rishldm") == pytest.approx(finer.volume_gb * (3 / 1.25) ** 3)
     assert finer.made_gb("interp") == 0
