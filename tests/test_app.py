@@ -16,6 +16,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -346,6 +347,28 @@ def test_killed_in_the_middle_and_started_again(tmp_path):
     assert whole.keys() == cut.keys()
     for name in whole:
         np.testing.assert_array_equal(whole[name], cut[name], err_msg=name)
+
+
+def test_a_signal_to_the_app_alone_stops_its_workers_too(tmp_path):
+    """As a container's engine sends it."""
+    data = write_dataset(tmp_path / "data", subjects=("01",), shape=FLAT)
+    options = ["--methods", "difusion", "--difusion-steps", "100000"]
+    process = subprocess.Popen(
+        [*APP, str(data), str(tmp_path / "out"), "participant", *QUICK, *options],
+        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("out/work/**/generate_difusion/_inputs.pklz")):
+        assert time.monotonic() < deadline, "the method did not begin"
+        time.sleep(0.05)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "call again to go on from here" in said
+    assert "Traceback" not in said
+    assert not psutil.wait_procs(workers, timeout=30)[1]
+    assert not list(tmp_path.glob("out/work/**/generate_difusion/result_*.pklz")), "it was waited for"
 
 
 def test_two_participants_at_once_in_one_output_folder(tmp_path):

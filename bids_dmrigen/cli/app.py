@@ -61,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DatasetError, GroupError) as error:
         return _fail(error, BAD_DATASET)
     except KeyboardInterrupt:
+        from . import environment
+
+        environment.stop_workers()
         return _fail(InterruptedError("stopped; call again to go on from here"), SOME_FAILED)
     except (AtlasError, TemplateError, WeightsError) as error:
         return _fail(error, BAD_RESOURCE)
