@@ -210,9 +210,7 @@ class SuperResolution(Stage):
 STAGES = (Autoencoder3T, Autoencoder7T, LatentDiffusion, SuperResolution)
 
 
-def pair_of(
-    source: Source, batch: int, generator: torch.Generator, both: bool, side: tuple[int, int, int] = SIDE
-) -> Pair:
+def pair_of(source: Source, batch: int, generator: torch.Generator, both: bool, side: tuple[int, int, int]) -> Pair:
     """Return pairs of simulated people's blocks, or of measured scans'."""
     if isinstance(source, People):
         return simulated(source, batch, generator, both, side)
