@@ -35,11 +35,11 @@ from bids_dmrigen.diffusion.training import resolve_precision, train
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.interfaces.brain import brain_mask, mean_dwi
-from bids_dmrigen.interfaces.io import read_scan
 from bids_dmrigen.methods.base import Request
-from bids_dmrigen.methods.diffdti import FAST_STEPS, NORMAL_90, TISSUES, DiffDTI, tissue, trust
+from bids_dmrigen.methods.maps.diffdti import FAST_STEPS, NORMAL_90, TISSUES, DiffDTI, tissue, trust
 from bids_dmrigen.qc import evaluation, metrics
 from bids_dmrigen.simulate.examples import People
+from bids_dmrigen.spatial.io import read_scan
 
 PEOPLE, SLICES, SNR = 2, 6, 20.0
 SAMPLES = 16

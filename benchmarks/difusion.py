@@ -27,14 +27,14 @@ from scipy.ndimage import binary_erosion
 
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.dwi.tensor import fit_maps
-from bids_dmrigen.interfaces.io import read_image, read_scan
-from bids_dmrigen.interfaces.templates import embedded_mni
 from bids_dmrigen.methods.base import Request
-from bids_dmrigen.methods.difusion import DiFusion
+from bids_dmrigen.methods.denoise.difusion import DiFusion
 from bids_dmrigen.qc.metrics import psnr
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import procedural_atlas
 from bids_dmrigen.simulate.scanner import demo_like
+from bids_dmrigen.spatial.io import read_image, read_scan
+from bids_dmrigen.spatial.templates import embedded_mni
 
 REAL_RUN = "bids/sub-canon/dwi/sub-canon_acq-ortho_dir-PA_dwi"
 REFERENCE = "reference/sub-canon_desc-merged"

@@ -16,7 +16,6 @@ import numpy as np
 
 from bids_dmrigen.dwi.gradients import GradientTable
 from bids_dmrigen.interfaces.brain import brain_mask
-from bids_dmrigen.interfaces.io import read_scan
 from bids_dmrigen.interfaces.motion import (
     estimate_motion,
     field_of_view_center,
@@ -24,12 +23,13 @@ from bids_dmrigen.interfaces.motion import (
     rigid_part,
 )
 from bids_dmrigen.interfaces.resample import resample_series
-from bids_dmrigen.interfaces.templates import embedded_mni
 from bids_dmrigen.qc.iqm import framewise_displacement
 from bids_dmrigen.simulate.anatomy import rigid
 from bids_dmrigen.simulate.artefacts import Artefacts
 from bids_dmrigen.simulate.atlas import procedural_atlas
 from bids_dmrigen.simulate.scanner import acquire, protocol, scan_grid
+from bids_dmrigen.spatial.io import read_scan
+from bids_dmrigen.spatial.templates import embedded_mni
 
 REAL = {
     "prisma b2500": "sub-prisma/dwi/sub-prisma_dir-AP_dwi",

@@ -40,20 +40,20 @@ from bids_dmrigen.diffusion.weights import WeightsError
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.interfaces.brain import bias_field, brain_mask, mean_dwi
-from bids_dmrigen.interfaces.in_template import TemplateFiles, generate_in_template
-from bids_dmrigen.interfaces.io import read_scan
 from bids_dmrigen.interfaces.normalize import load_template, register_to_template
-from bids_dmrigen.interfaces.population import PACKAGED_ADC_ATLAS, population_on
-from bids_dmrigen.interfaces.template_space import TemplateSpace
 from bids_dmrigen.methods import load
 from bids_dmrigen.methods.base import Request
-from bids_dmrigen.methods.phydiff import FAST_STEPS
+from bids_dmrigen.methods.synthesis.phydiff import FAST_STEPS
 from bids_dmrigen.qc import evaluation, metrics
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.examples import HELD_OUT
 from bids_dmrigen.simulate.individual import ALIGNED
 from bids_dmrigen.simulate.scanner import acquire
 from bids_dmrigen.simulate.signal import Tissue
+from bids_dmrigen.spatial.in_template import TemplateFiles, generate_in_template
+from bids_dmrigen.spatial.io import read_scan
+from bids_dmrigen.spatial.population import PACKAGED_ADC_ATLAS, population_on
+from bids_dmrigen.spatial.template_space import TemplateSpace
 
 PEOPLE, SLICES, SNR, DIRECTIONS = 2, 8, 25.0, 6
 TRAINED_ON = 20  # people, of the ablation

@@ -28,7 +28,7 @@ from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.methods import load
 from bids_dmrigen.methods.base import Request
-from bids_dmrigen.methods.qid2 import FAST_STEPS, MEAN_STEPS, PAPER_STEPS, QID2
+from bids_dmrigen.methods.directions.qid2 import FAST_STEPS, MEAN_STEPS, PAPER_STEPS, QID2
 from bids_dmrigen.qc import evaluation, metrics
 
 PEOPLE = 2
@@ -134,7 +134,7 @@ def operations(scan: Scan) -> float:
     """Return the floating-point operations of one evaluation on one slice of a scan's brain."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from bids_dmrigen.methods.qid2 import MARGIN, REFERENCES
+    from bids_dmrigen.methods.directions.qid2 import MARGIN, REFERENCES
 
     inside = np.argwhere(scan.mask)
     height, width = np.minimum(np.ptp(inside, axis=0)[:2] + 1 + 2 * MARGIN, scan.data.shape[:2])

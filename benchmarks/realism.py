@@ -18,12 +18,12 @@ from bids_dmrigen.dwi.noise import estimate_sigma
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.dwi.tensor import fit_maps
 from bids_dmrigen.interfaces.brain import brain_mask, erode, mean_dwi
-from bids_dmrigen.interfaces.io import read_image, read_scan
-from bids_dmrigen.interfaces.templates import embedded_mni, read_fibre_atlas
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import fibre_atlas, procedural_atlas
 from bids_dmrigen.simulate.examples import HELD_OUT, People, numbers_of_step
 from bids_dmrigen.simulate.imaging import Imaging, measure
+from bids_dmrigen.spatial.io import read_image, read_scan
+from bids_dmrigen.spatial.templates import embedded_mni, read_fibre_atlas
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LAGS = (1, 2, 3)

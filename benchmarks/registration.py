@@ -17,8 +17,8 @@ os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")  # before ant
 import numpy as np
 
 from bids_dmrigen.interfaces.brain import brain_mask, mean_dwi
-from bids_dmrigen.interfaces.io import read_scan, write_image
 from bids_dmrigen.interfaces.normalize import Normalize
+from bids_dmrigen.spatial.io import read_scan, write_image
 
 
 def register(stem: Path, t1w: Path | None) -> None:

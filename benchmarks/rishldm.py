@@ -39,14 +39,16 @@ from bids_dmrigen.dwi.gradients import GradientTable
 from bids_dmrigen.dwi.harmonics import order_for, rish, undamped_weights
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.interfaces.brain import brain_mask, mean_dwi
-from bids_dmrigen.interfaces.io import read_scan
-from bids_dmrigen.methods import load, rishldm, rishldm_stages
+from bids_dmrigen.methods import load
 from bids_dmrigen.methods.base import Generated, Request
+from bids_dmrigen.methods.enhance import rishldm
+from bids_dmrigen.methods.enhance import stages as rishldm_stages
 from bids_dmrigen.qc import evaluation, metrics
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.examples import HELD_OUT, People
 from bids_dmrigen.simulate.scanner import acquire, protocol, scan_grid
 from bids_dmrigen.simulate.signal import Tissue
+from bids_dmrigen.spatial.io import read_scan
 
 PEOPLE, SNR, DIRECTIONS, BVAL = 4, 20.0, 30, 1000.0
 POOR_MM, GOOD_MM, SHAPE = 2.5, 2.0, (64, 76, 32)

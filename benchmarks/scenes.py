@@ -10,12 +10,12 @@ import torch
 
 from bids_dmrigen.dwi.gradients import GradientTable
 from bids_dmrigen.dwi.series import Scan
-from bids_dmrigen.interfaces.io import read_scan
 from bids_dmrigen.qc import evaluation
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.examples import HELD_OUT
 from bids_dmrigen.simulate.scanner import acquire, scan_grid
 from bids_dmrigen.simulate.signal import Tissue
+from bids_dmrigen.spatial.io import read_scan
 
 REAL = "reference/sub-canon_desc-merged"
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from bids_dmrigen.dwi.gradients import even_directions
-from bids_dmrigen.interfaces.templates import embedded_mni
 from bids_dmrigen.simulate.atlas import procedural_atlas
 from bids_dmrigen.simulate.examples import People, numbers_of_step
 from bids_dmrigen.simulate.imaging import measure
+from bids_dmrigen.spatial.templates import embedded_mni
 
 N_B0, N_DIRECTIONS, SIZE = 3, 30, (96, 96)
 DIRECTIONS = torch.tensor(np.r_[np.zeros((N_B0, 3)), even_directions(N_DIRECTIONS)], dtype=torch.float32)

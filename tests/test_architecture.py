@@ -9,7 +9,7 @@ import pytest
 import bids_dmrigen
 
 ROOT = Path(bids_dmrigen.__file__).parent
-ROOMS = ["cli", "workflow", "interfaces", "bids", "qc", "methods", "simulate", "diffusion", "nets", "dwi"]
+ROOMS = ["cli", "workflow", "interfaces", "qc", "spatial", "bids", "methods", "simulate", "diffusion", "nets", "dwi"]
 LIGHT = {"methods", "simulate", "diffusion", "nets", "dwi"}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT)
 # qc's figures and reports name their files by the table of names: a leaf without imports of its own.

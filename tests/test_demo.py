@@ -118,7 +118,7 @@ def test_spread_of_the_samples(demo):
 
 def test_atlas_comes_into_the_scan(demo, tmp_path):
     root, _, _ = demo
-    from bids_dmrigen.interfaces.templates import embedded_mni
+    from bids_dmrigen.spatial.templates import embedded_mni
 
     arrays, affine = embedded_mni(2)
     nib.save(nib.Nifti1Image(arrays["brain"].astype(np.uint8), affine), tmp_path / "atlas.nii.gz")

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Make the packaged ADC atlas from the embedded anatomy: sh training/adc_atlas.sh OUT
 #
-# OUT  folder for OUT/adc_atlas.nii.gz and its sidecar, for the packaged ones bids_dmrigen/interfaces/data
+# OUT  folder for OUT/adc_atlas.nii.gz and its sidecar, for the packaged ones bids_dmrigen/spatial/data
 set -eu
 out=$1
 

@@ -48,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from ..bids.query import DatasetError, SelectionError
     from ..diffusion.weights import WeightsError
-    from ..interfaces.templates import TemplateError
     from ..qc.group import GroupError
     from ..simulate.atlas_file import AtlasError
+    from ..spatial.templates import TemplateError
 
     try:
         if settings.analysis_level == "group":
@@ -186,7 +186,7 @@ def _validate(bids_dir: Path) -> None:
 
 
 def _template_name(settings: Settings) -> str:
-    from ..interfaces.templates import EMBEDDED_NAME, find_template
+    from ..spatial.templates import EMBEDDED_NAME, find_template
 
     return find_template(settings.template_dir).name if settings.template_dir else EMBEDDED_NAME
 
@@ -244,8 +244,8 @@ def _weights_fit(settings: Settings) -> None:
 
 def _atlases_fit(settings: Settings) -> None:
     """Refuse a faulty atlas that a method will use; say which one no method uses."""
-    from ..interfaces.population import check_atlas
     from ..methods import load
+    from ..spatial.population import check_atlas
 
     used = {kind for method in settings.methods for kind in load(method).spec.population}
     for kind, name in ATLASES.items():

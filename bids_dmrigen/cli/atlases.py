@@ -35,7 +35,7 @@ def load_atlas(source: str = EMBEDDED, resolution_mm: int = 2) -> Atlas:
     if source.endswith(".safetensors"):
         return read_atlas(Path(source))
     from ..dwi.series import ScanError
-    from ..interfaces.templates import read_anatomy
+    from ..spatial.templates import read_anatomy
 
     try:
         return read_anatomy(None if source == EMBEDDED else source, resolution_mm)

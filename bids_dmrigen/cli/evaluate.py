@@ -70,10 +70,10 @@ def add(tools) -> None:
 def run(args) -> None:
     """Evaluate, print the tables and write the results."""
     from ..dwi.series import Scan
-    from ..interfaces.io import read_scan
     from ..methods import load
     from ..qc import evaluation
     from ..qc.evaluation_page import write_results
+    from ..spatial.io import read_scan
 
     if args.rotations < 1 or min(args.keep) < 1:
         raise ValueError("--rotations and --keep: expected at least 1")

@@ -83,7 +83,7 @@ def _scans(args, left_out: list[str]):
 
 def _write_adc_atlas(args) -> int:
     """Write the ADC atlas of simulated people or of a dataset's runs; return 1 where a run was left out."""
-    from ..interfaces.population import coarser, write_adc_atlas
+    from ..spatial.population import coarser, write_adc_atlas
 
     bvals = sorted(set(args.bvalues or BVALUES))
     if args.voxel_mm is not None and args.voxel_mm <= 0:
@@ -110,8 +110,8 @@ def _write_adc_atlas(args) -> int:
 
 def _adc_of_people(args, bvals):
     """Return the mean ADC of simulated people, its affine, and what its sidecar says."""
-    from ..interfaces.templates import EMBEDDED_NAME
     from ..simulate.adc import mean_adc
+    from ..spatial.templates import EMBEDDED_NAME
     from .atlases import load_atlas
 
     n_people, atlas = PEOPLE if args.people is None else args.people, load_atlas(args.source)
@@ -123,7 +123,7 @@ def _adc_of_people(args, bvals):
 
 def _adc_of_runs(args, bvals, left_out: list[str]):
     """Return the mean ADC of the subjects of a preprocessed dataset, its affine, and what its sidecar says."""
-    from ..interfaces.adc_atlas import GRID_AFFINE, find_transform, mean_of_runs, shells_on_template
+    from ..spatial.adc_atlas import GRID_AFFINE, find_transform, mean_of_runs, shells_on_template
 
     if args.people is not None:
         raise ValueError(f"--people is for simulated people, but {args.source} is a dataset; leave it out")
@@ -177,7 +177,7 @@ def _read(item, b0_threshold: float):
     """Return a run as a scan with its brain mask."""
     from ..dwi.series import Scan, ScanError
     from ..interfaces.brain import brain_mask, mean_dwi
-    from ..interfaces.io import read_scan
+    from ..spatial.io import read_scan
 
     scan, _ = read_scan(item.image, item.bval, item.bvec, item.mask, b0_threshold)
     if scan.gradients.is_b0.all():

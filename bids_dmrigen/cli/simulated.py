@@ -109,7 +109,7 @@ def write_image(path: Path, data: np.ndarray, affine: np.ndarray, dtype) -> None
     """Write an array as NIfTI in scanner coordinates, mm and seconds; integers are rounded."""
     import nibabel as nib
 
-    from ..interfaces import io
+    from ..spatial import io
 
     like = nib.Nifti1Image(np.zeros((1,) * data.ndim, np.float32), affine)
     like.header.set_xyzt_units("mm", "sec")
@@ -119,7 +119,7 @@ def write_image(path: Path, data: np.ndarray, affine: np.ndarray, dtype) -> None
 
 
 def write_gradients(image: Path, gradients) -> None:
-    from ..interfaces import io
+    from ..spatial import io
 
     stem = image.name.removesuffix(".nii.gz")
     io.write_gradients(gradients, image.with_name(f"{stem}.bval"), image.with_name(f"{stem}.bvec"))

@@ -212,7 +212,7 @@ def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:
         scans = {p.part: [a["name"] for a, c in zip(p.about, p.counts, strict=True) if c.any()] for p in parts}
         words = {"file": args.data.name, **scans, **words}
         if good is not None:
-            from ..methods.rishldm_pairs import MeasuredPairs
+            from ..methods.enhance.pairs import MeasuredPairs
 
             parts, words = [MeasuredPairs(part, good) for part in parts], words | {"good": args.good.name}
         sources, held_out = [parts[0]], [parts[1]]
@@ -239,7 +239,7 @@ def _population(args, atlas):
             raise ValueError(TRACTS_WITH_SIMULATED)
         return None
     try:
-        from ..interfaces.population import PACKAGED_ADC_ATLAS, population_on
+        from ..spatial.population import PACKAGED_ADC_ATLAS, population_on
     except ImportError as error:
         raise ValueError(NO_IMAGES.format(module=error.name)) from None
     return population_on(atlas.shape, atlas.affine, args.adc_atlas or PACKAGED_ADC_ATLAS, args.xtract)

@@ -153,7 +153,7 @@ def bias_field(b0: np.ndarray, affine: np.ndarray, mask: np.ndarray) -> np.ndarr
     """
     import ants
 
-    from .ants_tools import to_ants
+    from ..spatial.ants_tools import to_ants
 
     zooms = np.linalg.norm(affine[:3, :3], axis=0)
     shrink = max(1, round(BIAS_MM / zooms.max()))
@@ -180,7 +180,7 @@ class BrainMask(SimpleInterface):
     output_spec = _BrainMaskOutputSpec
 
     def _run_interface(self, runtime):
-        from .io import read_scan, write_image
+        from ..spatial.io import read_scan, write_image
 
         inputs = self.inputs
         scan, image = read_scan(inputs.in_file, inputs.in_bval, inputs.in_bvec, b0_threshold=inputs.b0_threshold)
@@ -214,8 +214,8 @@ class BiasField(SimpleInterface):
     output_spec = _BiasFieldOutputSpec
 
     def _run_interface(self, runtime):
-        from .ants_tools import set_threads
-        from .io import read_scan, write_image
+        from ..spatial.ants_tools import set_threads
+        from ..spatial.io import read_scan, write_image
 
         inputs = self.inputs
         set_threads(inputs.num_threads)
@@ -247,7 +247,7 @@ class DivideByBias(SimpleInterface):
     output_spec = _DivideByBiasOutputSpec
 
     def _run_interface(self, runtime):
-        from .io import read_image, write_image
+        from ..spatial.io import read_image, write_image
 
         data, image = read_image(self.inputs.in_file)
         field = read_image(self.inputs.in_field)[0]

@@ -9,8 +9,8 @@ import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, isdefined, traits
 
 from ..dwi.series import ScanError
+from ..spatial.io import read_scan, write_gradients, write_image
 from .base import SeriesInputSpec
-from .io import read_scan, write_gradients, write_image
 
 EMPTY_VOLUMES = (
     "{path}: volumes {volumes} (counted from 0) hold nothing but {what}; the transfer or the reconstruction "

@@ -53,7 +53,7 @@ class Denoise(SimpleInterface):
     output_spec = DenoiseOutputSpec
 
     def _run_interface(self, runtime):
-        from .io import read_scan, write_image
+        from ..spatial.io import read_scan, write_image
 
         inputs = self.inputs
         mask = inputs.in_mask if inputs.in_mask else None
@@ -90,7 +90,7 @@ class Degibbs(SimpleInterface):
 
     def _run_interface(self, runtime):
         from ..dwi.gibbs import remove_gibbs
-        from .io import read_image, write_image
+        from ..spatial.io import read_image, write_image
 
         with limited_threads(self.inputs.num_threads):
             data, image = read_image(self.inputs.in_file)

@@ -15,8 +15,8 @@ from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, traits
 
 from ..dwi.gradients import GradientError
 from ..dwi.series import Scan
-from .io import read_image
-from .run_data import ONLY_B0S, Missing, RunData, RunInput
+from ..qc.run_data import ONLY_B0S, Missing, RunData, RunInput
+from ..spatial.io import read_image
 
 MD_SCALE, MD_UNIT = 1e3, "10⁻³ mm²/s"
 SERIES_METRICS = ("ndc", "tensor_residual", "direction_contrast", "dwi_cnr", "sample_spread")

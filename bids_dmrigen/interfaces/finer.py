@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
 
-from .io import image_on_grid, read_image, read_volume, write_image
+from ..spatial.io import image_on_grid, read_image, read_volume, write_image
 
 
 def read_at(values: np.ndarray, affine: np.ndarray, shape, grid: np.ndarray) -> np.ndarray:

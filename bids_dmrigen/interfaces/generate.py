@@ -8,8 +8,8 @@ from pathlib import Path
 
 from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, isdefined, traits
 
+from ..spatial.io import image_on_grid, read_scan, write_gradients, write_image
 from .base import SeriesInputSpec
-from .io import image_on_grid, read_scan, write_gradients, write_image
 
 
 def progress_printer(label: str, every_s: float = 20.0):
@@ -116,7 +116,7 @@ class Generate(SimpleInterface):
             options=dict(i.options),
         )
         if method.spec.in_template:
-            from .in_template import generate_in_template
+            from ..spatial.in_template import generate_in_template
 
             made = generate_in_template(method, scan, request, self._template_files())
         else:
@@ -133,7 +133,7 @@ class Generate(SimpleInterface):
         return runtime
 
     def _template_files(self):
-        from .in_template import TemplateFiles
+        from ..spatial.in_template import TemplateFiles
 
         i = self.inputs
         adc = Path(i.adc_atlas) if isdefined(i.adc_atlas) else None
@@ -157,7 +157,7 @@ def _write_in_template(made, template_brain: str, folder: Path) -> dict[str, str
     """Write a series in the template's space; return output -> path."""
     import nibabel as nib
 
-    from .io import image_in_template
+    from ..spatial.io import image_in_template
     from .to_template import placed, standard_grid
 
     template = nib.load(template_brain)

@@ -7,8 +7,8 @@ from pathlib import Path
 from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, traits
 
 from ..bids.names import TENSOR_MAPS
+from ..spatial.io import read_scan, write_image
 from .base import SeriesInputSpec
-from .io import read_scan, write_image
 
 
 class _TensorMapsInput(SeriesInputSpec):

@@ -133,7 +133,7 @@ class _Aligner:
     """Registers volumes of one series; all matrices map reference points to volume points, in index mm."""
 
     def __init__(self, data: np.ndarray, grid: np.ndarray, mask: np.ndarray | None, seed: int):
-        from .ants_tools import to_ants
+        from ..spatial.ants_tools import to_ants
         from .brain import dilate, erode
 
         self.data, self.grid, self.seed = data, grid, seed
@@ -197,7 +197,7 @@ class _Aligner:
 
     def tie(self, reference_b0: np.ndarray, mean: np.ndarray, start: np.ndarray) -> np.ndarray:
         """Return the rigid matrix from the b0's space to that of a shell's mean."""
-        from .ants_tools import Stage
+        from ..spatial.ants_tools import Stage
 
         # Fluid is bright in one contrast and dark in the other: smoothed or reduced, the brain's edge shifts
         # apart by up to a millimetre. So the scan's own resolution decides, inside the brain.
@@ -216,7 +216,7 @@ class _Aligner:
         The image is ANTs's fixed one: its eddy-current map then acts first, in its own phase-encoding frame, and
         what gets interpolated is the reference, a mean, which is the less noisy one.
         """
-        from .ants_tools import register_linear, to_ants
+        from ..spatial.ants_tools import register_linear, to_ants
 
         found = register_linear(
             to_ants(image, self.grid),
@@ -242,7 +242,7 @@ class _Aligner:
         return [eddy, self._stage("Rigid[0.1]", FINE_MM, 20), eddy]
 
     def _stage(self, transform: str, size_mm: float, iterations: int, weights=()):
-        from .ants_tools import Stage
+        from ..spatial.ants_tools import Stage
 
         shrink = max(1, round(size_mm / self.zooms.max()))
         points = np.prod(self.data.shape[:3]) / shrink**3
@@ -336,9 +336,9 @@ class HeadMotion(SimpleInterface):
     output_spec = _HeadMotionOutputSpec
 
     def _run_interface(self, runtime):
-        from .ants_tools import set_threads
+        from ..spatial.ants_tools import set_threads
+        from ..spatial.io import read_scan, write_atomically
         from .brain import brain_mask
-        from .io import read_scan, write_atomically
 
         inputs = self.inputs
         set_threads(inputs.num_threads)

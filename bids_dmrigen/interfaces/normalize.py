@@ -20,8 +20,8 @@ from nipype.interfaces.base import (
 from ..dwi.series import ScanError
 from ..qc.iqm import mutual_information
 from ..qc.metrics import dice
+from ..spatial.templates import Template
 from .brain import dilate, erode, largest
-from .templates import Template
 
 WORKING_MM = 2.0
 STRIPPED_LITRES = 2.2  # more tissue than this is a whole head
@@ -42,9 +42,9 @@ class Brain:
 
 def load_template(found: Template | None = None) -> Brain:
     """Return a template from its files, or the embedded one, on a grid of 2 mm."""
-    from .ants_tools import from_ants, to_ants
-    from .io import read_volume
-    from .templates import EMBEDDED_NAME, embedded_mni
+    from ..spatial.ants_tools import from_ants, to_ants
+    from ..spatial.io import read_volume
+    from ..spatial.templates import EMBEDDED_NAME, embedded_mni
 
     if found is None:
         arrays, affine = embedded_mni(int(WORKING_MM))
@@ -54,7 +54,7 @@ def load_template(found: Template | None = None) -> Brain:
     values, affine = from_ants(grid)
 
     def on_grid(path: Path) -> np.ndarray:
-        from .ants_tools import warp
+        from ..spatial.ants_tools import warp
 
         data, source = read_volume(path)
         return warp(to_ants(data, source.affine), grid, ()).numpy()
@@ -85,7 +85,7 @@ def register_to_t1w(
     seed
         Of the metric's sampling.
     """
-    from .ants_tools import Stage, register_linear, to_ants
+    from ..spatial.ants_tools import Stage, register_linear, to_ants
 
     scan = to_ants(b0 * mask, affine)
     zooms = np.linalg.norm(affine[:3, :3], axis=0)
@@ -143,7 +143,7 @@ def register_to_template(
         Composite transforms (.h5): the first resamples a scan's image onto the template, the second an atlas onto
         the scan.
     """
-    from .ants_tools import Stage, center_of, register, register_linear, to_ants, write_matrix
+    from ..spatial.ants_tools import Stage, center_of, register, register_linear, to_ants, write_matrix
 
     zooms = np.linalg.norm(affine[:3, :3], axis=0)
     first = images.get("t1w", images.get("b0"))
@@ -174,7 +174,7 @@ def t1w_brain(t1w: np.ndarray, affine: np.ndarray, template: Brain, folder: Path
 
     An extracted T1w is freed of what extraction leaves (fat, dura); on a whole head the template's brain is warped.
     """
-    from .ants_tools import from_ants, to_ants, warp
+    from ..spatial.ants_tools import from_ants, to_ants, warp
 
     head = to_ants(t1w, affine)
     coarse = _coarse(head)
@@ -221,8 +221,8 @@ def apply_to_scan(atlas: str | Path, transform: str | Path, reference: str | Pat
     -------
     (X, Y, Z) or (X, Y, Z, N) float32.
     """
-    from .ants_tools import to_ants, warp
-    from .io import read_image
+    from ..spatial.ants_tools import to_ants, warp
+    from ..spatial.io import read_image
 
     data, image = read_image(atlas)
     grid, grid_image = read_image(reference)
@@ -322,8 +322,8 @@ class Normalize(SimpleInterface):
     output_spec = _NormalizeOutputSpec
 
     def _run_interface(self, runtime):
-        from .ants_tools import set_threads, to_ants, warp
-        from .io import read_image, write_atomically, write_image
+        from ..spatial.ants_tools import set_threads, to_ants, warp
+        from ..spatial.io import read_image, write_atomically, write_image
 
         inputs = self.inputs
         set_threads(inputs.num_threads)
@@ -381,8 +381,8 @@ class Normalize(SimpleInterface):
         return Template(i.template_name, Path(i.template_t1w), Path(i.template_mask), fa=fa)
 
     def _through_t1w(self, b0, mask, image, template: Brain, folder: Path) -> tuple[Path, Path]:
-        from .ants_tools import from_ants, to_ants, warp, write_matrix
-        from .io import read_volume, write_image
+        from ..spatial.ants_tools import from_ants, to_ants, warp, write_matrix
+        from ..spatial.io import read_volume, write_image
 
         seed = self.inputs.random_seed
         t1w, t1w_image = read_volume(self.inputs.in_t1w)
@@ -407,6 +407,6 @@ class Normalize(SimpleInterface):
 def _write(path: Path, data: np.ndarray, affine: np.ndarray, kind=np.float32) -> Path:
     import nibabel as nib
 
-    from .io import write_image
+    from ..spatial.io import write_image
 
     return write_image(path, data, nib.Nifti1Image(np.zeros(data.shape, np.uint8), affine), kind)

@@ -145,7 +145,7 @@ class Resample(SimpleInterface):
     output_spec = _ResampleOutputSpec
 
     def _run_interface(self, runtime):
-        from .io import read_image, read_scan, write_gradients, write_image
+        from ..spatial.io import read_image, read_scan, write_gradients, write_image
 
         inputs = self.inputs
         scan, image = read_scan(inputs.in_file, inputs.in_bval, inputs.in_bvec, b0_threshold=inputs.b0_threshold)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from nipype.interfaces.base import File, SimpleInterface, TraitedSpec
 
+from ..spatial.io import read_scan, write_image
 from .base import SeriesInputSpec
-from .io import read_scan, write_image
 
 
 class _RishMapsInput(SeriesInputSpec):

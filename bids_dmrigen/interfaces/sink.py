@@ -20,7 +20,7 @@ from nipype.interfaces.base import (
 )
 
 from ..bids.names import sidecar_path
-from .io import write_atomically
+from ..spatial.io import write_atomically
 
 WRITTEN = "written.json"  # in the sink's working folder: path -> size and time of last change
 NO_SPACE = "{path}: no space left in the output folder; free some and call again, finished steps are kept"

@@ -126,7 +126,7 @@ def _largest_shift(change: np.ndarray, shape, affine: np.ndarray) -> float:
 
 def _head_motion(first, second, affine, mask, seed: int) -> np.ndarray:
     """Return the rigid matrix (4, 4) from points of the first undistorted b0 to points of the second."""
-    from .ants_tools import Stage, register_linear, to_ants
+    from ..spatial.ants_tools import Stage, register_linear, to_ants
 
     zooms = np.linalg.norm(affine[:3, :3], axis=0)
     return register_linear(
@@ -302,9 +302,9 @@ class Susceptibility(SimpleInterface):
     output_spec = _SusceptibilityOutputSpec
 
     def _run_interface(self, runtime):
-        from .ants_tools import set_threads
+        from ..spatial.ants_tools import set_threads
+        from ..spatial.io import read_image, read_scan, write_atomically, write_image
         from .brain import brain_mask
-        from .io import read_image, read_scan, write_atomically, write_image
 
         inputs = self.inputs
         set_threads(inputs.num_threads)
@@ -344,7 +344,7 @@ class Susceptibility(SimpleInterface):
         return runtime
 
     def _b0(self, opposite: np.ndarray) -> np.ndarray:
-        from .io import read_bvals
+        from ..spatial.io import read_bvals
 
         if opposite.ndim == 3:
             return opposite

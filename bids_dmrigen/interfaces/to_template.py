@@ -8,8 +8,8 @@ import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
 
-from ..methods.phydiff_inputs import GRID_MM
-from .io import image_in_template, read_image, write_image
+from ..methods.synthesis.inputs import GRID_MM
+from ..spatial.io import image_in_template, read_image, write_image
 
 
 def standard_grid(shape, affine: np.ndarray) -> tuple[tuple[int, int, int], np.ndarray]:
@@ -57,7 +57,7 @@ class ToTemplate(SimpleInterface):
     output_spec = _ToTemplateOutput
 
     def _run_interface(self, runtime):
-        from .ants_tools import set_threads, to_ants, warp
+        from ..spatial.ants_tools import set_threads, to_ants, warp
 
         i, folder = self.inputs, Path(runtime.cwd)
         set_threads(i.num_threads)

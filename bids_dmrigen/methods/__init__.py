@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 # Names only: importing a method imports torch, which `--help` must not wait for.
 REGISTRY = {
-    "difusion": ("difusion", "DiFusion"),
-    "qid2": ("qid2", "QID2"),
-    "diffdti": ("diffdti", "DiffDTI"),
-    "phydiff": ("phydiff", "PhyDiff"),
-    "rishldm": ("rishldm", "RishLatentDiffusion"),
-    "interp": ("interpolation", "LinearInterpolation"),
-    "sh": ("interpolation", "HarmonicInterpolation"),
-    "atlas": ("atlas", "AtlasPrediction"),
-    "bspline": ("rish_arms", "SplineUpsampling"),
-    "rish": ("rish_arms", "LinearHarmonisation"),
+    "difusion": ("denoise.difusion", "DiFusion"),
+    "qid2": ("directions.qid2", "QID2"),
+    "diffdti": ("maps.diffdti", "DiffDTI"),
+    "phydiff": ("synthesis.phydiff", "PhyDiff"),
+    "rishldm": ("enhance.rishldm", "RishLatentDiffusion"),
+    "interp": ("directions.interpolation", "LinearInterpolation"),
+    "sh": ("directions.interpolation", "HarmonicInterpolation"),
+    "atlas": ("synthesis.atlas", "AtlasPrediction"),
+    "bspline": ("enhance.rish_arms", "SplineUpsampling"),
+    "rish": ("enhance.rish_arms", "LinearHarmonisation"),
 }
 
 UNKNOWN_METHOD = "unknown method {name!r}; choose from {names}"

@@ -25,7 +25,7 @@ def directions(text: str) -> int | tuple[tuple[float, ...], ...]:
     GradientError
         Where the file holds no unit vectors.
     """
-    from ..interfaces.io import read_bvecs
+    from ..spatial.io import read_bvecs
 
     if text.isdigit():
         return int(text)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .. import __version__
-from ..interfaces.in_template import DEFAULTS
 from ..methods.base import Citation, MethodSpec
 from ..qc.report import RunRecord
+from ..spatial.in_template import DEFAULTS
 from .plan import RunPlan
 from .settings import Settings
 

@@ -10,7 +10,7 @@ from .plan import RunPlan
 def normalize_node(plan: RunPlan, *, threads: int) -> pe.Node:
     """Return the node that registers a run to its T1w, where it has one, and to the template."""
     from ..interfaces.normalize import Normalize
-    from ..interfaces.templates import find_template
+    from ..spatial.templates import find_template
 
     settings = plan.settings
     node = pe.Node(

@@ -128,7 +128,7 @@ def _add_run(wf, plan: RunPlan, **common) -> RunPlan:
 
 
 def _keep_traces(logs: Path, plans: Sequence[RunPlan]) -> None:
-    from ..interfaces.io import write_atomically
+    from ..spatial.io import write_atomically
 
     for plan in plans:
         if plan.trace:

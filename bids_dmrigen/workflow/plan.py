@@ -199,7 +199,7 @@ def _inspect(run: Run, b0_threshold: float) -> tuple[tuple[int, ...], tuple[floa
     import nibabel as nib
 
     from ..dwi.series import NO_B0
-    from ..interfaces.io import read_gradients
+    from ..spatial.io import read_gradients
 
     try:
         image = nib.load(run.image)
@@ -386,8 +386,8 @@ def _origin(settings: Settings, source: str) -> dict[str, str]:
 
 def _template_outputs(output, settings: Settings, maps: Mapping[str, bool], template: str):
     """Yield what is written in the template's space: the mask, maps that are one number per voxel, and series."""
-    from ..interfaces.templates import EMBEDDED_URL, find_template
     from ..methods import load
+    from ..spatial.templates import EMBEDDED_URL, find_template
 
     reference = find_template(settings.template_dir).t1w.as_uri() if settings.template_dir else EMBEDDED_URL
     where = {"template": template, "reference": reference}

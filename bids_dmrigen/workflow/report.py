@@ -137,7 +137,7 @@ def _merged(wf, listed: dict[str, list]) -> dict:
 
 def write_dataset_files(settings: Settings, links: Mapping[str, Path]) -> None:
     """Write what makes the output folder a derivative dataset; safe when two calls do it at once."""
-    from ..interfaces.io import write_atomically
+    from ..spatial.io import write_atomically
 
     description = json.dumps(sidecars.dataset_description(settings.bids_dir, links), indent=2) + "\n"
     contents = {
@@ -190,8 +190,8 @@ def write_reports(
 
 def _write_citations(out_dir: Path) -> None:
     """Write the methods text and the references of all runs of the dataset, also of those of other calls."""
-    from ..interfaces.io import write_atomically
     from ..qc.report import all_records
+    from ..spatial.io import write_atomically
     from . import methods_text
 
     text = methods_text.of_runs(all_records(out_dir))
@@ -202,7 +202,7 @@ def _write_citations(out_dir: Path) -> None:
 
 def _write_record(plan: RunPlan, error: RunError | None) -> None:
     """Keep what this call knows of a run for the reports of later calls, which may not be about this run."""
-    from ..interfaces.io import write_atomically
+    from ..spatial.io import write_atomically
 
     out_dir = plan.settings.out_dir
     record = _record(plan, error)

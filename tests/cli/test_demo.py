@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bids_dmrigen.cli.demo import Protocol, write_demo
-from bids_dmrigen.interfaces.io import read_scan
+from bids_dmrigen.spatial.io import read_scan
 
 SMALL = Protocol(n_directions=7, n_b0=1, shape=(26, 32, 24), voxel_mm=6.6, t1w_mm=4, atlas_mm=4)
 

@@ -8,8 +8,8 @@ import pytest
 
 from bids_dmrigen.cli.tools import main
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
-from bids_dmrigen.interfaces.population import read_adc_atlas
 from bids_dmrigen.simulate.atlas_file import save_atlas
+from bids_dmrigen.spatial.population import read_adc_atlas
 from tests.conftest import write_dataset, write_run
 from tests.simulate.conftest import AFFINE, make_ball
 
@@ -27,7 +27,7 @@ def atlas(tmp_path):
 
 def add_run(root, subject, shells, template=TEMPLATE, run=""):
     """Write a preprocessed run: a ball of isotropic tissue, {b-value: diffusivity}, and its transforms."""
-    from bids_dmrigen.interfaces.ants_tools import write_matrix
+    from bids_dmrigen.spatial.ants_tools import write_matrix
 
     directions = even_directions(6)
     bvals = np.r_[0.0, np.repeat(list(shells), 6)]

@@ -9,7 +9,7 @@ import pytest
 
 from bids_dmrigen.cli.tools import main
 from bids_dmrigen.diffusion.weights import Card, save_weights
-from bids_dmrigen.methods.difusion import DiFusion
+from bids_dmrigen.methods.denoise.difusion import DiFusion
 from tests.conftest import tiny_gradients, tiny_series, write_run
 
 CARD = Card(

@@ -20,7 +20,7 @@ from bids_dmrigen.diffusion import training
 from bids_dmrigen.diffusion.arrays import write_prepared
 from bids_dmrigen.diffusion.weights import list_weights, read_card, verify_weights
 from bids_dmrigen.dwi.series import Scan
-from bids_dmrigen.methods.rishldm import RishLatentDiffusion
+from bids_dmrigen.methods.enhance.rishldm import RishLatentDiffusion
 from bids_dmrigen.simulate.atlas_file import save_atlas
 from tests.cli.trainable import Mean
 from tests.conftest import tiny_gradients, tiny_series, write_dataset, write_run

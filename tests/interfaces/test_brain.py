@@ -14,7 +14,7 @@ from bids_dmrigen.interfaces.brain import (
     dilate,
     otsu_threshold,
 )
-from bids_dmrigen.interfaces.io import read_image, write_gradients
+from bids_dmrigen.spatial.io import read_image, write_gradients
 
 ZOOMS = np.array([3.0, 3.0, 4.0])
 AFFINE = np.diag([-3.0, 3.0, 4.0, 1.0])
@@ -114,7 +114,7 @@ def test_interfaces_keep_the_ratio_of_volumes(phantom, tmp_path):
 @pytest.mark.real
 def test_the_whole_slab_holds_brain(real_data):
     from bids_dmrigen.interfaces.brain import mean_dwi
-    from bids_dmrigen.interfaces.io import read_scan
+    from bids_dmrigen.spatial.io import read_scan
 
     stem = f"{real_data}/bids/sub-slab/dwi/sub-slab_dwi"
     scan, _ = read_scan(f"{stem}.nii.gz", f"{stem}.bval", f"{stem}.bvec")

@@ -8,7 +8,7 @@ from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.interfaces import denoise as module
 from bids_dmrigen.interfaces.denoise import Degibbs, Denoise, denoise, patch_radius
-from bids_dmrigen.interfaces.io import write_gradients
+from bids_dmrigen.spatial.io import write_gradients
 
 SHAPE, SIGMA = (14, 13, 9), 25.0
 AFFINE = np.array([[-2.1, 0.2, 0, 30], [0.2, 2, 0.1, -20], [0, -0.1, 2.5, 5], [0, 0, 0, 1.0]])

@@ -11,8 +11,8 @@ import pytest
 
 from bids_dmrigen.dwi.gradients import GradientTable
 from bids_dmrigen.interfaces.figures import QualityMetrics, RunFigures
-from bids_dmrigen.interfaces.run_data import Missing, RunData, same_volumes
 from bids_dmrigen.qc.metrics import DEFINITIONS
+from bids_dmrigen.qc.run_data import Missing, RunData, same_volumes
 
 from ..conftest import tiny_gradients, tiny_series, write_run
 

@@ -6,9 +6,9 @@ import pytest
 
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.interfaces.finer import FinerMask, OntoScan
-from bids_dmrigen.interfaces.io import image_on_grid, write_image
 from bids_dmrigen.methods import load
 from bids_dmrigen.methods.base import Request
+from bids_dmrigen.spatial.io import image_on_grid, write_image
 
 from ..conftest import tiny_gradients, tiny_series
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from bids_dmrigen.dwi.gradients import GradientTable
-from bids_dmrigen.interfaces.io import write_gradients
 from bids_dmrigen.interfaces.maps import TensorMaps
+from bids_dmrigen.spatial.io import write_gradients
 
 from ..conftest import tiny_gradients, tiny_series
 

@@ -107,7 +107,7 @@ def test_only_shears_that_the_gradients_predict_are_kept():
 def test_interface_writes_transforms_and_confounds(moved, tmp_path):
     import nibabel as nib
 
-    from bids_dmrigen.interfaces.io import write_gradients
+    from bids_dmrigen.spatial.io import write_gradients
 
     data, gradients, _, truth = moved
     few = [0, 2, 3]
@@ -129,10 +129,10 @@ def test_interface_writes_transforms_and_confounds(moved, tmp_path):
 
 
 def test_eddy_currents_are_found_and_survive_the_tie_to_the_b0():
-    from bids_dmrigen.interfaces.templates import embedded_mni
     from bids_dmrigen.simulate.artefacts import Artefacts
     from bids_dmrigen.simulate.atlas import procedural_atlas
     from bids_dmrigen.simulate.scanner import acquire, protocol, scan_grid
+    from bids_dmrigen.spatial.templates import embedded_mni
 
     arrays, atlas_affine = embedded_mni(4)
     atlas = procedural_atlas(**arrays, affine=atlas_affine)

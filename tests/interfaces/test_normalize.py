@@ -9,8 +9,6 @@ from scipy import ndimage
 
 from bids_dmrigen.dwi.series import ScanError
 from bids_dmrigen.interfaces import normalize
-from bids_dmrigen.interfaces.ants_tools import read_matrix, write_matrix
-from bids_dmrigen.interfaces.io import read_image
 from bids_dmrigen.interfaces.normalize import (
     Normalize,
     apply_to_scan,
@@ -19,6 +17,8 @@ from bids_dmrigen.interfaces.normalize import (
     t1w_brain,
 )
 from bids_dmrigen.qc.metrics import dice
+from bids_dmrigen.spatial.ants_tools import read_matrix, write_matrix
+from bids_dmrigen.spatial.io import read_image
 
 # World of the scanner to world of the template: nodded, shifted, a little larger.
 ANGLE = np.deg2rad(8.0)

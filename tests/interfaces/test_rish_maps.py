@@ -6,8 +6,8 @@ import pytest
 from nipype.interfaces.base import isdefined
 
 from bids_dmrigen.dwi.rish import rish_maps
-from bids_dmrigen.interfaces.io import read_scan
 from bids_dmrigen.interfaces.rish_maps import RishMaps
+from bids_dmrigen.spatial.io import read_scan
 
 from ..conftest import tiny_gradients, tiny_series, write_run
 

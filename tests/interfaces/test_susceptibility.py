@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from bids_dmrigen.dwi.series import ScanError
-from bids_dmrigen.interfaces.io import read_image, read_scan
 from bids_dmrigen.interfaces.susceptibility import (
     Susceptibility,
     _difference,
@@ -18,6 +17,7 @@ from bids_dmrigen.interfaces.susceptibility import (
     unwarp,
 )
 from bids_dmrigen.qc.iqm import pearson
+from bids_dmrigen.spatial.io import read_image, read_scan
 
 SHAPE = (32, 44, 24)
 AFFINE = np.array([[-2.7, 0.3, 0, 40], [0.3, 2.7, 0.4, -50], [0, -0.4, 2.9, -30], [0, 0, 0, 1.0]])

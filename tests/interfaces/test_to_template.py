@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from bids_dmrigen.interfaces.to_template import ToTemplate, placed, standard_grid
-
-from .test_template_space import AFFINE, MOTION, SHAPE, TEMPLATE, ball
+from tests.spatial.test_template_space import AFFINE, MOTION, SHAPE, TEMPLATE, ball
 
 
 def test_the_grid_is_whole_and_inside_the_template():
@@ -33,7 +32,7 @@ def test_placing_keeps_every_voxel_where_it_was(shift):
 
 def test_maps_go_where_the_transform_leads_and_are_not_darker_at_the_rim(tmp_path):
     pytest.importorskip("ants")
-    from bids_dmrigen.interfaces.ants_tools import write_matrix
+    from bids_dmrigen.spatial.ants_tools import write_matrix
 
     mask, points = ball(SHAPE, AFFINE, 32.0)
     brain, _ = ball((44, 52, 40), TEMPLATE, 50.0)

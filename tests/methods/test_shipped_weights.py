@@ -9,8 +9,6 @@ from bids_dmrigen.diffusion.weights import list_weights
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.dwi.tensor import fit_maps
-from bids_dmrigen.interfaces.population import PACKAGED_ADC_ATLAS, population_on
-from bids_dmrigen.interfaces.templates import embedded_mni
 from bids_dmrigen.methods import load
 from bids_dmrigen.methods.base import Request
 from bids_dmrigen.simulate.anatomy import deform
@@ -18,6 +16,8 @@ from bids_dmrigen.simulate.atlas import procedural_atlas
 from bids_dmrigen.simulate.examples import HELD_OUT
 from bids_dmrigen.simulate.individual import ALIGNED
 from bids_dmrigen.simulate.scanner import acquire, scan_grid
+from bids_dmrigen.spatial.population import PACKAGED_ADC_ATLAS, population_on
+from bids_dmrigen.spatial.templates import embedded_mni
 
 
 def needs(name: str):

@@ -10,10 +10,10 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan, ScanError
-from bids_dmrigen.interfaces.io import read_scan
 from bids_dmrigen.methods.base import Generated
 from bids_dmrigen.qc import evaluation
 from bids_dmrigen.qc.evaluation_page import write_results
+from bids_dmrigen.spatial.io import read_scan
 from tests.conftest import tiny_gradients, tiny_series
 
 AFFINE = np.diag([-3.0, 3, 3, 1])

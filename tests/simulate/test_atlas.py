@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from bids_dmrigen.interfaces.templates import embedded_mni, read_fibre_atlas
 from bids_dmrigen.simulate.atlas import (
     Atlas,
     dyadic,
@@ -13,6 +12,7 @@ from bids_dmrigen.simulate.atlas import (
     principal_directions,
     procedural_atlas,
 )
+from bids_dmrigen.spatial.templates import embedded_mni, read_fibre_atlas
 
 X, Y, Z = np.eye(3)
 

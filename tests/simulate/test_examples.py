@@ -8,12 +8,12 @@ import torch
 
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.tensor import fit_tensor, tensor_maps
-from bids_dmrigen.interfaces.templates import embedded_mni
 from bids_dmrigen.simulate.anatomy import deform, rigid, warped
 from bids_dmrigen.simulate.atlas import procedural_atlas
 from bids_dmrigen.simulate.examples import HELD_OUT, NO_PEOPLE, People, numbers_of_step
 from bids_dmrigen.simulate.imaging import Imaging, measure
 from bids_dmrigen.simulate.signal import Compartments, Tissue, simulate_signal
+from bids_dmrigen.spatial.templates import embedded_mni
 
 AXIAL, RADIAL = 1.6e-3, 0.4e-3
 PURE = Tissue(*[Compartments(0.0, AXIAL, RADIAL, 0.0, 0.7e-3, 1.0)] * 2)  # no sticks, no dispersion: a tensor

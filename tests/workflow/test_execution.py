@@ -326,7 +326,7 @@ def test_generation_occupies_a_gpu_where_there_is_one(monkeypatch, tmp_path, n_g
 
 def test_weights_and_directions_reach_the_node(tmp_path):
     from bids_dmrigen.diffusion.weights import Card, save_weights
-    from bids_dmrigen.methods.difusion import DiFusion
+    from bids_dmrigen.methods.denoise.difusion import DiFusion
     from bids_dmrigen.workflow.generate import directions, generate_node
     from bids_dmrigen.workflow.plan import plan_run
 

@@ -1,0 +1,1 @@
+"""Denoising: a run's volumes without their noise."""

@@ -1,0 +1,1 @@
+"""Directions: a shell with more directions than were acquired."""

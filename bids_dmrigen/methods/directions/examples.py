@@ -1,0 +1,152 @@
+"""What QID² is trained on: slices of simulated people, and of prepared scans."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...diffusion.arrays import Prepared
+from ...diffusion.processes import linear
+from ...dwi.gradients import even_directions, even_subset
+from ...dwi.noise import rician_mean
+from ...simulate.examples import People, numbers_from
+from ...simulate.imaging import measure
+from .inputs import REFERENCES, Known, known_of
+
+SIDE = 64  # of training slices
+TARGETS = 4  # directions per training slice
+DIRECTIONS = (6, 64)  # acquired directions of training examples
+BVALS = (600.0, 3200.0)  # s/mm²
+SIGMA_ERROR = 0.25  # relative: how well a noise level is known
+OUTSIDE = 0.1  # weight of voxels outside the brain in the loss
+
+UNTOLD = 0.01  # share of the image's variance in x_t below which x_t tells nothing of it
+
+PROCESS = linear()
+FIRST_UNTOLD = int((PROCESS.marginal(torch.arange(PROCESS.steps + 1))[0].square() >= UNTOLD).sum())
+
+
+class Batch(NamedTuple):
+    """A batch of training examples."""
+
+    known: Known
+    x0: Tensor  # (B, 1, H, W) what the network has to make
+    weight: Tensor  # (B, 1, H, W)
+    t: Tensor  # (B,)
+    noise: Tensor  # (B, 1, H, W)
+
+
+class Acquisition(NamedTuple):
+    """One shell of S slices, as known and as wanted."""
+
+    b0: Tensor  # (S, H, W, 3) mean b0 of the slice between its neighbours
+    shell: Tensor  # (S, N, H, W, 3)
+    target: Tensor  # (S, T, H, W)
+    acquired: Tensor  # (S, N, 3) unit vectors in the slice's voxel axes
+    wanted: Tensor  # (S, T, 3)
+    bval: Tensor  # (S,)
+    sigma: Tensor  # (S,)
+    mask: Tensor  # (S, H, W)
+
+
+def simulated(people: People, batch: int, generator: torch.Generator) -> Acquisition:
+    """Return slices of people, measured along some even directions; the targets are along others, without noise.
+
+    Acquired volumes are magnitudes: a target is what one would be on average.
+    """
+    uniform, normal = numbers_from(generator)
+    n_slices = max(batch // TARGETS, 1)
+    n = int(_log_uniform(*DIRECTIONS, uniform(1)))
+    bval = BVALS[0] * (BVALS[1] / BVALS[0]) ** uniform(n_slices)
+    turn = torch.linalg.qr(normal(n_slices, 3, 3)).Q
+    scheme = torch.tensor(_even(n), dtype=torch.float32, device=people.device)
+    acquired = F.normalize(scheme @ turn + 0.1 * normal(n_slices, n, 3), dim=2)
+    wanted = F.normalize(normal(n_slices, TARGETS, 3), dim=2)
+    slices = people.slices(generator, n_slices, (SIDE, SIDE, 3))
+    directions = torch.cat([torch.zeros_like(acquired[:, :1]), acquired, wanted], dim=1)
+    bvals = bval[:, None].repeat(1, 1 + n + TARGETS)
+    bvals[:, 0] = 0
+    clean = slices.signal(bvals, directions)  # (S, 1 + n + T, H, W, 3)
+    measured = measure(clean[:, : 1 + n], torch.ones_like(bval), generator, noiseless=clean[:, 1 + n :, :, :, 1:2])
+    expected = rician_mean(measured.expected[..., 0], measured.sigma.reshape(-1, 1, 1, 1))
+    axes = slices.axes()
+    return Acquisition(
+        measured.signal[:, 0], measured.signal[:, 1:], expected, acquired @ axes, wanted @ axes, bval, measured.sigma,
+        slices.mask()[..., 1],
+    )  # fmt: skip
+
+
+def measured(scans: Prepared, batch: int, generator: torch.Generator) -> Acquisition:
+    """Return slices of a measured shell: some directions are known, and others, with their noise, are the targets.
+
+    Raises
+    ------
+    ValueError
+        Where no scan has a shell with enough directions.
+    """
+    uniform, _ = numbers_from(generator)
+    needed, n_slices = REFERENCES + TARGETS, max(batch // TARGETS, 1)
+    views, b0s, volumes = scans.shell_slices(generator, n_slices, (SIDE, SIDE, 3), needed, (0.0, math.inf))
+    targets, rest = volumes[:TARGETS], volumes[TARGETS:]
+    n = int(_log_uniform(REFERENCES, min(len(rest), DIRECTIONS[1]), uniform(1)))
+    directions = views.directions
+    kept = rest[even_subset(directions[rest].cpu().numpy(), n)]
+    ones = torch.ones(len(views.signal), device=scans.device)
+
+    def along(chosen: Tensor) -> Tensor:
+        return (directions[chosen] @ views.axes).expand(len(ones), -1, -1)
+
+    return Acquisition(
+        views.signal[:, b0s].mean(dim=1), views.signal[:, kept], views.signal[:, targets][..., 1],
+        along(kept), along(targets), views.bvals[volumes].mean() * ones, views.sigma * ones, views.mask[..., 1],
+    )  # fmt: skip
+
+
+def examples(source: People | Prepared, size: str, batch: int, generator: torch.Generator) -> Batch:
+    """Return a batch of training examples.
+
+    Parameters
+    ----------
+    source
+        Simulated people or measured scans.
+    size
+        Of the network.
+    batch
+        Images.
+    generator
+        The only source of chance.
+    """
+    noisy = isinstance(source, Prepared)
+    a = (measured if noisy else simulated)(source, batch, generator)
+    uniform, normal = numbers_from(generator)
+    brain = a.mask.sum(dim=(1, 2)).clamp_min(1)
+    unit = ((a.shell[..., 1].mean(dim=1) * a.mask).sum(dim=(1, 2)) / brain).clamp_min(1e-3)
+    unit = unit * torch.exp(0.2 * normal(len(unit)))  # of a whole brain it would be another than of the slice
+    sigma = a.sigma * torch.exp(SIGMA_ERROR * normal(len(unit)))
+    known = known_of(a.b0, a.shell, a.acquired, a.wanted, a.bval, sigma, unit, size)
+    x0 = (a.target.reshape(-1, 1, SIDE, SIDE) - known.centre) / known.scale
+    # Nothing is known of a measured scan outside its mask.
+    weight = torch.where(a.mask, 1.0, 0.0 if noisy else OUTSIDE).repeat_interleave(TARGETS, dim=0)[:, None]
+    # From a time at which x_t tells nothing of x0 the best answer is the mean, without the target's own noise; from
+    # earlier ones it would be learnt.
+    # The mean is also what is wanted most often: half of all images aim at it.
+    untold = (uniform(len(x0)) < (1.0 if noisy else 0.5)) & known.with_prediction
+    first = torch.where(untold, FIRST_UNTOLD, 1)
+    t = first + (uniform(len(x0)) * (PROCESS.steps + 1 - first)).long()
+    return Batch(known, x0.clamp(-20, 20), weight, t, normal(*x0.shape))
+
+
+def _log_uniform(low: int, high: int, uniform: Tensor) -> float:
+    """Return a number from `low` to just below `high + 1`, small ones as often as large ones."""
+    return low * ((high + 1) / low) ** float(uniform)
+
+
+@cache
+def _even(n: int) -> np.ndarray:
+    return even_directions(n)

@@ -1,0 +1,103 @@
+"""What QID²'s network is told of an image that it has to make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...dwi.harmonics import order_for, prediction_weights
+from .task import nearest_references
+
+REFERENCES = 6
+EXTRA = 5  # prediction, its slices below and above, mean of the shell, b0
+LEAST_SCALE = 0.03  # of the shell's mean signal: what a prediction errs by where there is no noise
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What the network is told of B images, and how its output becomes one: image = centre + scale * output.
+
+    Parameters
+    ----------
+    images
+        (B, C, H, W) references and what else is known.
+    centre, scale
+        (B, 1, H, W) and (B, 1, 1, 1), signal units.
+    bvecs, bvals
+        (B, R + 1, 3) in the slice's voxel axes and (B, R + 1) s/mm²: references, then target.
+    log_sigma
+        (B,) of the references, in units of the shell's mean signal.
+    """
+
+    images: Tensor
+    centre: Tensor
+    scale: Tensor
+    bvecs: Tensor
+    bvals: Tensor
+    log_sigma: Tensor
+
+    def part(self, rows: Tensor) -> Known:
+        """Return what is known of some of the images."""
+        return Known(**{name: value[rows.to(value.device)] for name, value in vars(self).items()})
+
+    @property
+    def with_prediction(self) -> bool:
+        """Whether more than the references is known: the network then makes the image, else (`paper`) the noise."""
+        return self.images.shape[1] > REFERENCES
+
+
+def known_of(
+    b0: Tensor,
+    shell: Tensor,
+    acquired: Tensor,
+    wanted: Tensor,
+    bval: Tensor,
+    sigma: Tensor,
+    unit: Tensor,
+    size: str,
+) -> Known:
+    """Return what the network is told of T wanted directions in each of S slices; B = S T.
+
+    Parameters
+    ----------
+    b0
+        (S, H, W, 3) mean b0 of the slice between its neighbours.
+    shell
+        (S, N, H, W, 3) acquired volumes.
+    acquired, wanted
+        (S, N, 3) and (S, T, 3) unit vectors in the slice's voxel axes.
+    bval, sigma, unit
+        (S,) b-value, noise level, and the shell's mean signal in the brain, by which all is divided.
+    """
+    n_slices, n = acquired.shape[:2]
+    n_wanted = wanted.shape[1]
+    near = nearest_references(acquired, wanted, REFERENCES)  # (S, T, R)
+    each = torch.arange(n_slices, device=near.device)[:, None, None]
+    references = shell[each, near, :, :, 1]  # (S, T, R, H, W)
+    bvecs = torch.cat([acquired[each, near], wanted[:, :, None]], dim=2)
+    unit5 = unit.reshape(-1, 1, 1, 1, 1)
+    if size == "paper":
+        images = references / unit5 - 1
+        centre = unit5.expand(-1, n_wanted, 1, *references.shape[3:])
+        scale = unit5.expand(-1, n_wanted, 1, 1, 1)
+    else:
+        weights = prediction_weights(acquired, wanted, order_for(n))  # (S, T, N)
+        predicted = torch.einsum("stn,snhwz->sthwz", weights, shell)
+        spread = (sigma[:, None] * weights.norm(dim=2)).square() + (LEAST_SCALE * unit[:, None]).square()
+        scale = spread.sqrt()[:, :, None, None, None]  # (S, T, 1, 1, 1)
+        centre = predicted[..., 1][:, :, None]  # (S, T, 1, H, W)
+        beside = predicted[..., [0, 2]].permute(0, 1, 4, 2, 3)
+        shared = torch.stack([shell[..., 1].mean(dim=1), b0[..., 1] / 4], dim=1) / unit5[:, 0]  # (S, 2, H, W)
+        shared = shared[:, None].expand(-1, n_wanted, -1, -1, -1)
+        images = torch.cat([(references - centre) / scale, centre / unit5, (beside - centre) / scale, shared], dim=2)
+    batch = n_slices * n_wanted
+    return Known(
+        images.reshape(batch, *images.shape[2:]).contiguous(memory_format=torch.channels_last),
+        centre.reshape(batch, *centre.shape[2:]),
+        scale.reshape(batch, 1, 1, 1),
+        bvecs.reshape(batch, REFERENCES + 1, 3),
+        bval.repeat_interleave(n_wanted)[:, None].expand(-1, REFERENCES + 1),
+        (sigma / unit).clamp_min(1e-3).log().repeat_interleave(n_wanted),
+    )

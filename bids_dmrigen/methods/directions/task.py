@@ -1,0 +1,165 @@
+"""What all methods that add directions to shells share: which directions, from which images, and the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...dwi.gradients import SAME_DEGREES, GradientTable, distinct, even_directions, even_subset
+from ...dwi.series import Scan, ScanError
+from ..base import Generated, LeftOut, Request
+
+CANDIDATES = 8  # per wanted direction
+DEFAULT_DIRECTIONS = 60
+
+TOO_FEW = "{title} needs at least {needed} different directions on a shell, found {found} at b = {bval:.0f} s/mm²"
+NOTHING_TO_DO = (
+    "{title}: every shell has as many directions as were asked for ({wanted}); ask for more with --qid2-directions"
+)
+LEFT_AS_IT_IS = "{problem}: it was left as it is"
+COINCIDE = "{n} of the directions asked for at b = {bval:.0f} s/mm² are acquired ones and were not generated"
+
+
+@dataclass(frozen=True, eq=False)
+class Shell:
+    """One shell and the directions that are wanted on it.
+
+    Parameters
+    ----------
+    bval
+        Mean b-value, s/mm².
+    volumes
+        (N,) indices of the acquired volumes.
+    acquired, wanted
+        (N, 3) and (T, 3) unit vectors in world RAS+.
+    """
+
+    bval: float
+    volumes: np.ndarray
+    acquired: np.ndarray
+    wanted: np.ndarray
+
+
+def shells_to_fill(scan: Scan, title: str, needed: int, directions: int | np.ndarray) -> tuple[list[Shell], list[str]]:
+    """Return what is to be generated shell by shell, and warnings.
+
+    Parameters
+    ----------
+    scan
+        The acquired series.
+    title, needed
+        Of the method, and how many different directions a shell must have.
+    directions
+        How many directions each shell is to have in the end, spread evenly around the acquired ones; or (T, 3)
+        b-vectors in the image's voxel axes (FSL convention), for every shell.
+
+    Raises
+    ------
+    ScanError
+        Where no shell has enough directions, or nothing is left to generate.
+    """
+    world = scan.gradients.world_directions(scan.affine)
+    shells, warnings, problems = [], [], []
+    for bval, volumes in scan.gradients.shells():
+        acquired = world[volumes]
+        found = len(distinct(acquired))
+        if found < needed:
+            problems.append(TOO_FEW.format(title=title, needed=needed, found=found, bval=bval))
+            continue
+        if np.ndim(directions) == 0:
+            wanted = fill_gaps(acquired, int(directions) - found)
+        else:
+            table = GradientTable(np.full(len(directions), bval), directions)
+            wanted = table.world_directions(scan.affine)
+            new = np.abs(wanted @ acquired.T).max(axis=1) < np.cos(np.deg2rad(SAME_DEGREES))
+            if not new.all():
+                warnings.append(COINCIDE.format(n=int((~new).sum()), bval=bval))
+            wanted = wanted[new]
+        if len(wanted):
+            shells.append(Shell(bval, volumes, acquired, wanted))
+    if problems and len(problems) == len(scan.gradients.shells()):
+        raise ScanError("; ".join(problems))
+    if not shells:
+        raise ScanError(NOTHING_TO_DO.format(title=title, wanted=directions if np.ndim(directions) == 0 else "list"))
+    return shells, warnings + [LEFT_AS_IT_IS.format(problem=problem) for problem in problems]
+
+
+def fill_gaps(acquired: np.ndarray, n: int) -> np.ndarray:
+    """Return (n, 3) directions that fill the gaps between acquired ones (N, 3), each as far from all as can be."""
+    if n <= 0:
+        return np.zeros((0, 3))
+    candidates = even_directions(CANDIDATES * n)
+    nearest = np.abs(candidates @ acquired.T).max(axis=1)
+    chosen = []
+    for _ in range(n):
+        k = int(nearest.argmin())
+        chosen.append(candidates[k])
+        nearest = np.maximum(nearest, np.abs(candidates @ candidates[k]))
+    return np.array(chosen)
+
+
+def nearest_references(acquired: Tensor, wanted: Tensor, n: int) -> Tensor:
+    """Return (..., T, n) indices of the acquired directions nearest to each wanted one, by |dot|, nearest first."""
+    return (wanted @ acquired.mT).abs().topk(n, dim=-1).indices
+
+
+def assemble(
+    scan: Scan, shells: list[Shell], made: list[tuple[np.ndarray, np.ndarray | None]], record: dict[str, Any], **more
+) -> Generated:
+    """Return the acquired volumes, unchanged, followed by the generated ones (X, Y, Z, T) of every shell."""
+    gradients = scan.gradients
+    bvals = np.concatenate([gradients.bvals, *(np.full(len(s.wanted), s.bval) for s in shells)])
+    world = np.concatenate([gradients.world_directions(scan.affine), *(s.wanted for s in shells)])
+    table = GradientTable.from_world(bvals, world, scan.affine, gradients.b0_threshold)
+    mean = np.concatenate([np.asarray(scan.data, np.float32), *(m for m, _ in made)], axis=3)
+    std = None
+    if all(s is not None for _, s in made):
+        std = np.concatenate([np.zeros(scan.data.shape, np.float32), *(s for _, s in made)], axis=3)
+    return Generated(mean, std, table, (), np.arange(len(table)) < len(gradients), record, **more)
+
+
+def check_left_out(generate: Callable[[Scan, Request], Generated], scan: Scan, request: Request, needed: int):
+    """Return what a method makes of acquired directions that it is not shown: a `LeftOut`, or None.
+
+    Parameters
+    ----------
+    generate
+        (scan, request) -> what the method makes.
+    scan, request
+        `request.options["left_out"]` is how many directions of each shell are left out at most: as evenly spread as
+        they can be, and so few that `needed` different ones are kept.
+    needed
+        Fewest directions that the method works with.
+    """
+    volumes, made = [], []
+    for _, members in scan.gradients.shells():
+        world = scan.gradients.world_directions(scan.affine)[members]
+        apart = np.abs(world @ world.T) - 2 * np.eye(len(world))
+        once = np.flatnonzero(apart.max(axis=1) < np.cos(np.deg2rad(SAME_DEGREES)))  # not measured again
+        n = min(request.options.get("left_out", 0), len(once), len(distinct(world)) - needed)
+        if n < 1:
+            continue
+        hidden = members[once[even_subset(world[once], n)]]
+        shown = np.sort(np.r_[np.flatnonzero(scan.gradients.is_b0), np.setdiff1d(members, hidden)])
+        few = Scan(scan.data[..., shown], scan.affine, scan.gradients[shown], scan.mask)
+        told = replace(request, n_samples=1, options={"directions": scan.gradients.bvecs[hidden]})
+        result = generate(few, told)
+        volumes.append(hidden)
+        made.append(result.mean[..., ~result.acquired])
+    return LeftOut(np.concatenate(volumes), np.concatenate(made, axis=3)) if volumes else None
+
+
+def wanted_directions(request: Request) -> int | np.ndarray:
+    """Return the request's directions: a number per shell, or (T, 3) b-vectors."""
+    directions = request.options.get("directions", DEFAULT_DIRECTIONS)
+    return int(directions) if np.ndim(directions) == 0 else np.asarray(directions, dtype=np.float64)
+
+
+def shell_signal(scan: Scan, shell: Shell) -> Tensor:
+    """Return a shell's acquired volumes (X, Y, Z, N), float32."""
+    return torch.from_numpy(np.ascontiguousarray(scan.data[..., shell.volumes], dtype=np.float32))

@@ -1,0 +1,1 @@
+"""Enhancement: a series as a better scanner would show it."""

@@ -1,0 +1,1 @@
+"""Maps: FA, MD and colour FA from few directions."""

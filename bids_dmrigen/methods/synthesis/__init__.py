@@ -1,0 +1,1 @@
+"""Synthesis: images of any b-value and direction from the b0."""

@@ -1,0 +1,141 @@
+"""What Phy-Diff is trained on: slices of simulated people who were registered to the template."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...simulate.examples import People, numbers_from
+from ...simulate.imaging import measure
+from .inputs import GRID_MM, PROCESS, Known, PopulationMaps, known_of
+
+SIDE = 64  # of training slices
+TARGETS = 4  # directions per slice
+BVALS = (500.0, 3200.0)  # s/mm²
+RIM_GAIN, RIM_MM = 0.7, 10.0  # largest logarithm of the coils' gain at the brain's rim, and how far in it reaches
+OUTSIDE = 0.02  # weight of voxels outside the brain in the loss
+UNTOLD = 0.01  # share of the image's variance in x_t below which x_t tells nothing of it
+FIRST_UNTOLD = int((PROCESS.marginal(torch.arange(PROCESS.steps + 1))[0].square() >= UNTOLD).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """People who lie in the template, and what is known of the population."""
+
+    people: People
+    maps: PopulationMaps
+
+    @property
+    def device(self) -> torch.device:
+        """Where examples are made."""
+        return self.people.device
+
+
+class Batch(NamedTuple):
+    """A batch of training examples."""
+
+    known: Known
+    x0: Tensor  # (B, 1, H, W) what the network has to make
+    weight: Tensor  # (B, 1, H, W)
+    t: Tensor  # (B,)
+    noise: Tensor  # (B, 1, H, W)
+
+
+def examples(cohort: Cohort, size: str, batch: int, generator: torch.Generator) -> Batch:
+    """Return a batch of training examples: a measured b0, and images without noise of other directions.
+
+    Parameters
+    ----------
+    cohort
+        Whom to measure.
+    size
+        Of the network.
+    batch
+        Images, `TARGETS` of each slice.
+    generator
+        The only source of chance.
+    """
+    people = cohort.people
+    uniform, normal = numbers_from(generator)
+    n = max(batch // TARGETS, 1)
+    bval = BVALS[0] * (BVALS[1] / BVALS[0]) ** uniform(n)
+    bvecs = F.normalize(normal(n, TARGETS, 3), dim=2)
+    slices, places = _views(people, n, generator)
+    clean = slices.signal(torch.zeros(n, 1, device=people.device), torch.zeros(n, 1, 3, device=people.device))
+    middle = slices.layer(1)
+    wanted = middle.signal(bval[:, None].repeat(1, TARGETS), bvecs)
+    mask = middle.mask()
+    gain = rim_gain(mask, RIM_GAIN * uniform(n), generator)
+    clean, wanted = clean * gain[..., None], wanted * gain
+    measured = measure(clean, torch.ones_like(bval), generator, noiseless=wanted[..., None])
+    b0 = measured.signal[:, 0]
+    unit = ((b0[..., 1] * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp_min(1)).clamp_min(1e-3)
+    unit = unit * torch.exp(0.2 * normal(n))  # of a whole brain it would be another than of the slice
+    image = measured.expected[..., 0] / unit[:, None, None, None]
+
+    def each(values: Tensor) -> Tensor:
+        return values.repeat_interleave(TARGETS, dim=0)
+
+    bvals = each(bval)
+    known = known_of(
+        each(b0 / unit[:, None, None, None]), cohort.maps.adc_at(each(places), bvals), bvecs.flatten(0, 1), bvals,
+        each(places), size, None if cohort.maps.tracts is None else each(cohort.maps.tracts_at(places)),
+    )  # fmt: skip
+    x0 = ((image.reshape(-1, 1, SIDE, SIDE) - known.centre) / known.scale).clamp(-10, 10)
+    inside = each(mask)[:, None]
+    # Within a slice errors count as they are, from slice to slice relative to the signal there is.
+    expected, voxels = inside * known.scale.square(), inside.sum(dim=(2, 3), keepdim=True).clamp_min(1)
+    weight = expected / (expected.sum(dim=(2, 3), keepdim=True) / voxels).clamp_min(1e-12) + OUTSIDE * ~inside
+    # What is wanted most often is the mean, made from x_t that tells nothing: half of all images aim at it.
+    first = torch.where((uniform(len(x0)) < 0.5) & torch.tensor(size == "small", device=people.device), FIRST_UNTOLD, 1)
+    t = first + (uniform(len(x0)) * (PROCESS.steps + 1 - first)).long()
+    return Batch(known, x0, weight, t, normal(*x0.shape))
+
+
+def rim_gain(mask: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    """Return gains (B, 1, H, W) of coils that lie around the head: above 1 near the brain's rim, on some sides more.
+
+    A bright rim is else taken for fluid. What is left after a bias field that varies slowly was removed is this steep.
+
+    Parameters
+    ----------
+    mask
+        (B, H, W) bool, the brain.
+    strength
+        (B,) of the logarithm of the gain at the rim, at most.
+    generator
+        Of the sides.
+    """
+    batch, height, width = mask.shape
+    reach = int(RIM_MM / GRID_MM)
+    kernel = torch.ones(1, 1, 2 * reach + 1, device=mask.device) / (2 * reach + 1)
+    inside = mask[:, None].float()
+    for _ in range(2):  # two boxes make a hat
+        inside = F.conv2d(inside, kernel[..., None], padding=(reach, 0))
+        inside = F.conv2d(inside, kernel[:, :, None], padding=(0, reach))
+    sides = torch.rand((batch, 1, 3, 3), generator=generator, device=mask.device)
+    sides = F.interpolate(sides, size=(height, width), mode="bilinear", align_corners=True)
+    return torch.exp(strength[:, None, None, None] * sides * 2 * (1 - inside).clamp(0, 0.75))
+
+
+def _views(people: People, n: int, generator: torch.Generator):
+    """Return axial blocks of three slices in the brain, and the places (n, 3, H, W), mm, of their middle slices."""
+    device = people.device
+    uniform, _ = numbers_from(generator)
+    person = torch.randint(len(people.table), (n,), generator=generator, device=device)
+    row = 1 + (uniform(n) * people.counts[person]).long()
+    corner = people.places[person, row] / GRID_MM
+    corner[:, :2] -= SIDE * (0.3 + 0.4 * uniform(n, 2))  # not always in the middle
+    corner[:, 2] -= 1
+    affine = torch.eye(4, device=device).repeat(n, 1, 1)
+    affine[:, :3, :3] *= GRID_MM
+    affine[:, :3, 3] = GRID_MM * corner.round()
+    kind = torch.randint(len(people.tissues), (n,), generator=generator, device=device)
+    slices = people.view(person, affine, (SIDE, SIDE, 3), people.tissues[kind], generator)
+    index = torch.stack(torch.meshgrid(*(torch.arange(SIDE, device=device),) * 2, indexing="ij")).float()
+    index = torch.cat([index, torch.ones_like(index[:1])])  # the middle slice
+    return slices, GRID_MM * index + affine[:, :3, 3, None, None]

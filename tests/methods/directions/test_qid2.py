@@ -1,0 +1,196 @@
+"""QID²: where it starts, what it leaves alone, one seed one result, examples that agree with their own description."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bids_dmrigen.diffusion.arrays import Prepared, write_prepared
+from bids_dmrigen.diffusion.weights import Card, WeightsError, save_weights
+from bids_dmrigen.dwi.gradients import GradientTable, even_directions
+from bids_dmrigen.dwi.series import Scan
+from bids_dmrigen.methods import load
+from bids_dmrigen.methods.base import Request
+from bids_dmrigen.methods.directions import qid2
+from bids_dmrigen.methods.directions.qid2 import PROCESS, QID2, SIZES
+from bids_dmrigen.simulate.anatomy import deform
+from bids_dmrigen.simulate.atlas import procedural_atlas
+from bids_dmrigen.simulate.examples import People
+from bids_dmrigen.spatial.templates import embedded_mni
+
+AFFINE = np.diag([2.0, 2, 3, 1])
+
+
+@pytest.fixture(scope="module")
+def scan():
+    """Two fibre populations with noise, 12 directions at b = 1000."""
+    world = np.concatenate([np.zeros((2, 3)), even_directions(12)])
+    b = np.r_[0, 0, np.full(12, 1000.0)]
+    rng = np.random.default_rng(0)
+    scale = 100 * rng.uniform(0.7, 1.5, (16, 12, 4, 1))
+    data = scale * np.exp(-b * (0.4e-3 + 1.2e-3 * (world @ [0.6, 0.8, 0]) ** 2)) + rng.normal(0, 2, (16, 12, 4, 14))
+    mask = np.zeros((16, 12, 4), bool)
+    mask[2:-2, 2:-2] = True
+    return Scan(data.astype(np.float32), AFFINE, GradientTable.from_world(b, world, AFFINE), mask)
+
+
+@pytest.fixture(scope="module")
+def people():
+    arrays, affine = embedded_mni(4)
+    return People([deform(procedural_atlas(**arrays, affine=affine), 0)])
+
+
+def request_(**more):
+    options = {"directions": 16}
+    return Request(**{"options": options, "precision": "fp32", "steps": 2, **more})
+
+
+def perturbed():
+    """A network whose output is not zero."""
+    net = QID2().network("small")
+    torch.nn.init.normal_(net.head[-1].weight, std=0.2, generator=torch.Generator().manual_seed(1))
+    return net
+
+
+def test_the_paper_size_has_the_papers_dimensions():
+    spec = SIZES["paper"]
+    assert [spec.base * m for m in spec.multipliers] == [128, 128, 256]
+    assert (spec.blocks, spec.attention, spec.in_channels) == (1, (1, 2), 1 + 6)
+
+
+def test_an_untrained_network_gives_the_harmonic_prediction(scan):
+    made = QID2().generate(QID2().network("small"), scan, request_())
+    harmonic = load("sh").generate(None, scan, request_())
+    np.testing.assert_array_equal(made.mean[..., :14], scan.data)
+    np.testing.assert_allclose(made.mean[scan.mask][:, 14:], harmonic.mean[scan.mask][:, 14:], rtol=1e-4)
+    assert not made.mean[~scan.mask][:, 14:].any()
+    assert made.acquired.tolist() == [True] * 14 + [False] * 4
+
+
+def test_one_seed_one_result_whatever_the_batch(scan, monkeypatch):
+    net = perturbed()
+    one = QID2().generate(net, scan, request_())
+    monkeypatch.setattr(qid2, "IMAGES_AT_ONCE", 3)
+    other = QID2().generate(net, scan, request_())
+    np.testing.assert_allclose(one.mean, other.mean, rtol=1e-5, atol=1e-3)
+    third = QID2().generate(net, scan, request_(seed=1))
+    assert np.abs(third.mean - one.mean).max() > 0.02  # not what rounding does
+
+
+def test_samples_have_a_spread_and_acquired_volumes_none(scan):
+    made = QID2().generate(perturbed(), scan, request_(n_samples=3))
+    assert not made.std[..., :14].any()
+    assert (made.std[scan.mask][:, 14:] > 0).all()
+
+
+def test_one_image_is_the_mean_and_several_are_samples(scan):
+    def sampler(**more):
+        made = QID2().generate(perturbed(), scan, request_(**{"steps": None, **more}))
+        return made.record["Sampler"]["Name"].split(":")[0], made.record["Sampler"]["NetworkEvaluations"]
+
+    assert sampler() == ("none", 1)
+    assert sampler(n_samples=2) == ("DPM-Solver++(2M)", 8)
+    assert sampler(steps=3) == ("DPM-Solver++(2M)", 3)
+
+
+@pytest.mark.parametrize(("change", "trust"), [(2.0, 0.5), (1.0, 1.0), (-1.0, 0.0), (0.5, 1.0)])
+def test_trust_is_the_share_of_the_correction_that_the_scan_confirms(scan, change, trust):
+    """A network that goes `change` times as far as the acquired volumes say."""
+
+    def fill(few, request):
+        made = load("sh").generate(None, few, request)
+        wanted = made.gradients.bvecs[~made.acquired]
+        volumes = np.abs(scan.gradients.bvecs @ wanted.T).argmax(axis=0)
+        mean = made.mean.copy()
+        mean[..., ~made.acquired] += change * (scan.data[..., volumes] - mean[..., ~made.acquired])
+        return replace(made, mean=mean)
+
+    found = qid2.trust_in_correction(fill, scan, request_())
+    assert found == {1000.0: pytest.approx(trust, abs=1e-3)}
+
+
+def test_what_the_scan_does_not_confirm_is_left_out(scan):
+    net = perturbed().eval()
+    net.head[-1].weight.data *= 30  # far too large a correction
+    made = QID2().generate(net, scan, request_())
+    harmonic = load("sh").generate(None, scan, request_())
+    told = made.record["TrustInCorrection"]["b=1000"]
+    assert 0 < told < 0.5
+    whole = QID2()._fill(net, scan, request_(), {}, {})
+    inside = scan.mask
+    correction = whole.mean[inside][:, 14:] - harmonic.mean[inside][:, 14:]
+    taken = made.mean[inside][:, 14:] - harmonic.mean[inside][:, 14:]
+    positive = (whole.mean[inside][:, 14:] > 0) & (made.mean[inside][:, 14:] > 0)
+    np.testing.assert_allclose(taken[positive], told * correction[positive], atol=0.02 * np.abs(taken).max())
+
+
+def test_missing_weights_and_foreign_b_values_are_told(scan):
+    with pytest.raises(WeightsError, match="no weights 'qid2-paper'"):
+        QID2().generate(None, scan, request_(size="paper"))
+    high = Scan(scan.data, AFFINE, GradientTable(scan.gradients.bvals * 4.5, scan.gradients.bvecs), scan.mask)
+    made = QID2().generate(QID2().network("small"), high, request_())
+    assert any("outside what the weights were trained on" in w for w in made.warnings)
+
+
+def test_stored_weights_are_used_and_told_in_the_record(scan, tmp_path):
+    net = perturbed()
+    trained = {"examples": "simulated people"}
+    card = Card("qid2", "small", {}, trained, 1, 1.0, 0, "a test", {}, "Apache-2.0")
+    save_weights(tmp_path, "qid2-small", net, card)
+    made = QID2().generate(None, scan, request_(weights_dir=tmp_path))
+    np.testing.assert_array_equal(made.mean, QID2().generate(net, scan, request_()).mean)
+    told = made.record["Weights"]
+    assert (told["Name"], told["TrainedOn"], told["License"]) == ("qid2-small", trained, "Apache-2.0")
+    assert len(told["SHA256"]) == 64
+
+
+def test_examples_are_a_function_of_their_index_and_can_be_learnt_from(people):
+    make = QID2().examples(people, "small", 8, seed=3)
+    first, again, other = make(0), make(0), make(1)
+    torch.testing.assert_close(first.x0, again.x0, rtol=0, atol=0)
+    assert not torch.equal(first.x0, other.x0)
+    known = first.known
+    assert known.images.shape[1] == SIZES["small"].in_channels - 1
+    torch.testing.assert_close(known.bvecs.norm(dim=2), torch.ones(known.bvecs.shape[:2]))
+    # In units of the prediction's own noise what is left to make is of order one.
+    inside = first.x0[first.weight == 1]
+    assert 0.3 < inside.std() < 5
+    net = QID2().network("small")
+    loss = QID2().loss(net, first)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert net.head[-1].weight.grad.abs().max() > 0
+
+
+def test_the_paper_variant_makes_noise_from_references_alone(people):
+    batch = QID2().examples(people, "paper", 4, seed=3)(0)
+    assert batch.known.images.shape[1] == qid2.REFERENCES
+    image = batch.known.centre + batch.known.scale * batch.x0
+    assert (image >= -1e-4).all()
+
+
+def test_measured_scans_are_aimed_at_where_their_noise_is_not_learnt(scan, tmp_path):
+    write_prepared(tmp_path / "scans.safetensors", [("run", "01", scan, 2.0)])
+    make = QID2().examples(Prepared(tmp_path / "scans.safetensors"), "small", 8, seed=3)
+    batch, again = make(0), make(0)
+    torch.testing.assert_close(batch.x0, again.x0, rtol=0, atol=0)
+    kept, _ = PROCESS.marginal(batch.t)
+    assert (kept.square() < 0.01).all()
+    assert not batch.weight[:, :, :10].any()  # beside the scan
+    # The target is an acquired volume, whose direction is not among the references.
+    cosine = (batch.known.bvecs[:, :-1] * batch.known.bvecs[:, -1:]).sum(dim=2).abs()
+    assert (cosine < 0.999).all()
+    image = (batch.known.centre + batch.known.scale * batch.x0)[batch.weight > 0]
+    signal = scan.data[scan.mask][:, 2:] / np.median(scan.mean_b0()[scan.mask])
+    assert signal.min() * 0.99 <= image.min()
+    assert image.max() <= signal.max() * 1.01
+    paper = QID2().examples(Prepared(tmp_path / "scans.safetensors"), "paper", 32, seed=3)(0)
+    assert paper.t.min() < 500
+
+
+def test_scans_with_too_few_directions_are_refused(scan, tmp_path):
+    few = Scan(scan.data[..., :11], AFFINE, scan.gradients[np.arange(11)], scan.mask)
+    write_prepared(tmp_path / "scans.safetensors", [("run", "01", few, 2.0)])
+    with pytest.raises(ValueError, match="no shell has the 10 directions"):
+        QID2().examples(Prepared(tmp_path / "scans.safetensors"), "small", 4, 0)(0)

@@ -1,0 +1,150 @@
+"""The classical arms of RISH latent diffusion: SciPy's interpolation, closed forms of harmonisation, whose weights."""
+
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from bids_dmrigen.dwi.gradients import GradientTable, even_directions
+from bids_dmrigen.dwi.series import Scan, ScanError
+from bids_dmrigen.methods import check_weights, given_weights, load, weights_of
+from bids_dmrigen.methods.base import Request
+from bids_dmrigen.methods.enhance.rish_arms import harmonised
+from bids_dmrigen.nets.rish_ldm import RishLDM, RishLDMSpec
+from bids_dmrigen.nets.unet import UNetSpec
+from bids_dmrigen.nets.vqvae import VQVAESpec
+from tests.conftest import rishldm_weights, tiny_gradients, tiny_series
+
+ROTATION = nib.eulerangles.euler2mat(z=0.3, x=0.2)
+AFFINE = nib.affines.from_matvec(ROTATION @ np.diag([-2.0, 2.0, 3.0]), [10, -20, 5])
+
+
+@pytest.fixture(scope="module")
+def scan():
+    gradients = tiny_gradients(16, 2)
+    data = tiny_series(gradients, (12, 10, 8))
+    mask = np.zeros(data.shape[:3], bool)
+    mask[2:10, 2:8, 1:7] = True
+    return Scan(data, AFFINE, gradients, mask)
+
+
+def network(ratios):
+    """A network as small as can be, with these ratios."""
+    unet = UNetSpec(4, 4, base=8, multipliers=(1,), blocks=1, attention=(), groups=4, context=8, dims=3)
+    net = RishLDM(RishLDMSpec(VQVAESpec(widths=(8,), blocks=1, codes=16, code_width=4), unet, width=8, blocks=1))
+    net.ratios.copy_(torch.tensor(ratios))
+    return net
+
+
+def finer(scan, edge, name="bspline", net=None):
+    return load(name).generate(net, scan, Request(options={"voxel_mm": edge}))
+
+
+def test_splines_are_scipys_and_lie_where_the_affine_says(scan):
+    made = finer(scan, 1.3)
+    assert np.linalg.norm(made.grid.affine[:3, :3], axis=0) == pytest.approx([1.3] * 3)
+    assert made.mean.shape == (*made.grid.mask.shape, 18)
+    index = np.moveaxis(np.indices(made.grid.mask.shape), 0, -1)
+    there = nib.affines.apply_affine(np.linalg.inv(AFFINE) @ made.grid.affine, index)
+    expected = ndimage.map_coordinates(scan.data[..., 4], np.moveaxis(there, -1, 0), order=3, mode="mirror")
+    np.testing.assert_allclose(made.mean[..., 4], expected.clip(0), atol=0.05)
+    corners = there.reshape(-1, 3)
+    assert (corners.min(axis=0) - 0.5 * 1.3 / scan.zooms_mm <= -0.5 + 1e-6).all(), "the whole extent is covered"
+    assert (corners.max(axis=0) + 0.5 * 1.3 / scan.zooms_mm >= np.array(scan.mask.shape) - 0.5 - 1e-6).all()
+    volume = scan.mask.sum() * np.prod(scan.zooms_mm)
+    assert made.grid.mask.sum() * 1.3**3 == pytest.approx(volume, rel=0.1)
+    np.testing.assert_allclose(
+        made.gradients.world_directions(made.grid.affine), scan.gradients.world_directions(AFFINE), atol=1e-12
+    )
+    assert not made.acquired.any(), "b0s are interpolated too"
+
+
+def test_a_grid_is_finer_or_the_scans_own():
+    bspline, rish = load("bspline").spec, load("rish").spec
+    zooms = np.array([2.0, 2.0004, 2.0])
+    assert rish.edge_mm(zooms, None) is None
+    assert rish.edge_mm(zooms, 2.0) is None
+    assert rish.edge_mm(zooms, 1.5) == bspline.edge_mm(zooms, 1.5) == 1.5
+    assert rish.edge_mm([2, 2, 3], 2.0) == 2.0
+    assert load("interp").spec.edge_mm(zooms, 7.0) is None, "it knows no other grid"
+    for wanted in (None, 2.0):
+        with pytest.raises(ScanError, match=r"nothing to do on the scan's own voxels, 2 x 2\.0004 x 2 mm"):
+            bspline.edge_mm(zooms, wanted)
+    for spec in (rish, bspline, load("rishldm").spec):
+        with pytest.raises(ScanError, match=r"--rishldm-voxel-size 2\.5: expected at most the .* 2 x 2 x 3"):
+            spec.edge_mm([2, 2, 3], 2.5)
+
+
+def test_nothing_to_do_is_refused(scan):
+    with pytest.raises(ScanError, match="B-spline up-sampling: there is nothing to do"):
+        load("bspline").generate(None, scan, Request())
+
+
+def test_each_degree_is_scaled_by_its_own_ratio():
+    v = torch.from_numpy(even_directions(30))
+    constant = torch.ones(30, dtype=torch.float64)
+    for ratios in ([0.8, 1.5, 2.0], [1.2, 0.0, 0.0]):
+        torch.testing.assert_close(harmonised(v, torch.tensor(ratios).double()) @ constant, ratios[0] * constant)
+    quadratic = 0.3 + (v @ torch.tensor([0.6, 0.8, 0.0]).double()) ** 2
+    torch.testing.assert_close(harmonised(v, torch.ones(3).double()) @ quadratic, quadratic, rtol=0.01, atol=0)
+    signal = torch.exp(-3 * v[:, 0] ** 2)
+    whole, mean = (harmonised(v, torch.tensor(r).double()) @ signal for r in ([1.0, 1, 1], [1.0, 0, 0]))
+    torch.testing.assert_close(mean, mean[:1].expand(30))
+    stronger = harmonised(v, torch.tensor([1.0, 2, 2]).double()) @ signal
+    torch.testing.assert_close(stronger - mean, 2 * (whole - mean))
+
+
+def test_directions_that_repeat_determine_no_more():
+    v = torch.from_numpy(even_directions(10))
+    twice = torch.cat([v, -v])
+    weights = [harmonised(twice, torch.tensor([1.0, 1.0, ratio]).double()) for ratio in (1.0, 5.0)]
+    torch.testing.assert_close(*weights)
+    assert torch.linalg.matrix_rank(weights[0]) == 6
+
+
+def test_harmonisation_of_a_scan_changes_its_shells_inside_the_mask(scan):
+    made = load("rish").generate(network([0.5, 1.0, 1.0]), scan, Request())
+    assert made.grid is None
+    np.testing.assert_array_equal(made.acquired, scan.gradients.is_b0)
+    np.testing.assert_array_equal(made.mean[..., :2], scan.data[..., :2])
+    np.testing.assert_array_equal(made.mean[~scan.mask], scan.data[~scan.mask])
+    mean = made.mean[scan.mask][:, 2:].mean(axis=1), scan.data[scan.mask][:, 2:].mean(axis=1)
+    assert np.median(mean[0] / mean[1]) == pytest.approx(0.5, abs=0.01)
+    assert made.record["Ratios"] == [0.5, 1.0, 1.0]
+
+
+def test_with_finer_voxels_the_upsampled_series_is_harmonised(scan):
+    plain, made = finer(scan, 1.5), finer(scan, 1.5, "rish", network([0.9, 1.2, 1.3]))
+    np.testing.assert_array_equal(made.grid.affine, plain.grid.affine)
+    assert not made.acquired.any()
+    np.testing.assert_array_equal(made.mean[~made.grid.mask], plain.mean[~made.grid.mask])
+    weights = harmonised(torch.tensor(scan.gradients.bvecs[2:]), torch.tensor([0.9, 1.2, 1.3]).double())
+    expected = plain.mean[made.grid.mask][:, 2:] @ weights.float().numpy().T
+    np.testing.assert_allclose(made.mean[made.grid.mask][:, 2:], expected.clip(0), rtol=1e-4, atol=1e-2)
+
+
+def test_a_shell_of_few_directions_is_left_as_it_is(scan):
+    few = GradientTable(
+        np.r_[scan.gradients.bvals[:14], [2000.0] * 4], np.r_[scan.gradients.bvecs[:14], even_directions(4)]
+    )
+    made = load("rish").generate(network([0.5, 0.5, 0.5]), replace(scan, gradients=few), Request())
+    np.testing.assert_array_equal(made.mean[..., 14:], scan.data[..., 14:])
+    assert made.acquired.tolist() == [True] * 2 + [False] * 12 + [True] * 4
+    assert (made.mean[scan.mask][:, 2:14] != scan.data[scan.mask][:, 2:14]).mean() > 0.9
+    assert any("b = 2000 s/mm² has 4 different directions" in warning for warning in made.warnings)
+
+
+def test_the_ratios_come_with_the_weights_of_rish_latent_diffusion(scan, tmp_path):
+    path = rishldm_weights(tmp_path, (0.9, 1.1, 1.3))
+    assert given_weights("rish", {"rishldm": "a"}) == "a"
+    assert given_weights("rish", {"rishldm": "a", "rish": "b"}) == "b"
+    assert given_weights("bspline", {"rishldm": "a"}) is None
+    assert weights_of("bspline", "small") is None
+    assert weights_of("rish", "small", weights_dir=tmp_path) == path
+    check_weights("rish", "small", str(path))
+    made = load("rish").generate(None, scan, Request(weights=str(path)))
+    assert made.record["Ratios"] == [0.9, 1.1, 1.3]
+    assert made.record["Weights"]["Name"] == "rishldm-small"

@@ -1,0 +1,349 @@
+"""Diff-DTI: what it is told against closed forms, which volumes it takes, one seed one result."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bids_dmrigen.diffusion.arrays import Prepared, write_prepared
+from bids_dmrigen.dwi.gradients import GradientTable, even_directions
+from bids_dmrigen.dwi.series import Scan, ScanError
+from bids_dmrigen.dwi.tensor import fit_maps
+from bids_dmrigen.methods.base import Request
+from bids_dmrigen.methods.maps.diffdti import DiffDTI, best_conditioned, choose_volumes, consistent
+from bids_dmrigen.methods.maps.inputs import (
+    DIFFUSIVITY,
+    MD_UNIT,
+    fitted_maps,
+    known_of,
+    maps_of,
+    noise_levels,
+    ridge_fit,
+)
+from bids_dmrigen.simulate.anatomy import deform
+from bids_dmrigen.simulate.atlas import procedural_atlas
+from bids_dmrigen.simulate.examples import People
+from bids_dmrigen.spatial.templates import embedded_mni
+
+AFFINE = np.diag([2.0, 2, 3, 1])
+TENSOR = np.array([[1.4, 0.2, 0.1], [0.2, 0.5, 0.0], [0.1, 0.0, 0.3]]) * 1e-3
+
+
+def table(n, b=1000.0, n_b0=2, seed=0):
+    turn = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))[0]
+    world = np.concatenate([np.zeros((n_b0, 3)), even_directions(n) @ turn])
+    return GradientTable.from_world(np.r_[np.zeros(n_b0), np.full(n, b)], world, AFFINE)
+
+
+def scan_of(gradients, noise=0.5, shape=(16, 12, 4)):
+    """One tensor everywhere, brighter here and there."""
+    world = gradients.world_directions(AFFINE)
+    rng = np.random.default_rng(0)
+    scale = 100 * rng.uniform(0.7, 1.5, (*shape, 1))
+    data = scale * np.exp(-gradients.bvals * np.einsum("ni,ij,nj->n", world, TENSOR, world))
+    mask = np.zeros(shape, bool)
+    mask[2:-2, 2:-2] = True
+    return Scan((data + rng.normal(0, noise, data.shape)).astype(np.float32), AFFINE, gradients, mask)
+
+
+def request_(**more):
+    return Request(**{"precision": "fp32", "subject": "01", "run": "r", **more})
+
+
+def perturbed(size="small"):
+    """A network whose output is not zero."""
+    net = DiffDTI().network(size)
+    torch.nn.init.normal_(net.head[-1].weight, std=0.1, generator=torch.Generator().manual_seed(1))
+    return net
+
+
+@pytest.fixture(scope="module")
+def people():
+    arrays, affine = embedded_mni(4)
+    return People([deform(procedural_atlas(**arrays, affine=affine), 0)])
+
+
+def test_the_paper_size_has_what_the_paper_states():
+    net = DiffDTI().network("paper")
+    assert net.spec.in_channels == 5 + 7
+    assert net.fen.spec.images == 7
+    assert not net.fen.spec.directions
+    assert net.numbers is None
+    assert DiffDTI().network("paper", fefm=False).fen is None
+    plan = DiffDTI().plan("paper")
+    assert (plan.learning_rate, plan.clip, plan.ema) == (2e-4, 1.0, 0.999)
+
+
+def test_six_good_directions_give_nearly_the_tensor_and_three_what_they_measured():
+    d = torch.tensor([TENSOR[0, 0], TENSOR[1, 1], TENSOR[2, 2], *(2**0.5 * TENSOR[np.triu_indices(3, 1)])]).float()
+    for n, tolerance in ((6, 0.05), (3, None)):
+        g = torch.as_tensor(even_directions(n), dtype=torch.float32)[None]
+        gain, kernel = ridge_fit(g)
+        adc = torch.einsum("sni,ij,snj->sn", g, torch.as_tensor(TENSOR).float(), g)
+        mean = adc.mean(dim=1, keepdim=True)
+        sphere = torch.tensor([1.0, 1, 1, 0, 0, 0]) * mean
+        found = sphere + torch.einsum("skn,sn->sk", gain, adc - mean)
+        torch.testing.assert_close(found, sphere + torch.einsum("skl,sl->sk", kernel, d - sphere), atol=1e-7, rtol=0)
+        again = torch.einsum("snk,sk->sn", _products(g), found)
+        assert ((again - adc).abs() / 1e-3 < 0.06).all(), "what was measured is what the tensor predicts"
+        if tolerance:
+            assert (found - d).abs().max() < tolerance * 1e-3
+
+
+def _products(g):
+    x, y, z = g.unbind(-1)
+    return torch.stack([x * x, y * y, z * z, 2**0.5 * x * y, 2**0.5 * x * z, 2**0.5 * y * z], dim=-1)
+
+
+def test_maps_agree_with_the_tensor_fit_of_the_app():
+    gradients = table(30, n_b0=1)
+    scan = scan_of(gradients, noise=3.0)
+    expected = fit_maps(scan, "ols", names=("fa", "md", "dec", "tensor"))
+    signal = torch.from_numpy(np.moveaxis(scan.data, (3, 2), (1, 0)).copy() / 100)
+    bvecs = torch.as_tensor(gradients.world_directions(AFFINE)[1:], dtype=torch.float32)
+    found = fitted_maps(signal, torch.full((4,), 1000.0), bvecs).permute(2, 3, 0, 1).numpy()
+    inside = scan.mask
+    np.testing.assert_allclose(found[inside][:, 0], expected["fa"][inside], atol=2e-4)
+    np.testing.assert_allclose(found[inside][:, 1] * MD_UNIT, expected["md"][inside], rtol=1e-3)
+    np.testing.assert_allclose(found[inside][:, 2:], expected["dec"][inside], atol=1e-3)
+    lower = expected["tensor"][inside][:, [0, 2, 5, 1, 3, 4]] * [1, 1, 1, *[2**0.5] * 3] / DIFFUSIVITY
+    own = maps_of(torch.from_numpy(lower.T.copy()).float()[None, :, None])[0, :, 0].T.numpy()
+    np.testing.assert_allclose(own[:, 0], expected["fa"][inside], atol=2e-4)
+    np.testing.assert_allclose(own[:, 2:], expected["dec"][inside], atol=1e-3)
+
+
+def test_untrained_it_gives_the_ridge_fit_and_that_is_least_squares_for_six():
+    scan = scan_of(table(6))
+    made = DiffDTI().generate(DiffDTI().network("small"), scan, request_())
+    maps, expected = made.named_maps(), fit_maps(scan, "ols", names=("fa", "md", "dec"))
+    assert set(maps) == {"fa", "md", "dec"}
+    np.testing.assert_allclose(maps["fa"][scan.mask], expected["fa"][scan.mask], atol=0.03)
+    np.testing.assert_allclose(maps["md"][scan.mask], expected["md"][scan.mask], atol=1e-5)
+    np.testing.assert_allclose(maps["dec"][scan.mask], expected["dec"][scan.mask], atol=0.04)
+    assert (made.mean[~scan.mask] == 0).all()
+    assert made.record["Sampler"] == {
+        "Name": "none: the mean of the distribution, estimated from noise alone",
+        "Steps": 1,
+        "NetworkEvaluations": 1,
+    }
+
+
+@pytest.mark.parametrize("n", [3, 4, 5])
+def test_fewer_directions_give_maps_too(n):
+    scan = scan_of(table(n), noise=2.0)
+    maps = DiffDTI().generate(perturbed(), scan, request_()).named_maps()
+    assert np.isfinite(maps["fa"]).all()
+    assert ((maps["fa"] >= 0) & (maps["fa"] <= 1)).all()
+    assert np.median(maps["md"][scan.mask]) == pytest.approx(np.trace(TENSOR) / 3, rel=0.3)
+
+
+def test_colour_is_made_as_long_as_fa_and_what_it_lacked_is_told():
+    maps = torch.rand(2, 5, 4, 4, generator=torch.Generator().manual_seed(0)) * 1.4 - 0.2
+    made, mismatch = consistent(maps)
+    torch.testing.assert_close(made[:, 2:].norm(dim=1), made[:, 0])
+    assert ((made >= 0) & (made[:, :1] <= 1)).all()
+    expected = (maps[:, 2:].clamp_min(0).norm(dim=1) - maps[:, 0].clamp(0, 1)).abs()
+    torch.testing.assert_close(mismatch, expected)
+    scan = scan_of(table(6))
+    assert DiffDTI().generate(perturbed(), scan, request_()).checks["colour_mismatch"] > 0
+
+
+def test_samples_follow_the_seed_alone_and_differ():
+    scan, net = scan_of(table(4), noise=2.0), perturbed()
+    one = DiffDTI().generate(net, scan, request_(n_samples=2, steps=3))
+    same = DiffDTI().generate(net, scan, request_(n_samples=2, steps=3))
+    np.testing.assert_array_equal(one.mean, same.mean)
+    assert one.std[scan.mask].max() > 0
+    assert one.std.shape == one.mean.shape
+    assert one.record["SpreadFactors"]["dec"] == {t: [1, 1, 1] for t in ("white matter", "grey matter", "CSF")}
+    other = DiffDTI().generate(net, scan, request_(n_samples=2, steps=3, seed=1))
+    assert not np.array_equal(one.mean, other.mean)
+    assert one.record["Sampler"] == {"Name": "DPM-Solver++(2M)", "Steps": 3, "NetworkEvaluations": 3}
+
+
+def test_the_papers_sampler_runs_its_predictor_and_corrector():
+    scan = scan_of(table(6), shape=(12, 12, 2))
+    made = DiffDTI().generate(DiffDTI().network("small"), scan, request_(sampler="paper", steps=4))
+    assert made.record["Sampler"] == {"Name": "predictor-corrector", "Steps": 4, "NetworkEvaluations": 8}
+
+
+def test_of_many_directions_the_best_six_are_used_and_named():
+    gradients = table(20)
+    bval, volumes, found = choose_volumes(gradients)
+    assert (bval, found, len(volumes)) == (1000.0, 20, 6)
+    x, y, z = gradients.bvecs[2:].T
+    design = np.stack([x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z], axis=1)
+    chosen = np.linalg.cond(design[volumes - 2])
+    rng = np.random.default_rng(0)
+    random = [np.linalg.cond(design[rng.permutation(20)[:6]]) for _ in range(300)]
+    assert chosen <= min(random)
+    made = DiffDTI().generate(DiffDTI().network("small"), scan_of(gradients), request_())
+    assert made.record["Volumes"] == {"b0": [0, 1], "b=1000": volumes.tolist()}
+    assert any("6 of 20" in w for w in made.warnings)
+
+
+def test_the_choice_of_six_is_the_best_there_is_on_a_small_table():
+    from itertools import combinations
+
+    bvecs = table(9, n_b0=1).bvecs[1:]
+    x, y, z = bvecs.T
+    design = np.stack([x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z], axis=1)
+    best = min(np.linalg.cond(design[list(c)]) for c in combinations(range(9), 6))
+    assert np.linalg.cond(design[best_conditioned(bvecs, 6)]) <= best * 1.1
+
+
+def test_directions_that_repeat_do_not_count_and_fewer_than_three_are_refused():
+    g = table(3)
+    twice = GradientTable(np.r_[g.bvals, g.bvals[2:]], np.concatenate([g.bvecs, -g.bvecs[2:]]))
+    assert len(choose_volumes(twice)[1]) == 3
+    two = g[[0, 1, 2, 3]]
+    with pytest.raises(ScanError, match="at least 3 different directions on a shell, found 2"):
+        choose_volumes(two)
+    both = GradientTable(np.r_[g.bvals, np.full(3, 2500.0)], np.concatenate([g.bvecs, g.bvecs[2:]]))
+    assert choose_volumes(both)[0] == 1000.0
+
+
+def test_a_b_value_that_was_never_trained_is_told():
+    made = DiffDTI().generate(DiffDTI().network("small"), scan_of(table(6, b=5000.0)), request_())
+    assert any("5000" in w and "600 to 3200" in w for w in made.warnings)
+
+
+def test_examples_are_what_they_say_and_repeat(people):
+    method = DiffDTI()
+    make = method.examples(people, "small", 6, 0)
+    batch, same = make(3), make(3)
+    torch.testing.assert_close(batch.x0, same.x0, rtol=0, atol=0)
+    known, inside = batch.known, batch.weight[:, 0] > 0
+    truth = known.centre + known.scale * batch.x0
+    fa, colour = truth[:, 0][inside], truth[:, 2:].norm(dim=1)[inside]
+    assert ((fa >= -1e-4) & (fa <= 1 + 1e-4)).all()
+    unclipped = batch.x0.abs().amax(dim=1)[inside] < 9.9
+    torch.testing.assert_close(fa[unclipped], colour[unclipped], atol=2e-3, rtol=0)
+    one = method.examples(people, "small", 1, 0)
+    assert {one(k).known.bvecs.shape[1] for k in range(24)} == {3, 4, 5, 6}
+    assert not batch.x0[:, 0][~inside].any()
+
+
+def test_both_sizes_train(people):
+    method = DiffDTI()
+    for size, net in (("small", perturbed()), ("paper", _tiny_paper())):
+        batch = method.examples(people, size, 2, 0)(0)
+        loss = method.loss(net, batch)
+        loss.backward()
+        assert loss.isfinite()
+        assert net.stem.weight.grad.abs().max() > 0
+
+
+def _tiny_paper():
+    """The paper's network with a tenth of its width."""
+    from bids_dmrigen.methods.maps import diffdti
+    from bids_dmrigen.nets.fefm import FusedUNet
+
+    fen = replace(diffdti.FEN["paper"], width=16, layers=1, heads=2)
+    return FusedUNet(replace(diffdti.SIZES["paper"], base=32, blocks=1), fen, 0)
+
+
+def test_the_loss_of_a_perfect_answer_is_zero(people):
+    """What preconditioning asks of the network is what makes the maps."""
+    from bids_dmrigen.methods.maps import diffdti
+
+    method = DiffDTI()
+    batch = method.examples(people, "small", 2, 0)(0)
+    t = batch.t.reshape(-1, 1, 1, 1)
+    x_t = diffdti.PROCESS.add_noise(batch.x0, t, batch.noise)
+    skip, out = diffdti._preconditioning(batch.t, x_t)
+
+    class Perfect(torch.nn.Module):
+        def forward(self, x, *_):
+            return (batch.x0 - skip * x_t) / out
+
+    assert float(method.loss(Perfect(), batch)) == pytest.approx(0, abs=1e-6)
+    variance = ((batch.x0 - skip * x_t) / out)[batch.weight.expand_as(x_t) > 0].square().mean()
+    assert 0.2 < float(variance) < 5, "the network's targets are of order one"
+
+
+def test_what_is_told_keeps_the_scale_of_the_scan_out(people):
+    gradients = table(5)
+    scan = scan_of(gradients, noise=1.0)
+    g = torch.as_tensor(gradients.world_directions(AFFINE)[2:], dtype=torch.float32)[None]
+    b0 = torch.from_numpy(scan.mean_b0()[None, :, :, :3])
+    dwis = torch.from_numpy(np.moveaxis(scan.data[:, :, :3, 2:], 3, 0)[None].copy())
+    ones = torch.ones(1)
+    known = known_of(b0, dwis, g, 1000 * ones, 2 * ones, 100 * ones, "small")
+    brighter = known_of(7 * b0, 7 * dwis, g, 1000 * ones, 14 * ones, 700 * ones, "small")
+    torch.testing.assert_close(known.images, brighter.images, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(known.numbers, brighter.numbers)
+
+
+def test_the_spread_is_scaled_to_hold_nine_in_ten(people):
+    """A network that answers with the truth plus a known error, and samples of a known, too small spread."""
+    from bids_dmrigen.methods.maps import diffdti
+
+    class Guess(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("spread", torch.ones(4, 3, 5))
+
+    def pretend(net, known, sampler, times, noise, precision):
+        error = torch.randn(known.centre.shape, generator=torch.Generator().manual_seed(len(known.centre)))
+        return truth[known] + 0.02 * error + 0.005 * noise(0)
+
+    truth, original = {}, diffdti.DiffDTI.examples
+
+    def examples(self, *args):
+        def make(index):
+            batch = original(self, *args)(index)
+            # Inside the ranges and with colour as long as FA, so that nothing is cut off.
+            maps = torch.full_like(batch.x0, 0.5) * torch.tensor([1, 1, 3**-0.5, 3**-0.5, 3**-0.5])[:, None, None]
+            truth[batch.known] = maps
+            return batch._replace(x0=(maps - batch.known.centre) / batch.known.scale)
+
+        return make
+
+    net = Guess()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diffdti, "draw", pretend)
+        patch.setattr(diffdti.DiffDTI, "examples", examples)
+        DiffDTI().calibrate(net, people, "small", 0, batches=1)
+    # A mean of 16 samples of standard deviation s lies off by (0.02² + s²/16)^(1/2), in units of a standard deviation
+    # from 16 samples: Student's distribution of 15 degrees of freedom, whose quantile is 1.753.
+    expected = 1.753 / 1.645 * (0.02**2 + 0.005**2 / 16) ** 0.5 / 0.005
+    assert net.spread.flatten().tolist() == pytest.approx([expected] * 60, rel=0.1)
+    assert net.spread[:, :, 1].mean().item() == pytest.approx(expected, rel=0.03)
+
+
+def test_measured_scans_give_few_of_their_directions_and_the_maps_of_all(tmp_path):
+    gradients = table(14)
+    scan = scan_of(gradients, noise=0.5, shape=(24, 20, 5))
+    write_prepared(tmp_path / "scans.safetensors", [("run", "01", scan, 0.5)])
+    source = Prepared(tmp_path / "scans.safetensors")
+    make = DiffDTI().examples(source, "small", 2, 0)
+    batch = make(1)
+    torch.testing.assert_close(batch.x0, make(1).x0, rtol=0, atol=0)
+    known, inside = batch.known, batch.weight[:, 0] > 0
+    expected = fit_maps(scan, "ols", names=("fa", "md"))
+    fa, md = (known.centre + known.scale * batch.x0)[:, :2].movedim(1, 3)[inside].T
+    assert fa.mean() == pytest.approx(expected["fa"][scan.mask].mean(), abs=0.01)
+    assert md.mean() * MD_UNIT == pytest.approx(expected["md"][scan.mask].mean(), rel=0.01)
+    cosine = (known.bvecs[0] @ torch.as_tensor(gradients.world_directions(AFFINE)[2:], dtype=torch.float32).T).abs()
+    assert (cosine.amax(dim=1) > 1 - 1e-5).all()
+    few = Scan(scan.data[..., :11], AFFINE, gradients[np.arange(11)], scan.mask)
+    write_prepared(tmp_path / "few.safetensors", [("run", "01", few, 0.5)])
+    with pytest.raises(ValueError, match="no shell has the 12 directions between b = 600 and 3200"):
+        DiffDTI().examples(Prepared(tmp_path / "few.safetensors"), "small", 2, 0)(0)
+
+
+def test_noise_is_read_from_a_shells_few_volumes():
+    """White noise reads alike at both distances; noise that neighbours share reads lower between them."""
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.ones(4, 64, 64, dtype=torch.bool)
+    for n in (3, 6):
+        white = 2.0 * torch.randn((4, n, 64, 64), generator=generator)
+        level = 100 + torch.linspace(0, 50, 64)  # anatomy that varies slowly
+        torch.testing.assert_close(noise_levels(level + white, mask), torch.full((4, 2), 2.0), rtol=0.06, atol=0)
+        smooth = (white + white.roll(1, 3) + white.roll(1, 2) + white.roll((1, 1), (2, 3))) / 2
+        near, far = noise_levels(level + smooth, mask).mean(dim=0)
+        assert near == pytest.approx(1.0, rel=0.08), "half of it, in each axis, is shared"
+        assert far == pytest.approx(2.0, rel=0.08)
+    assert noise_levels(white, torch.zeros_like(mask)).isnan().all()

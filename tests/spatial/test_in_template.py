@@ -1,0 +1,183 @@
+"""Methods in the template's space: what they see, and what comes back on the scan's grid."""
+
+import hashlib
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from bids_dmrigen.dwi.gradients import GradientTable, even_directions
+from bids_dmrigen.dwi.series import Scan
+from bids_dmrigen.methods import load
+from bids_dmrigen.methods.base import Generated, Population, Request
+from bids_dmrigen.methods.synthesis.phydiff import wanted_table
+from bids_dmrigen.spatial.in_template import TemplateFiles, generate_in_template
+from bids_dmrigen.spatial.population import PACKAGED_ADC_ATLAS, write_adc_atlas
+from tests.simulate.conftest import make_ball
+from tests.spatial.test_population import AFFINE as ATLAS_AFFINE
+from tests.spatial.test_population import ball_adc, fsl_layout, one_file
+from tests.spatial.test_template_space import AFFINE, MOTION, SHAPE, TEMPLATE, ball
+from tests.spatial.test_templates import write_fibres
+
+ants = pytest.importorskip("ants")
+TURN = np.linalg.svd(MOTION[:3, :3])
+TURN = TURN[0] @ TURN[2]  # the rotation in it
+
+
+class Stripes:
+    """b0 times how much a direction points to the template's front: what it makes tells how directions were turned."""
+
+    def __init__(self, *population):
+        self.seen, self.spec = [], SimpleNamespace(population=population or ("adc", "fibres"))
+
+    def generate(self, net, scan, request):
+        table = request.options["table"]
+        self.seen.append((scan, table, request.population))
+        weight = np.abs(table.world_directions(scan.affine)[:, 1])
+        mean = (scan.data * weight).astype(np.float32)
+        std = mean / 10 if request.n_samples > 1 else None
+        return Generated(mean, std, table, (), np.zeros(len(table), bool), {"Sampler": {}})
+
+
+def sha256(*paths):
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    import nibabel as nib
+
+    from bids_dmrigen.spatial.ants_tools import write_matrix
+
+    folder = tmp_path_factory.mktemp("template")
+    brain, _ = ball((44, 52, 40), TEMPLATE, 50.0)
+    nib.save(nib.Nifti1Image(brain.astype(np.uint8), TEMPLATE), folder / "brain.nii")
+    onto = write_matrix(folder / "to.mat", np.linalg.inv(MOTION))
+    back = write_matrix(folder / "from.mat", MOTION)
+    return TemplateFiles(folder / "brain.nii", onto, back)
+
+
+@pytest.fixture(scope="module")
+def scan():
+    mask, points = ball(SHAPE, AFFINE, 32.0)
+    world = np.concatenate([np.zeros((2, 3)), even_directions(8)])
+    gradients = GradientTable.from_world(np.r_[0.0, 0, np.full(8, 1000.0)], world, AFFINE)
+    smooth = 100 + 20 * np.sin(points / 8).prod(axis=-1)
+    return Scan(np.stack([smooth * mask] * 10, axis=-1).astype(np.float32), AFFINE, gradients, mask)
+
+
+def test_the_b0_goes_there_and_the_images_come_back_beside_the_acquired_ones(scan, files):
+    method = Stripes()
+    options = {"bvalues": [700.0, 1500.0], "directions": 5, "left_out": 3}
+    made = generate_in_template(method, scan, Request(options=options), files)
+    ((there, table, population),) = method.seen
+    assert there.data.shape[3] == 1, "acquired weighted volumes are not shown"
+    assert np.allclose(np.diag(there.affine)[:3], 2.0)
+    assert population.adc.shape[:3] == there.mask.shape
+    assert population.anatomy is not None
+    assert len(table) == 2 * 5 + 3
+
+    np.testing.assert_array_equal(made.mean[..., :10], scan.data)
+    assert made.acquired.tolist() == [True] * 10 + [False] * 10
+    assert made.gradients.bvals[10:].tolist() == [700.0] * 5 + [1500.0] * 5
+    # Each image as its own direction, seen from the scan, says: turned there, read, and not turned again.
+    world = made.gradients.world_directions(scan.affine)[10:]
+    expected = np.abs(world @ TURN.T)[:, 1]
+    inner = ndimage.binary_erosion(scan.mask, iterations=3)
+    ratio = (made.mean[inner][:, 10:] / scan.data[inner][:, :1]).mean(axis=0)
+    np.testing.assert_allclose(ratio, expected, atol=0.01)
+    assert not made.mean[~scan.mask][:, 10:].any()
+    assert len(made.left_out.volumes) == 3
+    assert set(made.left_out.volumes) <= set(range(2, 10))
+    own = np.abs(scan.gradients.world_directions(AFFINE)[made.left_out.volumes] @ TURN.T)[:, 1]
+    ratio = (made.left_out.mean[inner] / scan.data[inner][:, :1]).mean(axis=0)
+    np.testing.assert_allclose(ratio, own, atol=0.01)
+    assert made.std is None
+    series = made.in_template
+    assert series.gradients.bvals.tolist() == [0.0, *[700.0] * 5, *[1500.0] * 5], "those left out are a check alone"
+    np.testing.assert_array_equal(series.mean[..., :1], there.data)
+    weight = np.abs(series.gradients.world_directions(series.affine)[1:, 1])
+    np.testing.assert_allclose(series.mean[..., 1:], there.data * weight, rtol=1e-5)
+    assert made.record["Population"] == {
+        "adc": {"Name": "packaged ADC atlas", "SHA256": sha256(PACKAGED_ADC_ATLAS)},
+        "fibres": {"Name": "embedded analytic bundles"},
+    }
+    assert made.warnings == ()
+
+
+def test_images_are_as_bright_at_the_brains_rim_as_within(scan, files):
+    """Without an anatomy everywhere the same attenuation: what is made is b0 times one number, to the last voxel."""
+    flat = replace(scan, data=np.full(scan.data.shape, 1000, np.float32))
+    options = {"bvalues": [1000.0], "directions": 1}
+    for method in (load("atlas"), load("phydiff")):
+        maps = {"adc": np.full((*SHAPE, 1), 1e-3, np.float32), "bvals": np.array([1000.0])}
+        table = wanted_table(flat, [1000.0], 1)
+        net = method.network("small")
+        population = Population(**maps, anatomy=make_ball(radius=300.0, affine=AFFINE, shape=SHAPE))
+        made = method.generate(net, flat, Request(precision="fp32", population=population, options={"table": table}))
+        beyond = ndimage.binary_dilation(flat.mask, iterations=3)
+        values = made.mean[beyond]
+        assert values.min() > 0.95 * values.max(), "a spline that reads across an edge of 0 darkens the rim"
+    made = generate_in_template(Stripes(), flat, Request(options=options), files)
+    values = made.mean[..., -1][flat.mask]
+    assert values.std() < 0.002 * values.mean()
+
+
+def test_spread_comes_back_too_and_nothing_is_checked_where_nothing_is_asked(scan, files):
+    options = {"bvalues": [1000.0], "directions": np.array([[0.0, 1, 0]])}
+    made = generate_in_template(Stripes(), scan, Request(n_samples=2, options=options), files)
+    assert made.left_out is None
+    assert not made.std[..., :10].any()
+    inside = ndimage.binary_erosion(scan.mask, iterations=3) & (made.mean[..., 10] > 10)
+    np.testing.assert_allclose((made.std[..., 10] / made.mean[..., 10].clip(1e-3))[inside].mean(), 0.1, rtol=0.02)
+
+
+def test_the_record_names_what_was_used_by_its_files(tmp_path, files):
+    fibres, folder, file = write_fibres(tmp_path / "hcp"), fsl_layout(tmp_path / "atlases"), one_file(tmp_path)
+    own = replace(files, xtract=folder, fibres=fibres)
+    images = [
+        fibres / f"{n}.nii.gz" for n in ("T1w", "brain_mask", "tissue_wm_gm_csf_percent", "peaks_world_ras", "qa")
+    ]
+    assert own.record("fibres") == {"Name": "hcp", "SHA256": sha256(*images)}
+    image = folder / "xtract-tract-atlases-prob-2mm.nii.gz"
+    assert own.record("tracts") == {"Name": "XTRACT", "SHA256": sha256(image)}
+    assert replace(own, xtract=file).record("tracts") == {"Name": "own_percent.nii.gz", "SHA256": sha256(file)}
+    assert files.record("tracts") == {"Name": "none"}
+
+
+@pytest.mark.parametrize(
+    ("space", "template", "warned"),
+    [
+        ("MNI152NLin6Asym", "MNI152NLin6Asym", False),
+        ("MNI152NLin6Asym", "MNI152NLin2009aSym", True),
+        ("MNI152", "MNI152NLin2009aSym", False),
+        ("MNI152", "Infant", True),
+        (None, "Infant", False),
+        ("MNI152NLin6Asym", None, False),
+    ],
+)
+def test_an_adc_atlas_in_another_space_is_warned_of(tmp_path, files, space, template, warned):
+    about = {} if space is None else {"Space": space}
+    adc = write_adc_atlas(tmp_path / "people.nii.gz", ball_adc(), (1000.0, 2000.0), ATLAS_AFFINE, about)
+    said = replace(files, adc=adc, template=template).warnings(["adc", "tracts"])
+    if template == "Infant":
+        assert said[0].startswith("the template is Infant: weights and atlases know brains by their place in MNI152")
+        assert said[:1] == replace(files, adc=adc, template=template).warnings(["fibres"])
+        said = said[1:]
+    assert len(said) == warned
+    if warned:
+        assert said[0].startswith(
+            f"the ADC atlas (people.nii.gz) is in {space}, the template is {template}: the two lie"
+        )
+
+
+def test_the_packaged_adc_atlas_is_warned_of_too_where_a_method_is_told_of_it(scan, files):
+    options = {"bvalues": [1000.0], "directions": 1}
+    for kind, n in (("adc", 1), ("fibres", 0)):
+        away = replace(files, template="MNI152NLin6Asym")
+        made = generate_in_template(Stripes(kind), scan, Request(options=options), away)
+        assert made.record["Population"].keys() == {kind}
+        assert len(made.warnings) == n
+        assert all("(packaged ADC atlas) is in MNI152NLin2009aSym" in warning for warning in made.warnings)
