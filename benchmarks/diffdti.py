@@ -36,7 +36,7 @@ from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.interfaces.brain import brain_mask, mean_dwi
 from bids_dmrigen.methods.base import Request
-from bids_dmrigen.methods.maps.diffdti import FAST_STEPS, NORMAL_90, TISSUES, DiffDTI, tissue, trust
+from bids_dmrigen.methods.maps.diffdti_model import NORMAL_90, STEPS, TISSUES, DiffDTI, tissue, trust
 from bids_dmrigen.qc import evaluation, metrics
 from bids_dmrigen.simulate.examples import People
 from bids_dmrigen.spatial.io import read_scan
@@ -156,7 +156,7 @@ def samplers(args) -> None:
         "the mean, 1 evaluation": {},
         "mean of 3 draws, fast": {"n_samples": 3},
         "mean of 3 draws, the paper's": {"n_samples": 3, "sampler": "paper"},
-        "one draw, fast": {"steps": FAST_STEPS},
+        "one draw, fast": {"steps": STEPS[2]},
         "one draw, the paper's": {"sampler": "paper"},
     }
     print("\nsamplers, simulated, six directions, against the truth")
@@ -213,7 +213,7 @@ def trained(fefm: bool, atlas: str, minutes: float) -> tuple[dict, int]:
     torch.set_num_threads(1)
     method, anatomy = DiffDTI(), load_atlas(atlas)
     source, held_out = People.from_atlas(anatomy, 20), People.from_atlas(anatomy, 4, held_out=True)
-    plan = replace(method.plan("small"), minutes=minutes, precision=resolve_precision("auto", source.device))
+    plan = replace(method.training_plan("small"), minutes=minutes, precision=resolve_precision("auto", source.device))
     net = method.network("small", fefm)
     make, score = method.examples(source, "small", 32, 0), method.held_out(held_out, "small", 0)
     steps = train(net, make, method.loss, score, plan).steps

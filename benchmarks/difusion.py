@@ -28,7 +28,7 @@ from scipy.ndimage import binary_erosion
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.dwi.tensor import fit_maps
 from bids_dmrigen.methods.base import Request
-from bids_dmrigen.methods.denoise.difusion import DiFusion
+from bids_dmrigen.methods.denoise.difusion_model import DiFusion
 from bids_dmrigen.qc.metrics import psnr
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import procedural_atlas

@@ -43,7 +43,7 @@ from bids_dmrigen.interfaces.brain import bias_field, brain_mask, mean_dwi
 from bids_dmrigen.interfaces.normalize import load_template, register_to_template
 from bids_dmrigen.methods import load
 from bids_dmrigen.methods.base import Request
-from bids_dmrigen.methods.synthesis.phydiff import FAST_STEPS
+from bids_dmrigen.methods.synthesis.phydiff_model import STEPS
 from bids_dmrigen.qc import evaluation, metrics
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.examples import HELD_OUT
@@ -149,11 +149,13 @@ def trained(variant: str, atlas_path: str, adc: Path | None, xtract: Path | None
     net = method.network("small", **VARIANTS[variant])
     for tracts in (None, xtract) if xtract else (None,):
         told = population_on(atlas.shape, atlas.affine, adc or PACKAGED_ADC_ATLAS, tracts)
-        source = method.people(atlas, TRAINED_ON, population=told)
-        held_out = method.people(atlas, 4, held_out=True, population=told)
+        source = method.subjects(atlas, TRAINED_ON, population=told)
+        held_out = method.subjects(atlas, 4, held_out=True, population=told)
         method.freeze(net, source)
         budget = minutes / 3 if tracts else minutes
-        plan = replace(method.plan("small"), minutes=budget, precision=resolve_precision("auto", source.device))
+        plan = replace(
+            method.training_plan("small"), minutes=budget, precision=resolve_precision("auto", source.device)
+        )
         make, score = method.examples(source, "small", 16, 0), method.held_out(held_out, "small", 0)
         done = train(net, make, method.loss, score, plan)
         scores = f"held-out loss {done.start_loss:.4f} at the start, {done.held_out_loss:.4f} at best"
@@ -176,7 +178,7 @@ def ablation(args) -> None:
             net = method.network("small", **VARIANTS[variant]).eval()
             net.load_state_dict(state)
             chosen[f"{name}, mean"] = Arm(method, net, name == "Phy-Diff")
-            chosen[f"{name}, draw"] = Arm(method, net, name == "Phy-Diff", {"steps": FAST_STEPS})
+            chosen[f"{name}, draw"] = Arm(method, net, name == "Phy-Diff", {"steps": STEPS[2]})
     show_simulated(args, chosen)
 
 
@@ -238,9 +240,10 @@ def real(args) -> None:
         reference = evaluation.summary_maps(scan)
         print(f"\n{REAL if subject == 'canon' else subject}, {len(weighted)} acquired directions from the b0")
         for name, method in arms(args).items():
-            options = {"bvalues": [1000.0], "directions": 1, "left_out": len(weighted)}
+            options = {"bvalues": [1000.0], "directions": 1}
             begun = time.perf_counter()
-            made = generate_in_template(method, scan, Request(weights=args.weights, options=options), files).left_out
+            request = Request(weights=args.weights, left_out=len(weighted), options=options)
+            made = generate_in_template(method, scan, request, files).left_out
             seconds = time.perf_counter() - begun
             psnr = np.mean([
                 metrics.psnr(made.mean[..., k], scan.data[..., v], inner) for k, v in enumerate(made.volumes)
@@ -262,7 +265,7 @@ def samplers(args) -> None:
     method = load("phydiff")
     chosen = {
         "the mean, 1 evaluation": Arm(method),
-        f"a draw, {FAST_STEPS} evaluations": Arm(method, settings={"steps": FAST_STEPS}),
+        f"a draw, {STEPS[2]} evaluations": Arm(method, settings={"steps": STEPS[2]}),
         "a draw, the paper's 800": Arm(method, settings={"sampler": "paper"}),
     }
     show_simulated(args, chosen, people=1, slices=2, directions=2)

@@ -28,7 +28,7 @@ from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.methods import load
 from bids_dmrigen.methods.base import Request
-from bids_dmrigen.methods.directions.qid2 import FAST_STEPS, MEAN_STEPS, PAPER_STEPS, QID2
+from bids_dmrigen.methods.directions.qid2_model import QID2, STEPS
 from bids_dmrigen.qc import evaluation, metrics
 
 PEOPLE = 2
@@ -90,9 +90,9 @@ def samplers(args) -> None:
     gradients = GradientTable(np.r_[np.zeros(2), np.full(30, 1000.0)], np.concatenate([np.zeros((2, 3)), directions]))
     scan, clean = middle(*held_out_scan(atlas, 7, 20.0, gradients, 4.0), 1)
     settings = {
-        f"{MEAN_STEPS} evaluation, the mean": {},
-        f"{FAST_STEPS} evaluations, a draw": {"steps": FAST_STEPS},
-        f"{PAPER_STEPS} evaluations, a draw": {"sampler": "paper"},
+        f"{STEPS[1]} evaluation, the mean": {},
+        f"{STEPS[2]} evaluations, a draw": {"steps": STEPS[2]},
+        f"{STEPS[0]} evaluations, a draw": {"sampler": "paper"},
     }
     result = evaluation.evaluate(
         scan, [12], {name: arm("qid2", args, **s) for name, s in settings.items()}, truth=clean
@@ -134,7 +134,8 @@ def operations(scan: Scan) -> float:
     """Return the floating-point operations of one evaluation on one slice of a scan's brain."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from bids_dmrigen.methods.directions.qid2 import MARGIN, REFERENCES
+    from bids_dmrigen.methods.directions.inputs import REFERENCES
+    from bids_dmrigen.methods.directions.qid2_model import MARGIN
 
     inside = np.argwhere(scan.mask)
     height, width = np.minimum(np.ptp(inside, axis=0)[:2] + 1 + 2 * MARGIN, scan.data.shape[:2])

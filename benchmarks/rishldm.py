@@ -41,7 +41,7 @@ from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.interfaces.brain import brain_mask, mean_dwi
 from bids_dmrigen.methods import load
 from bids_dmrigen.methods.base import Generated, Request
-from bids_dmrigen.methods.enhance import rishldm
+from bids_dmrigen.methods.enhance import rishldm_model as rishldm
 from bids_dmrigen.methods.enhance import stages as rishldm_stages
 from bids_dmrigen.qc import evaluation, metrics
 from bids_dmrigen.simulate.anatomy import deform
@@ -272,12 +272,12 @@ def ablation(args) -> None:
     stages = [kind.name for kind in rishldm_stages.STAGES]
 
     def trained(net, names):
-        for stage in (s for s in method.stages(net) if s.name in names):
+        for stage in (s for s in method.trainings(net) if s.name in names):
             stage.begin(source, args.batch, 0)
             if net is not first and stage.name == "autoencoder_7t":  # as if there were no other
                 net.autoencoder_7t.load_state_dict(method.network("small").autoencoder_7t.state_dict())
             precision = resolve_precision("auto", source.device)
-            plan = replace(stage.plan("small"), minutes=args.minutes * SHARES[stage.name], precision=precision)
+            plan = replace(stage.training_plan("small"), minutes=args.minutes * SHARES[stage.name], precision=precision)
             make, score = stage.examples(source, "small", args.batch, 0), stage.held_out(held_out, "small", 0)
             done = train(net, make, stage.loss, score, plan)
             print(f"{stage.name}: {done.steps} steps, held-out loss {done.held_out_loss:.4f}", flush=True)

@@ -41,6 +41,7 @@ DWI = {
     "spread_bvec": "desc-{method}std_dwi.bvec",
     "map": "model-tensor_param-{param}_desc-{source}_dwimap.nii.gz",
     "map_spread": "model-tensor_param-{param}_desc-{method}std_dwimap.nii.gz",
+    "extra_map": "param-{param}_desc-{method}_dwimap.nii.gz",
     "rish_map": "model-sh_param-{param}_desc-{source}_dwimap.nii.gz",
     "template_mask": "space-{template}_desc-brain_mask.nii.gz",
     "template_map": "space-{template}_model-tensor_param-{param}_desc-{source}_dwimap.nii.gz",

@@ -37,6 +37,7 @@ DESCRIPTIONS = {
     "spread": "Voxel-wise standard deviation of the samples of {title}",
     "map_spread": "Voxel-wise standard deviation of the samples of {title}, times the factors stored with its weights "
     "(SpreadFactors): {param}",
+    "extra_map": "{description}, made by {title}",
     "template_mask": "Brain mask on a 2 mm grid over {template}",
     "template_generated": "Mean b0 and the volumes made by {title} where they were made, on a 2 mm grid over "
     "{template}",
@@ -139,6 +140,8 @@ def _own_sidecar(key: str, sources: Sequence[str], **fields: str) -> dict[str, A
         sidecar["SpatialReference"] = fields["reference"]
     if key in ("preproc", "dwiref", "generated", "template_generated", "spread"):
         sidecar |= {"SkullStripped": False, "Units": "arbitrary"}
+    if key == "extra_map":
+        sidecar |= {"SkullStripped": True, "Units": fields["units"]}
     if key == "map_spread":
         sidecar |= {"SkullStripped": True, "Units": MAPS[fields["param"]][1]}
     return sidecar

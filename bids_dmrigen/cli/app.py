@@ -244,10 +244,10 @@ def _weights_fit(settings: Settings) -> None:
 
 def _atlases_fit(settings: Settings) -> None:
     """Refuse a faulty atlas that a method will use; say which one no method uses."""
-    from ..methods import load
+    from ..methods import spec_of
     from ..spatial.population import check_atlas
 
-    used = {kind for method in settings.methods for kind in load(method).spec.population}
+    used = {kind for method in settings.methods for kind in spec_of(method).population}
     for kind, name in ATLASES.items():
         path = getattr(settings, name)
         if path is None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from ..methods import REGISTRY
+from ..dwi.series import Scan, ScanError
+from ..methods import REGISTRY, options, spec_of
+from ..methods.spec import Directions, Header
+from .parser import add_options
 
 NO_METHOD = "none"
 DESCRIPTION = """\
@@ -56,7 +61,8 @@ def add(tools) -> None:
     parser.add_argument("--b0-threshold", type=float, default=50.0, metavar="B",
                         help="volumes at or below this b-value, s/mm², are b0 (default: 50)")  # fmt: skip
     parser.add_argument("--size", choices=("small", "paper"), default="small", help="network size (default: small)")
-    parser.add_argument("--sampler", choices=("fast", "paper"), default="fast", help="sampler (default: fast)")
+    parser.add_argument("--sampler", choices=("fast", "paper"),
+                        help="the paper's or a faster one (default: fast; paper with --size paper)")  # fmt: skip
     parser.add_argument("--weights", nargs="+", default=[], metavar="METHOD=NAME_OR_PATH",
                         help="weights (default: those named METHOD-SIZE)")  # fmt: skip
     parser.add_argument("--weights-dir", type=Path, metavar="DIR", help="folder searched before the package")
@@ -64,13 +70,16 @@ def add(tools) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                         help="arithmetic of the networks (default: auto, the faster one)")  # fmt: skip
+    add_options(parser.add_argument_group("options of the methods"), [n for n in REGISTRY if not _asks_template(n)])
     parser.set_defaults(run=run)
+
+
+def _asks_template(name: str) -> bool:
+    return spec_of(name).in_template
 
 
 def run(args) -> None:
     """Evaluate, print the tables and write the results."""
-    from ..dwi.series import Scan
-    from ..methods import load
     from ..qc import evaluation
     from ..qc.evaluation_page import write_results
     from ..spatial.io import read_scan
@@ -87,10 +96,11 @@ def run(args) -> None:
         # A tensor fit makes an outlier of a voxel that is 0 in some volume.
         mask = brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan)) & (scan.data > 0).all(axis=3)
         scan = Scan(scan.data, scan.affine, scan.gradients, mask)
+    header = Header(scan.data.shape, tuple(scan.zooms_mm), scan.gradients)
+    values = _option_values(args)
     if args.methods is None:
-        specs = (load(name).spec for name in REGISTRY)
-        args.methods = [*(spec.name for spec in specs if not spec.in_template and spec.finer != "must"), NO_METHOD]
-    arms = {name: _arm(name, args, stem) for name in dict.fromkeys(args.methods)}
+        args.methods = [*(name for name in REGISTRY if _works_in_place(name, values, header)), NO_METHOD]
+    arms = {name: _arm(name, args, values, header, stem) for name in dict.fromkeys(args.methods)}
     args.out.mkdir(parents=True, exist_ok=True)
     result = evaluation.evaluate(scan, args.keep, arms, args.rotations, args.reference_method, _tell)
     for keep in args.keep:
@@ -103,7 +113,29 @@ def run(args) -> None:
     print(f"\n{write_results(args.out, result, scan, settings)}")
 
 
-def _arm(name: str, args, run_name: str):
+def _option_values(args) -> dict[str, Any]:
+    """Return the value of every method's every option."""
+    from ..workflow.settings import directions_of
+
+    values = {}
+    for option in options():
+        given = getattr(args, option.name, None)
+        given = option.default if given is None else option.checked(tuple(given) if option.many else given)
+        values[option.name] = directions_of(given) if option.kind is Directions else given
+    return values
+
+
+def _works_in_place(name: str, values: Mapping[str, Any], header: Header) -> bool:
+    """Return whether a method works in the scan's own space and, with these options, on its own voxels."""
+    if spec_of(name).in_template:
+        return False
+    try:
+        return spec_of(name).plan(values, header).edge_mm is None
+    except ScanError:
+        return False
+
+
+def _arm(name: str, args, values: Mapping[str, Any], header: Header, run_name: str):
     """Return the arm of a method, its weights verified."""
     from ..qc.evaluation import as_acquired
 
@@ -117,14 +149,18 @@ def _arm(name: str, args, run_name: str):
     weights = given_weights(name, weights_by_method(args.weights))
     check_weights(name, args.size, weights, args.weights_dir)
     method, device = load(name), choose_device(args.device)
-    if method.spec.in_template:
+    spec = method.spec
+    if spec.in_template:
         raise ValueError(NEEDS_TEMPLATE.format(name=name))
+    plan = spec.plan(values, header)
+    sampler = args.sampler or ("paper" if args.size == "paper" else "fast")
 
     def make(kept, wanted):
-        method.spec.check(kept)
-        request = Request(size=args.size, sampler=args.sampler, seed=args.seed, subject="evaluate", run=run_name,
+        spec.check(kept)
+        request = Request(size=args.size, sampler=sampler, seed=args.seed, subject="evaluate", run=run_name,
                           device=device, precision=args.precision, weights=weights, weights_dir=args.weights_dir,
-                          options={"directions": wanted.bvecs})  # fmt: skip
+                          minutes=plan.minutes,
+                          options={**plan.options, **spec.evaluation_options(wanted)})  # fmt: skip
         return method.generate(None, kept, request)
 
     return make

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..workflow.settings import ANALYSIS_LEVELS, GROUPS, Settings, SettingsError, read_toml, settings_of
+from ..methods import REGISTRY, options, spec_of
+from ..methods.spec import Directions, Option
+from ..workflow.settings import (
+    ANALYSIS_LEVELS,
+    GROUPS,
+    METHODS_GROUP,
+    Settings,
+    SettingsError,
+    read_toml,
+    settings_of,
+)
 
 EPILOG = """\
 exit status: 0 all done; 1 a run, method, label or report failed and is named, the rest is complete; 2 usage;
@@ -40,10 +50,47 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"bids_dmrigen {__version__}")
     for name, title in GROUPS.items():
-        group = parser.add_argument_group(name, title)
+        group = parser.add_argument_group(name, title + _method_lines() * (name == METHODS_GROUP))
         for spec in settings_of(name):
             group.add_argument(*flags(spec), dest=spec.name, help=spec.metadata["help"], **arguments(spec))
+        if name == METHODS_GROUP:
+            add_options(group, REGISTRY)
     return parser
+
+
+def _method_lines() -> str:
+    """Return a line about each method."""
+    width = max(map(len, REGISTRY))
+    return "\n" + "\n".join(f"  {name:{width}}  {spec_of(name).line}" for name in REGISTRY)
+
+
+def add_options(parser: argparse._ActionsContainer, methods: Iterable[str]) -> None:
+    """Add the options of methods, each once, with the names of the methods that have it."""
+    specs = [spec_of(name) for name in methods]
+    for option in options():
+        owners = [spec.name for spec in specs if option in spec.options]
+        if owners:
+            names = dict.fromkeys([option.flag, f"--{option.name}"])
+            parser.add_argument(
+                *names, dest=option.name, help=f"{', '.join(owners)}: {option.text}", **option_arguments(option)
+            )
+
+
+def option_arguments(option: Option) -> dict[str, Any]:
+    """Return what argparse needs to know about a method's option beyond its name and help."""
+    more: dict[str, Any] = {"metavar": option.metavar} if option.metavar else {}
+    if option.kind not in (str, Directions):
+        more["type"] = option.kind
+    if option.choices:
+        more["choices"] = option.choices
+    if option.many:
+        more["nargs"] = "+"
+    return more
+
+
+def own_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of methods out of what was given, and return them."""
+    return {o.name: tuple(given.pop(o.name)) if o.many else given.pop(o.name) for o in options() if o.name in given}
 
 
 def flags(spec) -> list[str]:
@@ -82,8 +129,11 @@ def parse_settings(argv: Sequence[str] | None = None) -> Settings:
     level = given["analysis_level"]
     if level not in ANALYSIS_LEVELS:
         raise UnsupportedLevel(f"analysis level {level!r} is not supported; expected {' or '.join(ANALYSIS_LEVELS)}")
+    own = own_options(given)
     if given.get("config_file"):
-        given = {**read_toml(given["config_file"]), **given}
+        stored = read_toml(given["config_file"])
+        own = stored.pop("method_options", {}) | own
+        given = {**stored, **given}
     defaults = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
-    values = {**defaults, **given}
+    values = {**defaults, **given, "method_options": own}
     return Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -13,10 +13,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..methods import REGISTRY
+from ..methods import REGISTRY, spec_of
 from .atlases import EMBEDDED, HELP
+
+if TYPE_CHECKING:  # it imports torch
+    from ..methods.base import Training
 
 DESCRIPTION = (
     "Train a method's network on simulated people, or on scans that `dmrigen prepare` wrote, and write its weights "
@@ -26,15 +29,23 @@ DESCRIPTION = (
 PEOPLE, HELD_OUT_PEOPLE = 100, 10
 REPORT_EVERY_S = 20.0
 SIMULATED = "simulated"
-FOR_PHYDIFF = "--adc-atlas and --xtract are for phydiff; leave them out"
-TRACTS_ALONE = "--xtract trains phydiff's adapter beside a trained network: give that with --init"
+FOR_PLACED = "--adc-atlas and --xtract are for methods that know brains by their place ({names}); leave them out"
+TRACTS_ALONE = "--xtract trains what tells a network of tracts, beside a trained network: give that with --init"
 TRACTS_WITH_SIMULATED = "--xtract goes with an ADC atlas from a file; leave --adc-atlas simulated out"
 NO_IMAGES = "an ADC atlas is read with {module}, which is not installed; install it, or give --adc-atlas simulated"
 NOT_ON_SCANS = "--data: {name} is trained on people in the template's space, and prepared scans are not; leave it out"
-PAIRS = "rishldm is trained on pairs: give the good scans of the subjects in --data with --good"
-FOR_RISHLDM = "--good goes with --data and is for rishldm; leave it out"
+PAIRS = "{name} is trained on pairs: give the good scans of the subjects in --data with --good"
+FOR_PAIRED = "--good goes with --data and is for methods that are trained on pairs ({names}); leave it out"
 ANEW = "{name}: what it was trained on has changed since, so that it is trained anew, from where it ended"
 NOT_TRAINABLE = "{name} has nothing to train beforehand: it needs no weights, or trains on each run itself"
+
+
+_PLACED = [name for name in REGISTRY if spec_of(name).needs_weights and spec_of(name).in_template]
+_PAIRED = [name for name in REGISTRY if spec_of(name).paired]
+
+
+def _named(names: list[str]) -> str:
+    return ", ".join(spec_of(name).title for name in names)
 
 
 def add(tools) -> None:
@@ -44,6 +55,7 @@ def add(tools) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the tool's arguments to a parser of its own."""
+    placed, paired = _named(_PLACED), _named(_PAIRED)
     parser.add_argument("method", choices=tuple(REGISTRY), help="what to train")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
                         help="folder for the weights, log.csv and the checkpoint")  # fmt: skip
@@ -56,15 +68,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help=f"simulated people (default: {PEOPLE}, or none beside --data)")  # fmt: skip
     parser.add_argument("--atlas", default=EMBEDDED, metavar="DIR_OR_FILE", help=HELP)
     parser.add_argument("--xtract", type=Path, metavar="DIR_OR_FILE",
-                        help="Phy-Diff: XTRACT's tracts, FSL's folder or a 4-D file with labels; trained is then the "
+                        help=f"{placed}: XTRACT's tracts, FSL's folder or a 4-D file with labels; trained is then the "
                         "adapter that tells of them, beside the network of --init, which stays as it is")  # fmt: skip
     parser.add_argument("--adc-atlas", metavar="FILE",
-                        help="Phy-Diff: the ADC atlas that its weights will be used with, which `dmrigen prepare "
+                        help=f"{placed}: the ADC atlas that its weights will be used with, which `dmrigen prepare "
                         f"--adc-atlas` wrote, or {SIMULATED}: of people of --atlas (default: packaged)")  # fmt: skip
     parser.add_argument("--data", type=Path, metavar="FILE",
                         help="prepared scans to train on; with --people on both, in turn")  # fmt: skip
     parser.add_argument("--good", type=Path, metavar="FILE",
-                        help="RISH latent diffusion: prepared scans of the same subjects by a better scanner, in the "
+                        help=f"{paired}: prepared scans of the same subjects by a better scanner, in the "
                         "place of those of --data: what it is to make of them")  # fmt: skip
     parser.add_argument("--init", metavar="NAME_OR_PATH", help="weights to start from: fine-tuning")
     parser.add_argument("--weights-dir", type=Path, metavar="DIR", help="folder searched for --init before the package")
@@ -105,16 +117,17 @@ def _train(args, device) -> Path | None:
     from ..diffusion.parallel import rank
     from ..diffusion.weights import default_name, load_weights, save_weights
     from ..methods import load
+    from ..methods.base import Trainable
 
     method = load(args.method)
-    if not hasattr(method, "plan") and not hasattr(method, "stages"):
+    if not isinstance(method, Trainable):
         raise ValueError(NOT_TRAINABLE.format(name=args.method))
     if args.batch < 1 or (args.people is not None and args.people < 1) or (args.steps is not None and args.steps < 1):
         raise ValueError("--batch, --people and --steps: expected at least 1")
-    if (args.xtract, args.adc_atlas) != (None, None) and not hasattr(method, "people"):
-        raise ValueError(FOR_PHYDIFF)
-    if args.good is not None and (args.method != "rishldm" or args.data is None):
-        raise ValueError(FOR_RISHLDM)
+    if (args.xtract, args.adc_atlas) != (None, None) and not method.spec.in_template:
+        raise ValueError(FOR_PLACED.format(names=", ".join(_PLACED)))
+    if args.good is not None and (not method.spec.paired or args.data is None):
+        raise ValueError(FOR_PAIRED.format(names=", ".join(_PAIRED)))
     if args.xtract is not None and args.init is None:
         raise ValueError(TRACTS_ALONE)
     net, start = method.network(args.size), {}
@@ -124,44 +137,42 @@ def _train(args, device) -> Path | None:
         start = {"started_from": {"name": path.stem, "sha256": card.sha256, **told}}
     net = net.to(device)
     sources, held_out, trained_on = _sources(args, method, device)
-    if hasattr(method, "freeze"):
-        method.freeze(net, sources[0])
+    method.freeze(net, sources[0])
     trained, earlier = {}, []
-    for stage in method.stages(net) if hasattr(method, "stages") else [method]:
-        trained[getattr(stage, "name", "")] = _train_stage(args, stage, earlier, net, sources, held_out, device)
-        earlier.append(stage)
+    for training in method.trainings(net):
+        trained[training.name] = _run_training(args, training, earlier, net, sources, held_out, device)
+        earlier.append(training)
     if rank() != 0:
         return None
-    if hasattr(method, "calibrate"):
-        method.calibrate(net, held_out[-1], args.size, args.seed)
+    method.calibrate(net, held_out[-1], args.size, args.seed)
     card = _card(args, method, trained, device, trained_on | start)
     name, dtype = args.name or default_name(args.method, args.size), torch.float16 if args.half else torch.float32
     return save_weights(args.out, name, net, card, dtype)
 
 
-def _train_stage(args, stage, earlier, net, sources, held_out, device):
-    """Train what a stage trains, or the whole network of a method without stages; return how that went."""
+def _run_training(args, training: Training, earlier: Sequence[Training], net, sources, held_out, device):
+    """Train the network, or a part of it; return how that went."""
     from ..diffusion.parallel import rank
     from ..diffusion.training import resolve_precision, train
 
-    name = f"-{stage.name}" if hasattr(stage, "begin") else ""
+    name = f"-{training.name}" if training.name else ""
     checkpoint = args.out / f"checkpoint{name}.safetensors"
     before = None
     if name:
-        stage.begin(sources[0], args.batch, args.seed)
+        training.begin(sources[0], args.batch, args.seed)
         if checkpoint.exists():
-            before = _put_back(stage, earlier, net, checkpoint)
+            before = _put_back(training, earlier, net, checkpoint)
         if before is not None and rank() == 0:
-            print(ANEW.format(name=stage.name), flush=True)
+            print(ANEW.format(name=training.name), flush=True)
     plan = replace(
-        stage.plan(args.size), minutes=args.minutes and args.minutes * getattr(stage, "share", 1.0),
+        training.training_plan(args.size), minutes=args.minutes and args.minutes * training.share,
         precision=resolve_precision(args.precision, device), **({} if args.steps is None else {"steps": args.steps}),
     )  # fmt: skip
     trained = train(
         net,
-        _in_turn([stage.examples(source, args.size, args.batch, args.seed) for source in sources]),
-        stage.loss,
-        _mean([stage.held_out(source, args.size, args.seed) for source in held_out]),
+        _in_turn([training.examples(source, args.size, args.batch, args.seed) for source in sources]),
+        training.loss,
+        _mean([training.held_out(source, args.size, args.seed) for source in held_out]),
         plan,
         checkpoint=checkpoint,
         log=args.out / f"log{name}.csv",
@@ -171,27 +182,27 @@ def _train_stage(args, stage, earlier, net, sources, held_out, device):
     if rank() == 0:
         gain = f"held-out loss {trained.start_loss:.5g} at the start, {trained.held_out_loss:.5g} at best"
         minutes = f"{trained.minutes:.1f} min ({trained.stopped_because})"
-        print(f"{stage.name if name else 'training'} ended after {trained.steps} steps, {minutes}; {gain}", flush=True)
+        print(f"{training.name or 'training'} ended after {trained.steps} steps, {minutes}; {gain}", flush=True)
     return trained
 
 
-def _put_back(stage, earlier, net, checkpoint: Path):
-    """Put a stage's part of the network back as its checkpoint has it; return where it stood if it must start anew.
+def _put_back(training: Training, earlier: Sequence[Training], net, checkpoint: Path):
+    """Put the part of the network that a training trains back as its checkpoint has it.
 
-    It must where a stage before it has changed since: its examples are made with those. Its constants are then the ones
-    that it has just begun with.
+    Where an earlier part has changed since, this one has to start anew, because its examples are made with those parts:
+    the state in which it stood is returned then, else None. Its constants are then those that it has just begun with.
     """
     import torch
 
     from ..diffusion.checkpoints import best_weights
 
-    def names(*stages, constants=True):
-        parts = {part for s in stages for part in (s.name, *(s.constants if constants else ()))}
+    def names(*trainings: Training, constants: bool = True) -> list[str]:
+        parts = {part for t in trainings for part in (t.name, *(t.constants if constants else ()))}
         return [name for name in now if name.split(".")[0] in parts]
 
     (weights, stood), now = best_weights(checkpoint, net), net.state_dict()
     changed = any(not torch.equal(weights[name], now[name].cpu()) for name in names(*earlier))
-    net.load_state_dict(now | {name: weights[name] for name in names(stage, constants=not changed)})
+    net.load_state_dict(now | {name: weights[name] for name in names(training, constants=not changed)})
     return stood if changed else None
 
 
@@ -201,33 +212,28 @@ def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:
     if args.data is not None:
         from ..diffusion.arrays import Prepared
 
-        if hasattr(method, "people"):
+        if method.spec.in_template:
             raise ValueError(NOT_ON_SCANS.format(name=args.method))
-
-        if args.method == "rishldm" and args.good is None:
-            raise ValueError(PAIRS)
+        if method.spec.paired and args.good is None:
+            raise ValueError(PAIRS.format(name=args.method))
         good = Prepared(args.good, device) if args.good is not None else None
         subjects = {about["subject"] for about in good.about} if good is not None else None
         parts = [Prepared(args.data, device, part, subjects) for part in ("train", "held out")]
         scans = {p.part: [a["name"] for a, c in zip(p.about, p.counts, strict=True) if c.any()] for p in parts}
-        words = {"file": args.data.name, **scans, **words}
-        if good is not None:
-            from ..methods.enhance.pairs import MeasuredPairs
-
-            parts, words = [MeasuredPairs(part, good) for part in parts], words | {"good": args.good.name}
-        sources, held_out = [parts[0]], [parts[1]]
+        words = {"file": args.data.name, **scans, **words} | ({} if good is None else {"good": args.good.name})
+        sources, held_out = ([method.measured(part, good)] for part in parts)
     if args.data is None or args.people is not None:
-        from ..simulate.examples import People
         from .atlases import load_atlas
 
         atlas, n = load_atlas(args.atlas), args.people or PEOPLE
-        make, more = People.from_atlas, {}
         words |= {"atlas": args.atlas if args.atlas == EMBEDDED else Path(args.atlas).name, "people": n}
-        if hasattr(method, "people"):
-            make, more = method.people, {"population": _population(args, atlas)}
+        population = None
+        if method.spec.in_template:
+            population = _population(args, atlas)
             words |= {"adc_atlas": _adc_atlas_name(args)} | ({"tracts": args.xtract.name} if args.xtract else {})
-        sources.append(make(atlas, n, device=device, **more))
-        held_out.append(make(atlas, min(n, HELD_OUT_PEOPLE), held_out=True, device=device, **more))
+        sources.append(method.subjects(atlas, n, device=device, population=population))
+        few = min(n, HELD_OUT_PEOPLE)
+        held_out.append(method.subjects(atlas, few, held_out=True, device=device, population=population))
     kinds = ["prepared scans"] * (args.data is not None) + ["simulated people"] * ("people" in words)
     return sources, held_out, {"examples": " and ".join(kinds), **words}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +11,7 @@ B0_THRESHOLD_S_PER_MM2 = 50.0
 SHELL_GAP_S_PER_MM2 = 100.0  # a shell spans less than this, or than 5 % of its lowest b-value
 NORM_TOLERANCE = 0.1  # further from one, a vector's length is no rounding error
 SAME_DEGREES = 3.0  # nearer ones are one direction
+LEAST_DIRECTIONS = 6  # different ones that determine spherical harmonics of degree 2
 
 LENGTH_MISMATCH = "{n_bvals} b-values but {n_bvecs} directions; both need one entry per volume"
 NOT_FINITE = "b-table entries {volumes} are not finite numbers; correct or remove these volumes"
@@ -115,6 +117,14 @@ class GradientTable:
         """Return the table whose world RAS+ `directions` (N, 3) belong to an image with this affine."""
         rotation, flip = _frame(affine)
         return cls(bvals, (np.asarray(directions) @ rotation) * flip, b0_threshold)
+
+    def followed_by(self, bvals: Sequence[float], bvecs: np.ndarray) -> GradientTable:
+        """Return this table followed by all of the (T, 3) b-vectors at each of the b-values, s/mm²."""
+        return GradientTable(
+            np.concatenate([self.bvals, *(np.full(len(bvecs), b) for b in bvals)]),
+            np.concatenate([self.bvecs, *[bvecs] * len(bvals)]),
+            self.b0_threshold,
+        )
 
     def turned(self, linears: np.ndarray, affine: np.ndarray) -> GradientTable:
         """Return the table after the image content was moved by world-frame linear maps.

@@ -7,12 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .gradients import GradientError, GradientTable, distinct
+from .gradients import LEAST_DIRECTIONS, GradientError, GradientTable, distinct
 from .harmonics import order_for, rish, undamped_weights
 from .series import Scan
 
 TARGET_B = 1000.0  # s/mm²
-LEAST_DIRECTIONS = 6  # that determine harmonics of degree 2
 LEAST_B0 = 0.05  # of the brain's mean b0: voxels with less take this as theirs
 
 NO_SHELL = "RISH features need a shell with at least {least} different directions"

@@ -52,7 +52,11 @@ class _GenerateInput(SeriesInputSpec):
     xtract = traits.Either(None, File(exists=True), traits.Directory(exists=True), usedefault=True, desc="tracts")
     fibres = traits.Either(None, traits.Directory(exists=True), usedefault=True, desc="atlas with fibre directions")
     atlas_state = traits.Str(desc="of the files in those folders: Nipype computes anew where it is another")
-    options = traits.Dict(usedefault=True, desc="the method's own options")
+    options = traits.Dict(usedefault=True, desc="the method's own options, by key")
+    left_out = traits.Int(0, usedefault=True, desc="acquired directions of each shell that are made unseen, as a check")
+    tensor_volumes = traits.Either(
+        None, traits.List(traits.Int), usedefault=True, desc="fitted by tensors, for the record"
+    )
     also_in_template = traits.Bool(False, usedefault=True, desc="write the series in the template's space too")
     deterministic = traits.Bool(False, usedefault=True, desc="the same bits every time, where the device can")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="occupies a GPU (read by Nipype)")
@@ -69,6 +73,7 @@ class _GenerateOutput(TraitedSpec):
     out_template_bval = File(desc="their b-values")
     out_template_bvec = File(desc="their directions")
     out_template_sidecar = File(desc="JSON: how it was made")
+    out_extra = traits.List(File(exists=True), desc="maps beside these, in the order of the method's specification")
     out_fa = File(desc="fractional anisotropy, of a method that makes maps in place of a series")
     out_md = File(desc="its mean diffusivity, mm²/s")
     out_dec = File(desc="its direction-encoded colour, (X, Y, Z, 3)")
@@ -113,12 +118,13 @@ class Generate(SimpleInterface):
             minutes=i.minutes,
             checkpoint=cwd / "training.pt",
             progress=progress_printer(f"{i.run}, {method.spec.title}"),
+            left_out=i.left_out,
             options=dict(i.options),
         )
         if method.spec.in_template:
             from ..spatial.in_template import generate_in_template
 
-            made = generate_in_template(method, scan, request, self._template_files())
+            made = generate_in_template(method, scan, request, self._template_files(), i.tensor_volumes)
         else:
             made = method.generate(None, scan, request)
         source = json.loads(Path(i.in_record).read_text()) if isdefined(i.in_record) else None
@@ -126,6 +132,10 @@ class Generate(SimpleInterface):
         (cwd / "sidecar.json").write_text(json.dumps(sidecar, indent=2))
         self._results["out_sidecar"] = str(cwd / "sidecar.json")
         self._results |= _write_maps(made, image, cwd) if made.maps else _write_series(made, image, cwd)
+        self._results["out_extra"] = [
+            str(write_image(cwd / f"{extra.param}.nii", made.extra[extra.param], image))
+            for extra in method.spec.extra_maps
+        ]
         if i.also_in_template and made.in_template is not None:
             self._results |= _write_in_template(made.in_template, i.template_brain, cwd)
             (cwd / "sidecar_template.json").write_text(json.dumps(template_record(sidecar), indent=2))

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
 
-from ..methods.synthesis.inputs import GRID_MM
+from ..methods.synthesis.task import GRID_MM
 from ..spatial.io import image_in_template, read_image, write_image
 
 

@@ -1,4 +1,4 @@
-"""One file per method, and the registry of them: name on the command line to class."""
+"""The methods: a room for each question, a file for each answer, and the registry of them all."""
 
 from __future__ import annotations
 
@@ -9,30 +9,39 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .base import Method
+    from .spec import MethodSpec, Option
 
-# Names only: importing a method imports torch, which `--help` must not wait for.
+# Name on the command line -> module that holds its specification, `SPEC`, and `build()`, which returns the method; one
+# whose name begins with a dot is of this package.
 REGISTRY = {
-    "difusion": ("denoise.difusion", "DiFusion"),
-    "qid2": ("directions.qid2", "QID2"),
-    "diffdti": ("maps.diffdti", "DiffDTI"),
-    "phydiff": ("synthesis.phydiff", "PhyDiff"),
-    "rishldm": ("enhance.rishldm", "RishLatentDiffusion"),
-    "interp": ("directions.interpolation", "LinearInterpolation"),
-    "sh": ("directions.interpolation", "HarmonicInterpolation"),
-    "atlas": ("synthesis.atlas", "AtlasPrediction"),
-    "bspline": ("enhance.rish_arms", "SplineUpsampling"),
-    "rish": ("enhance.rish_arms", "LinearHarmonisation"),
+    "difusion": ".denoise.difusion",
+    "qid2": ".directions.qid2",
+    "diffdti": ".maps.diffdti",
+    "phydiff": ".synthesis.phydiff",
+    "rishldm": ".enhance.rishldm",
+    "interp": ".directions.interp",
+    "sh": ".directions.sh",
+    "atlas": ".synthesis.atlas",
+    "bspline": ".enhance.bspline",
+    "rish": ".enhance.rish",
 }
 
 UNKNOWN_METHOD = "unknown method {name!r}; choose from {names}"
 
 
+def spec_of(name: str) -> MethodSpec:
+    """Return the specification of the method of this name; `ValueError` where there is none."""
+    return _module(name).SPEC
+
+
 def load(name: str) -> Method:
-    """Return the method of this name; `ValueError` where there is none."""
-    if name not in REGISTRY:
-        raise ValueError(UNKNOWN_METHOD.format(name=name, names=", ".join(REGISTRY)))
-    module, cls = REGISTRY[name]
-    return getattr(import_module(f".{module}", __name__), cls)()
+    """Return the method of this name, which imports torch; `ValueError` where there is none."""
+    return _module(name).build()
+
+
+def options() -> list[Option]:
+    """Return the options of all methods, each once, in the order of the registry."""
+    return list(dict.fromkeys(option for name in REGISTRY for option in spec_of(name).options))
 
 
 def weights_of(name: str, size: str, weights: str | None = None, weights_dir: Path | None = None) -> Path | None:
@@ -59,7 +68,7 @@ def weights_of(name: str, size: str, weights: str | None = None, weights_dir: Pa
     """
     from ..diffusion.weights import default_name, find_weights
 
-    spec = load(name).spec
+    spec = spec_of(name)
     if weights is None and not spec.needs_weights:
         return None
     return find_weights(weights or default_name(spec.weights_from or name, size), weights_dir).resolve()
@@ -67,7 +76,7 @@ def weights_of(name: str, size: str, weights: str | None = None, weights_dir: Pa
 
 def given_weights(name: str, given: Mapping[str, str]) -> str | None:
     """Return which of the weights given by method are for this one: its own, or those of the one it takes them from."""
-    return given.get(name) or given.get(load(name).spec.weights_from)
+    return given.get(name) or given.get(spec_of(name).weights_from)
 
 
 def check_weights(name: str, size: str, weights: str | None = None, weights_dir: Path | None = None) -> None:
@@ -79,4 +88,10 @@ def check_weights(name: str, size: str, weights: str | None = None, weights_dir:
 
     path = weights_of(name, size, weights, weights_dir)
     if path is not None:
-        load_weights(load(name).network(size), path, load(name).spec.weights_from or name, size)
+        load_weights(load(name).network(size), path, spec_of(name).weights_from or name, size)
+
+
+def _module(name: str):
+    if name not in REGISTRY:
+        raise ValueError(UNKNOWN_METHOD.format(name=name, names=", ".join(REGISTRY)))
+    return import_module(REGISTRY[name], __name__)

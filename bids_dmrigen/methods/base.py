@@ -1,117 +1,27 @@
-"""What every method offers the workflow: its specification, the request it gets, the result it gives."""
+"""What every method offers the workflow: the request that it gets, the result that it gives, how it is trained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from ..diffusion.training import Plan
-from ..diffusion.weights import default_name, load_weights
 from ..dwi.gradients import GradientTable
-from ..dwi.series import Scan, ScanError
-from ..dwi.spline import points_of_size, resampled
-from ..simulate.atlas import Atlas
-from ..simulate.examples import People
+from ..dwi.series import Scan
+from .spec import MethodSpec
+
+if TYPE_CHECKING:  # they load torch, which the command line must not wait for
+    import torch
+
+    from ..diffusion.arrays import Prepared
+    from ..diffusion.training import Plan
+    from ..simulate.atlas import Atlas
 
 MAP_WIDTHS = {"dec": 3}  # volumes of maps that have more than one
-SAME_MM = 1e-3  # voxels whose edges differ by less are of one size
-
-BAD_SIZE = "--rishldm-voxel-size {wanted:g}: expected at most the scan's own voxel size, {zooms} mm, found a larger one"
-ONLY_FINER = (
-    "{title}: there is nothing to do on the scan's own voxels, {zooms} mm; ask for smaller ones with "
-    "--rishldm-voxel-size"
-)
-
-
-@dataclass(frozen=True)
-class Citation:
-    """A reference in the report and in CITATION.bib."""
-
-    key: str
-    text: str  # as in a reference list
-    bibtex: str
-
-
-@dataclass(frozen=True)
-class MethodSpec:
-    """What a method is, needs and gives: help, input checks, report text and citations are made from this."""
-
-    name: str  # on the command line and in file names: letters and digits only
-    title: str
-    summary: str  # one sentence, third person, used in the methods text of the report
-    citation: Citation
-    min_directions: int  # diffusion-weighted volumes without which it cannot run
-    good_directions: int  # fewer than this gets a warning
-    needs_weights: bool
-    maps: tuple[str, ...] = ()  # what it gives in place of a series, in order
-    # Names for the record: "paper", "fast", and "mean" where the fast one does not draw a single sample.
-    samplers: dict[str, str] = field(default_factory=dict)
-    # True: runs on the series as acquired, before interpolation makes the noise of neighbouring voxels alike; its
-    # result then goes through the steps that the series itself goes through.
-    on_acquired: bool = False
-    # Of "adc", "tracts" and "fibres", what it is told in `Request.population`: it knows brains by their place, and
-    # works on a scan in the template's space.
-    population: tuple[str, ...] = ()
-    sizes: tuple[str, ...] = ("small", "paper")
-    draws: bool = True  # False: nothing in it is random, and there is no spread of samples
-    finer: str = ""  # "may" or "must" make its series on a finer grid, of voxels of `Request.options["voxel_mm"]`
-    weights_from: str = ""  # the method whose weights it works with, where these are not its own
-
-    @property
-    def in_template(self) -> bool:
-        """Whether it works in the template's space."""
-        return bool(self.population)
-
-    @property
-    def gives_series(self) -> bool:
-        """Whether it gives a DWI series, or else maps."""
-        return not self.maps
-
-    def sampler_name(self, sampler: str, n_samples: int = 1, steps: int | None = None) -> str:
-        """Return what a request's sampler is called in the record."""
-        mean = sampler == "fast" and n_samples == 1 and steps in (None, 1)
-        return self.samplers["mean" if mean and "mean" in self.samplers else sampler]
-
-    def edge_mm(self, zooms_mm: np.ndarray, wanted: float | None) -> float | None:
-        """Return the edge of the voxels of its result, mm; None where they are to be the scan's own.
-
-        Parameters
-        ----------
-        zooms_mm
-            (3,) of the scan.
-        wanted
-            `Request.options["voxel_mm"]`; None for the scan's own.
-
-        Raises
-        ------
-        ScanError
-            Where it would be a coarser grid, or there is nothing to do on the scan's own.
-        """
-        if not self.finer:
-            return None
-        zooms = " x ".join(f"{z:g}" for z in zooms_mm)
-        if wanted is None or np.allclose(zooms_mm, wanted, atol=SAME_MM):
-            if self.finer == "must":
-                raise ScanError(ONLY_FINER.format(title=self.title, zooms=zooms))
-            return None
-        if not 0 < wanted <= np.min(zooms_mm) + SAME_MM:
-            raise ScanError(BAD_SIZE.format(wanted=wanted, zooms=zooms))
-        return float(wanted)
-
-    def check(self, scan: Scan) -> list[str]:
-        """Return warnings about this scan; raise `ScanError` where the method cannot run on it."""
-        n = int((~scan.gradients.is_b0).sum())
-        if n < self.min_directions:
-            raise ScanError(f"{self.name} needs at least {self.min_directions} diffusion-weighted volumes, found {n}")
-        scan.mean_b0()
-        if n < self.good_directions:
-            return [f"{self.title}: {n} directions; results are less certain below {self.good_directions}"]
-        return []
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +46,12 @@ class Population:
     anatomy: Atlas | None = None
 
 
+def _cpu() -> torch.device:
+    import torch
+
+    return torch.device("cpu")
+
+
 @dataclass(frozen=True)
 class Request:
     """What a run of a method is asked for."""
@@ -147,15 +63,16 @@ class Request:
     seed: int = 0
     subject: str = ""  # with `run`, addresses the noise
     run: str = ""
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: torch.device = field(default_factory=_cpu)
     precision: str = "auto"  # auto | fp32 | bf16
     minutes: float | None = None  # training budget; None = by steps alone, so that no clock enters the result
     weights: str | None = None  # name or path; None = the method's own default
     weights_dir: Path | None = None  # looked in before the package
     checkpoint: Path | None = None  # file that training resumes from and writes to
     progress: Callable[[str, int, int], None] | None = None  # (what, done, total)
+    left_out: int = 0  # acquired directions of each shell that are made without being shown, as a check
     population: Population | None = None  # for methods that work in the template's space
-    options: dict[str, Any] = field(default_factory=dict)  # method's own flags
+    options: dict[str, Any] = field(default_factory=dict)  # of the method itself, by `Option.key`
 
 
 @dataclass(frozen=True)
@@ -191,25 +108,6 @@ class Grid:
 
     affine: np.ndarray
     mask: np.ndarray
-
-
-def finer_grid(mask: np.ndarray, affine: np.ndarray, edge_mm: float) -> tuple[list[np.ndarray], Grid]:
-    """Return a grid of cubes over the extent of another: its points, in that one's voxel indices, and the grid.
-
-    Parameters
-    ----------
-    mask, affine
-        (X, Y, Z) bool and (4, 4) of the other.
-    edge_mm
-        Of the cubes, no larger than its voxels.
-    """
-    zooms = np.linalg.norm(affine[:3, :3], axis=0)
-    points = [points_of_size(n, edge_mm / zoom) for n, zoom in zip(mask.shape, zooms, strict=True)]
-    finer = np.array(affine, dtype=np.float64)
-    finer[:3, 3] += finer[:3, :3] @ [p[0] for p in points]
-    finer[:3, :3] *= edge_mm / zooms
-    inside = resampled(torch.from_numpy(mask.astype(np.float32)), points).numpy() > 0.5
-    return points, Grid(finer, inside)
 
 
 @dataclass(frozen=True)
@@ -258,6 +156,8 @@ class Generated:
         The series there, of a method that works in the template's space.
     grid
         Of `mean` and `std`, where it is not the scan's.
+    extra
+        (X, Y, Z) float32 for each of the specification's `extra_maps`, by `param`, on the scan's grid.
     """
 
     mean: np.ndarray
@@ -271,6 +171,7 @@ class Generated:
     left_out: LeftOut | None = None
     in_template: InTemplate | None = None
     grid: Grid | None = None
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
 
     def named_maps(self, values: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Return the maps by name, (X, Y, Z) or for `dec` (X, Y, Z, 3): of `mean`, or of `values` of that shape."""
@@ -282,80 +183,109 @@ class Generated:
         return named
 
 
-def with_weights(method: Trainable, net: torch.nn.Module | None, request: Request):
-    """Return a network, with stored weights where none is given, and what the record says of them.
-
-    Parameters
-    ----------
-    method
-        Whose network it is.
-    net
-        As given to `generate`.
-    request
-        Names size and weights; None for those named METHOD-SIZE.
-    """
-    if net is not None:
-        return net, {"Name": "given"}
-    net = method.network(request.size)
-    name = request.weights or default_name(method.spec.name, request.size)
-    _, card = load_weights(net, name, method.spec.name, request.size, request.weights_dir)
-    return net, card.record()
-
-
-def sampling_record(
-    spec: MethodSpec, request: Request, weights: dict[str, Any], steps: int, precision: str, seconds: float, **more: Any
-) -> dict[str, Any]:
-    """Return how a result was drawn, for `Generated.record`; `more` is the method's own.
-
-    `evaluations` among it is how often the network was asked, where that is not once a step.
-    """
-    evaluations = more.pop("evaluations", steps)
-    name = spec.sampler_name(request.sampler, request.n_samples, request.steps)
-    return {
-        "Size": request.size,
-        "Weights": weights,
-        "Sampler": {"Name": name, "Steps": steps, "NetworkEvaluations": evaluations},
-        "Seed": request.seed,
-        "Samples": request.n_samples,
-        **more,
-        "Device": str(request.device),
-        "Precision": precision,
-        "Seconds": round(seconds, 1),
-    }
-
-
-class Method(Protocol):
-    """One generative method."""
+class Method(ABC):
+    """One method: it makes something of a scan."""
 
     spec: MethodSpec
 
-    def network(self, size: str) -> torch.nn.Module:
-        """Return an untrained network of this size."""
+    def network(self, size: str) -> torch.nn.Module | None:
+        """Return an untrained network of this size, always the same; None where there is nothing to learn."""
+        return None
 
+    @abstractmethod
     def generate(self, net: torch.nn.Module | None, scan: Scan, request: Request) -> Generated:
-        """Run the method on a scan."""
+        """Return what the method makes of a scan.
+
+        Parameters
+        ----------
+        net
+            The network; None: one with the weights that the request names.
+        scan
+            Where `spec.in_template`, the b0 in the template's space.
+        request
+            What is asked for.
+
+        Raises
+        ------
+        ScanError
+            Where the method cannot work on the scan.
+        WeightsError
+            Where weights are missing or damaged.
+        """
 
 
-class Trainable(Method, Protocol):
-    """A method whose network is trained before it is used."""
+class Training(ABC):
+    """What a training needs: examples, a loss, a score, a budget."""
 
-    def plan(self, size: str) -> Plan:
-        """Return the default budget and settings of a training."""
+    name = ""  # of the part of the network that is trained; none: all of it
+    constants: tuple[str, ...] = ()  # buffers of the network that `begin` sets
+    share = 1.0  # of a budget in minutes
 
-    def examples(self, source: People, size: str, batch: int, seed: int) -> Callable[[int], Any]:
+    @abstractmethod
+    def training_plan(self, size: str) -> Plan:
+        """Return the default budget and settings for a network of this size."""
+
+    @abstractmethod
+    def examples(self, source: Any, size: str, batch: int, seed: int) -> Callable[[int], Any]:
         """Return index -> batch of examples, on the source's device; the same index, the same batch."""
 
+    @abstractmethod
     def loss(self, net: torch.nn.Module, batch: Any) -> torch.Tensor:
-        """Return the training loss of a batch."""
+        """Return the loss of a batch; `net` may be wrapped."""
 
-    def held_out(self, source: People, size: str, seed: int) -> Callable[[torch.nn.Module], float]:
-        """Return network -> score on fixed examples; lower is better."""
+    def held_out(
+        self, source: Any, size: str, seed: int, batches: int = 8, batch: int = 32
+    ) -> Callable[[torch.nn.Module], float]:
+        """Return network -> mean loss on fixed examples of what is never trained on."""
+        from ..diffusion.training import fixed_score
 
-    # A method that is trained in parts has `stages(net)` in place of these: objects with these functions but
-    # `configuration`, a `name`, their `share` of the time, and `begin(source, batch, seed)`, called before each.
-    # A method may also have `people(atlas, n, held_out, device)`, people of its own kind in the place of
-    # `People.from_atlas`; `freeze(net, source)`, to keep parts of the network as they are; and
-    # `calibrate(net, source, size, seed)`, called after the training.
+        return fixed_score(self.examples(source, size, batch, seed), self.loss, source.device, batches)
 
+    def begin(self, source: Any, batch: int, seed: int) -> None:  # noqa: B027 - most have nothing to prepare
+        """Prepare the network for this training; what was trained before is in it."""
+
+
+class Trainable(Method):
+    """A method whose network is trained before it is used."""
+
+    @abstractmethod
+    def trainings(self, net: torch.nn.Module) -> Sequence[Training]:
+        """Return the trainings of a network, in order; each goes on from what those before it made."""
+
+    @abstractmethod
     def configuration(self, size: str) -> dict[str, Any]:
         """Return what the network is built from and trained within, JSON-serialisable."""
+
+    def subjects(
+        self,
+        atlas: Atlas,
+        n: int,
+        held_out: bool = False,
+        device: str | torch.device = "cpu",
+        population: Population | None = None,
+    ) -> Any:
+        """Return simulated subjects to train on; `held_out` ones are others.
+
+        `population` is what is known of people in general, on the atlas's grid, for methods that are told of it.
+        """
+        from ..simulate.examples import People
+
+        return People.from_atlas(atlas, n, held_out=held_out, device=device)
+
+    def measured(self, scans: Prepared, good: Prepared | None = None) -> Any:
+        """Return prepared scans to train on; `good` are a better scanner's, of methods that are trained on pairs."""
+        return scans
+
+    def freeze(self, net: torch.nn.Module, source: Any) -> None:
+        """Leave parts of the network as they are, where the source teaches only others."""
+
+    def calibrate(self, net: torch.nn.Module, source: Any, size: str, seed: int) -> None:
+        """Set constants of a trained network from subjects that were not trained on."""
+
+
+class TrainedAtOnce(Trainable, Training):
+    """A method whose network is trained as a whole."""
+
+    def trainings(self, net: torch.nn.Module) -> Sequence[Training]:
+        """Return the one training there is."""
+        return [self]

@@ -2,24 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-
-@dataclass(frozen=True)
-class Definition:
-    """What a reported number is."""
-
-    label: str
-    unit: str
-    better: str | None  # "higher", "lower" or None where neither is better
-    text: str
-
-    @property
-    def heading(self) -> str:
-        """The label with unit and better direction, as a table's column is headed."""
-        unit = "" if self.unit == "1" else f" ({self.unit})"
-        return self.label + unit + {"higher": " ↑", "lower": " ↓", None: ""}[self.better]
+from ..methods.spec import Definition
 
 
 def read_definitions(name: str) -> dict[str, Definition]:

@@ -7,6 +7,7 @@ number's label, unit, better direction and definition from.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,19 +29,23 @@ class MetricError(ValueError):
     """Arrays between which a metric is not defined."""
 
 
-def describe(key: str, value: float, source: str | None = None) -> dict[str, Any]:
+def describe(
+    key: str, value: float, source: str | None = None, definitions: Mapping[str, Definition] = MappingProxyType({})
+) -> dict[str, Any]:
     """Return a metric as written to JSON: value, unit, label, definition and better direction.
 
     Parameters
     ----------
     key
-        A key of `DEFINITIONS`; a method's own checks may have others, and are described as such.
+        A key of `DEFINITIONS` or of `definitions`.
     value
         The number; NaN and infinity become null, which JSON can hold.
     source
         "preproc" or the method that the number belongs to; None for the run.
+    definitions
+        Of that method's own checks; one that is not among them is described as such.
     """
-    known = DEFINITIONS.get(key)
+    known = DEFINITIONS.get(key) or definitions.get(key)
     if known is None:
         label = key.replace("_", " ").capitalize()
         known = Definition(label, "", None, "check computed by the method itself; see its documentation")
@@ -55,10 +60,12 @@ def describe(key: str, value: float, source: str | None = None) -> dict[str, Any
     return entry if source is None else {**entry, "source": source}
 
 
-def describe_all(values: Mapping[str, float], source: str | None = None) -> dict[str, dict[str, Any]]:
+def describe_all(
+    values: Mapping[str, float], source: str | None = None, definitions: Mapping[str, Definition] = MappingProxyType({})
+) -> dict[str, dict[str, Any]]:
     """Return the JSON entries of several metrics, keys ended by the source where there is one."""
     tail = "" if source is None else f"_{source}"
-    return {f"{key}{tail}": describe(key, value, source) for key, value in values.items()}
+    return {f"{key}{tail}": describe(key, value, source, definitions) for key, value in values.items()}
 
 
 def data_range(reference: np.ndarray, mask: np.ndarray) -> float:

@@ -35,6 +35,12 @@ FINER = (
     "It was made on finer voxels than the run's own. Figures and numbers of this report are on the run's own, where it "
     "can be compared: its series as the splines that come nearest to it, its maps read at the voxels' centres."
 )
+# Of a record: told as lists of volumes, among the warnings, in the quality table and under Software.
+TOLD_ELSEWHERE = {
+    "AcquiredVolumes", "InputVolumes", "GeneratedVolumes", "ResampledVolumes", "LeftOutVolumes", "TensorVolumes",
+    "Maps", "Input", "Checks", "Warnings", "Versions",
+}  # fmt: skip
+EMPTY = (None, "", {}, [])
 NO_CLASSICAL = "The directions determine no tensor: there is no classical map to compare with. To be exact: {reason}."
 
 
@@ -319,31 +325,7 @@ def _generated(record: Mapping[str, Any]) -> str:
 
 def provenance_html(record: Mapping[str, Any], note: str = "") -> str:
     """Return how a method's result was made as HTML, flagged as synthetic, and a sentence for its reader."""
-    rows = []
-    for key in (
-        "Method",
-        "Citation",
-        "Size",
-        "Training",
-        "Weights",
-        "Sampler",
-        "Seed",
-        "Samples",
-        "VoxelSize",
-        "Volumes",
-        "Population",
-        "NoiseLevel",
-        "TrustInCorrection",
-        "TrustInBrightness",
-        "SpreadFactors",
-        "Scales",
-        "Ratios",
-        "Device",
-        "Precision",
-        "Seconds",
-    ):
-        if record.get(key) not in (None, "", {}, []):
-            rows.append((key, _flat(record[key])))
+    rows = [(key, _flat(value)) for key, value in record.items() if key not in TOLD_ELSEWHERE and value not in EMPTY]
     rows.append(("Generated", _generated(record)))
     note = f'<div class="box warn">{_e(note)}</div>\n' if note else ""
     return f'<div class="box made">{SYNTHETIC}</div>\n{note}{_table(rows)}'

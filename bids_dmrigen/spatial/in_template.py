@@ -11,8 +11,7 @@ import numpy as np
 from ..dwi.gradients import GradientTable, even_subset
 from ..dwi.series import Scan
 from ..methods.base import Generated, InTemplate, LeftOut, Method, Population, Request
-from ..methods.synthesis.inputs import GRID_MM
-from ..methods.synthesis.phydiff import DEFAULT_BVALUES, DEFAULT_DIRECTIONS, wanted_table
+from ..methods.synthesis.task import BVALUES, DIRECTIONS, wanted_table
 from .template_space import TemplateSpace
 
 DEFAULTS = {"adc": "packaged ADC atlas", "tracts": "none", "fibres": "embedded analytic bundles"}
@@ -87,7 +86,9 @@ class TemplateFiles:
         return tuple(said)
 
 
-def generate_in_template(method: Method, scan: Scan, request: Request, files: TemplateFiles) -> Generated:
+def generate_in_template(
+    method: Method, scan: Scan, request: Request, files: TemplateFiles, tensor_volumes: Sequence[int] | None = None
+) -> Generated:
     """Run a method on a scan's b0 in the template's space; return acquired and generated volumes on the scan's grid.
 
     Acquired diffusion-weighted volumes are not shown to the method. It makes some of them too, as a check.
@@ -99,10 +100,11 @@ def generate_in_template(method: Method, scan: Scan, request: Request, files: Te
     scan
         The preprocessed series.
     request
-        Options: bvalues, directions (see `wanted_table`), left_out (acquired volumes of each shell that are made too),
-        tensor_volumes (of the result, those that a tensor may be fitted to; for the record).
+        Options: bvalues, directions (see `wanted_table`). Of each shell `left_out` acquired volumes are made too.
     files
         Of the template.
+    tensor_volumes
+        Of the result, those that a tensor may be fitted to, for the record; None for all.
     """
     from .io import read_image
     from .population import population_on
@@ -110,7 +112,13 @@ def generate_in_template(method: Method, scan: Scan, request: Request, files: Te
 
     brain, image = read_image(files.brain)
     space = TemplateSpace.of(
-        scan.mask, scan.affine, brain > 0.5, image.affine, [files.to_template], [files.from_template], GRID_MM
+        scan.mask,
+        scan.affine,
+        brain > 0.5,
+        image.affine,
+        [files.to_template],
+        [files.from_template],
+        method.spec.grid_mm,
     )
     b0 = GradientTable(np.zeros(1), np.zeros((1, 3)), scan.gradients.b0_threshold)
     there = Scan(
@@ -118,8 +126,10 @@ def generate_in_template(method: Method, scan: Scan, request: Request, files: Te
         space.onto_template(scan.mask, order=1) > 0.5,
     )  # fmt: skip
     options = request.options
-    wanted = wanted_table(scan, options.get("bvalues", DEFAULT_BVALUES), options.get("directions", DEFAULT_DIRECTIONS))
-    hidden = _checked(scan.gradients, options.get("left_out", 0))
+    wanted = wanted_table(
+        scan, options.get(BVALUES.key, BVALUES.default), options.get(DIRECTIONS.key, DIRECTIONS.default)
+    )
+    hidden = _checked(scan.gradients, request.left_out)
     table = space.table_on_template(_joined(wanted, scan.gradients[hidden]))
     told = method.spec.population
     maps, xtract = Population(), files.xtract if "tracts" in told else None
@@ -127,7 +137,7 @@ def generate_in_template(method: Method, scan: Scan, request: Request, files: Te
         maps = population_on(space.shape, space.affine, files.adc_atlas, xtract)
     if "fibres" in told:
         maps = replace(maps, anatomy=read_anatomy(files.fibres))
-    made = method.generate(None, there, replace(request, population=maps, options={"table": table}))
+    made = method.generate(None, there, replace(request, population=maps, options={**options, "table": table}))
     mean = space.onto_scan(made.mean).clip(0) * scan.mask[..., None]
     std = None
     if made.std is not None:
@@ -140,7 +150,7 @@ def generate_in_template(method: Method, scan: Scan, request: Request, files: Te
     there = InTemplate(
         np.concatenate([there.data, made.mean[..., : len(wanted)]], axis=3), _joined(there.gradients, own), space.affine
     )
-    fitted = {"TensorVolumes": options["tensor_volumes"]} if options.get("tensor_volumes") else {}
+    fitted = {"TensorVolumes": list(tensor_volumes)} if tensor_volumes else {}
     record = made.record | fitted | {"Population": {kind: files.record(kind) for kind in told}}
     return replace(
         made,

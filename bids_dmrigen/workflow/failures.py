@@ -67,21 +67,17 @@ def without_failed(plan: RunPlan, nodes: Sequence[str]) -> RunPlan | None:
     nodes
         The run's nodes that failed, by their paths.
     """
-    from ..methods import load
-
     failed = {_node_owner(node) for node in nodes}
-    if not failed or not failed <= {"normalize", *plan.settings.methods}:
+    if not failed or not failed <= {"normalize", *(method.name for method in plan.methods)}:
         return None
     if "normalize" in failed:  # they had nowhere to go
-        failed |= {method for method in plan.settings.methods if load(method).spec.in_template}
+        failed |= {method.name for method in plan.methods if method.spec.in_template}
     lost = failed | {IN_TEMPLATE + method + end for method in failed for end in ("", SERIES)}
     if "normalize" in failed:
         lost |= {owner(output) for output in plan.outputs if owner(output).startswith(IN_TEMPLATE)}
-    left = tuple(method for method in plan.settings.methods if method not in failed)
     return replace(
         plan,
-        # The denoiser is named, or it would follow from the methods that are left.
-        settings=replace(plan.settings, methods=left, denoise=plan.settings.denoiser),
+        methods=tuple(method for method in plan.methods if method.name not in failed),
         steps={**plan.steps, **dict.fromkeys(failed, Step(False, "failed"))},
         outputs=tuple(output for output in plan.outputs if owner(output) not in lost),
     )

@@ -1,4 +1,4 @@
-"""The node of one generative method: its request, its memory, its GPU."""
+"""The node of one method: its request, its memory, its GPU."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from pathlib import Path
 
 from nipype.pipeline import engine as pe
 
-from .made import UPSAMPLERS, directions, tensor_volumes
-from .plan import RunPlan
+from .plan import PlannedMethod, RunPlan
 
 LEFT_OUT = 3  # acquired directions per shell that a method is tested on
 TEMPLATE_VOXELS = 1.3e6  # of the 2 mm grid over the template
 NETWORK_GB = {"small": 1.2, "paper": 3.0}
 
 
-def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None = None) -> pe.Node:
+def generate_node(plan: RunPlan, method: PlannedMethod, *, threads: int, name: str | None = None) -> pe.Node:
     """Return the node that runs a method on a run.
 
     Parameters
@@ -23,7 +22,7 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
     plan
         Of the run.
     method
-        Name in the registry.
+        One of its methods, or the one that denoises.
     threads
         Of the node on the CPU.
     name
@@ -32,19 +31,17 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
     from ..diffusion.parallel import choose_device
     from ..diffusion.weights import read_card
     from ..interfaces.generate import Generate
-    from ..methods import given_weights, load, weights_of
+    from ..methods import given_weights, weights_of
 
-    settings = plan.settings
+    settings, spec = plan.settings, method.spec
     gpu = settings.device != "cpu" and choose_device(settings.device).type == "cuda"
-    minutes = settings.difusion_minutes if method == "difusion" else None
-    spec, options = load(method).spec, _options(plan, method)
-    given = given_weights(method, settings.method_weights)
-    weights = weights_of(method, settings.size, given, settings.weights_dir)
+    given = given_weights(spec.name, settings.method_weights)
+    weights = weights_of(spec.name, settings.size, given, settings.weights_dir)
     node = pe.Node(
         Generate(
-            method=method,
+            method=spec.name,
             size=settings.size,
-            sampler=settings.sampler,
+            sampler=settings.sampler_name,
             steps=settings.steps,
             n_samples=settings.n_samples,
             seed=settings.seed,
@@ -54,18 +51,17 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
             precision=settings.precision,
             weights=None if weights is None else str(weights),
             # No clock may enter a result that has to be the same every time.
-            minutes=None if settings.deterministic else minutes,
-            options=options,
+            minutes=None if settings.deterministic else method.plan.minutes,
+            options=dict(method.plan.options),
+            left_out=LEFT_OUT,
+            tensor_volumes=method.plan.fitted,
             b0_threshold=settings.b0_threshold,
             deterministic=settings.deterministic,
             use_gpu=gpu,
             num_threads=threads,
         ),
-        name=name or f"generate_{method}",
-        mem_gb=NETWORK_GB[settings.size]
-        + 6 * plan.volume_gb
-        + _template_gb(plan, spec, options)
-        + _finer_gb(plan, method),
+        name=name or f"generate_{spec.name}",
+        mem_gb=NETWORK_GB[settings.size] + 6 * plan.volume_gb + _template_gb(plan, method) + _finer_gb(plan, method),
         n_procs=1 if gpu else threads,
     )
     if spec.in_template:
@@ -79,44 +75,19 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
     return node
 
 
-def _options(plan: RunPlan, method: str) -> dict:
-    """Return the method's own options."""
-    from ..methods import load
-
-    settings = plan.settings
-    if method == "difusion":
-        steps = {"training_steps": settings.difusion_steps} if settings.difusion_steps else {}
-        return {"variant": settings.difusion_variant} | steps
-    if method in UPSAMPLERS:
-        return {"directions": directions(settings.qid2_directions), "left_out": LEFT_OUT}
-    edge = plan.edge_mm(method)
-    if edge is not None:
-        return {"voxel_mm": edge}
-    if load(method).spec.in_template:
-        return {
-            "bvalues": list(settings.phydiff_bvalues),
-            "directions": directions(settings.phydiff_directions),
-            "left_out": LEFT_OUT,
-            "tensor_volumes": tensor_volumes(settings, method, plan.gradients),
-        }
-    return {}
-
-
-def _template_gb(plan: RunPlan, spec, options) -> float:
+def _template_gb(plan: RunPlan, method: PlannedMethod) -> float:
     """Return what images made in the template's space take beside the series, GB: there, and on the scan's grid."""
-    if not spec.in_template:
+    if not method.spec.in_template:
         return 0.0
-    wanted = options["directions"] if isinstance(options["directions"], int) else len(options["directions"])
-    volumes = wanted * len(options["bvalues"]) + LEFT_OUT * len(plan.gradients.shells())
-    kinds = 2 if plan.settings.n_samples > 1 else 1  # mean, and spread
+    volumes = len(method.plan.table) - len(plan.gradients) + LEFT_OUT * len(plan.gradients.shells())
+    kinds = 2 if plan.many_samples else 1  # mean, and spread
     voxels = TEMPLATE_VOXELS + plan.volume_gb * 1e9 / 4 / plan.shape[3]
     return 2 * kinds * volumes * voxels * 4e-9  # what is made, and what it is put together to
 
 
-def _finer_gb(plan: RunPlan, method: str) -> float:
+def _finer_gb(plan: RunPlan, method: PlannedMethod) -> float:
     """Return what a series on a finer grid takes beside the run's own, GB: it, its spread and what they are made of."""
-    drawn = plan.settings.n_samples > 1
-    return (10 if drawn else 6) * plan.made_gb(method)
+    return (10 if plan.many_samples else 6) * method.made_gb
 
 
 def _state(*paths: Path | None) -> str:

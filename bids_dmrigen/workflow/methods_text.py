@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from .. import __version__
-from ..methods.base import Citation, MethodSpec
+from ..methods import REGISTRY, spec_of
+from ..methods.spec import Citation, MethodSpec
 from ..qc.report import RunRecord
 from ..spatial.in_template import DEFAULTS
 from .plan import RunPlan
@@ -66,12 +69,11 @@ MADE_WITH = (
 )
 NOTHING_DONE = "No run could be processed."
 # step -> sentence; the keys in brackets are references
+DENOISED = {
+    "mppca": "The series was denoised by Marchenko-Pastur principal component analysis [mppca; dipy].",
+    "patch2self": "The series was denoised with Patch2Self [patch2self; dipy].",
+}
 SENTENCES = {
-    "denoise": {
-        "mppca": "The series was denoised by Marchenko-Pastur principal component analysis [mppca; dipy].",
-        "patch2self": "The series was denoised with Patch2Self [patch2self; dipy].",
-        "difusion": "The series was denoised with Di-Fusion, trained on the run itself [wu2025difusion].",
-    },
     "gibbs": "Gibbs ringing was removed by local sub-voxel shifts [gibbs].",
     "susceptibility": "Susceptibility distortion was estimated from a pair of b0 images with opposite phase encoding "
     "as a displacement along the phase-encoding axis [reversed], with intensity modulation.",
@@ -86,23 +88,21 @@ SENTENCES = {
 }
 FIBRES = "Its fibre directions were the {default}."
 GIVEN_FIBRES = "Its fibre directions were those of {name}, given with --fibre-dir; cite their source."
+METHOD = (
+    "{title} {summary} [{key}]. Its {what}: {samples} sample(s), seed {seed}, network size {size}, sampler {sampler}."
+)
+MAPS_ARE, SERIES_ARE = "maps are synthetic data, not a tensor fit", "outputs are synthetic data"
 RISH_MAPS = (
     "Rotation-invariant features of each degree of the signal's spherical harmonics were mapped by a regularised fit "
     "to the shell nearest to b = 1000 s/mm² [mirzaalian2016; descoteaux2007]."
 )
-VOXELS = "Its voxels were cubes of {edge:g} mm."
 INTERPOLATED_ONCE = "All transforms were composed and applied in one interpolation."
 
 
-def paragraphs(settings: Settings, plans: Sequence[RunPlan]) -> list[str]:
-    """Return the methods text as paragraphs, with [key; key] where a reference belongs.
+def paragraphs(plans: Sequence[RunPlan]) -> list[str]:
+    """Return the methods text of some runs as paragraphs, with [key; key] where a reference belongs.
 
-    Parameters
-    ----------
-    settings
-        Of the call.
-    plans
-        Of the runs that the text is about; a step is told when at least one run had it.
+    A step is told when at least one run had it.
     """
     sound = [plan for plan in plans if not plan.fault]
 
@@ -114,8 +114,9 @@ def paragraphs(settings: Settings, plans: Sequence[RunPlan]) -> list[str]:
         return [*text, NOTHING_DONE]
     steps = []
     # What suits a run depends on the methods that can work on it.
-    denoisers = dict.fromkeys(plan.settings.denoiser for plan in sound if plan.does("denoise"))
-    steps += [SENTENCES["denoise"][denoiser] for denoiser in denoisers]
+    denoised = [plan for plan in sound if plan.does("denoise")]
+    by = [plan.denoised_by.spec.denoised if plan.denoised_by else DENOISED[plan.denoiser] for plan in denoised]
+    steps += dict.fromkeys(by)
     steps += [SENTENCES[step] for step in ("gibbs", "susceptibility", "motion") if some(step)]
     steps += _eddy_sentences([plan for plan in sound if plan.does("motion")])
     if some("susceptibility") or some("motion"):
@@ -131,7 +132,8 @@ def paragraphs(settings: Settings, plans: Sequence[RunPlan]) -> list[str]:
         text.append("Tensor maps were fitted by weighted linear least squares [tensor; wls].")
     if any(output.key == "rish_map" for plan in sound for output in plan.outputs):
         text.append(RISH_MAPS)
-    return text + _method_paragraphs(settings, [name for name in settings.methods if some(name)])
+    used = {method.name: plan.settings for plan in sound for method in plan.methods}
+    return text + [_method_paragraph(spec_of(name), settings) for name, settings in used.items()]
 
 
 def _eddy_sentences(plans: Sequence[RunPlan]) -> list[str]:
@@ -144,42 +146,31 @@ def _eddy_sentences(plans: Sequence[RunPlan]) -> list[str]:
     return [SENTENCES["eddy"].format(where="" if all(known) else " of the runs of which it is known")]
 
 
-def _method_paragraphs(settings: Settings, methods: Sequence[str]) -> list[str]:
-    from ..methods import load
+def _method_paragraph(spec: MethodSpec, settings: Settings) -> str:
+    """Return what is told of a method that was used with these settings."""
+    text = METHOD.format(
+        title=spec.title,
+        summary=spec.summary,
+        key=spec.citation.key,
+        what=MAPS_ARE if spec.maps else SERIES_ARE,
+        samples=settings.n_samples if spec.draws else 1,
+        seed=settings.seed,
+        size=settings.size,
+        sampler=spec.sampler_name(settings.sampler_name, settings.n_samples, settings.steps, settings.size),
+    )
+    return " ".join([text, *_fibres(spec, settings.fibre_dir), *spec.sentences(settings.method_options)])
 
-    return [
-        f"{spec.title} {spec.summary} [{spec.citation.key}]. "
-        f"Its {'maps are synthetic data, not a tensor fit' if spec.maps else 'outputs are synthetic data'}: "
-        f"{settings.n_samples if spec.draws else 1} sample(s), seed {settings.seed}, network size {settings.size}, "
-        f"sampler {spec.sampler_name(settings.sampler, settings.n_samples, settings.steps)}."
-        f"{_fibres(spec, settings)}{_voxels(spec, settings)}"
-        for spec in (load(name).spec for name in methods)
-    ]
 
-
-def _fibres(spec: MethodSpec, settings: Settings) -> str:
-    """Return a sentence about the fibre directions that a method was told, with a space before it."""
+def _fibres(spec: MethodSpec, folder: Path | None) -> list[str]:
+    """Return a sentence about the fibre directions that a method was told of."""
     if "fibres" not in spec.population:
-        return ""
-    if settings.fibre_dir is None:
-        return " " + FIBRES.format(default=DEFAULTS["fibres"])
-    return " " + GIVEN_FIBRES.format(name=settings.fibre_dir.name)
-
-
-def _voxels(spec: MethodSpec, settings: Settings) -> str:
-    """Return a sentence about the finer grid that was asked for, with a space before it."""
-    if not spec.finer or settings.rishldm_voxel_size is None:
-        return ""
-    return " " + VOXELS.format(edge=settings.rishldm_voxel_size)
+        return []
+    return [FIBRES.format(default=DEFAULTS["fibres"]) if folder is None else GIVEN_FIBRES.format(name=folder.name)]
 
 
 def citations(text: Sequence[str]) -> list[Citation]:
     """Return the references that a text names, in order of first mention."""
-    import re
-
-    from ..methods import REGISTRY, load
-
-    known = {**REFERENCES, **{c.key: c for c in (load(name).spec.citation for name in REGISTRY)}}
+    known = {**REFERENCES, **{c.key: c for c in (spec_of(name).citation for name in REGISTRY)}}
     keys = [k for group in re.findall(r"\[([\w; ]+)\]", " ".join(text)) for k in group.split("; ")]
     return [known[key] for key in dict.fromkeys(keys) if key in known]
 

@@ -6,7 +6,7 @@ The plan is what `--dry-run` prints, what the graph is built from, and what the 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,10 +15,10 @@ import numpy as np
 from ..bids import names
 from ..bids.query import Run
 from ..dwi.gradients import GradientError, GradientTable
-from ..dwi.series import ScanError
-from ..methods import REGISTRY
-from .made import nearest_bvalue, table_made, tensor_volumes
-from .settings import Settings
+from ..dwi.series import NO_B0, Scan, ScanError
+from ..methods import REGISTRY, options, spec_of
+from ..methods.spec import RISH, TENSOR, Directions, Header, MethodPlan, MethodSpec
+from .settings import Settings, directions_of
 
 MIN_SLICES = 8  # fewer voxels along an axis: nothing that three-dimensional registration could hold on to
 TRANSFORM_KEYS = ("to_template", "from_template")
@@ -29,10 +29,14 @@ ONE_VOLUME = "there is one volume, nothing to align it with"
 ONLY_B0 = (
     "{path}: all {n} volumes are b0 (b <= {threshold:g} s/mm²) and no run has them as reverse-phase partner; take the "
     "run out of the selection, give it the PhaseEncodingDirection it had, or ask for a method that makes images from "
-    "b0s alone (--methods phydiff)"
+    "b0s alone (--methods {methods})"
 )
 NO_TEMPLATE = (
     "{name} works in the template's space; the image has {found} slices along one axis, registration needs {needed}"
+)
+INTERPOLATED = (
+    "{title} is meant for series as acquired; this one was interpolated before, which makes the noise of neighbouring "
+    "voxels alike: detail can be taken for noise"
 )
 UNFORESEEN = (
     "{kind}: {error} (not foreseen by the checks: look at the traceback, in logs/ and in the report, for what is "
@@ -61,12 +65,54 @@ class Output:
     path: Path  # relative to the derivative dataset
 
 
+@dataclass(frozen=True, eq=False)
+class PlannedMethod:
+    """A method that will work on a run.
+
+    Parameters
+    ----------
+    spec
+        Of the method.
+    plan
+        What it will do with the run.
+    maps
+        Whether the directions of the series that it makes determine a tensor; False for one that makes maps itself.
+    made_gb
+        Size of that series in memory as float32, GB, where it is on a finer grid; 0 on the run's own.
+    """
+
+    spec: MethodSpec
+    plan: MethodPlan
+    maps: bool
+    made_gb: float
+
+    @property
+    def name(self) -> str:
+        """On the command line and in file names."""
+        return self.spec.name
+
+    @property
+    def grid(self) -> dict[str, str]:
+        """What names and sidecars are told of its grid: nothing of the run's own."""
+        return {} if self.plan.edge_mm is None else {"voxel_mm": f"{self.plan.edge_mm:g}"}
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What the sidecar of a map says of where it comes from, unless it is a fit to all of a series."""
+        if self.spec.maps:
+            return {"title": self.spec.title}
+        return {} if self.plan.fitted_b is None else {"fitted": f"{self.plan.fitted_b:g}"}
+
+
 @dataclass(frozen=True)
 class RunPlan:
     """Everything decided about a run."""
 
     run: Run
-    settings: Settings  # of this run: without the methods that cannot work on it
+    settings: Settings  # of the call
+    methods: tuple[PlannedMethod, ...] = ()  # those that can work on the run
+    denoiser: str = "none"
+    denoised_by: PlannedMethod | None = None  # where the denoiser is a method
     shape: tuple[int, ...] = ()
     gradients: GradientTable | None = None
     steps: Mapping[str, Step] | None = None
@@ -77,7 +123,6 @@ class RunPlan:
     only_b0: bool = False  # nothing in it is diffusion-weighted, as far as is known
     refused: Mapping[str, str] = field(default_factory=dict)  # method that was asked for -> why it cannot work here
     note: str | None = None  # why there is nothing to do, and nothing wrong with that
-    zooms_mm: tuple[float, ...] = ()
 
     def broken_by(self, error: Exception) -> RunPlan:
         """Return this plan with an error that the checks did not foresee as its fault."""
@@ -89,28 +134,36 @@ class RunPlan:
         """The run's name as Nipype allows it: letters, digits and underscores."""
         return "run_" + "".join(c if c.isalnum() else "_" for c in self.run.name)
 
+    @property
+    def many_samples(self) -> bool:
+        """Whether methods that draw give the spread of their samples."""
+        return self.settings.n_samples > 1
+
     def does(self, step: str) -> bool:
         """Return whether a step is part of this plan."""
         return self.steps is not None and self.steps[step].active
+
+    def sources(self, key: str) -> dict[str, list[Output]]:
+        """Return the outputs of this key by what they come from: preproc, or a method."""
+        found: dict[str, list[Output]] = {}
+        for output in self.outputs:
+            if output.key == key:
+                found.setdefault(output.fields["source"], []).append(output)
+        return found
 
     @property
     def volume_gb(self) -> float:
         """Size of the series in memory as float32, GB."""
         return float(np.prod(self.shape)) * 4 / 1e9
 
-    def edge_mm(self, method: str) -> float | None:
-        """Return the edge of the voxels of what a method makes, mm; None where they are the run's own."""
-        return _edge_mm(self.settings, method, self.zooms_mm)
-
-    def made_gb(self, method: str) -> float:
-        """Size of the series that a method makes on a finer grid in memory as float32, GB; 0 on the run's own."""
-        edge = self.edge_mm(method)
-        return 0.0 if edge is None else self.volume_gb * float(np.prod(self.zooms_mm)) / edge**3
+    def series_gb(self, source: str) -> float:
+        """Return the size of the series of a method, or of another source, in memory as float32, GB."""
+        return next((m.made_gb for m in self.methods if m.name == source), 0.0) or self.volume_gb
 
     @property
     def space_gb(self) -> float:
         """Space that intermediate and final files take together, GB."""
-        finer = sum(self.made_gb(method) for method in self.settings.methods)
+        finer = sum(method.made_gb for method in self.methods)
         return SPACE_FACTOR * self.volume_gb + FINER_SPACE_FACTOR * min(self.settings.n_samples, 2) * finer
 
 
@@ -158,47 +211,57 @@ def plan_run(run: Run, settings: Settings, template: str) -> RunPlan:
 
 
 def _plan(run: Run, settings: Settings, template: str) -> RunPlan:
-    from ..methods import load
-
-    shape, zooms, gradients = _inspect(run, settings.b0_threshold)
-    only_b0 = bool(gradients.is_b0.all())
+    header = _inspect(run, settings.b0_threshold)
+    gradients, only_b0 = header.gradients, bool(header.gradients.is_b0.all())
     warnings = [note for note in run.notes if not note.startswith("susceptibility: ")]
+    values, planned, refused = _option_values(settings), {}, {}
     denoiser = [settings.denoiser] if settings.denoiser in REGISTRY and not run.preprocessed else []
-    refused = {}
     for name in dict.fromkeys([*settings.methods, *denoiser]):
         try:
-            warnings += _method_warnings(name, run, shape, gradients)
-            if load(name).spec.in_template and min(shape[:3]) < MIN_SLICES:
-                raise ScanError(NO_TEMPLATE.format(name=name, found=min(shape[:3]), needed=MIN_SLICES))
-            _edge_mm(settings, name, zooms)
+            warnings += _method_warnings(spec_of(name), run, header)
+            planned[name] = _planned(spec_of(name), values, header)
         except ScanError as error:
             refused[name] = str(error)
-    if only_b0 and not any(load(name).spec.min_directions == 0 for name in settings.methods if name not in refused):
-        raise NoWeightingError(ONLY_B0.format(path=run.bval, n=len(gradients), threshold=settings.b0_threshold))
-    left_out = {name: Step(False, refused[name]) for name in settings.methods if name in refused}
-    settings = replace(settings, methods=tuple(name for name in settings.methods if name not in refused))
-    finer = {name: edge for name in settings.methods if (edge := _edge_mm(settings, name, zooms)) is not None}
-    steps = _steps(run, settings, shape, gradients, refused, finer) | left_out
-    maps = {method: _maps_of(settings, method, gradients).active for method in settings.methods}
-    outputs = tuple(_outputs(run, settings, gradients, steps, maps, template, finer))
-    return RunPlan(
-        run, settings, shape, gradients, steps, outputs, tuple(warnings), only_b0=only_b0, refused=refused,
-        zooms_mm=zooms,
+    methods = tuple(planned[name] for name in settings.methods if name in planned)
+    if only_b0 and not any(method.spec.min_directions == 0 for method in methods):
+        able = " ".join(name for name in REGISTRY if spec_of(name).min_directions == 0 and spec_of(name).needs_weights)
+        raise NoWeightingError(
+            ONLY_B0.format(path=run.bval, n=len(gradients), threshold=settings.b0_threshold, methods=able)
+        )
+    # What suits the run depends on the methods that can work on it.
+    denoiser = replace(settings, methods=tuple(method.name for method in methods)).denoiser
+    plan = RunPlan(
+        run, settings, methods, denoiser, planned.get(denoiser), header.shape, gradients, warnings=tuple(warnings),
+        only_b0=only_b0, refused=refused,
     )  # fmt: skip
+    plan = replace(plan, steps=_steps(plan))
+    return replace(plan, outputs=tuple(_outputs(plan, template)))
 
 
-def _edge_mm(settings: Settings, method: str, zooms_mm: Sequence[float]) -> float | None:
-    """Return the edge of the voxels of what a method makes of a run, mm; None where they are the run's own."""
-    from ..methods import load
+def _option_values(settings: Settings) -> dict:
+    """Return the value of every method's every option; directions as a number or as b-vectors."""
+    values = dict(settings.method_options)
+    for option in options():
+        if option.kind is Directions:
+            values[option.name] = directions_of(values[option.name])
+    return values
 
-    return load(method).spec.edge_mm(zooms_mm, settings.rishldm_voxel_size)
+
+def _planned(spec: MethodSpec, values: Mapping, header: Header) -> PlannedMethod:
+    """Return the plan of a method on a run; `ScanError` where it cannot work on it."""
+    if spec.in_template and min(header.shape[:3]) < MIN_SLICES:
+        raise ScanError(NO_TEMPLATE.format(name=spec.name, found=min(header.shape[:3]), needed=MIN_SLICES))
+    plan, made_gb = spec.plan(values, header), 0.0
+    if plan.edge_mm is not None:
+        made_gb = float(np.prod(header.shape)) * 4e-9 * float(np.prod(header.zooms_mm)) / plan.edge_mm**3
+    fitted = plan.table if plan.fitted is None else plan.table[plan.fitted]
+    return PlannedMethod(spec, plan, spec.gives_series and _maps(fitted).active, made_gb)
 
 
-def _inspect(run: Run, b0_threshold: float) -> tuple[tuple[int, ...], tuple[float, ...], GradientTable]:
-    """Return shape, size of the voxels in mm and gradients; raise where they do not describe a diffusion series."""
+def _inspect(run: Run, b0_threshold: float) -> Header:
+    """Return what the run's header and table tell; raise where they do not describe a diffusion series."""
     import nibabel as nib
 
-    from ..dwi.series import NO_B0
     from ..spatial.io import read_gradients
 
     try:
@@ -216,29 +279,21 @@ def _inspect(run: Run, b0_threshold: float) -> tuple[tuple[int, ...], tuple[floa
     gradients = read_gradients(run.bval, run.bvec, image.shape[3], b0_threshold)
     if not gradients.is_b0.any():
         raise ScanError(f"{run.bval}: " + NO_B0.format(threshold=b0_threshold, lowest=gradients.bvals.min()))
-    return image.shape, tuple(np.linalg.norm(image.affine[:3, :3], axis=0).tolist()), gradients
+    return Header(image.shape, tuple(np.linalg.norm(image.affine[:3, :3], axis=0).tolist()), gradients)
 
 
-def _method_warnings(name: str, run: Run, shape: tuple[int, ...], gradients: GradientTable) -> list[str]:
+def _method_warnings(spec: MethodSpec, run: Run, header: Header) -> list[str]:
     """Ask the method itself; a scan without voxel values is enough for it."""
-    from ..dwi.series import Scan
-    from ..methods import load
-
-    empty = np.zeros((1, 1, 1, shape[3]), np.float32)
-    spec = load(name).spec
-    warnings = spec.check(Scan(empty, np.eye(4), gradients, np.ones((1, 1, 1), bool)))
+    empty = np.zeros((1, 1, 1, header.shape[3]), np.float32)
+    warnings = spec.check(Scan(empty, np.eye(4), header.gradients, np.ones((1, 1, 1), bool)))
     if run.preprocessed and spec.on_acquired:
-        warnings.append(
-            f"{spec.title} is meant for series as acquired; this one was interpolated before, which makes the noise "
-            "of neighbouring voxels alike: detail can be taken for noise"
-        )
+        warnings.append(INTERPOLATED.format(title=spec.title))
     return warnings
 
 
-def _steps(
-    run: Run, settings: Settings, shape: tuple[int, ...], gradients: GradientTable, refused: Mapping[str, str],
-    finer: Mapping[str, float],
-) -> dict[str, Step]:  # fmt: skip
+def _steps(plan: RunPlan) -> dict[str, Step]:
+    """Return what is done and why, step by step, methods last; those that cannot work on the run too."""
+    run, settings, shape = plan.run, plan.settings, plan.shape
     flat = min(shape[:3]) < MIN_SLICES
     too_flat = f"the image has {min(shape[:3])} slices along one axis, registration needs {MIN_SLICES}"
     off = None
@@ -251,31 +306,37 @@ def _steps(
         reason = off or (None if wanted else flag) or obstacle
         return Step(reason is None, reason or how)
 
-    sdc_note = next((n for n in run.notes if n.startswith("susceptibility: ")), "susceptibility: no partner")
-    partner = f"from {run.partner.image.name}" if run.partner else ""
-    if run.partner and not run.partner.bval:
-        partner += " (it has no b-values: every volume counts as b0)"
     steps = {
-        "denoise": step(settings.denoiser != "none", "--denoise none", settings.denoiser,
-                        refused.get(settings.denoiser)),
+        "denoise": step(plan.denoiser != "none", "--denoise none", plan.denoiser, plan.refused.get(plan.denoiser)),
         "gibbs": step(settings.gibbs, "--no-gibbs", "sub-voxel shifts",
                       too_flat if min(shape[:2]) < MIN_SLICES else None),
-        "susceptibility": step(settings.sdc, "--no-sdc", partner,
-                               (None if run.partner else sdc_note.removeprefix("susceptibility: "))
-                               or (too_flat if flat else None)),
+        "susceptibility": step(settings.sdc, "--no-sdc", _partner(run),
+                               (None if run.partner else _no_partner(run)) or (too_flat if flat else None)),
         "motion": step(settings.motion, "--no-motion", _motion(run),
-                       ONE_VOLUME if len(gradients) == 1 else too_flat if flat else None),
+                       ONE_VOLUME if shape[3] == 1 else too_flat if flat else None),
         "bias": step(settings.bias, "--no-bias", "N4", too_flat if flat else None),
     }  # fmt: skip
     own_mask = run.mask is not None and not settings.skip_preprocessing
     steps["mask"] = Step(not own_mask, "given with the run" if own_mask else "from b0 and mean DWI")
-    maps = _maps(gradients)
+    maps = _maps(plan.gradients)
     steps["normalize"] = Step(not flat, too_flat if flat else _normalization(run, maps.active))
     steps["maps"] = maps
-    for method in settings.methods:
-        grid = f", voxels of {finer[method]:g} mm" if method in finer else ""
-        steps[method] = Step(True, f"{settings.size}, {settings.sampler} sampler{grid}")
-    return steps
+    for method in plan.methods:
+        grid = f", voxels of {method.plan.edge_mm:g} mm" if method.plan.edge_mm is not None else ""
+        steps[method.name] = Step(True, f"{settings.size}, {settings.sampler_name} sampler{grid}")
+    return steps | {name: Step(False, plan.refused[name]) for name in settings.methods if name in plan.refused}
+
+
+def _partner(run: Run) -> str:
+    if run.partner is None:
+        return ""
+    no_table = " (it has no b-values: every volume counts as b0)" * (not run.partner.bval)
+    return f"from {run.partner.image.name}{no_table}"
+
+
+def _no_partner(run: Run) -> str:
+    note = next((n for n in run.notes if n.startswith("susceptibility: ")), "susceptibility: no partner")
+    return note.removeprefix("susceptibility: ")
 
 
 def _motion(run: Run) -> str:
@@ -294,114 +355,91 @@ def _maps(gradients: GradientTable) -> Step:
     return Step(True, "weighted least squares")
 
 
-def _maps_of(settings: Settings, method: str, gradients: GradientTable) -> Step:
-    """Return whether a tensor is fitted to the series that a method makes: that may have more directions."""
-    table, volumes = table_made(settings, method, gradients), tensor_volumes(settings, method, gradients)
-    return _maps(table if volumes is None else table[volumes])
-
-
 def _normalization(run: Run, fa: bool) -> str:
     if run.t1w:
         return f"b0 to {run.t1w.name}, T1w to template"
     return f"no T1w; b0{' and FA' * fa} to template"
 
 
-def _outputs(
-    run: Run, settings: Settings, gradients: GradientTable, steps: Mapping[str, Step], maps: Mapping[str, bool],
-    template: str, finer: Mapping[str, float],
-):  # fmt: skip
+def _outputs(plan: RunPlan, template: str) -> Iterator[Output]:
+    """Yield every file that is promised."""
+
     def output(key: str, **fields: str) -> Output:
-        return Output(key, fields, names.output_path(run.entities, key, **fields))
+        return Output(key, fields, names.output_path(plan.run.entities, key, **fields))
 
     for key in ("preproc", "preproc_bval", "preproc_bvec", "dwiref", "mask"):
         yield output(key)
-    if steps["motion"].active:
+    if plan.does("motion"):
         yield output("confounds")
-    if steps["normalize"].active:
+    if plan.does("normalize"):
         for key in TRANSFORM_KEYS:
             yield output(key, template=template)
-        if run.t1w:
+        if plan.run.t1w:
             yield output("to_t1w")
             yield output("from_t1w")
-    if steps["maps"].active:
+    if plan.does("maps"):
         for param in names.TENSOR_MAPS:
             yield output("map", param=param, source="preproc")
-    for method in settings.methods:
-        yield from _method_outputs(output, settings, method, maps[method], _grid_fields(finer.get(method)))
-    if "rishldm" in settings.methods:
-        yield from _rish_outputs(output, gradients, _grid_fields(finer.get("rishldm")))
-    for edge in dict.fromkeys(finer.values()):
-        yield output("mask", **_grid_fields(edge))
-    if "template" in settings.output_spaces and steps["normalize"].active:
-        yield from _template_outputs(output, settings, {"preproc": steps["maps"].active} | maps, template)
+    for method in plan.methods:
+        yield from _method_outputs(plan, method, output)
+    compared = [method for method in plan.methods if RISH in method.spec.fits]
+    if compared:
+        yield from _rish_outputs(plan, compared, output)
+    for edge in dict.fromkeys(method.grid["voxel_mm"] for method in plan.methods if method.grid):
+        yield output("mask", voxel_mm=edge)
+    if "template" in plan.settings.output_spaces and plan.does("normalize"):
+        yield from _template_outputs(plan, template, output)
     yield output("metrics")
 
 
-def _grid_fields(edge_mm: float | None) -> dict[str, str]:
-    """Return what names and sidecars are told of a grid: nothing of the run's own."""
-    return {} if edge_mm is None else {"voxel_mm": f"{edge_mm:g}"}
-
-
-def _method_outputs(output, settings: Settings, method: str, maps: bool, grid: Mapping[str, str]):
-    from ..methods import load
-
-    spec = load(method).spec
-    title = spec.title
+def _method_outputs(plan: RunPlan, method: PlannedMethod, output) -> Iterator[Output]:
+    name, spec = method.name, method.spec
+    told = {"method": name, "title": spec.title}
     for param in spec.maps:
-        yield output("map", param=param, source=method, **_origin(settings, method))
-        if settings.n_samples > 1:
-            yield output("map_spread", param=param, method=method, title=title)
+        yield output("map", param=param, source=name, **method.origin)
+        if plan.many_samples:
+            yield output("map_spread", param=param, **told)
+    for extra in spec.extra_maps:
+        yield output("extra_map", param=extra.param, description=extra.description, units=extra.units, **told)
     if not spec.gives_series:
         return
     for key in ("generated", "generated_bval", "generated_bvec"):
-        yield output(key, method=method, title=title, **grid)
-    if settings.n_samples > 1 and spec.draws:
+        yield output(key, **told, **method.grid)
+    if plan.many_samples and spec.draws:
         for key in ("spread", "spread_bval", "spread_bvec"):
-            yield output(key, method=method, title=title, **grid)
-    if maps:
+            yield output(key, **told, **method.grid)
+    if method.maps and TENSOR in spec.fits:
         for param in names.TENSOR_MAPS:
-            yield output("map", param=param, source=method, **_origin(settings, method), **grid)
+            yield output("map", param=param, source=name, **method.origin, **method.grid)
 
 
-def _rish_outputs(output, gradients: GradientTable, grid: Mapping[str, str]):
-    """Yield the maps of the features that RISH latent diffusion changes, before and after."""
+def _rish_outputs(plan: RunPlan, methods: Sequence[PlannedMethod], output) -> Iterator[Output]:
+    """Yield the maps of the features that methods change, before and after."""
     from ..dwi.rish import rish_shell
 
-    shell = rish_shell(gradients)
+    shell = rish_shell(plan.gradients)
     told = {"shell": f"{shell.bval:.0f}", "order": str(shell.order)}
-    for source, where in (("preproc", {}), ("rishldm", grid)):
+    for source, grid in (("preproc", {}), *((method.name, method.grid) for method in methods)):
         for degree in shell.degrees:
-            yield output("rish_map", param=f"rish{degree}", source=source, **told, **where)
+            yield output("rish_map", param=f"rish{degree}", source=source, **told, **grid)
 
 
-def _origin(settings: Settings, source: str) -> dict[str, str]:
-    """Return what the sidecar of a map says of where it comes from, unless it is a fit to all of a series."""
-    from ..methods import load
-
-    spec = load(source).spec if source in settings.methods else None
-    if spec is not None and spec.maps:
-        return {"title": spec.title}
-    return {"fitted": f"{nearest_bvalue(settings):g}"} if spec is not None and spec.in_template else {}
-
-
-def _template_outputs(output, settings: Settings, maps: Mapping[str, bool], template: str):
+def _template_outputs(plan: RunPlan, template: str, output) -> Iterator[Output]:
     """Yield what is written in the template's space: the mask, maps that are one number per voxel, and series."""
-    from ..methods import load
     from ..spatial.templates import EMBEDDED_URL, find_template
 
-    reference = find_template(settings.template_dir).t1w.as_uri() if settings.template_dir else EMBEDDED_URL
-    where = {"template": template, "reference": reference}
+    folder = plan.settings.template_dir
+    where = {"template": template, "reference": find_template(folder).t1w.as_uri() if folder else EMBEDDED_URL}
     yield output("template_mask", **where)
-    for source, fitted in maps.items():
-        own = load(source).spec.maps if source in settings.methods else ()
-        there = own or (names.TENSOR_MAPS if fitted else ())
+    maps = {"preproc": names.TENSOR_MAPS if plan.does("maps") else (),
+            **{m.name: m.spec.maps or (names.TENSOR_MAPS if m.maps else ()) for m in plan.methods}}  # fmt: skip
+    origins = {method.name: method.origin for method in plan.methods}
+    for source, there in maps.items():
         for param in (p for p in names.SCALAR_MAPS if p in there):
-            yield output("template_map", param=param, source=source, **where, **_origin(settings, source))
-    for method in settings.methods:
-        spec = load(method).spec
-        if spec.in_template:
-            for key in ("template_generated", "template_generated_bval", "template_generated_bvec"):
-                yield output(key, method=method, title=spec.title, **where)
+            yield output("template_map", param=param, source=source, **where, **origins.get(source, {}))
+    for method in (m for m in plan.methods if m.spec.in_template):
+        for key in ("template_generated", "template_generated_bval", "template_generated_bvec"):
+            yield output(key, method=method.name, title=method.spec.title, **where)
 
 
 def describe(plan: RunPlan) -> list[str]:

@@ -6,7 +6,7 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
 from ..bids.query import AXES
-from ..methods import REGISTRY
+from .generate import generate_node
 from .plan import RunPlan
 
 SERIES = ("file", "bval", "bvec")
@@ -38,7 +38,6 @@ def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
         Of susceptibility correction, where it is done.
     """
     from ..interfaces.conform import Conform, MeanB0
-    from ..methods import load
 
     run, settings = plan.run, plan.settings
     wf = pe.Workflow(name="preprocess")
@@ -59,7 +58,7 @@ def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
     wf.connect([(conform, output, [("out_file", "raw_file"), ("out_bval", "raw_bval"), ("out_bvec", "raw_bvec")])])
 
     raw_mask = None
-    if settings.denoiser in REGISTRY or any(load(method).spec.on_acquired for method in settings.methods):
+    if plan.denoised_by or any(method.spec.on_acquired for method in plan.methods):
         raw_mask = _add_mask(wf, plan, series, threads, "raw_mask")
         wf.connect(*raw_mask, output, "raw_mask")
     series = _add_denoising(wf, plan, series, raw_mask, output, threads)
@@ -87,12 +86,11 @@ def _add_denoising(wf: pe.Workflow, plan: RunPlan, series: dict, raw_mask, outpu
     """Denoise, and in any case measure the noise: reports need its level."""
     from ..interfaces.conform import Notes
     from ..interfaces.denoise import Denoise
-    from .generate import generate_node
 
-    denoiser = plan.settings.denoiser if plan.does("denoise") else "none"
-    by_method = denoiser in REGISTRY
+    method = plan.denoised_by if plan.does("denoise") else None
+    denoiser = plan.denoiser if plan.does("denoise") and method is None else "none"
     noise = pe.Node(
-        Denoise(method="none" if by_method else denoiser, b0_threshold=plan.settings.b0_threshold, num_threads=threads),
+        Denoise(method=denoiser, b0_threshold=plan.settings.b0_threshold, num_threads=threads),
         name="noise",
         mem_gb=0.5 + 8 * plan.volume_gb,
         n_procs=threads,
@@ -105,8 +103,8 @@ def _add_denoising(wf: pe.Workflow, plan: RunPlan, series: dict, raw_mask, outpu
         (noise, output, [("out_sigma", "sigma")]),
         (notes, output, [("out_record", "notes")]),
     ])  # fmt: skip
-    if by_method:
-        node = generate_node(plan, denoiser, threads=threads, name="denoise")
+    if method is not None:
+        node = generate_node(plan, method, threads=threads, name="denoise")
         _feed(wf, series, node)
         wf.connect(*raw_mask, node, "in_mask")
         wf.connect([

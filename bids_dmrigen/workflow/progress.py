@@ -9,7 +9,6 @@ import time
 STEPS = {
     "conform": ("reading and checking", 1),
     "noise": ("noise level and denoising", 8),
-    "denoise": ("denoising with Di-Fusion", 60),
     "gibbs": ("Gibbs ringing", 12),
     "susceptibility": ("susceptibility distortion", 10),
     "motion": ("head motion and eddy currents", 35),
@@ -22,6 +21,7 @@ STEPS = {
     "metrics": ("quality metrics", 5),
 }
 GENERATE = ("generating with {}", 70)
+DENOISE = ("denoising with {}", 60)  # by a method
 
 
 class Progress:

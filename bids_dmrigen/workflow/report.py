@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..bids import names, sidecars
+from ..methods import spec_of
 from ..qc.report import ReportError, RunError, RunRecord, read_record, record_path
 from .plan import RunPlan
 from .settings import Settings, name_of_call
@@ -67,13 +68,15 @@ def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: M
 
     from ..interfaces.figures import QualityMetrics, RunFigures
     from ..interfaces.sink import FigureSink
-    from ..methods import load
 
-    methods = {"methods": [name for name in plan.settings.methods if ("generated", name) in ports]}
-    if plan.settings.n_samples > 1:
-        methods["drawn_methods"] = [name for name in methods["methods"] if load(name).spec.draws]
-    methods["map_methods"] = [name for name in plan.settings.methods if name not in methods["methods"]]
-    methods["map_sources"] = [s for s in ("preproc", *plan.settings.methods) if ("map", s, "fa") in ports]
+    methods = {"methods": [m.name for m in plan.methods if m.spec.gives_series]}
+    if plan.many_samples:
+        methods["drawn_methods"] = [m.name for m in plan.methods if m.spec.gives_series and m.spec.draws]
+    methods["map_methods"] = [m.name for m in plan.methods if not m.spec.gives_series]
+    methods["map_sources"] = [s for s in ("preproc", *(m.name for m in plan.methods)) if ("map", s, "fa") in ports]
+    methods["rish_methods"] = [source for source in plan.sources("rish_map") if source != "preproc"]
+    methods["extra_methods"] = [m.name for m in plan.methods for _ in m.spec.extra_maps]
+    methods["extra_titles"] = [extra.title for m in plan.methods for extra in m.spec.extra_maps]
     lists = _merged(wf, _listed(plan, methods, ports, records))
     single = dict(FIGURE_INPUTS)
     single |= MOTION_INPUTS if plan.does("motion") else {}
@@ -86,7 +89,7 @@ def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: M
             wf.connect(*pre[source], node, target)
         for target, merged in lists.items():
             wf.connect(merged, "out", node, target)
-        node.inputs.preproc_generated = plan.does("denoise") and plan.settings.denoiser == "difusion"
+        node.inputs.preproc_generated = plan.does("denoise") and plan.denoised_by is not None
         for target, found in methods.items():
             setattr(node.inputs, target, found)
         if normalize is not None:
@@ -113,10 +116,11 @@ def _listed(plan: RunPlan, lists: Mapping, ports: Mapping, records: Mapping) -> 
     listed["generated_left_out"] = [ports[("left_out", method)] for method in methods]
     listed["map_record"] = [records[method] for method in map_methods]
     listed |= {name: [ports[("map", source, name)] for source in map_sources] for name in COMPARED}
-    rish = [o.fields["param"] for o in plan.outputs if o.key == "rish_map" and o.fields["source"] != "preproc"]
-    listed["rish_before"] = [ports[("rish_map", "preproc", param)] for param in rish]
-    listed["rish_after"] = [ports[("rish_map", "rishldm", param)] for param in rish]
-    if plan.settings.n_samples > 1:
+    degrees = [output.fields["param"] for output in plan.sources("rish_map").get("preproc", [])]
+    listed["rish_before"] = [ports[("rish_map", "preproc", degree)] for degree in degrees]
+    listed["rish_after"] = [ports[("rish_map", m, degree)] for m in lists["rish_methods"] for degree in degrees]
+    listed["extra"] = [ports[("extra_map", m.name, extra.param)] for m in plan.methods for extra in m.spec.extra_maps]
+    if plan.many_samples:
         listed["generated_std"] = [ports[("spread", method)] for method in lists["drawn_methods"]]
         listed |= {f"{name}_std": [ports[("map_spread", m, name)] for m in map_methods] for name in COMPARED}
     return {name: found for name, found in listed.items() if found}
@@ -158,14 +162,13 @@ def write_reports(
 
     A report that cannot be built does not stop the others: results come first.
     """
-    from ..methods import load
     from ..qc.report import find_records, subject_report
     from . import methods_text
 
     groups: dict[tuple[str, str | None], list[RunPlan]] = {}
     for plan in plans:
         groups.setdefault((plan.run.entities["subject"], plan.run.entities.get("session")), []).append(plan)
-    titles = {name: load(name).spec.title for name in settings.methods}
+    titles = {name: spec_of(name).title for name in settings.methods}
     pages, missing = [], []
     for (subject, session), own in groups.items():
         name = names.stem({"subject": subject, "session": session or ""})
@@ -226,7 +229,7 @@ def _record(plan: RunPlan, error: RunError | None) -> RunRecord:
     if "denoise" in steps and told.get("Noise"):
         steps["denoise"] = (steps["denoise"][0], f"{steps['denoise'][1]}. {told['Noise']}")
     warnings = (*plan.warnings, *told.get("Warnings", ()))
-    methods = () if plan.fault else tuple(paragraphs(plan.settings, [plan]))
+    methods = () if plan.fault else tuple(paragraphs([plan]))
     return RunRecord(plan.run.entities, steps, warnings, error, methods, _voxels(plan))
 
 

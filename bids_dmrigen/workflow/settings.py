@@ -5,25 +5,32 @@ from __future__ import annotations
 import os
 import time
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..methods import REGISTRY
+from ..methods import REGISTRY, options, spec_of
+from ..methods.spec import Directions, Option, OptionError
 
 ANALYSIS_LEVELS = ("participant", "group")
 METHODS = tuple(REGISTRY)
-DENOISERS = ("mppca", "patch2self", "difusion", "none")
+DENOISERS = ("mppca", "patch2self", *(name for name in METHODS if spec_of(name).denoises), "none")
+SAMPLERS = ("fast", "paper")
 
+METHODS_GROUP = "methods"
 GROUPS = {
     "selection": "which runs of the dataset",
-    "methods": "what is generated, and how",
+    METHODS_GROUP: "what is generated, and how",
     "preprocessing": "what happens before; each step is skipped, with a reason, where the data do not allow it",
     "atlases": "templates; the default is embedded and needs no files",
     "resources": "processors, memory, accelerators, cluster",
     "running": "how this command runs",
 }
+
+
+NO_DIRECTIONS = "{path}: expected b-vectors, three rows of numbers, found none but of length 0"
 
 
 class SettingsError(ValueError):
@@ -34,6 +41,11 @@ def option(group: str, text: str, default: Any = MISSING, *, flag: str | None = 
     """Declare a setting: its group and help, and what argparse needs to know beyond its type."""
     metadata = {"group": group, "help": text, "flag": flag, "argparse": argparse}
     return field(default=default, metadata=metadata)
+
+
+def _told_of(kind: str) -> str:
+    """Return the names of the methods that are told of this part of a population."""
+    return ", ".join(name for name in METHODS if kind in spec_of(name).population)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +96,13 @@ class Settings:
 
     # -- methods
     methods: tuple[str, ...] = option(
-        "methods", "generative methods to run (default: none, preprocessing and maps alone)", (),
-        nargs="+", choices=METHODS,
-    )  # fmt: skip
+        "methods",
+        "methods to run, of those above (default: none, preprocessing and maps alone)",
+        (),
+        nargs="+",
+        choices=METHODS,
+        metavar="METHOD",
+    )
     size: str = option("methods", "network size (default: small)", "small", choices=("small", "paper"))
     weights: tuple[str, ...] = option(
         "methods",
@@ -98,61 +114,24 @@ class Settings:
     weights_dir: Path | None = option(
         "methods", "folder with weights, searched before those of the package", None, metavar="DIR"
     )
-    sampler: str = option(
-        "methods", "the paper's sampler or a faster one (default: fast)", "fast", choices=("fast", "paper")
+    sampler: str | None = option(
+        "methods", "the paper's sampler or a faster one (default: fast; paper with --size paper)", None,
+        choices=SAMPLERS,
+    )  # fmt: skip
+    steps: int | None = option(
+        "methods", "evaluations of the network for each image (default: the sampler's own)", None, metavar="N"
     )
-    steps: int | None = option("methods", "sampler steps (default: the sampler's own)", None, metavar="N")
     n_samples: int = option(
         "methods", "samples per result; more than one adds maps of their spread (default: 1)", 1, metavar="N"
     )
     seed: int = option("methods", "seed of every random number (default: 0)", 0, metavar="N")
-    difusion_minutes: float = option(
-        "methods", "Di-Fusion: longest training on one run, minutes (default: 3)", 3.0, metavar="MIN"
-    )
-
-    difusion_steps: int | None = option(
-        "methods", "Di-Fusion: most training steps on one run (default: the method's own)", None, metavar="N"
-    )
-
-    difusion_variant: str = option(
-        "methods", "Di-Fusion: extended, or as published, which is weaker (default: extended)", "extended",
-        choices=("extended", "published"),
-    )  # fmt: skip
-
-    qid2_directions: str = option(
-        "methods",
-        "QID² and the interpolations it is compared with: directions that each shell is to have in the end, or a file "
-        "of b-vectors to generate on each (FSL convention, the run's voxel axes) (default: 60)",
-        "60",
-        metavar="N|FILE",
-    )
-
-    phydiff_bvalues: tuple[float, ...] = option(
-        "methods", "Phy-Diff and the atlas it is compared with: b-values to make, s/mm² (default: 1000 2000 3000)",
-        (1000.0, 2000.0, 3000.0), nargs="+", metavar="B",
-    )  # fmt: skip
-
-    phydiff_directions: str = option(
-        "methods",
-        "directions to make at each of them, or a file of b-vectors (FSL convention, the run's voxel axes) "
-        "(default: 30)",
-        "30",
-        metavar="N|FILE",
-    )
-
-    rishldm_voxel_size: float | None = option(
-        "methods",
-        "RISH latent diffusion and the methods it is compared with (bspline, rish): edge of the result's voxels, mm, "
-        "at most the smallest of the run's own (default: the run's own voxels)",
-        None,
-        metavar="MM",
-    )
+    method_options: Mapping[str, Any] = field(default_factory=dict)  # of the methods themselves, by `Option.name`
 
     # -- preprocessing
     denoise: str | None = option(
         "preprocessing",
-        "denoising before everything else (default: mppca; none where Di-Fusion is asked for, "
-        "because it has to see the noise)",
+        "denoising before everything else (default: mppca; none where a method is asked for that has to see the noise: "
+        f"{', '.join(spec_of(name).title for name in METHODS if spec_of(name).on_acquired)})",
         None,
         choices=DENOISERS,
     )
@@ -186,17 +165,25 @@ class Settings:
     )
 
     xtract_dir: Path | None = option(
-        "atlases", "XTRACT's tracts, for Phy-Diff: FSL's folder, or one 4-D file with its labels (default: none)", None,
+        "atlases",
+        f"XTRACT's tracts, for {_told_of('tracts')}: FSL's folder, or one 4-D file with its labels (default: none)",
+        None,
         metavar="DIR_OR_FILE",
-    )  # fmt: skip
+    )
     adc_atlas: Path | None = option(
-        "atlases", "ADC atlas in MNI space, as `dmrigen prepare --adc-atlas` writes it (default: the packaged one)",
-        None, metavar="FILE",
-    )  # fmt: skip
+        "atlases",
+        f"ADC atlas in MNI space, for {_told_of('adc')}, as `dmrigen prepare --adc-atlas` writes it (default: the "
+        "packaged one)",
+        None,
+        metavar="FILE",
+    )
     fibre_dir: Path | None = option(
-        "atlases", "fibre atlas in MNI space, for the method atlas: a folder with T1w, brain_mask, "
-        "tissue_wm_gm_csf_percent, peaks_world_ras and qa (default: analytic bundles)", None, metavar="DIR",
-    )  # fmt: skip
+        "atlases",
+        f"fibre atlas in MNI space, for {_told_of('fibres')}: a folder with T1w, brain_mask, "
+        "tissue_wm_gm_csf_percent, peaks_world_ras and qa (default: analytic bundles)",
+        None,
+        metavar="DIR",
+    )
 
     # -- resources
     n_cpus: int | None = option("resources", "processors to use in all (default: all there are)", None, metavar="N")
@@ -253,13 +240,12 @@ class Settings:
             ("steps", 1),
             ("n_cpus", 1),
             ("omp_nthreads", 1),
-            ("difusion_steps", 1),
             ("seed", 0),
         ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise SettingsError(f"--{name.replace('_', '-')}: expected at least {least}, found {value}")
-        for name in ("b0_threshold", "difusion_minutes", "rishldm_voxel_size", "mem_gb"):
+        for name in ("b0_threshold", "mem_gb"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise SettingsError(f"--{name.replace('_', '-')}: expected more than 0, found {value}")
@@ -274,15 +260,8 @@ class Settings:
                 raise SettingsError(f"--derivatives: expected NAME=PATH, found {item}")
             if Path(path).resolve() == self.out_dir.resolve():
                 raise SettingsError(f"--derivatives: {path} is the output folder too; give another output folder")
-        object.__setattr__(self, "qid2_directions", _number_or_file("--qid2-directions", self.qid2_directions))
         weights_by_method(self.weights)
-        directions = _number_or_file("--phydiff-directions", self.phydiff_directions)
-        object.__setattr__(self, "phydiff_directions", directions)
-        if min(self.phydiff_bvalues, default=0) <= self.b0_threshold:
-            raise SettingsError(
-                f"--phydiff-bvalues: expected b-values above --b0-threshold, {self.b0_threshold:g}, "
-                f"found {', '.join(f'{b:g}' for b in self.phydiff_bvalues) or 'none'}"
-            )
+        object.__setattr__(self, "method_options", self._checked_options())
         for name in ("template_dir", "xtract_dir", "adc_atlas", "fibre_dir"):  # steps run in folders of their own
             path = getattr(self, name)
             if path is not None and name != "template_dir" and not path.exists():
@@ -295,6 +274,21 @@ class Settings:
                 f"the output folder is the input folder ({self.out_dir}); "
                 f"give another one, e.g. {self.bids_dir / 'derivatives' / 'bids_dmrigen'}"
             )
+
+    def _checked_options(self) -> dict[str, Any]:
+        """Return the value of every method's every option, by name, files by their full paths."""
+        known = {o.name: o for o in options()}
+        if unknown := sorted(set(self.method_options) - set(known)):
+            raise SettingsError(f"no method has an option {unknown[0]}; there are {', '.join(known)}")
+        try:
+            values = {
+                name: _located(o, o.checked(self.method_options.get(name, o.default))) for name, o in known.items()
+            }
+            for method in self.methods:
+                spec_of(method).check_options(values, self.b0_threshold)
+        except OptionError as error:
+            raise SettingsError(str(error)) from None
+        return values
 
     @property
     def work(self) -> Path:
@@ -311,19 +305,24 @@ class Settings:
         """The denoiser that is used: what was asked for, else what suits the methods."""
         if self.skip_preprocessing:
             return "none"
-        return self.denoise or ("none" if "difusion" in self.methods else "mppca")
+        sees_noise = any(spec_of(method).on_acquired for method in self.methods)
+        return self.denoise or ("none" if sees_noise else "mppca")
+
+    @property
+    def sampler_name(self) -> str:
+        """The sampler that is used: what was asked for, else what belongs to the network's size."""
+        return self.sampler or ("paper" if self.size == "paper" else "fast")
 
     def to_toml(self) -> str:
         """Return the settings as a TOML document, grouped, without the three positional arguments."""
-        lines = []
-        for group in GROUPS:
-            lines.append(f"[{group}]")
-            for spec in settings_of(group):
-                value = getattr(self, spec.name)
-                if value is not None:
-                    lines.append(f"{spec.name} = {_toml(value)}")
-            lines.append("")
-        return "\n".join(lines)
+        import tomli_w
+
+        tables = {group: {s.name: getattr(self, s.name) for s in settings_of(group)} for group in GROUPS}
+        tables[METHODS_GROUP] |= self.method_options
+        return tomli_w.dumps({
+            group: {name: _plain(value) for name, value in table.items() if value is not None}
+            for group, table in tables.items()
+        })  # fmt: skip
 
 
 def weights_by_method(items: Iterable[str]) -> dict[str, str]:
@@ -363,16 +362,19 @@ def read_toml(path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"--config-file {path}: not valid TOML ({error})") from None
     known = {f.name: f for f in fields(Settings) if "group" in f.metadata}
-    values = {}
+    own = {o.name: o for o in options()}
+    values: dict[str, Any] = {}
     for table, content in document.items():
         if table not in GROUPS or not isinstance(content, dict):
             raise SettingsError(f"--config-file {path}: unknown table [{table}]; expected {', '.join(GROUPS)}")
         for name, value in content.items():
-            name = name.replace("-", "_")
+            name, value = name.replace("-", "_"), tuple(value) if isinstance(value, list) else value
+            if table == METHODS_GROUP and name in own:
+                values.setdefault("method_options", {})[name] = value
+                continue
             if name not in known or known[name].metadata["group"] != table:
                 raise SettingsError(f"--config-file {path}: [{table}] has no setting {name}")
-            is_path = "Path" in str(known[name].type)
-            values[name] = Path(value) if is_path else tuple(value) if isinstance(value, list) else value
+            values[name] = Path(value) if "Path" in str(known[name].type) else value
     return values
 
 
@@ -394,27 +396,55 @@ def _check(spec: Field, value: Any) -> None:
         raise SettingsError(f"{flag}: expected {', '.join(choices)}, found {wrong[0]!r}")
 
 
-def _number_or_file(flag: str, value: str) -> str:
-    """Return a number of directions as it is, a file by its full path: steps run in folders of their own."""
-    if value.isdigit() and int(value) > 0:
-        return value
-    if not Path(value).is_file():
-        raise SettingsError(f"{flag}: expected a number above 0 or a file, found {value}")
-    from .made import directions
+def directions_of(value: str | int) -> int | tuple[tuple[float, ...], ...]:
+    """Return a number of directions, or the b-vectors in a file; those of b0s, of length 0, are passed over.
 
-    path = str(Path(value).resolve())
+    Raises
+    ------
+    GradientError
+        Where the file holds no unit vectors.
+    """
+    text = str(value)
+    return int(text) if text.isdigit() else _vectors_in(text)
+
+
+@cache
+def _vectors_in(path: str) -> tuple[tuple[float, ...], ...]:
+    import numpy as np
+
+    from ..dwi.gradients import GradientError, GradientTable
+    from ..spatial.io import read_bvecs
+
+    found = read_bvecs(path)
+    found = found[np.any(found, axis=1)]
+    if not len(found):
+        raise GradientError(NO_DIRECTIONS.format(path=path))
     try:
-        directions(path)
+        table = GradientTable(np.full(len(found), 1000.0), found)
+    except GradientError as error:
+        raise GradientError(f"{path}, without rows of length 0: {error}") from None
+    return tuple(map(tuple, table.bvecs.tolist()))
+
+
+def _located(option: Option, value: Any) -> Any:
+    """Return a value with files by their full paths: steps run in folders of their own."""
+    if option.kind is not Directions or value is None:
+        return value.resolve() if isinstance(value, Path) else value
+    text = str(value)
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    if not Path(text).is_file():
+        raise OptionError(f"{option.flag}: expected a number above 0 or a file, found {text}")
+    path = str(Path(text).resolve())
+    try:
+        directions_of(path)
     except (ValueError, OSError) as error:
-        raise SettingsError(f"{flag}: {error}") from None
+        raise OptionError(f"{option.flag}: {error}") from None
     return path
 
 
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
+def _plain(value: Any) -> Any:
+    """Return a value as TOML can hold it."""
     if isinstance(value, tuple):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
-    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value

@@ -43,10 +43,10 @@ def test_switches():
 def test_weights_by_method_and_directions_by_number_or_file(tmp_path):
     assert parse("--weights", "difusion=a=b").method_weights == {"difusion": "a=b"}
     assert parse().method_weights == {}
-    assert parse("--qid2-directions", "90").qid2_directions == "90"
+    assert parse("--qid2-directions", "90").method_options["qid2_directions"] == 90
     file = tmp_path / "wanted.bvec"
     file.write_text("1 0\n0 1\n0 0\n")
-    assert parse("--qid2-directions", str(file)).qid2_directions == str(file)
+    assert parse("--qid2-directions", str(file)).method_options["qid2_directions"] == str(file)
 
 
 def test_settings_file_and_command_line(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from bids_dmrigen.cli.tools import main
 from bids_dmrigen.diffusion.weights import Card, save_weights
-from bids_dmrigen.methods.denoise.difusion import DiFusion
+from bids_dmrigen.methods.denoise.difusion_model import DiFusion
 from tests.conftest import tiny_gradients, tiny_series, write_run
 
 CARD = Card(
@@ -27,7 +27,7 @@ def test_help_imports_nothing_heavy():
     code = (
         "import sys\nfrom bids_dmrigen.cli.tools import main\n"
         "try:\n    main(['evaluate', '--help'])\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'numpy', 'nibabel', 'nipype', 'scipy', 'matplotlib'} & set(sys.modules)\n"
+        "heavy = {'torch', 'nibabel', 'nipype', 'scipy', 'matplotlib', 'pandas'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -71,12 +71,12 @@ def test_evaluate_reads_a_scan_and_writes_everything(tmp_path, capsys):
 
 def test_evaluate_runs_a_method_on_the_kept_volumes(tmp_path, monkeypatch):
     from bids_dmrigen import methods
-    from bids_dmrigen.methods.base import Generated, MethodSpec
+    from bids_dmrigen.methods.base import Generated
 
     seen = {}
 
     class Dummy:
-        spec = MethodSpec("difusion", "", "", None, 6, 6, False, True)
+        spec = methods.spec_of("interp")
 
         def network(self, size):
             return None
@@ -88,7 +88,7 @@ def test_evaluate_runs_a_method_on_the_kept_volumes(tmp_path, monkeypatch):
     monkeypatch.setattr(methods, "load", lambda name: Dummy())
     gradients = tiny_gradients(20)
     image = write_run(tmp_path, "dense", tiny_series(gradients), gradients)
-    assert main(["evaluate", str(image), "--keep", "8", "--methods", "difusion", "--out", str(tmp_path / "o")]) == 0
+    assert main(["evaluate", str(image), "--keep", "8", "--methods", "interp", "--out", str(tmp_path / "o")]) == 0
     assert (seen["net"], seen["volumes"], seen["directions"].shape) == (None, 10, (12, 3))
 
 

@@ -20,7 +20,7 @@ from bids_dmrigen.diffusion import training
 from bids_dmrigen.diffusion.arrays import write_prepared
 from bids_dmrigen.diffusion.weights import list_weights, read_card, verify_weights
 from bids_dmrigen.dwi.series import Scan
-from bids_dmrigen.methods.enhance.rishldm import RishLatentDiffusion
+from bids_dmrigen.methods.enhance.rishldm_model import RishLatentDiffusion
 from bids_dmrigen.simulate.atlas_file import save_atlas
 from tests.cli.trainable import Mean
 from tests.conftest import tiny_gradients, tiny_series, write_dataset, write_run
@@ -29,8 +29,7 @@ from tests.simulate.conftest import make_ball
 
 @pytest.fixture
 def trainable(monkeypatch):
-    monkeypatch.setitem(methods.REGISTRY, "mean", ("absent", "Absent"))
-    monkeypatch.setattr(methods, "load", lambda name: Mean())
+    monkeypatch.setitem(methods.REGISTRY, "mean", "tests.cli.trainable")
 
 
 @pytest.fixture
@@ -119,18 +118,16 @@ class Second(First):
 
 
 class InParts(Mean):
-    plan = property()  # only its parts have one
-
     def network(self, size):
         return TwoParts()
 
-    def stages(self, net):
+    def trainings(self, net):
         return [First(net), Second(net)]
 
 
 @pytest.fixture
 def in_parts(monkeypatch):
-    monkeypatch.setitem(methods.REGISTRY, "mean", ("absent", "Absent"))
+    monkeypatch.setitem(methods.REGISTRY, "mean", "tests.cli.trainable")
     monkeypatch.setattr(methods, "load", lambda name: InParts())
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=count().__next__))  # a second for a step
 
@@ -179,7 +176,7 @@ def test_parts_that_go_on_take_those_after_them_along(tmp_path, atlas, capsys):
 def test_pairs_are_for_the_method_that_is_trained_on_them(tmp_path, capsys):
     for method, options, message in (
         ("rishldm", ("--data", "poor.safetensors"), "give the good scans"),
-        ("qid2", ("--data", "poor.safetensors", "--good", "good.safetensors"), "is for rishldm"),
+        ("qid2", ("--data", "poor.safetensors", "--good", "good.safetensors"), "are trained on pairs (rishldm)"),
         ("rishldm", ("--good", "good.safetensors"), "goes with --data"),
     ):
         assert main(["train", method, "--out", str(tmp_path), *options]) == 1
@@ -191,7 +188,7 @@ def test_of_pairs_a_subject_that_is_in_both_is_held_out(tmp_path, monkeypatch):
     scan = Scan(tiny_series(table), np.eye(4), table, np.ones(tiny_series(table).shape[:3], bool))
     for name, subjects in (("poor", "abc"), ("good", "bc")):
         write_prepared(tmp_path / f"{name}.safetensors", [(f"sub-{s}", s, scan, 1.0) for s in subjects])
-    monkeypatch.setattr(RishLatentDiffusion, "stages", lambda self, net: [])  # nothing is trained
+    monkeypatch.setattr(RishLatentDiffusion, "trainings", lambda self, net: [])  # nothing is trained
     files = ["--data", str(tmp_path / "poor.safetensors"), "--good", str(tmp_path / "good.safetensors")]
     assert main(["train", "rishldm", "--out", str(tmp_path / "o"), "--device", "cpu", *files]) == 0
     trained_on = read_card(tmp_path / "o" / "rishldm-small.safetensors").trained_on

@@ -7,13 +7,18 @@ import torch
 
 from bids_dmrigen import methods
 from bids_dmrigen.diffusion.training import Plan
+from bids_dmrigen.methods.base import TrainedAtOnce
+from bids_dmrigen.methods.spec import Citation, MethodSpec
 from bids_dmrigen.simulate.examples import People, numbers_of_step
 
+SPEC = MethodSpec("mean", "Mean", "the mean b0", "learns the mean b0", Citation("mean", "", ""), 0, 0, True)
 HEAVY = ("nibabel", "nilearn", "scipy", "nipype", "bids", "matplotlib", "pandas", "dipy", "ants")
 
 
-class Mean:
+class Mean(TrainedAtOnce):
     """One number, drawn towards the mean of the signals it is shown."""
+
+    spec = SPEC
 
     def network(self, size):
         net = torch.nn.Linear(1, 1)
@@ -25,7 +30,10 @@ class Mean:
     def configuration(self, size):
         return {"size": size}
 
-    def plan(self, size):
+    def generate(self, net, scan, request):
+        raise NotImplementedError
+
+    def training_plan(self, size):
         return Plan(steps=1000, learning_rate=0.1, warmup=1, evaluate_every=10)
 
     def examples(self, source, size, batch, seed):
@@ -40,8 +48,8 @@ class Mean:
     def loss(self, net, batch):
         return (net(batch.mean().reshape(1, 1)) - 1).square().mean()
 
-    def held_out(self, source, size, seed):
-        batch = self.examples(source, size, 4, seed)(0)
+    def held_out(self, source, size, seed, batches=1, batch=4):
+        batch = self.examples(source, size, batch, seed)(0)
 
         @torch.no_grad()
         def score(net):
@@ -50,10 +58,13 @@ class Mean:
         return score
 
 
+def build():
+    return Mean()
+
+
 if __name__ == "__main__":
     sys.modules |= dict.fromkeys(HEAVY)  # as if they were not installed
     from bids_dmrigen.cli.train import main
 
-    methods.REGISTRY["mean"] = ("absent", "Absent")
-    methods.load = lambda name: Mean()
+    methods.REGISTRY["mean"] = "tests.cli.trainable"
     sys.exit(main())

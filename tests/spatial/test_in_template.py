@@ -12,7 +12,7 @@ from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.methods import load
 from bids_dmrigen.methods.base import Generated, Population, Request
-from bids_dmrigen.methods.synthesis.phydiff import wanted_table
+from bids_dmrigen.methods.synthesis.task import wanted_table
 from bids_dmrigen.spatial.in_template import TemplateFiles, generate_in_template
 from bids_dmrigen.spatial.population import PACKAGED_ADC_ATLAS, write_adc_atlas
 from tests.simulate.conftest import make_ball
@@ -30,7 +30,7 @@ class Stripes:
     """b0 times how much a direction points to the template's front: what it makes tells how directions were turned."""
 
     def __init__(self, *population):
-        self.seen, self.spec = [], SimpleNamespace(population=population or ("adc", "fibres"))
+        self.seen, self.spec = [], SimpleNamespace(population=population or ("adc", "fibres"), grid_mm=2.0)
 
     def generate(self, net, scan, request):
         table = request.options["table"]
@@ -70,8 +70,8 @@ def scan():
 
 def test_the_b0_goes_there_and_the_images_come_back_beside_the_acquired_ones(scan, files):
     method = Stripes()
-    options = {"bvalues": [700.0, 1500.0], "directions": 5, "left_out": 3}
-    made = generate_in_template(method, scan, Request(options=options), files)
+    options = {"bvalues": [700.0, 1500.0], "directions": 5}
+    made = generate_in_template(method, scan, Request(left_out=3, options=options), files)
     ((there, table, population),) = method.seen
     assert there.data.shape[3] == 1, "acquired weighted volumes are not shown"
     assert np.allclose(np.diag(there.affine)[:3], 2.0)

@@ -319,28 +319,30 @@ def test_generation_occupies_a_gpu_where_there_is_one(monkeypatch, tmp_path, n_g
     monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: n_gpus > 0)
     plan = plan_run(make_run(tmp_path), settings(methods=("difusion",)), "TPL")
-    node = generate_node(plan, "difusion", threads=4)
+    node = generate_node(plan, plan.methods[0], threads=4)
     assert bool(node.is_gpu_node()) is needs
     assert node.n_procs == (1 if needs else 4)
 
 
 def test_weights_and_directions_reach_the_node(tmp_path):
     from bids_dmrigen.diffusion.weights import Card, save_weights
-    from bids_dmrigen.methods.denoise.difusion import DiFusion
-    from bids_dmrigen.workflow.generate import directions, generate_node
+    from bids_dmrigen.methods.denoise.difusion_model import DiFusion
+    from bids_dmrigen.workflow.generate import generate_node
     from bids_dmrigen.workflow.plan import plan_run
+    from bids_dmrigen.workflow.settings import directions_of
 
     from .test_plan import make_run, settings
 
     card = Card("difusion", "small", {}, {}, 1, 0.1, 0, "a test", {}, "Apache-2.0")
     path = save_weights(tmp_path / "weights", "trial", DiFusion().network("small"), card)
     given = settings(methods=("difusion",), weights=("difusion=trial",), weights_dir=path.parent)
-    node = generate_node(plan_run(make_run(tmp_path), given, "TPL"), "difusion", threads=1)
+    plan = plan_run(make_run(tmp_path), given, "TPL")
+    node = generate_node(plan, plan.methods[0], threads=1)
     assert node.inputs.weights == str(path)
     assert len(node.inputs.weights_sha256) == 64
-    assert directions("90") == 90
+    assert directions_of("90") == 90
     (tmp_path / "wanted.bvec").write_text("1 0\n0 1\n0 0\n")
-    assert directions(str(tmp_path / "wanted.bvec")) == ((1, 0, 0), (0, 1, 0))
+    assert directions_of(str(tmp_path / "wanted.bvec")) == ((1, 0, 0), (0, 1, 0))
 
 
 def test_the_emptiest_gpu_is_taken(monkeypatch):
@@ -409,8 +411,8 @@ def test_results_that_another_call_overwrote_are_stored_again(tmp_path):
 
 @pytest.mark.parametrize("n_directions", [3, 6])
 def test_the_graph_of_a_method_that_makes_maps(tmp_path, n_directions):
-    from bids_dmrigen.workflow.participant import init_run_wf
     from bids_dmrigen.workflow.plan import plan_run
+    from bids_dmrigen.workflow.run import init_run_wf
 
     from ..conftest import diffdti_weights
     from .test_plan import make_run, promised, settings
@@ -441,8 +443,8 @@ def test_the_graph_of_a_method_that_makes_maps(tmp_path, n_directions):
 
 
 def test_a_method_in_the_templates_space_knows_which_it_is(tmp_path):
-    from bids_dmrigen.workflow.participant import init_run_wf
     from bids_dmrigen.workflow.plan import plan_run
+    from bids_dmrigen.workflow.run import init_run_wf
 
     from .test_plan import make_run, settings
 
@@ -455,11 +457,11 @@ def test_a_method_in_the_templates_space_knows_which_it_is(tmp_path):
 
 
 def test_the_graph_of_a_finer_grid(tmp_path):
-    from bids_dmrigen.workflow.participant import init_run_wf
     from bids_dmrigen.workflow.plan import plan_run
+    from bids_dmrigen.workflow.run import init_run_wf
 
     from ..conftest import rishldm_weights
-    from .test_plan import make_run, promised, settings
+    from .test_plan import make_run, method_of, promised, settings
 
     rishldm_weights(tmp_path / "weights")
     asked = {"methods": ("rishldm", "interp"), "weights_dir": tmp_path / "weights", "qid2_directions": "20"}
@@ -485,5 +487,5 @@ def test_the_graph_of_a_finer_grid(tmp_path):
     own_plan, own = built()
     assert own.get_node("generate_rishldm").inputs.options == {}
     assert not [name for name in own.list_node_names() if "onto" in name or "finer" in name]
-    assert node.mem_gb > own.get_node("generate_rishldm").mem_gb + plan.made_gb("rishldm")
-    assert own_plan.made_gb("rishldm") == 0
+    assert node.mem_gb > own.get_node("generate_rishldm").mem_gb + method_of(plan, "rishldm").made_gb
+    assert method_of(own_plan, "rishldm").made_gb == 0

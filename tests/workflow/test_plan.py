@@ -10,17 +10,28 @@ import pytest
 
 from bids_dmrigen.bids.query import Partner, Run
 from bids_dmrigen.bids.sidecars import image_sidecar
-from bids_dmrigen.methods.base import BAD_SIZE
-from bids_dmrigen.workflow.made import directions, tensor_volumes
+from bids_dmrigen.methods import options
+from bids_dmrigen.methods.enhance.task import BAD_SIZE
 from bids_dmrigen.workflow.participant import unfinished
 from bids_dmrigen.workflow.plan import describe, plan_run, plan_runs
-from bids_dmrigen.workflow.settings import Settings, SettingsError
+from bids_dmrigen.workflow.settings import Settings, SettingsError, _vectors_in
 
 from ..conftest import tiny_gradients, tiny_series, write_run
 
 
 def settings(**changes):
-    return Settings(bids_dir=Path("/in"), out_dir=Path("/out"), analysis_level="participant", **changes)
+    own = {o.name: changes.pop(o.name) for o in options() if o.name in changes}
+    return Settings(
+        bids_dir=Path("/in"), out_dir=Path("/out"), analysis_level="participant", method_options=own, **changes
+    )
+
+
+def methods_of(plan):
+    return tuple(method.name for method in plan.methods)
+
+
+def method_of(plan, name):
+    return next(method for method in plan.methods if method.name == name)
 
 
 def make_run(tmp_path, n_directions=12, shape=(10, 10, 10), subject="1", **extra):
@@ -95,7 +106,7 @@ def test_b0s_alone_are_enough_for_methods_that_start_from_them(tmp_path):
     with_atlas = settings(methods=("atlas", "interp"), phydiff_directions="12")
     plan = plan_run(reverse, with_atlas, "TPL")
     assert plan.fault is None
-    assert plan.settings.methods == ("atlas",)
+    assert methods_of(plan) == ("atlas",)
     assert "interp" in plan.refused
     assert not plan.does("maps")
     assert "sub-PA_desc-atlas_dwi.nii.gz" in promised(plan)
@@ -109,13 +120,13 @@ def test_b0s_alone_are_enough_for_methods_that_start_from_them(tmp_path):
 
 def test_maps_follow_the_series_that_is_made_and_one_of_its_shells(tmp_path):
     run = make_run(tmp_path, n_directions=4)
-    few = settings(methods=("atlas",), phydiff_directions="5", phydiff_bvalues=(700.0, 1100.0, 3000.0))
+    asked = {"methods": ("atlas",), "phydiff_bvalues": (700.0, 1100.0, 3000.0)}
+    few = settings(phydiff_directions="5", **asked)
     assert not any("dwimap" in name for name in promised(plan_run(run, few, "TPL")))
-    enough = replace(few, phydiff_directions="6")
-    plan = plan_run(run, enough, "TPL")
+    plan = plan_run(run, settings(phydiff_directions="6", **asked), "TPL")
     assert sum("dwimap" in name for name in promised(plan)) == 6
     n = len(plan.gradients)
-    assert tensor_volumes(enough, "atlas", plan.gradients) == [0, *range(n + 6, n + 12)]
+    assert method_of(plan, "atlas").plan.fitted == [0, *range(n + 6, n + 12)]
     (fa,) = [o for o in plan.outputs if o.fields.get("param") == "fa"]
     assert "b = 1100 s/mm²" in image_sidecar(fa.key, [], **fa.fields)["Description"]
 
@@ -128,7 +139,7 @@ def test_b0s_of_a_file_of_directions_are_passed_over(tmp_path):
     assert any("param-fa_desc-atlas" in name for name in promised(plan))
     for text, said in (("0 0\n0 0\n0 0\n", "none but of length 0"), ("1 0 3\n0 1 0\n0 0 0\n", "length")):
         ordinary.write_text(text)
-        directions.cache_clear()
+        _vectors_in.cache_clear()
         with pytest.raises(SettingsError, match=f"--qid2-directions: .*ordinary.bvec.*{said}"):
             settings(qid2_directions=str(ordinary))
 
@@ -316,14 +327,14 @@ def test_a_t1w_that_is_not_there_is_warned_of(tmp_path):
 
 def test_a_method_of_the_templates_space_is_refused_where_nothing_can_be_registered(tmp_path):
     plan = plan_run(make_run(tmp_path, shape=(20, 22, 4)), settings(methods=("atlas", "interp")), "TPL")
-    assert plan.settings.methods == ("interp",)
+    assert methods_of(plan) == ("interp",)
     assert "registration needs" in plan.refused["atlas"]
 
 
 def test_a_finer_grid_is_in_the_names_of_what_lies_on_it(tmp_path):
-    asked = settings(methods=("bspline", "interp", "rishldm"), n_samples=2)
+    asked = {"methods": ("bspline", "interp", "rishldm"), "n_samples": 2}
     run = make_run(tmp_path, 15)
-    finer = plan_run(run, replace(asked, rishldm_voxel_size=1.25), "TPL")
+    finer = plan_run(run, settings(rishldm_voxel_size=1.25, **asked), "TPL")
     names = promised(finer)
     assert len(names) == len(finer.outputs)
     assert finer.refused == {}
@@ -333,9 +344,9 @@ def test_a_finer_grid_is_in_the_names_of_what_lies_on_it(tmp_path):
     assert names > {f"sub-1_res-1p25mm_{name}" for name in fine} | {f"sub-1_{name}" for name in own}
     assert not [name for name in names if "rishldmstd" in name]  # it draws no samples
     assert not [name for name in names if ("bspline" in name or "rishldm" in name) and "_res-" not in name]
-    assert finer.made_gb("rishldm") == pytest.approx(finer.volume_gb * (3 / 1.25) ** 3)
-    assert finer.made_gb("interp") == 0
-    assert finer.space_gb > plan_run(run, asked, "TPL").space_gb
+    assert method_of(finer, "rishldm").made_gb == pytest.approx(finer.volume_gb * (3 / 1.25) ** 3)
+    assert method_of(finer, "interp").made_gb == 0
+    assert finer.space_gb > plan_run(run, settings(**asked), "TPL").space_gb
     assert "  does rishldm: small, fast sampler, voxels of 1.25 mm" in describe(finer)
     for output in finer.outputs:
         told = {} if output.key == "metrics" else image_sidecar(output.key, [], **output.fields)
@@ -358,13 +369,13 @@ def test_on_the_runs_own_voxels_no_name_changes(tmp_path):
 def test_a_coarser_grid_is_refused_for_the_run_and_everything_else_is_done(tmp_path):
     run, asked = make_run(tmp_path), settings(methods=("bspline", "rishldm", "interp"), rishldm_voxel_size=3.5)
     plan = plan_run(run, asked, "TPL")
-    assert plan.settings.methods == ("interp",)
+    assert methods_of(plan) == ("interp",)
     for method in ("bspline", "rishldm"):
-        assert plan.refused[method] == BAD_SIZE.format(wanted=3.5, zooms="3 x 3 x 3")
+        assert plan.refused[method] == BAD_SIZE.format(flag="--rishldm-voxel-size", wanted=3.5, zooms="3 x 3 x 3")
         assert any(line.startswith(f"  skips {method}: --rishldm-voxel-size 3.5") for line in describe(plan))
     assert plan.outputs == plan_run(run, settings(methods=("interp",)), "TPL").outputs
     alone = plan_run(run, settings(methods=("bspline", "rish")), "TPL")
-    assert alone.settings.methods == ("rish",)
+    assert methods_of(alone) == ("rish",)
     assert "nothing to do on the scan's own voxels" in alone.refused["bspline"]
 
 

@@ -1,14 +1,16 @@
-"""What QID²'s network is told of an image that it has to make."""
+"""What a network is told of an image that it has to make along another direction."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...dwi.harmonics import order_for, prediction_weights
-from .task import nearest_references
+from ...dwi.series import Scan
+from .task import Shell
 
 REFERENCES = 6
 EXTRA = 5  # prediction, its slices below and above, mean of the shell, b0
@@ -101,3 +103,13 @@ def known_of(
         bval.repeat_interleave(n_wanted)[:, None].expand(-1, REFERENCES + 1),
         (sigma / unit).clamp_min(1e-3).log().repeat_interleave(n_wanted),
     )
+
+
+def nearest_references(acquired: Tensor, wanted: Tensor, n: int) -> Tensor:
+    """Return (..., T, n) indices of the acquired directions nearest to each wanted one, by |dot|, nearest first."""
+    return (wanted @ acquired.mT).abs().topk(n, dim=-1).indices
+
+
+def shell_signal(scan: Scan, shell: Shell) -> Tensor:
+    """Return a shell's acquired volumes (X, Y, Z, N), float32."""
+    return torch.from_numpy(np.ascontiguousarray(scan.data[..., shell.volumes], dtype=np.float32))

@@ -1,28 +1,54 @@
-"""What all methods that add directions to shells share: which directions, from which images, and the result."""
+"""The question of this room: what would a shell look like along directions that were not acquired?
+
+In: a shell with some directions. Out: the same series, followed by volumes of further directions. Scored on acquired
+volumes that were left out (`qc.evaluation`): the papers' tables are DWI PSNR and SSIM, and FA from acquired and
+generated volumes together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ...dwi.gradients import SAME_DEGREES, GradientTable, distinct, even_directions, even_subset
 from ...dwi.series import Scan, ScanError
 from ..base import Generated, LeftOut, Request
+from ..spec import Directions, Header, MethodPlan, MethodSpec, Option, vectors_of
 
 CANDIDATES = 8  # per wanted direction
 DEFAULT_DIRECTIONS = 60
 
 TOO_FEW = "{title} needs at least {needed} different directions on a shell, found {found} at b = {bval:.0f} s/mm²"
-NOTHING_TO_DO = (
-    "{title}: every shell has as many directions as were asked for ({wanted}); ask for more with --qid2-directions"
-)
+NOTHING_TO_DO = "{title}: every shell has as many directions as were asked for ({wanted}); ask for more with {flag}"
 LEFT_AS_IT_IS = "{problem}: it was left as it is"
 COINCIDE = "{n} of the directions asked for at b = {bval:.0f} s/mm² are acquired ones and were not generated"
+
+DIRECTIONS = Option(
+    "qid2_directions",
+    "directions that each shell is to have in the end, or a file of b-vectors to generate on each (FSL convention, the "
+    f"run's voxel axes) (default: {DEFAULT_DIRECTIONS})",
+    DEFAULT_DIRECTIONS,
+    Directions,
+    key="directions",
+    metavar="N|FILE",
+)
+
+
+class DirectionsSpec(MethodSpec):
+    """Of a method that adds directions to shells."""
+
+    def plan(self, values: Mapping[str, Any], header: Header) -> MethodPlan:
+        """Return the plan: the acquired volumes, then the wanted ones of every shell."""
+        shells = [bval for bval, _ in header.gradients.shells()]
+        table = header.gradients.followed_by(shells, vectors_of(values[DIRECTIONS.name]))
+        return MethodPlan(self.own_options(values), table)
+
+    def evaluation_options(self, wanted: GradientTable) -> dict[str, Any]:
+        """Return options that ask for the directions of these volumes, on every shell."""
+        return {DIRECTIONS.key: wanted.bvecs}
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +111,8 @@ def shells_to_fill(scan: Scan, title: str, needed: int, directions: int | np.nda
     if problems and len(problems) == len(scan.gradients.shells()):
         raise ScanError("; ".join(problems))
     if not shells:
-        raise ScanError(NOTHING_TO_DO.format(title=title, wanted=directions if np.ndim(directions) == 0 else "list"))
+        asked = directions if np.ndim(directions) == 0 else "list"
+        raise ScanError(NOTHING_TO_DO.format(title=title, wanted=asked, flag=DIRECTIONS.flag))
     return shells, warnings + [LEFT_AS_IT_IS.format(problem=problem) for problem in problems]
 
 
@@ -103,11 +130,6 @@ def fill_gaps(acquired: np.ndarray, n: int) -> np.ndarray:
     return np.array(chosen)
 
 
-def nearest_references(acquired: Tensor, wanted: Tensor, n: int) -> Tensor:
-    """Return (..., T, n) indices of the acquired directions nearest to each wanted one, by |dot|, nearest first."""
-    return (wanted @ acquired.mT).abs().topk(n, dim=-1).indices
-
-
 def assemble(
     scan: Scan, shells: list[Shell], made: list[tuple[np.ndarray, np.ndarray | None]], record: dict[str, Any], **more
 ) -> Generated:
@@ -123,16 +145,18 @@ def assemble(
     return Generated(mean, std, table, (), np.arange(len(table)) < len(gradients), record, **more)
 
 
-def check_left_out(generate: Callable[[Scan, Request], Generated], scan: Scan, request: Request, needed: int):
-    """Return what a method makes of acquired directions that it is not shown: a `LeftOut`, or None.
+def check_left_out(
+    generate: Callable[[Scan, Request], Generated], scan: Scan, request: Request, needed: int
+) -> LeftOut | None:
+    """Return what a method makes of acquired directions that it is not shown; None where none can be left out.
 
     Parameters
     ----------
     generate
         (scan, request) -> what the method makes.
     scan, request
-        `request.options["left_out"]` is how many directions of each shell are left out at most: as evenly spread as
-        they can be, and so few that `needed` different ones are kept.
+        `request.left_out` is how many directions of each shell are left out at most: as evenly spread as they can be,
+        and so few that `needed` different ones are kept.
     needed
         Fewest directions that the method works with.
     """
@@ -141,14 +165,14 @@ def check_left_out(generate: Callable[[Scan, Request], Generated], scan: Scan, r
         world = scan.gradients.world_directions(scan.affine)[members]
         apart = np.abs(world @ world.T) - 2 * np.eye(len(world))
         once = np.flatnonzero(apart.max(axis=1) < np.cos(np.deg2rad(SAME_DEGREES)))  # not measured again
-        n = min(request.options.get("left_out", 0), len(once), len(distinct(world)) - needed)
+        n = min(request.left_out, len(once), len(distinct(world)) - needed)
         if n < 1:
             continue
         hidden = members[once[even_subset(world[once], n)]]
         shown = np.sort(np.r_[np.flatnonzero(scan.gradients.is_b0), np.setdiff1d(members, hidden)])
         few = Scan(scan.data[..., shown], scan.affine, scan.gradients[shown], scan.mask)
-        told = replace(request, n_samples=1, options={"directions": scan.gradients.bvecs[hidden]})
-        result = generate(few, told)
+        asked = replace(request, n_samples=1, left_out=0, options={DIRECTIONS.key: scan.gradients.bvecs[hidden]})
+        result = generate(few, asked)
         volumes.append(hidden)
         made.append(result.mean[..., ~result.acquired])
     return LeftOut(np.concatenate(volumes), np.concatenate(made, axis=3)) if volumes else None
@@ -156,10 +180,5 @@ def check_left_out(generate: Callable[[Scan, Request], Generated], scan: Scan, r
 
 def wanted_directions(request: Request) -> int | np.ndarray:
     """Return the request's directions: a number per shell, or (T, 3) b-vectors."""
-    directions = request.options.get("directions", DEFAULT_DIRECTIONS)
+    directions = request.options.get(DIRECTIONS.key, DEFAULT_DIRECTIONS)
     return int(directions) if np.ndim(directions) == 0 else np.asarray(directions, dtype=np.float64)
-
-
-def shell_signal(scan: Scan, shell: Shell) -> Tensor:
-    """Return a shell's acquired volumes (X, Y, Z, N), float32."""
-    return torch.from_numpy(np.ascontiguousarray(scan.data[..., shell.volumes], dtype=np.float32))

@@ -1,4 +1,4 @@
-"""What RISH latent diffusion is trained on: pairs of a poor scan of simulated people and what a good one shows."""
+"""What methods of this room are trained on: pairs of a poor scan of simulated people and what a good one shows."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ...dwi.harmonics import order_for
 from ...simulate.examples import People, numbers_from
 from ...simulate.imaging import Imaging, measure
 from .inputs import ORDER, Shell, fitted
+from .task import BVALS
 
 SIDE = (32, 32, 16)  # voxels of a training block, at least
-BVALS = (600.0, 3200.0)  # s/mm²
 VOXEL_MM = (1.5, 3.5)
 DIRECTIONS = (6, 8, 12, 16, 20, 30, 45, 64)
 B0S = (1, 1, 2, 4)

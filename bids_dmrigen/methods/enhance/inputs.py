@@ -1,4 +1,4 @@
-"""What RISH latent diffusion knows of a shell: rotation-invariant features, their noise, the way back to signals."""
+"""What is known of a shell: rotation-invariant features, their noise, the way back to signals."""
 
 from __future__ import annotations
 

@@ -14,8 +14,9 @@ from ...diffusion.arrays import Prepared
 from ...dwi.gradients import distinct
 from ...dwi.harmonics import order_for
 from ...simulate.examples import numbers_from
-from .examples import BVALS, DIRECTIONS, SIDE, ZOOMS, Pair
+from .examples import DIRECTIONS, SIDE, ZOOMS, Pair
 from .inputs import ORDER, features, fitted
+from .task import BVALS
 
 SAME_B = 0.1  # relative: shells that belong to each other
 KEPT = 16  # shells of good scans in memory

@@ -7,287 +7,56 @@ is, adds to that, and does nearly all of the work.
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from ...dwi.gradients import LEAST_DIRECTIONS
+from ..spec import RISH, TENSOR, Citation
+from .task import GOOD, VOXEL_SIZE, RishSpec
 
-from ...diffusion.training import resolve_precision
-from ...dwi.gradients import distinct
-from ...dwi.harmonics import harmonics, order_for
-from ...dwi.noise import shell_sigma
-from ...dwi.rish import LEAST_B0, LEAST_DIRECTIONS
-from ...dwi.series import Scan, ScanError
-from ...dwi.spline import resampled
-from ...nets.rish_ldm import RishLDM, RishLDMSpec
-from ...nets.unet import UNetSpec
-from ...nets.vqvae import VQVAESpec
-from ..base import Citation, Generated, MethodSpec, Request, finer_grid, sampling_record, with_weights
-from .examples import BVALS, ZOOMS
-from .inputs import DEGREES, ORDER, TOLD, Shell, fitted, on_grid, scales, signals
-from .stages import LEVELS, STAGES, known_for, refined, times_of, translate
+if TYPE_CHECKING:
+    from .rishldm_model import RishLatentDiffusion
 
-GOOD = 15  # and of degree 4
-FAST_STEPS, PAPER_STEPS = 4, 50  # there, and as many back
-MARGIN = 8  # voxels around the brain that the networks see
-SLAB_VOXELS = 1_000_000  # that super-resolution works on at a time
-TRUST = (0.25, 0.9, 1.0)  # in the change of each degree's strength; see docs/decisions.md
-SIZES = {
-    "small": RishLDMSpec(
-        VQVAESpec(widths=(32,)),
-        UNetSpec(32, 32, base=32, multipliers=(1, 2, 2), blocks=1, attention=(2,), groups=8, heads=4, context=32,
-                 dims=3),
-        told=TOLD["small"],
+FAST_STEPS, PAPER_STEPS = 4, 50  # of the inversion, and as many back
+
+SPEC = RishSpec(
+    name="rishldm",
+    title="RISH latent diffusion",
+    line="the shell as a better scanner would show it, on finer voxels where asked for, by latent diffusion",
+    summary=(
+        "makes the strength of the signal's spherical harmonics anew, as a better scanner would show it, by a "
+        "latent diffusion model and super-resolution, and keeps where they point"
     ),
-    "paper": RishLDMSpec(
-        VQVAESpec(widths=(256, 256)),
-        UNetSpec(32, 32, base=128, multipliers=(1, 2, 3, 4), blocks=2, attention=(2, 3), heads=8, context=128, dims=3),
-        width=64,
+    citation=Citation(
+        key="zhu2024rish",
+        text=(
+            "Zhu X, Zhang W, Li Y, O'Donnell LJ, Zhang F (2024). When Diffusion MRI Meets Diffusion Model: A Novel "
+            "Deep Generative Model for Diffusion MRI Generation. MICCAI 2024. arXiv:2408.12897"
+        ),
+        bibtex=(
+            "@inproceedings{zhu2024rish,\n"
+            "  title = {When Diffusion {MRI} Meets Diffusion Model: A Novel Deep Generative Model for Diffusion "
+            "{MRI} Generation},\n"
+            "  author = {Zhu, Xi and Zhang, Wei and Li, Yijie and O'Donnell, Lauren J. and Zhang, Fan},\n"
+            "  booktitle = {Medical Image Computing and Computer Assisted Intervention},\n  year = {2024},\n"
+            "  eprint = {2408.12897},\n  archivePrefix = {arXiv}\n}"
+        ),
     ),
-}  # fmt: skip
-
-TOO_FEW = "b = {bval:.0f} s/mm² has {found} different directions, RISH features need {least}: it was left as it is"
-NOTHING = "{title} needs a shell with at least {least} different directions; most found on one: {found}"
-NO_DEGREE_4 = "b = {bval:.0f} s/mm²: {found} directions do not determine harmonics of degree 4, which take {needed}"
-NO_BRAIN = "{title}: no voxel of the brain mask has signal at b = 0; check the mask and the b0s"
-FINER_THAN_TRAINED = (
-    "voxels are {found:.1f} times smaller than the scan's along an axis; the weights know {most:g} at most"
+    min_directions=LEAST_DIRECTIONS,
+    good_directions=GOOD,
+    needs_weights=True,
+    samplers={
+        "paper": f"DDIM inversion and DDIM, {PAPER_STEPS} steps each",
+        "fast": f"DDIM inversion and DDIM, {FAST_STEPS} steps each",
+    },
+    options=(VOXEL_SIZE,),
+    draws=False,
+    fits=(TENSOR, RISH),
+    paired=True,
 )
-UNTRAINED_B = "b = {bval:.0f} s/mm² lies outside what the weights were trained on, {low:.0f} to {high:.0f}"
 
 
-class RishSpec(MethodSpec):
-    """Of a method that changes the RISH features of shells."""
+def build() -> RishLatentDiffusion:
+    """Return the method."""
+    from .rishldm_model import RishLatentDiffusion
 
-    def check(self, scan: Scan) -> list[str]:
-        warnings = super().check(scan)
-        shells = [(bval, len(distinct(scan.gradients.bvecs[volumes]))) for bval, volumes in scan.gradients.shells()]
-        if all(found < LEAST_DIRECTIONS for _, found in shells):
-            found = max((found for _, found in shells), default=0)
-            raise ScanError(NOTHING.format(title=self.title, least=LEAST_DIRECTIONS, found=found))
-        for bval, found in shells:
-            if found < LEAST_DIRECTIONS:
-                warnings.append(TOO_FEW.format(bval=bval, found=found, least=LEAST_DIRECTIONS))
-            elif not BVALS[0] <= bval <= BVALS[1]:
-                warnings.append(UNTRAINED_B.format(bval=bval, low=BVALS[0], high=BVALS[1]))
-        return warnings
-
-
-class RishLatentDiffusion:
-    """RISH latent diffusion.
-
-    `Request.options`: `voxel_mm`, edge of the result's voxels; None for the scan's own.
-    """
-
-    spec = RishSpec(
-        name="rishldm",
-        title="RISH latent diffusion",
-        summary=(
-            "makes the strength of the signal's spherical harmonics anew, as a better scanner would show it, by a "
-            "latent diffusion model and super-resolution, and keeps where they point"
-        ),
-        citation=Citation(
-            key="zhu2024rish",
-            text=(
-                "Zhu X, Zhang W, Li Y, O'Donnell LJ, Zhang F (2024). When Diffusion MRI Meets Diffusion Model: A Novel "
-                "Deep Generative Model for Diffusion MRI Generation. MICCAI 2024. arXiv:2408.12897"
-            ),
-            bibtex=(
-                "@inproceedings{zhu2024rish,\n"
-                "  title = {When Diffusion {MRI} Meets Diffusion Model: A Novel Deep Generative Model for Diffusion "
-                "{MRI} Generation},\n"
-                "  author = {Zhu, Xi and Zhang, Wei and Li, Yijie and O'Donnell, Lauren J. and Zhang, Fan},\n"
-                "  booktitle = {Medical Image Computing and Computer Assisted Intervention},\n  year = {2024},\n"
-                "  eprint = {2408.12897},\n  archivePrefix = {arXiv}\n}"
-            ),
-        ),
-        min_directions=LEAST_DIRECTIONS,
-        good_directions=GOOD,
-        needs_weights=True,
-        draws=False,
-        finer="may",
-        samplers={
-            "paper": f"DDIM inversion and DDIM, {PAPER_STEPS} steps each",
-            "fast": f"DDIM inversion and DDIM, {FAST_STEPS} steps each",
-        },
-    )
-
-    def network(self, size: str) -> RishLDM:
-        """Return untrained networks, always the same."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return RishLDM(SIZES[size])
-
-    def configuration(self, size: str) -> dict[str, Any]:
-        """Return what the networks of this size are built from and trained within."""
-        return {**asdict(SIZES[size]), "bvals": list(BVALS), "directions_at_least": LEAST_DIRECTIONS}
-
-    def stages(self, net: RishLDM) -> list:
-        """Return the four trainings, in order."""
-        return [stage(net) for stage in STAGES]
-
-    def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
-        """Make the shells of a scan anew with `net`, or with stored weights where there is none."""
-        begun = time.monotonic()
-        request = replace(request, n_samples=1)
-        net, weights = with_weights(self, net, request)
-        net = net.to(request.device).eval()
-        warnings = self.spec.check(scan)
-        steps = request.steps or (FAST_STEPS if request.sampler == "fast" else PAPER_STEPS)
-        precision = resolve_precision(request.precision, request.device)
-        maker = _Maker(net, scan, request, steps, precision)
-        mean, scale, made_anew = maker.make()
-        record = sampling_record(
-            self.spec, request, weights, steps, precision, time.monotonic() - begun,
-            evaluations=maker.evaluations, Scales=scale,
-        )  # fmt: skip
-        kept = ~made_anew & (maker.grid is None)
-        return Generated(
-            mean, None, scan.gradients, (), kept, record, warnings=tuple(warnings + maker.warnings), grid=maker.grid
-        )
-
-
-class _Box(NamedTuple):
-    """The part of a scan that the networks see."""
-
-    inside: tuple[slice, slice, slice]  # of the scan
-    padding: tuple[int, ...]  # as `F.pad` takes it
-    points: list[np.ndarray]  # of the result's grid in it, in its own voxel indices
-    of_result: tuple[slice, slice, slice]  # where those are in the result
-
-
-class _Maker:
-    """Makes the shells of one scan."""
-
-    def __init__(self, net: RishLDM, scan: Scan, request: Request, steps: int, precision: str):
-        self.net, self.scan, self.request, self.precision = net, scan, request, precision
-        self.times, self.evaluations, self.warnings = times_of(steps), 0, []
-        self.brain = _with_b0(scan)
-        self.points = [np.arange(float(n)) for n in scan.mask.shape]
-        self.grid, edge = None, RishLatentDiffusion.spec.edge_mm(scan.zooms_mm, request.options.get("voxel_mm"))
-        if edge is not None:
-            self.points, self.grid = finer_grid(scan.mask, scan.affine, edge)
-            found, most = max(scan.zooms_mm) / edge, max(map(max, ZOOMS))
-            if found > most + 0.05:
-                self.warnings.append(FINER_THAN_TRAINED.format(found=found, most=most))
-        self.box = self._box()
-        self.world = scan.gradients.world_directions(scan.affine)
-
-    @torch.no_grad()
-    def make(self) -> tuple[np.ndarray, dict[str, list[float]], np.ndarray]:
-        """Return the series, each shell's mean scales, and which volumes are new."""
-        told = {}
-        series = torch.from_numpy(np.asarray(self.scan.data, np.float32)).permute(3, 0, 1, 2)
-        series = series if self.grid is None else resampled(series, self.points).clamp_min(0)
-        series = series.clone() if self.grid is None else series
-        made_anew, inside = np.zeros(len(series), bool), self._inside()
-        for bval, volumes in self.scan.gradients.shells():
-            if self._directions(volumes) < LEAST_DIRECTIONS:
-                continue
-            made_anew[volumes] = True
-            made, told[f"b={bval:.0f}"] = self._shell(bval, volumes)
-            for volume, image in zip(volumes.tolist(), made, strict=True):
-                part = series[volume][self.box.of_result]
-                part.copy_(torch.where(inside, image, part))
-        return series.permute(1, 2, 3, 0).contiguous().numpy(), told, made_anew
-
-    def _shell(self, bval: float, volumes: np.ndarray) -> tuple[Tensor, list[float]]:
-        """Return a shell's volumes (N, P, Q, R) in the box, and the mean scales in the brain."""
-        shell, b0, lowest = self._fitted(bval, volumes)
-        if not shell.determined[0, 2]:
-            self.warnings.append(NO_DEGREE_4.format(bval=bval, found=self._directions(volumes), needed=GOOD))
-        device = self.request.device
-        basis = harmonics(torch.as_tensor(self.world[volumes], dtype=torch.float32), ORDER).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            made = translate(self.net, shell.features, self.times).float()
-        self.evaluations += sum(
-            len(times) * (2 + (level.guidance != 0)) for times, level in zip(self.times, LEVELS, strict=True)
-        )
-        trust = torch.tensor(TRUST, device=device)[:, None, None, None]
-        parts, sums, voxels, slabs = [], torch.zeros(len(DEGREES)), 0, list(self._slabs())
-        for done, (first, last, halo) in enumerate(slabs):
-            points = [*self.box.points[:2], self.box.points[2][halo]]
-            part = on_grid(shell, points)
-            known = known_for(self.net, part)
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                found = refined(self.net, resampled(made, points), known).float()
-            scale = 1 + trust * (scales(found, part.coefficients, part.determined) - 1)
-            own = slice(first - halo.start, last - halo.start)
-            scale, coefficients = scale[..., own], part.coefficients[..., own]
-            parts.append(signals(coefficients, scale, basis)[0].cpu())
-            inside = part.mask[0, ..., own]
-            sums += (scale[0] * inside).sum(dim=(1, 2, 3)).cpu()
-            voxels += int(inside.sum())
-            if self.request.progress is not None:
-                self.request.progress(f"slabs at b = {bval:.0f} s/mm²", done + 1, len(slabs))
-        b0, lowest = (resampled(image, self.box.points).clamp_min(0) for image in (b0, lowest))
-        # Between the directions of a few, harmonics swing below anything that was measured.
-        series = torch.maximum(torch.cat(parts, dim=3) * b0, lowest)
-        return series, [round(float(s), 4) for s in sums / max(voxels, 1)]
-
-    def _fitted(self, bval: float, volumes: np.ndarray) -> tuple[Shell, Tensor, Tensor]:
-        """Return a shell's harmonics in the padded box, and the b0 and the lowest volume (X, Y, Z) there."""
-        scan, device = self.scan, self.request.device
-
-        def block(values: np.ndarray) -> Tensor:  # (X, Y, Z[, N]) -> (1[, N], x, y, z)
-            part = torch.from_numpy(np.ascontiguousarray(values[self.box.inside], dtype=np.float32)).to(device)
-            part = part[None] if part.ndim == 3 else part.permute(3, 0, 1, 2)[None]
-            return F.pad(part, self.box.padding)
-
-        b0, one = block(scan.mean_b0()), torch.ones(1, device=device)
-        bvecs = torch.as_tensor(self.world[volumes], dtype=torch.float32, device=device)[None]
-        sigma = shell_sigma(scan, volumes) * one
-        count = int(scan.gradients.is_b0.sum()) * one
-        dwis, mask = block(scan.data[..., volumes]), block(self.brain) > 0.5
-        size = torch.as_tensor(scan.zooms_mm, dtype=torch.float32, device=device)[None]
-        order = order_for(self._directions(volumes), ORDER)
-        shell = fitted(b0, dwis, bvecs, bval * one, sigma, count, mask, size, order)
-        return shell, b0[0].cpu(), dwis[0].amin(dim=0).cpu()
-
-    def _directions(self, volumes: np.ndarray) -> int:
-        """Return how many different directions some volumes have."""
-        return len(distinct(self.scan.gradients.bvecs[volumes]))
-
-    def _box(self) -> _Box:
-        """Return the brain with a margin; the networks' divisor is reached by zeros beyond it."""
-        corners = np.argwhere(self.brain)
-        low = np.maximum(corners.min(axis=0) - MARGIN, 0)
-        high = np.minimum(corners.max(axis=0) + 1 + MARGIN, self.brain.shape)
-        divisor = self.net.spec.divisor
-        missing = [-int(b - a) % divisor for a, b in zip(low, high, strict=True)]
-        padding = tuple(n for m in reversed(missing) for n in (0, m))
-        own, of_result = [], []
-        for a, b, points in zip(low, high, self.points, strict=True):
-            within = np.flatnonzero((points > a - 0.5) & (points < b - 0.5))
-            own.append(points[within] - a)
-            of_result.append(slice(int(within[0]), int(within[-1]) + 1))
-        return _Box(
-            tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True)), padding, own, tuple(of_result)
-        )
-
-    def _inside(self) -> Tensor:
-        """Return where the result is made anew (P, Q, R) on its grid in the box."""
-        brain = torch.from_numpy(self.brain[self.box.inside].astype(np.float32))
-        return resampled(brain, self.box.points) > 0.5
-
-    def _slabs(self):
-        """Yield the first and last layer of the result's slabs in the box, and the layers that they depend on."""
-        nx, ny, nz = (len(p) for p in self.box.points)
-        reach = self.net.refiner.reach
-        size = max(SLAB_VOXELS // (nx * ny), 1)
-        for first in range(0, nz, size):
-            last = min(first + size, nz)
-            yield first, last, slice(max(first - reach, 0), min(last + reach, nz))
-
-
-def _with_b0(scan: Scan) -> np.ndarray:
-    """Return the brain (X, Y, Z) without voxels that have next to no signal at b = 0: S / S0 is nothing there."""
-    b0 = scan.mean_b0()
-    brain = scan.mask & (b0 > LEAST_B0 * (b0[scan.mask].mean() if scan.mask.any() else 0))
-    if not brain.any():
-        raise ScanError(NO_BRAIN.format(title=RishLatentDiffusion.spec.title))
-    return brain
+    return RishLatentDiffusion()

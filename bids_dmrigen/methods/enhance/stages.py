@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from ...diffusion.processes import linear
 from ...diffusion.samplers import ddim, ddim_inverse
-from ...diffusion.training import Plan, fixed_score, resolve_precision
+from ...diffusion.training import Plan, resolve_precision
 from ...dwi.spline import even_points, resampled
 from ...nets.rish_ldm import FIELDS, RishLDM
 from ...simulate.examples import People, numbers_from, numbers_of_step
+from ..base import Training
 from .examples import SIDE, Pair, simulated
 from .inputs import Known, Shell, known_of, on_grid
 from .pairs import MeasuredPairs
@@ -35,12 +36,9 @@ class Level(NamedTuple):
 LEVELS = (Level(100, 0.0), Level(100, 0.0), Level(100, 0.0))  # of l = 0, 2, 4
 
 
-class Stage:
+class Stage(Training):
     """One of the trainings: which part of the network, on what, by which loss."""
 
-    name: str  # the network's part
-    constants: tuple[str, ...] = ()  # buffers of the network that `begin` sets
-    share: float  # of a budget for all
     rate: float
     fine = False  # whether its examples need the fine grid
 
@@ -49,7 +47,7 @@ class Stage:
         divisor = net.spec.divisor
         self.side = tuple(-(-n // divisor) * divisor for n in SIDE)  # of the poor scan's blocks
 
-    def plan(self, size: str) -> Plan:
+    def training_plan(self, size: str) -> Plan:
         """Return the default budget and settings; the paper's: AdamW, 1e-4, 200 and 1000 epochs."""
         common = {"evaluate_every": 100, "patience": 1000, "save_every": 100, "ema": 0.998}
         if size == "paper":
@@ -70,9 +68,11 @@ class Stage:
 
         return make
 
-    def held_out(self, source: Source, size: str, seed: int, batches: int = 8) -> Callable[[nn.Module], float]:
-        """Return a score on fixed examples of people who are never trained on."""
-        return fixed_score(self.examples(source, size, 2, seed), self.loss, source.device, batches)
+    def held_out(
+        self, source: Source, size: str, seed: int, batches: int = 8, batch: int = 2
+    ) -> Callable[[nn.Module], float]:
+        """Return a score on fixed examples of subjects who are never trained on; they are blocks, not slices."""
+        return super().held_out(source, size, seed, batches, batch)
 
     def example(self, pair: Pair, generator: torch.Generator) -> Any:
         """Return a batch from a pair of blocks."""

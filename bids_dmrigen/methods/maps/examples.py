@@ -1,4 +1,4 @@
-"""What Diff-DTI is trained on: slices along few directions, of simulated people or measured scans, and their maps."""
+"""What methods of this room are trained on: slices along few directions, and the maps that they should give."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ...dwi.gradients import even_directions, even_subset
 from ...dwi.noise import rician_mean
 from ...simulate.examples import People, numbers_from
 from ...simulate.imaging import Imaging, measure
-from .inputs import LEAST, MOST, Known, fitted_maps, known_of, noise_levels
+from .inputs import Known, fitted_maps, known_of, noise_levels
+from .task import BVALS, LEAST, MOST
 
 SIDE = 64  # of training slices
-BVALS = (600.0, 3200.0)  # s/mm²
 VOXEL_MM = (2.0, 5.0)  # smaller ones show how smooth the anatomies are, and a network learns to smooth real detail
 IMAGING = Imaging(acquired=(0.75, 1.0), noise_alone=True)
 UNEVEN = 0.25  # how far directions stray from even ones

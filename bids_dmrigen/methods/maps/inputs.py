@@ -1,4 +1,4 @@
-"""What Diff-DTI's network is told of a slice, and the maps that it makes."""
+"""What a network is told of a slice that it has to make maps of, and those maps."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from torch.nn import functional as F
 from ...dwi.noise import shell_contrast_noise
 from ...dwi.tensor import MIN_SIGNAL, TensorFit, design_matrix, tensor_maps
 from ...nets.direction_unet import dyadic_features
+from .task import CHANNELS, MOST
 
-LEAST, MOST = 3, 6  # directions
-MAPS = ("fa", "md", "dec")
-CHANNELS = 5  # FA, MD, and colour FA's red, green and blue
 MD_UNIT = 3e-3  # mm²/s, of free water: MD is divided by it
 DIFFUSIVITY = 1e-3  # mm²/s, unit of tensors and apparent diffusion coefficients given to the network
 LEAST_DIFFUSIVITY = 1e-6  # mm²/s: smaller eigenvalues are noise

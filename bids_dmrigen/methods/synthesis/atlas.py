@@ -3,85 +3,92 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import nn
 
 from ...dwi.gradients import GradientTable
 from ...dwi.series import Scan, ScanError
-from ...simulate.signal import CSF_DIFFUSIVITY, simulate_signal
-from ..base import Citation, Generated, MethodSpec, Request
-from .inputs import read_at
-from .phydiff import DEFAULT_BVALUES, DEFAULT_DIRECTIONS, wanted_table
+from ..base import Generated, Method, Request
+from ..spec import Citation
+from .task import BVALUES, DIRECTIONS, GRID_MM, SynthesisSpec, wanted_table
+
+if TYPE_CHECKING:
+    from torch import nn
 
 VOLUMES_AT_ONCE = 8
 NO_ANATOMY = "the atlas needs a population's tissue and fibre directions in the template's space; found none"
 
+SPEC = SynthesisSpec(
+    name="atlas",
+    title="Registered fibre atlas",
+    line="images of any b-value and direction from the b0 and a registered fibre atlas (nothing is learnt)",
+    summary=(
+        "predicts diffusion-weighted images from the b0 by the attenuation that the tissue and fibre directions of "
+        "a registered atlas would show; nothing is learnt"
+    ),
+    # The embedded anatomy's; who gives another one knows whom to cite, and the methods text asks for it.
+    citation=Citation(
+        key="mni",
+        text=(
+            "Fonov V et al. (2011). Unbiased average age-appropriate atlases for pediatric studies. "
+            "NeuroImage 54:313-327. doi:10.1016/j.neuroimage.2010.07.033"
+        ),
+        bibtex=(
+            "@article{mni,\n"
+            "  title = {Unbiased average age-appropriate atlases for pediatric studies},\n"
+            "  author = {Fonov, Vladimir and Evans, Alan C and Botteron, Kelly and Almli, C Robert and "
+            "McKinstry, Robert C and Collins, D Louis},\n  journal = {NeuroImage},\n"
+            "  year = {2011},\n  volume = {54},\n  pages = {313--327},\n"
+            "  doi = {10.1016/j.neuroimage.2010.07.033}\n}"
+        ),
+    ),
+    min_directions=0,
+    good_directions=0,
+    needs_weights=False,
+    samplers={"fast": "none: a registered atlas", "paper": "none: a registered atlas"},
+    options=(BVALUES, DIRECTIONS),
+    population=("fibres",),
+    grid_mm=GRID_MM,
+    sizes=("small",),
+    draws=False,
+)
 
-class AtlasPrediction:
+
+class AtlasPrediction(Method):
     """The signal of the atlas's tissue and fibres, relative to its b0, times the scan's b0."""
 
-    spec = MethodSpec(
-        name="atlas",
-        title="Registered fibre atlas",
-        summary=(
-            "predicts diffusion-weighted images from the b0 by the attenuation that the tissue and fibre directions of "
-            "a registered atlas would show; nothing is learnt"
-        ),
-        # The embedded anatomy's; who gives another one knows whom to cite, and the methods text asks for it.
-        citation=Citation(
-            key="mni",
-            text=(
-                "Fonov V et al. (2011). Unbiased average age-appropriate atlases for pediatric studies. "
-                "NeuroImage 54:313-327. doi:10.1016/j.neuroimage.2010.07.033"
-            ),
-            bibtex=(
-                "@article{mni,\n"
-                "  title = {Unbiased average age-appropriate atlases for pediatric studies},\n"
-                "  author = {Fonov, Vladimir and Evans, Alan C and Botteron, Kelly and Almli, C Robert and "
-                "McKinstry, Robert C and Collins, D Louis},\n  journal = {NeuroImage},\n"
-                "  year = {2011},\n  volume = {54},\n  pages = {313--327},\n"
-                "  doi = {10.1016/j.neuroimage.2010.07.033}\n}"
-            ),
-        ),
-        min_directions=0,
-        good_directions=0,
-        needs_weights=False,
-        population=("fibres",),
-        samplers={"fast": "none: a registered atlas", "paper": "none: a registered atlas"},
-        sizes=("small",),
-        draws=False,
-    )
-
-    def network(self, size: str) -> None:
-        """Return None: there is no network."""
+    spec = SPEC
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
-        """Predict the wanted images of a scan in the template's space; `Request.options` as for `PhyDiff`.
+        """Predict the wanted images of a scan in the template's space; `request.options`: `table`, as for `PhyDiff`.
 
         Raises
         ------
         ScanError
             Where there is no anatomy.
         """
+        from ..making import classical_record
+
         begun = time.monotonic()
         if request.population is None or request.population.anatomy is None:
             raise ScanError(NO_ANATOMY)
-        table = request.options.get("table") or wanted_table(scan, DEFAULT_BVALUES, DEFAULT_DIRECTIONS)
+        table = request.options.get("table") or wanted_table(scan)
         b0, mean = scan.mean_b0(), np.zeros((*scan.mask.shape, len(table)), np.float32)
         for part in np.split(np.arange(len(table)), range(VOLUMES_AT_ONCE, len(table), VOLUMES_AT_ONCE)):
             attenuation = self._attenuation(request.population.anatomy, scan, table[part])
             mean[..., part] = b0[..., None] * attenuation  # around the brain too: it is read back on another grid
-        record = {
-            "Sampler": {"Name": self.spec.samplers["fast"], "Steps": 0, "NetworkEvaluations": 0},
-            "Seconds": round(time.monotonic() - begun, 1),
-        }
+        record = classical_record(SPEC, begun)
         return Generated(mean, None, table, (), np.zeros(len(table), bool), record)
 
     @staticmethod
     def _attenuation(anatomy, scan: Scan, table: GradientTable) -> np.ndarray:
         """Return (X, Y, Z, N) S / S0 on the scan's grid; that of free water where the atlas knows no brain."""
+        import torch
+
+        from ...simulate.signal import CSF_DIFFUSIVITY, simulate_signal
+        from .inputs import read_at
+
         with_b0 = GradientTable(np.r_[0.0, table.bvals], np.concatenate([np.zeros((1, 3)), table.bvecs]))
         signal = simulate_signal(anatomy, with_b0, scan.affine).movedim(3, 0)  # (1 + N, x, y, z)
         # Signals and not their ratio are interpolated: at its rim the atlas then has the brain's own attenuation.
@@ -93,3 +100,8 @@ class AtlasPrediction:
         water = torch.exp(-torch.tensor(table.bvals.tolist()) * CSF_DIFFUSIVITY)
         known = found[..., :1] > 1e-3 * float(signal[0].max())
         return torch.where(known, found[..., 1:] / found[..., :1].clamp_min(1e-12), water).numpy()
+
+
+def build() -> AtlasPrediction:
+    """Return the method."""
+    return AtlasPrediction()

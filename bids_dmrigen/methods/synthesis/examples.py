@@ -1,4 +1,4 @@
-"""What Phy-Diff is trained on: slices of simulated people who were registered to the template."""
+"""What methods of this room are trained on: slices of simulated people who were registered to the template."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from ...simulate.examples import People, numbers_from
 from ...simulate.imaging import measure
-from .inputs import GRID_MM, PROCESS, Known, PopulationMaps, known_of
+from .inputs import PROCESS, Known, PopulationMaps, known_of
+from .task import GRID_MM
 
 SIDE = 64  # of training slices
 TARGETS = 4  # directions per slice

@@ -1,4 +1,4 @@
-"""What Phy-Diff's network is told of a slice in the template's space, and the image that it makes."""
+"""What a network is told of a slice in the template's space, and the image that it makes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from ...diffusion.processes import PhysicsGuided, VariancePreserving, linear, relative_attenuation
 from ..base import Population
 
-GRID_MM = 2.0  # of the slices: cubes, axes those of the template's world
 COORDINATE_MM = 100.0  # unit of the place that the network is told
 LOWEST_MM, HIGHEST_MM = -80.0, 100.0  # slices' heights at position 0 and 1
 FREE_WATER = 3e-3  # mm²/s, assumed where the atlas knows no brain: what a person has there is mostly fluid

@@ -12,8 +12,8 @@ from bids_dmrigen.dwi.series import Scan, ScanError
 from bids_dmrigen.dwi.stack import slice_stack
 from bids_dmrigen.methods import REGISTRY, load
 from bids_dmrigen.methods.base import Request
-from bids_dmrigen.methods.denoise import difusion
-from bids_dmrigen.methods.denoise.difusion import DiFusion, _Extended, _Published, direction_contrast
+from bids_dmrigen.methods.denoise import difusion_model as difusion
+from bids_dmrigen.methods.denoise.difusion_model import DiFusion, _Extended, _Published, direction_contrast
 
 SIGMA = 20.0
 QUICK = Request(options={"training_steps": 3}, subject="01", run="dwi", precision="fp32")

@@ -12,8 +12,9 @@ from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.methods import load
 from bids_dmrigen.methods.base import Request
-from bids_dmrigen.methods.directions import qid2
-from bids_dmrigen.methods.directions.qid2 import PROCESS, QID2, SIZES
+from bids_dmrigen.methods.directions import qid2_model as qid2
+from bids_dmrigen.methods.directions.qid2_model import PROCESS, QID2, SIZES, STEPS
+from bids_dmrigen.methods.making import Making
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import procedural_atlas
 from bids_dmrigen.simulate.examples import People
@@ -117,7 +118,7 @@ def test_what_the_scan_does_not_confirm_is_left_out(scan):
     harmonic = load("sh").generate(None, scan, request_())
     told = made.record["TrustInCorrection"]["b=1000"]
     assert 0 < told < 0.5
-    whole = QID2()._fill(net, scan, request_(), {}, {})
+    whole = QID2()._fill(Making(QID2(), net, request_(), STEPS), scan, request_(), {})
     inside = scan.mask
     correction = whole.mean[inside][:, 14:] - harmonic.mean[inside][:, 14:]
     taken = made.mean[inside][:, 14:] - harmonic.mean[inside][:, 14:]

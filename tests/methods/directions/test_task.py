@@ -8,8 +8,10 @@ from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan, ScanError
 from bids_dmrigen.methods import load
 from bids_dmrigen.methods.base import Request
-from bids_dmrigen.methods.directions.interpolation import HarmonicInterpolation, LinearInterpolation
-from bids_dmrigen.methods.directions.task import fill_gaps, nearest_references, shells_to_fill
+from bids_dmrigen.methods.directions.inputs import nearest_references
+from bids_dmrigen.methods.directions.interp import LinearInterpolation
+from bids_dmrigen.methods.directions.sh import HarmonicInterpolation
+from bids_dmrigen.methods.directions.task import fill_gaps, shells_to_fill
 
 AFFINE = np.array([[-2.0, 0, 0, 10], [0, 2, 0, -20], [0, 0, 3, 5], [0, 0, 0, 1]])
 
@@ -84,7 +86,7 @@ def test_linear_coefficients_give_the_direction_back():
 @pytest.mark.parametrize(("name", "most"), [("interp", 0.6), ("sh", 0.25)])
 def test_left_out_volumes_are_made_without_being_seen(name, most):
     given = scan(12, bvals=(1000.0, 2000.0))
-    asked = Request(options={"directions": 30, "left_out": 3})
+    asked = Request(left_out=3, options={"directions": 30})
     left = load(name).generate(None, given, asked).left_out
     b = given.gradients.bvals[left.volumes]
     assert b.tolist() == [1000.0] * 3 + [2000.0] * 3
@@ -99,7 +101,7 @@ def test_left_out_volumes_are_made_without_being_seen(name, most):
 
 
 def test_nothing_is_left_out_where_every_direction_is_needed_or_measured_again():
-    asked = Request(options={"directions": 30, "left_out": 3})
+    asked = Request(left_out=3, options={"directions": 30})
     assert load("sh").generate(None, scan(6), asked).left_out is None
     assert len(load("sh").generate(None, scan(7), asked).left_out.volumes) == 1
     few = scan(8)

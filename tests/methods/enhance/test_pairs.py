@@ -10,7 +10,7 @@ from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.methods.enhance.examples import SIDE
 from bids_dmrigen.methods.enhance.inputs import ORDER, UNITS, fitted
 from bids_dmrigen.methods.enhance.pairs import MeasuredPairs
-from bids_dmrigen.methods.enhance.rishldm import RishLatentDiffusion
+from bids_dmrigen.methods.enhance.rishldm_model import RishLatentDiffusion
 from bids_dmrigen.simulate.examples import numbers_of_step
 
 SPAN_MM = 60.0
@@ -85,7 +85,7 @@ def test_each_stage_takes_them(tmp_path):
     poor = prepared(tmp_path / "poor.safetensors", ("a", scan_of(3.0, 12)))
     good = prepared(tmp_path / "good.safetensors", ("a", scan_of(2.0, 20)))
     pairs, net = MeasuredPairs(poor, good), RishLatentDiffusion().network("small")
-    for stage in RishLatentDiffusion().stages(net):
+    for stage in RishLatentDiffusion().trainings(net):
         stage.begin(pairs, 1, 0)
         assert stage.loss(net, stage.examples(pairs, "small", 1, 0)(0)).isfinite()
 
@@ -136,7 +136,7 @@ def test_targets_show_all_of_a_voxel(tmp_path):
 def test_where_the_good_scan_has_no_brain_nothing_is_trained(tmp_path):
     pairs = a_pair(tmp_path, scan_of(3.0, 12), scan_of(2.0, 20, up_to_mm=10.0))
     net = RishLatentDiffusion().network("small")
-    *_, diffusion, refiner = RishLatentDiffusion().stages(net)
+    *_, diffusion, refiner = RishLatentDiffusion().trainings(net)
     refiner.begin(pairs, 2, 0)
     assert net.ratios[0] == pytest.approx(1, abs=0.03)
     missing = 0

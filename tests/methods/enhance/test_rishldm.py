@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import bids_dmrigen.methods.enhance.rishldm as rishldm
+import bids_dmrigen.methods.enhance.rishldm_model as rishldm
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.harmonics import harmonics, order_for
 from bids_dmrigen.dwi.series import Scan, ScanError
@@ -15,7 +15,7 @@ from bids_dmrigen.dwi.tensor import fit_tensor, tensor_maps
 from bids_dmrigen.methods.base import Request
 from bids_dmrigen.methods.enhance.examples import SIDE, simulated
 from bids_dmrigen.methods.enhance.inputs import ORDER, UNITS, features, fitted, known_of, on_grid, scales, signals
-from bids_dmrigen.methods.enhance.rishldm import RishLatentDiffusion
+from bids_dmrigen.methods.enhance.rishldm_model import RishLatentDiffusion
 from bids_dmrigen.methods.enhance.stages import STAGES, times_of
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import procedural_atlas
@@ -76,7 +76,7 @@ def test_the_paper_size_has_what_the_paper_states():
     assert (spec.autoencoder.code_width, spec.autoencoder.codes) == (32, 256)
     assert spec.unet.attention == (2, 3)
     assert spec.told == 0
-    plan = STAGES[0](RishLatentDiffusion().network("small")).plan("paper")
+    plan = STAGES[0](RishLatentDiffusion().network("small")).training_plan("paper")
     assert plan.learning_rate == 1e-4
 
 
@@ -272,7 +272,7 @@ def test_pairs_are_of_the_same_brains_and_repeat(people):
 
 def test_each_training_changes_its_own_part_alone(people):
     net = perturbed()
-    for stage in RishLatentDiffusion().stages(net):
+    for stage in RishLatentDiffusion().trainings(net):
         stage.begin(people, 1, 0)
         before = {name: value.clone() for name, value in net.named_parameters()}
         optimiser = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=1e-2)
@@ -297,7 +297,7 @@ def test_a_network_as_deep_as_the_papers_trains_and_runs(people, monkeypatch):
     narrow = replace(paper, autoencoder=autoencoder, unet=unet, width=4, blocks=1)
     monkeypatch.setitem(rishldm.SIZES, "narrow", narrow)
     net = RishLatentDiffusion().network("narrow")
-    for stage in RishLatentDiffusion().stages(net):
+    for stage in RishLatentDiffusion().trainings(net):
         stage.begin(people, 1, 0)
         assert stage.loss(net.train(), stage.examples(people, "narrow", 1, 0)(0)).isfinite()
     scan = scan_of(table(12))
@@ -314,7 +314,7 @@ def test_every_tensor_belongs_to_one_training():
 
 def test_the_second_autoencoder_starts_as_the_first(people):
     net = RishLatentDiffusion().network("small")
-    stages = RishLatentDiffusion().stages(net)
+    stages = RishLatentDiffusion().trainings(net)
     torch.nn.init.normal_(net.autoencoder_3t.codebook.codes)
     stages[1].begin(people, 1, 0)
     for one, other in zip(
@@ -325,7 +325,7 @@ def test_the_second_autoencoder_starts_as_the_first(people):
 
 def test_the_loss_of_a_perfect_answer_is_zero(people):
     net = RishLatentDiffusion().network("small")
-    stage = RishLatentDiffusion().stages(net)[3]
+    stage = RishLatentDiffusion().trainings(net)[3]
     batch = stage.examples(people, "small", 1, 0)(0)
     answer = (batch.truth - batch.known.centre) / batch.known.scale
     assert stage.loss(lambda part, images: answer, batch) < 1e-10

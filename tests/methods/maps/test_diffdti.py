@@ -11,7 +11,7 @@ from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan, ScanError
 from bids_dmrigen.dwi.tensor import fit_maps
 from bids_dmrigen.methods.base import Request
-from bids_dmrigen.methods.maps.diffdti import DiffDTI, best_conditioned, choose_volumes, consistent
+from bids_dmrigen.methods.maps.diffdti_model import DiffDTI, consistent
 from bids_dmrigen.methods.maps.inputs import (
     DIFFUSIVITY,
     MD_UNIT,
@@ -21,6 +21,7 @@ from bids_dmrigen.methods.maps.inputs import (
     noise_levels,
     ridge_fit,
 )
+from bids_dmrigen.methods.maps.task import best_conditioned, choose_volumes
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import procedural_atlas
 from bids_dmrigen.simulate.examples import People
@@ -71,7 +72,7 @@ def test_the_paper_size_has_what_the_paper_states():
     assert not net.fen.spec.directions
     assert net.numbers is None
     assert DiffDTI().network("paper", fefm=False).fen is None
-    plan = DiffDTI().plan("paper")
+    plan = DiffDTI().training_plan("paper")
     assert (plan.learning_rate, plan.clip, plan.ema) == (2e-4, 1.0, 0.999)
 
 
@@ -164,8 +165,8 @@ def test_samples_follow_the_seed_alone_and_differ():
 
 def test_the_papers_sampler_runs_its_predictor_and_corrector():
     scan = scan_of(table(6), shape=(12, 12, 2))
-    made = DiffDTI().generate(DiffDTI().network("small"), scan, request_(sampler="paper", steps=4))
-    assert made.record["Sampler"] == {"Name": "predictor-corrector", "Steps": 4, "NetworkEvaluations": 8}
+    made = DiffDTI().generate(DiffDTI().network("small"), scan, request_(sampler="paper", steps=8))
+    assert made.record["Sampler"] == {"Name": "predictor-corrector", "Steps": 8, "NetworkEvaluations": 8}
 
 
 def test_of_many_directions_the_best_six_are_used_and_named():
@@ -237,7 +238,7 @@ def test_both_sizes_train(people):
 
 def _tiny_paper():
     """The paper's network with a tenth of its width."""
-    from bids_dmrigen.methods.maps import diffdti
+    from bids_dmrigen.methods.maps import diffdti_model as diffdti
     from bids_dmrigen.nets.fefm import FusedUNet
 
     fen = replace(diffdti.FEN["paper"], width=16, layers=1, heads=2)
@@ -246,7 +247,7 @@ def _tiny_paper():
 
 def test_the_loss_of_a_perfect_answer_is_zero(people):
     """What preconditioning asks of the network is what makes the maps."""
-    from bids_dmrigen.methods.maps import diffdti
+    from bids_dmrigen.methods.maps import diffdti_model as diffdti
 
     method = DiffDTI()
     batch = method.examples(people, "small", 2, 0)(0)
@@ -278,7 +279,7 @@ def test_what_is_told_keeps_the_scale_of_the_scan_out(people):
 
 def test_the_spread_is_scaled_to_hold_nine_in_ten(people):
     """A network that answers with the truth plus a known error, and samples of a known, too small spread."""
-    from bids_dmrigen.methods.maps import diffdti
+    from bids_dmrigen.methods.maps import diffdti_model as diffdti
 
     class Guess(torch.nn.Module):
         def __init__(self):

@@ -10,10 +10,12 @@ from bids_dmrigen.diffusion.processes import PhysicsGuided, VariancePreserving
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan, ScanError
 from bids_dmrigen.methods.base import Population, Request
-from bids_dmrigen.methods.synthesis import phydiff
+from bids_dmrigen.methods.making import Making
+from bids_dmrigen.methods.synthesis import phydiff_model as phydiff
 from bids_dmrigen.methods.synthesis.examples import TARGETS, Cohort, rim_gain
 from bids_dmrigen.methods.synthesis.inputs import FREE_WATER, PopulationMaps, adc_for, known_of, read_at
-from bids_dmrigen.methods.synthesis.phydiff import PhyDiff, wanted_table
+from bids_dmrigen.methods.synthesis.phydiff_model import PhyDiff
+from bids_dmrigen.methods.synthesis.task import wanted_table
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import procedural_atlas
 from bids_dmrigen.simulate.examples import People
@@ -138,8 +140,13 @@ def test_direction_and_its_antipode_give_one_image_and_tracts_change_it():
     assert np.abs(one - other)[scan.mask].max() > 1e-2
 
 
+def making(net, **request):
+    """Return a call of the method with this network."""
+    return Making(PhyDiff(), net, request_(precision="fp32", **request), phydiff.STEPS)
+
+
 def _without_noise(net, scan, table, maps):
-    maker = phydiff._Maker(net.eval(), scan, table, request_(population=maps), 1, "fp32")
+    maker = phydiff._Maker(making(net, population=maps), scan, table)
     known = maker._known(1, torch.arange(len(table)))
     with torch.no_grad():
         found = phydiff.draw(net, known, "fast", [1000], lambda draw: torch.zeros_like(known.centre), "fp32")
@@ -167,7 +174,7 @@ def test_the_papers_sampler_starts_from_the_noised_b0():
     made = PhyDiff().generate(_tiny_paper(), scan, request_(**settings))
     assert made.record["Sampler"] == {"Name": "ancestral, from the noised b0", "Steps": 4, "NetworkEvaluations": 4}
     assert np.isfinite(made.mean).all()
-    assert phydiff._default_steps(request_(sampler="paper")) == 800
+    assert making(tiny(), sampler="paper").steps == 800
 
 
 def _tiny_paper():
@@ -180,7 +187,7 @@ def test_the_paper_size_has_what_the_paper_states():
     net = PhyDiff().network("paper")
     assert net.backbone.spec.widths == (128, 256, 512)
     assert net.backbone.spec.patch == 4
-    plan = PhyDiff().plan("paper")
+    plan = PhyDiff().training_plan("paper")
     assert (plan.learning_rate, plan.betas, plan.weight_decay, plan.clip) == (5e-4, (0.9, 0.95), 1e-4, 1.0)
     assert not PhyDiff().network("small", query_mapping=False).backbone.conditions.numbers
 
@@ -230,12 +237,12 @@ def test_training_moves_the_backbone_alone_without_tracts_and_the_adapter_alone_
     arrays, affine = embedded_mni(4)
     atlas = procedural_atlas(**arrays, affine=affine)
     method = PhyDiff()
-    cohort = method.people(atlas, 1)
+    cohort = method.subjects(atlas, 1)
     assert 0.5e-3 < cohort.maps.adc[0][atlas.brain].median() < 1.2e-3
     assert cohort.maps.adc[2][atlas.brain].mean() < cohort.maps.adc[0][atlas.brain].mean(), "kurtosis"
     tracts = np.random.default_rng(0).random((*atlas.shape, 42), dtype=np.float32)
     told = Population(np.full((*atlas.shape, 1), 1e-3, np.float32), np.array([1000.0]), tracts)
-    for source in (cohort, method.people(atlas, 1, population=told)):
+    for source in (cohort, method.subjects(atlas, 1, population=told)):
         net = tiny()
         method.freeze(net, source)
         before = {name: p.clone() for name, p in net.named_parameters()}
@@ -281,9 +288,9 @@ def test_a_share_of_the_brightness_and_all_of_the_directions_is_taken(monkeypatc
     for share in (1.0, 0.5):
         monkeypatch.setattr(phydiff, "TRUST", share)
         with torch.no_grad():
-            made[share] = phydiff._Maker(net.eval(), scan, table, request_(), 1, "fp32")._sample(1, 0).numpy()
+            made[share] = phydiff._Maker(making(net), scan, table)._sample(1, 0).numpy()
     whole, half = (made[share].reshape(2, 3, *made[share].shape[1:]) for share in (1.0, 0.5))
-    known = phydiff._Maker(net, scan, table, request_(), 1, "fp32")._known(1, torch.arange(6))
+    known = phydiff._Maker(making(net), scan, table)._known(1, torch.arange(6))
     isotropic = known.centre[:, 0].numpy().reshape(whole.shape)
     parts = [(image - isotropic).mean(axis=1) for image in (whole, half)]
     np.testing.assert_allclose(parts[1], 0.5 * parts[0], atol=1e-5)

@@ -1,0 +1,461 @@
+"""Di-Fusion's training on one run, its walks, and what becomes of them; see `difusion`."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...diffusion.noise import generator
+from ...diffusion.processes import rev_warmup70
+from ...diffusion.samplers import Sampled, run_walk, run_walk_times
+from ...diffusion.training import Plan, Trained, resolve_precision, train
+from ...diffusion.weights import load_weights
+from ...dwi.fusion import fuse
+from ...dwi.noise import estimate_sigma
+from ...dwi.prediction import CHANNELS, conditions, leave_one_out
+from ...dwi.series import Scan
+from ...dwi.stack import Stack, slice_stack
+from ...nets.unet import UNet, UNetSpec
+from ..base import Generated, Method, Request
+from .difusion import SPEC, STEPS, VARIANTS
+
+LATTER = 300  # T_c: of the 1000 diffusion steps only the last 300 are used
+TIMES = {"paper": tuple(run_walk_times(LATTER)), "fast": (300, 0)}
+FLIPS = ((), (-1,), (-2,), (-2, -1))
+CROP = 64  # side of the training patches, voxels
+BATCH = 8
+HELD_OUT = 24  # slices of single volumes that score the training
+SLICES_AT_ONCE = 16
+
+SIZES = {
+    "small": {
+        "base": 32,
+        "multipliers": (1, 2, 2),
+        "blocks": 1,
+        "attention": (),
+        "groups": 0,
+        "bottom": False,
+    },
+    "paper": {},
+}
+
+
+class Given(NamedTuple):
+    """What the walk of some images starts from: x, the other endpoint x', what else the network is told."""
+
+    x: Tensor  # (J, h, w)
+    other: Tensor  # (J, h, w)
+    told: Tensor  # (J, C, h, w)
+    mask: Tensor  # (J, h, w)
+
+
+class DiFusion(Method):
+    """Di-Fusion. `Request.options`: variant, training_steps, learning_rate, keep_noise_floor, csnr."""
+
+    spec = SPEC
+
+    def network(self, size: str, variant: str = "extended") -> UNet:
+        """Return an untrained network, always the same; the extended one starts by correcting nothing."""
+        spec = UNetSpec(1, **(SIZES[size] | {"groups": 32}))
+        if variant == "extended":
+            spec = UNetSpec(1 + CHANNELS, zero_output=True, **SIZES[size])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return UNet(spec)
+
+    def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
+        """Train on the scan, starting from `net` where one is given, and denoise it."""
+        begun = time.monotonic()
+        warnings = self.spec.check(scan)
+        variant = request.options.get("variant", "extended")
+        if variant not in VARIANTS:
+            raise ValueError(f"unknown Di-Fusion variant {variant!r}; choose one of {VARIANTS}")
+        weights = {"Name": "trained on this run"}
+        if net is None or variant == "published":
+            net = self.network(request.size, variant)
+            if request.weights is not None:
+                _, card = load_weights(net, request.weights, SPEC.name, request.size, request.weights_dir)
+                weights = card.record() | {"Name": f"{card.name}, trained further on this run"}
+        net = net.to(request.device, memory_format=torch.channels_last)
+        sigma = estimate_sigma(scan).sigma
+        stack = slice_stack(scan, net.spec.divisor, request.device)
+        work = (_Published if variant == "published" else _Extended)(scan, stack, request, sigma)
+        trained = work.train(net, _checkpoint(scan, request))
+        times = work.choose_times(net)
+        samples, evaluations = work.denoise(net, times)
+        mean, std = work.finish(scan, samples)
+        record = {
+            "Size": request.size,
+            "Variant": variant,
+            "Weights": weights,
+            "Sampler": {
+                "Name": self.spec.samplers[request.sampler],
+                "Steps": len(times),
+                "NetworkEvaluations": round(evaluations, 1),
+            },
+            "Seed": request.seed,
+            "Samples": request.n_samples,
+            "Training": _training_record(trained),
+            "NoiseLevel": round(sigma, 4),
+            "Device": str(request.device),
+            "Precision": work.precision,
+            "Seconds": round(time.monotonic() - begun, 1),
+        }
+        checks = {
+            "difusion_evaluations": evaluations,
+            "difusion_held_out_loss": trained.held_out_loss,
+            "difusion_held_out_gain": 1 - trained.held_out_loss / trained.start_loss,
+            "difusion_direction_contrast": direction_contrast(scan, mean, sigma),
+        }
+        acquired = ~np.isin(np.arange(len(scan.gradients)), work.targets)
+        return Generated(mean, std, scan.gradients, (), acquired, record, checks, tuple(warnings))
+
+
+def direction_contrast(scan: Scan, denoised: np.ndarray, sigma: float) -> float:
+    """Return how much of each denoised volume follows its own acquired volume rather than its neighbour.
+
+    Least squares, in the mask, of denoised j on acquired j and its nearest direction n: a_j / (a_j + a_n),
+    averaged over the diffusion-weighted volumes and limited to [0, 1]. sigma² is taken off the variances of the
+    acquired, so that their noise does not hide the contrast. 1: every direction is kept; 0.5 or less: it is
+    smeared over its neighbours. NaN where no volume has a neighbour.
+    """
+    nearest = scan.gradients.neighbours(1)[:, 0]
+    shares = []
+    for j in np.flatnonzero(~scan.gradients.is_b0 & (nearest >= 0)):
+        signals = np.stack([scan.data[scan.mask, j], scan.data[scan.mask, nearest[j]], denoised[scan.mask, j]])
+        covariance = np.cov(signals.astype(np.float64))
+        a = np.linalg.lstsq(covariance[:2, :2] - sigma**2 * np.eye(2), covariance[:2, 2], rcond=None)[0]
+        shares.append(np.clip(a[0] / (a[0] + a[1]), 0, 1))
+    return float(np.mean(shares)) if shares else float("nan")
+
+
+def _checkpoint(scan: Scan, request: Request) -> Path | None:
+    """Return where this very training is kept: beside the requested file, with all it depends on in its name."""
+    if request.checkpoint is None:
+        return None
+    digest = hashlib.blake2b(digest_size=8)
+    for array in (scan.data, scan.mask, scan.gradients.bvals, scan.gradients.bvecs):
+        digest.update(np.ascontiguousarray(array).data)
+    # What "auto" came to, not that it was asked for: other hardware starts anew.
+    precision = resolve_precision(request.precision, request.device)
+    settings = (request.size, request.seed, request.subject, request.run, request.options, request.weights)
+    digest.update(repr((*settings, precision, request.device.type)).encode())
+    path = Path(request.checkpoint)
+    return path.with_name(f"{path.stem}-{digest.hexdigest()}.safetensors")
+
+
+def _training_record(trained: Trained) -> dict:
+    return {
+        "Steps": trained.steps,
+        "Minutes": round(trained.minutes, 2),
+        "StoppedBecause": trained.stopped_because,
+        "HeldOutLoss": trained.held_out_loss,
+        "HeldOutLossAtStart": trained.start_loss,
+    }
+
+
+class _Work:
+    """Training and sampling on one stack; what differs between the variants is in the subclasses."""
+
+    learning_rate: float
+    scale: float  # unit of the network's output
+
+    def __init__(self, scan: Scan, stack: Stack, request: Request, sigma: float):
+        self.stack, self.request, self.sigma = stack, request, sigma
+        # A lonely volume has no other of its kind: a single b0 passes through.
+        self.nearest = scan.gradients.neighbours(1)[:, 0]
+        self.targets = np.flatnonzero(self.nearest >= 0)
+        self.precision = resolve_precision(request.precision, request.device)
+        self.process = rev_warmup70()
+        pairs = [(z, int(j)) for z in stack.slices for j in self.targets]
+        n = min(HELD_OUT, max(1, len(pairs) // 12))
+        self.weight = stack.mask.float()
+        chosen = self._random("held-out").choice(len(pairs), n, replace=False)
+        self.held_out = [pairs[i] for i in sorted(chosen)]
+        self.trainable = sorted(set(pairs) - set(self.held_out))
+
+    def given(self, block: Tensor, volumes: np.ndarray, mask: Tensor) -> Given:
+        """Return the endpoints and conditions of volumes in a block."""
+        raise NotImplementedError
+
+    def fused(self, given: Given, t: Tensor) -> Tensor:
+        """Return x*_t, the image that is noised (Eq. 6)."""
+        raise NotImplementedError
+
+    def network_input(self, x_t: Tensor, given: Given) -> Tensor:
+        """Return (J, C, h, w)."""
+        raise NotImplementedError
+
+    def base(self, given: Given) -> Tensor:
+        """Return what the network's output is added to."""
+        raise NotImplementedError
+
+    def finish(self, scan: Scan, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the mean and spread (X, Y, Z, N) of samples (S, Z, N, H, W)."""
+        raise NotImplementedError
+
+    def _random(self, what: str, **address) -> np.random.Generator:
+        r = self.request
+        return generator(r.seed, r.subject, r.run, f"{SPEC.name} {what}", **address)
+
+    def noisy(self, given: Given, t: Tensor, rngs: list[np.random.Generator]) -> Tensor:
+        """Return x_t = sqrt(abar) x*_t + sqrt(1 - abar) xi, xi = mess((x - x') - mean): the run's own noise,
+        its pixels shuffled within the brain (Eq. 7 and 8)."""
+        xi = torch.zeros_like(given.x)
+        for k, rng in enumerate(rngs):
+            inside = given.mask[k]
+            residual = (given.x[k] - given.other[k])[inside]
+            order = torch.from_numpy(rng.permutation(len(residual))).to(residual.device)
+            xi[k][inside] = (residual - residual.mean())[order]
+        return self.process.add_noise(self.fused(given, t), t[:, None, None], xi)
+
+    def examples(self, pairs: list[tuple[int, int]], rng: np.random.Generator, crop: bool) -> dict[str, Tensor]:
+        """Return network inputs and targets for (slice, volume) pairs, whole or as patches turned over."""
+        parts, weights = [], []
+        for z, j in pairs:
+            rows, columns = self._patch(z, rng) if crop else (slice(None), slice(None))
+            weights.append(self.weight[z, rows, columns])
+            parts.append(
+                self.given(self.stack.block(z, rows, columns), np.array([j]), self.stack.mask[z, rows, columns])
+            )
+        given = Given(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        t = torch.from_numpy(rng.integers(1, LATTER + 1, len(pairs)))
+        x_t = self.noisy(given, t, [rng] * len(pairs))
+        image = self.network_input(x_t, given)
+        target = ((given.x - self.base(given)) / self.scale)[:, None]
+        weight = torch.stack(weights)[:, None]
+        for dims in ((-1,), (-2,)):
+            if crop and rng.random() < 0.5:
+                image, target, weight = image.flip(dims), target.flip(dims), weight.flip(dims)
+        image = image.contiguous(memory_format=torch.channels_last)
+        return {"image": image, "level": self._level(t, image), "target": target, "weight": weight}
+
+    def _patch(self, z: int, rng: np.random.Generator) -> tuple[slice, slice]:
+        """Return a patch around a random brain pixel of the slice."""
+        pixels = self.stack.mask[z].nonzero()
+        centre = pixels[int(rng.integers(len(pixels)))].tolist()
+        starts = [
+            int(np.clip(c - CROP // 2, 0, max(0, size - CROP)))
+            for c, size in zip(centre, self.stack.mask.shape[1:], strict=True)
+        ]
+        return slice(starts[0], starts[0] + CROP), slice(starts[1], starts[1] + CROP)
+
+    def _level(self, t: int | Tensor, like: Tensor) -> Tensor:
+        return self.process.marginal(t)[0].to(like.device, torch.float32).expand(len(like))
+
+    def _autocast(self):
+        return torch.autocast(self.request.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def train(self, net: nn.Module, checkpoint: Path | None = None) -> Trained:
+        """Train the network in place, scored on the held-out slices."""
+        held_out = self.examples(self.held_out, self._random("score"), crop=False)
+
+        def batch(step: int) -> dict[str, Tensor]:
+            rng = self._random("train", sample=step)
+            chosen = rng.integers(0, len(self.trainable), BATCH)
+            return self.examples([self.trainable[i] for i in chosen], rng, crop=True)
+
+        @torch.no_grad()
+        def score(model: nn.Module) -> float:
+            total = 0.0
+            for k in range(len(self.held_out)):
+                part = {name: value[k : k + 1] for name, value in held_out.items()}
+                with self._autocast():
+                    total += float(_loss(model, part)) * float(part["weight"].sum())
+            return total / float(held_out["weight"].sum())
+
+        options, tell = self.request.options, self.request.progress
+        steps = int(options.get("training_steps", STEPS))
+        plan = Plan(
+            steps=steps,
+            minutes=self.request.minutes,
+            learning_rate=float(options.get("learning_rate", self.learning_rate)),
+            precision=self.precision,
+            save_every=min(Plan.save_every, max(1, steps // 8)),  # a short training goes on where it was cut off, too
+        )
+        progress = None if tell is None else lambda done, total, left: tell("training", done, total)
+        return train(net, batch, _loss, score, plan, checkpoint, progress=progress)
+
+    def walk(self, net: nn.Module, given: Given, times, z: int, volumes, sample: int, stop=None, watch=None) -> Sampled:
+        """Sample images of slice z; `watch` is shown every estimate of x0."""
+        start = torch.full((len(volumes),), times[0])
+        rngs = [self._random("sample", volume=int(j), slice=z, sample=sample) for j in volumes]
+        base, step = self.base(given), 0
+
+        def denoise(x_t: Tensor, t: int) -> Tensor:
+            nonlocal step
+            # The fast sampler takes one flip per evaluation, a different one each.
+            flips = FLIPS if self.request.sampler == "paper" else (FLIPS[step % len(FLIPS)],)
+            step += 1
+            image, level = self.network_input(x_t, given), self._level(t, x_t)
+            total = torch.zeros_like(x_t)
+            for dims in flips:
+                turned = image.flip(dims).contiguous(memory_format=torch.channels_last)
+                with self._autocast():
+                    answer = net(turned, level)
+                total += answer.float()[:, 0].flip(dims)
+            x0 = base + self.scale * total / len(flips)
+            if watch is not None:
+                watch(x0)
+            return x0
+
+        return run_walk(denoise, self.process, self.noisy(given, start, rngs), times, stop=stop)
+
+    def stop(self, given: Given):
+        """Return the stopping rule of a walk, or None."""
+        return None
+
+    @torch.no_grad()
+    def choose_times(self, net: nn.Module) -> tuple[int, ...]:
+        """Return the sampler's times; of another number of evaluations, spaced anew over the same walk."""
+        times, steps = TIMES[self.request.sampler], self.request.steps
+        if steps is None:
+            return times
+        if self.request.sampler == "fast":
+            return _distinct(np.linspace(LATTER, 0, steps))
+        return tuple(times[k] for k in _distinct(np.linspace(0, len(times) - 1, steps)))
+
+    @torch.no_grad()
+    def denoise(self, net: nn.Module, times: tuple[int, ...]) -> tuple[np.ndarray, float]:
+        """Return samples (S, Z, N, H, W), and the mean number of network evaluations per image."""
+        stack, request = self.stack, self.request
+        out = np.zeros((request.n_samples, *stack.data.shape), dtype=np.float32)
+        groups = np.array_split(self.targets, -(-len(self.targets) // SLICES_AT_ONCE))
+        evaluations, slices = [], stack.slices
+        for done, z in enumerate(slices):
+            block = stack.block(z)
+            for volumes in groups:
+                given = self.given(block, volumes, stack.mask[z])
+                for sample in range(request.n_samples):
+                    sampled = self.walk(net, given, times, z, volumes, sample, self.stop(given))
+                    out[sample, z, volumes] = sampled.x0.cpu().numpy()
+                    evaluations.append(sampled.evaluations.float().mean().item())
+            if request.progress is not None:
+                request.progress("denoising", done + 1, len(slices))
+        return out, float(np.mean(evaluations))
+
+
+class _Extended(_Work):
+    """The prediction from the other volumes takes the place of the neighbour, and the network corrects it."""
+
+    learning_rate = 1e-3
+
+    def __init__(self, scan, stack, request, sigma):
+        super().__init__(scan, stack, request, sigma)
+        brain = stack.voxels()
+        self.known = leave_one_out(brain, scan.gradients).to(request.device)
+        residual = brain - brain @ self.known.linear[:, :-1].T - self.known.linear[:, -1]
+        power = residual[:, self.targets].square().mean(dim=1)  # (V,)
+        self.scale = max(float(power.median().sqrt()), 1e-6)
+        # A few voxels (vessels, the brain's edge) hold most of the squared error: let all voxels count alike.
+        self.weight[stack.mask] = 1 / (1 + power / self.scale**2)
+
+    def given(self, block, volumes, mask):
+        told, p = conditions(self.known, block, volumes, self.scale)
+        return Given(block[1, volumes], p, told, mask.expand(len(p), -1, -1))
+
+    def fused(self, given, t):
+        # x' in both slots, as in the authors' code: x stays out, and can be fused optimally at the end.
+        return given.other
+
+    def network_input(self, x_t, given):
+        return torch.cat([((x_t - given.other) / self.scale)[:, None], given.told], dim=1)
+
+    def base(self, given):
+        return given.other
+
+    @torch.no_grad()
+    def choose_times(self, net):
+        """Return the sampler's times up to the evaluation that predicts the held-out slices best."""
+        times = super().choose_times(net)
+        errors = np.zeros(len(times))
+        for z, j in self.held_out:
+            given = self.given(self.stack.block(z), np.array([j]), self.stack.mask[z])
+            seen = []
+            self.walk(net, given, times, z, [j], 0, watch=seen.append)
+            errors += [float(((x0 - given.x).square() * self.weight[z]).sum()) for x0 in seen]
+        return times[: int(errors.argmin()) + 1]
+
+    def finish(self, scan, samples):
+        mean = np.array(scan.data, dtype=np.float32)
+        std = np.zeros_like(mean) if len(samples) > 1 else None
+        keep_floor = bool(self.request.options.get("keep_noise_floor", False))
+        for volumes in _kinds(scan, self.targets):
+            acquired = np.ascontiguousarray(scan.data[..., volumes], dtype=np.float32)
+            fused = [
+                fuse(
+                    acquired,
+                    self.stack.on_grid(sample[:, volumes], acquired),
+                    scan.mask,
+                    self.sigma,
+                    keep_floor,
+                )
+                for sample in samples
+            ]
+            mean[..., volumes] = np.mean(fused, axis=0)
+            if std is not None:
+                std[..., volumes] = np.std(fused, axis=0, ddof=1) * scan.mask[..., None]
+        return mean, std
+
+
+class _Published(_Work):
+    """The paper's own: x_t alone goes in, and the walk ends where x0 departs from x by the noise level."""
+
+    learning_rate = 1e-4
+    scale = 1.0
+
+    def given(self, block, volumes, mask):
+        x, other = block[1, volumes], block[1, self.nearest[volumes]]
+        return Given(x, other, x[:, None, :0].new_zeros(len(x), 0, *x.shape[1:]), mask.expand(len(x), -1, -1))
+
+    def fused(self, given, t):
+        return self.process.posterior(given.x, given.other, t[:, None, None], t[:, None, None] - 1)[0]
+
+    def network_input(self, x_t, given):
+        return x_t[:, None]
+
+    def base(self, given):
+        return torch.zeros_like(given.x)
+
+    def stop(self, given):
+        """Return d = rms(x0 - x) over the brain > CSNR (Eq. 13); CSNR is the noise level in b0 units."""
+        level = float(self.request.options.get("csnr", self.sigma / self.stack.scale))
+
+        def departed(x0: Tensor, step: int) -> Tensor:
+            error = ((x0 - given.x).square() * given.mask).flatten(1).sum(1) / given.mask.flatten(1).sum(1)
+            return error.sqrt() > level
+
+        return departed
+
+    def finish(self, scan, samples):
+        mean = np.array(scan.data, dtype=np.float32)
+        std = np.zeros_like(mean) if len(samples) > 1 else None
+        volumes = self.targets
+        acquired = np.ascontiguousarray(scan.data[..., volumes], dtype=np.float32)
+        estimates = [self.stack.on_grid(sample[:, volumes], acquired) for sample in samples]
+        mean[..., volumes] = np.where(scan.mask[..., None], np.mean(estimates, axis=0), acquired)
+        if std is not None:
+            std[..., volumes] = np.std(estimates, axis=0, ddof=1) * scan.mask[..., None]
+        return mean, std
+
+
+def _distinct(values: np.ndarray) -> tuple[int, ...]:
+    """Return values rounded to whole numbers, each once, in their order."""
+    return tuple(dict.fromkeys(values.round().astype(int).tolist()))
+
+
+def _kinds(scan: Scan, targets: np.ndarray) -> list[np.ndarray]:
+    """Return the volumes to denoise, grouped by what they show: the b0s, and each shell."""
+    return [volumes for volumes in scan.gradients.groups() if np.isin(volumes, targets).any()]
+
+
+def _loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Return the mean squared error over the brain (L_simple), weighted."""
+    error = (net(batch["image"], batch["level"]).float() - batch["target"]) ** 2
+    return (error * batch["weight"]).sum() / batch["weight"].sum()

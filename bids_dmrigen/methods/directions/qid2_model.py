@@ -1,0 +1,219 @@
+"""QID²'s network, its training, and the filling of shells with what it draws; see `qid2`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...diffusion.arrays import Prepared
+from ...diffusion.noise import NoiseSource
+from ...diffusion.samplers import ancestral, dpm_solver_pp_2m, even_times
+from ...diffusion.training import Plan
+from ...dwi.noise import shell_sigma
+from ...dwi.series import Scan
+from ...nets.direction_unet import DirectionUNet
+from ...nets.unet import UNetSpec
+from ...simulate.examples import People, numbers_of_step
+from ..base import Generated, Request, TrainedAtOnce
+from ..making import Making, denoiser, slice_by_slice
+from . import sh
+from .examples import BVALS, DIRECTIONS, PROCESS, Batch, examples
+from .inputs import EXTRA, REFERENCES, Known, known_of
+from .qid2 import SPEC
+from .task import Shell, assemble, check_left_out, shells_to_fill, wanted_directions
+
+STEPS = (1000, 1, 8)  # of the paper's sampler, of the fast one for one sample and for several
+IMAGES_AT_ONCE = 24
+CHECKED = 4  # acquired directions of a shell that are left out to find how far the network is to be trusted
+MARGIN = 4  # voxels around the brain that the network sees
+SIZES = {
+    "small": UNetSpec(1 + REFERENCES + EXTRA, base=24, multipliers=(1, 2, 4), blocks=1, attention=(2,), groups=0,
+                      bottom=False, heads=4, context=64, zero_output=True),
+    "paper": UNetSpec(1 + REFERENCES, base=128, multipliers=(1, 1, 2), blocks=1, attention=(1, 2), bottom=False,
+                      heads=4, context=256),
+}  # fmt: skip
+UNTRAINED_B = "shells at b = {bvals} s/mm² lie outside what the weights were trained on, {low:.0f} to {high:.0f}"
+
+
+class QID2(TrainedAtOnce):
+    """QID²."""
+
+    spec = SPEC
+
+    def network(self, size: str) -> DirectionUNet:
+        """Return an untrained network, always the same."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return DirectionUNet(SIZES[size], REFERENCES)
+
+    def configuration(self, size: str) -> dict[str, Any]:
+        """Return what the network of this size is built from and trained within."""
+        return {**vars(SIZES[size]), "references": REFERENCES, "bvals": list(BVALS), "directions": list(DIRECTIONS)}
+
+    # -- training
+
+    def training_plan(self, size: str) -> Plan:
+        """Return the training's default budget and settings; `paper` has the paper's rate and moments."""
+        common = {"evaluate_every": 250, "patience": 1000, "save_every": 250, "warmup": 200, "ema": 0.999}
+        if size == "paper":
+            return Plan(steps=1_000_000, learning_rate=2.5e-5, betas=(0.5, 0.999), **common)
+        return Plan(steps=200_000, learning_rate=1e-3, **common)
+
+    def examples(self, source: People | Prepared, size: str, batch: int, seed: int) -> Callable[[int], Batch]:
+        """Return index -> batch of examples on the source's device."""
+        return lambda index: examples(source, size, batch, numbers_of_step(seed, index, source.device))
+
+    def loss(self, net: nn.Module, batch: Batch) -> Tensor:
+        """Return the weighted mean squared error of the network's prediction: noise (`paper`) or image (`small`)."""
+        known = batch.known
+        x_t = PROCESS.add_noise(batch.x0, batch.t.reshape(-1, 1, 1, 1), batch.noise)
+        found = _evaluate(net, x_t, batch.t, known)
+        target = batch.x0 if known.with_prediction else batch.noise
+        return ((found - target).square() * batch.weight).sum() / batch.weight.sum()
+
+    # -- generation
+
+    def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
+        """Fill every shell of the scan with `net`, or with stored weights where there is none."""
+        making = Making(self, net, request, STEPS)
+        making.net.to(memory_format=torch.channels_last)
+        trust: dict[float, float] = {}
+
+        def fill(scan: Scan, request: Request) -> Generated:
+            return self._fill(making, scan, request, trust)
+
+        if request.size == "small":
+            trust = trust_in_correction(fill, scan, request)
+        return replace(fill(scan, request), left_out=check_left_out(fill, scan, request, REFERENCES))
+
+    def _fill(self, making: Making, scan: Scan, request: Request, trust: dict[float, float]) -> Generated:
+        making = making.again(request)
+        warnings = self.spec.check(scan)
+        shells, more = shells_to_fill(scan, self.spec.title, REFERENCES, wanted_directions(request))
+        warnings += more + _outside(shells)
+        filler = _Filler(making, scan)
+        made, first = [], 0
+        trusted = {shell.bval: _nearest(trust, shell.bval) for shell in shells}
+        for shell in shells:
+            made.append(filler.fill(shell, first, trusted[shell.bval]))
+            first += len(shell.wanted)
+        record = making.record(
+            TrustInCorrection={f"b={bval:.0f}": round(value, 3) for bval, value in trusted.items()},
+            NoiseLevel={f"b={shell.bval:.0f}": round(shell_sigma(scan, shell.volumes), 4) for shell in shells},
+        )
+        return assemble(scan, shells, made, record, warnings=tuple(warnings))
+
+
+class _Filler:
+    """Generates the missing directions of one scan, slice by slice."""
+
+    def __init__(self, making: Making, scan: Scan):
+        self.making, self.scan, self.request = making, scan, making.request
+        self.sampler = dpm_solver_pp_2m if self.request.sampler == "fast" else ancestral
+        self.times = even_times(PROCESS.steps, making.steps)
+        self.box, self.slices = scan.brain_window(MARGIN)
+        linear_part = np.asarray(scan.affine)[:3, :3]
+        self.axes = torch.as_tensor(linear_part / np.linalg.norm(linear_part, axis=0), dtype=torch.float32)
+        self.b0 = scan.mean_b0()
+
+    @torch.inference_mode()
+    def fill(self, shell: Shell, first: int, trust: float) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return mean and (of several samples) spread (X, Y, Z, T) of a shell's wanted directions.
+
+        `first` is the number of the first one among all that are generated: it addresses the noise. `trust` is the
+        share of the network's correction that is taken.
+        """
+        mask = self.scan.mask
+        unit = float(self.scan.data[mask][:, shell.volumes].mean())
+        sigma = shell_sigma(self.scan, shell.volumes)
+
+        def at(part: np.ndarray) -> Callable[[int], Tensor]:
+            z = int(part[0])
+            known = self._known(shell, z, unit, sigma)
+            known = replace(known, scale=trust * known.scale) if trust != 1 else known
+            inside = torch.from_numpy(np.ascontiguousarray(mask[(*self.box, z)]))
+            return lambda k: (self._sample(known, z, first, k).clamp_min(0) * inside).permute(1, 2, 0)[:, :, None]
+
+        volume = (*mask.shape, len(shell.wanted))
+        parts = np.split(self.slices, len(self.slices))
+        return slice_by_slice(volume, self.box, parts, self.request, at, f"b = {shell.bval:.0f}, slices")
+
+    def _known(self, shell: Shell, z: int, unit: float, sigma: float) -> Known:
+        """Return what is known of all wanted directions in a slice."""
+        around = [min(max(z + k, 0), self.scan.data.shape[2] - 1) for k in (-1, 0, 1)]
+
+        def block(volume: np.ndarray) -> Tensor:  # (h, w, 3, ...)
+            return torch.from_numpy(np.ascontiguousarray(volume[self.box][:, :, around], dtype=np.float32))
+
+        signal = block(self.scan.data)[..., shell.volumes].permute(3, 0, 1, 2)  # (N, h, w, 3)
+        device = self.request.device
+        return known_of(
+            block(self.b0)[None].to(device),
+            signal[None].to(device),
+            torch.as_tensor(shell.acquired, dtype=torch.float32, device=device)[None] @ self.axes.to(device),
+            torch.as_tensor(shell.wanted, dtype=torch.float32, device=device)[None] @ self.axes.to(device),
+            torch.tensor([shell.bval], device=device, dtype=torch.float32),
+            torch.tensor([sigma], device=device, dtype=torch.float32),
+            torch.tensor([unit], device=device),
+            self.request.size,
+        )
+
+    def _sample(self, known: Known, z: int, first: int, sample: int) -> Tensor:
+        """Return one sample (T, h, w) of every wanted direction in a slice, in signal units."""
+        request, made = self.request, []
+        for part in torch.arange(len(known.images)).split(IMAGES_AT_ONCE):
+            own = known.part(part)
+            addresses = [(first + int(t), z, sample) for t in part]
+            shape = (1, *known.images.shape[2:])
+            noise = NoiseSource(request.seed, request.subject, request.run, SPEC.name, addresses, shape, request.device)
+            kind = "x0" if own.with_prediction else "noise"
+            denoise = denoiser(
+                lambda x, t, own=own: _evaluate(self.making.net, x, t, own), PROCESS, kind, self.making.precision
+            )
+            found = self.sampler(denoise, PROCESS, noise(0), self.times, noise).x0
+            made.append((own.centre + own.scale * found)[:, 0].float().cpu())
+        return torch.cat(made)
+
+
+def _evaluate(net: nn.Module, x: Tensor, t: Tensor, known: Known) -> Tensor:
+    return net(torch.cat([x, known.images], dim=1), t.float(), known.bvecs, known.bvals, known.log_sigma)
+
+
+def trust_in_correction(fill: Callable[[Scan, Request], Generated], scan: Scan, request: Request) -> dict[float, float]:
+    """Return for each shell how much of the network's correction the scan itself confirms, 0 to 1.
+
+    Some acquired directions are left out and made from the others. With s what spherical harmonics predict for them, q
+    what the network makes of it and y what was acquired, the trust is the least-squares share
+    sum (y - s)(q - s) / sum (q - s)². The noise in y is in neither s nor q, so that it costs precision, not truth.
+    Shells with too few directions to leave any out are not in the result.
+    """
+    asked = replace(request, n_samples=1, sampler="fast", steps=None, left_out=CHECKED, options={})
+    made = check_left_out(fill, scan, asked, REFERENCES)
+    classical = check_left_out(lambda *few: sh.build().generate(None, *few), scan, asked, REFERENCES)
+    if made is None or classical is None:
+        return {}
+    trust = {}
+    for bval, members in scan.gradients.shells():
+        of_shell = np.isin(made.volumes, members)
+        if of_shell.any():
+            base = classical.mean[scan.mask][:, of_shell].astype(np.float64)
+            change = made.mean[scan.mask][:, of_shell] - base
+            error = scan.data[scan.mask][:, made.volumes[of_shell]] - base
+            trust[bval] = float(np.clip((change * error).sum() / max((change**2).sum(), 1e-12), 0, 1))
+    return trust
+
+
+def _nearest(trust: dict[float, float], bval: float) -> float:
+    """Return the trust of the shell at this b-value; all of it where none was found."""
+    return min((abs(known - bval), value) for known, value in (trust or {bval: 1.0}).items())[1]
+
+
+def _outside(shells: list[Shell]) -> list[str]:
+    """Return a warning where b-values lie outside the trained range."""
+    bvals = [round(s.bval) for s in shells if not BVALS[0] <= s.bval <= BVALS[1]]
+    return [UNTRAINED_B.format(bvals=bvals, low=BVALS[0], high=BVALS[1])] if bvals else []

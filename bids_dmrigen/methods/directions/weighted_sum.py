@@ -1,0 +1,44 @@
+"""Methods whose generated volumes are weighted sums of acquired ones: nothing is learnt."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ...dwi.series import Scan
+from ..base import Generated, Method, Request
+from .task import assemble, check_left_out, shells_to_fill, wanted_directions
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class WeightedSum(Method):
+    """A method that fills shells with weighted sums of their volumes."""
+
+    @abstractmethod
+    def weights(self, acquired: Tensor, wanted: Tensor) -> Tensor:
+        """Return the weights (T, N) of a shell's volumes for directions (N, 3) and (T, 3)."""
+
+    def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
+        """Fill every shell of the scan."""
+        made = self._fill(scan, request)
+        return replace(made, left_out=check_left_out(self._fill, scan, request, self.spec.min_directions))
+
+    def _fill(self, scan: Scan, request: Request) -> Generated:
+        import torch
+
+        from ..making import classical_record
+        from .inputs import shell_signal
+
+        begun = time.monotonic()
+        warnings = self.spec.check(scan)
+        shells, more = shells_to_fill(scan, self.spec.title, self.spec.min_directions, wanted_directions(request))
+        made = []
+        for shell in shells:
+            weights = self.weights(torch.from_numpy(shell.acquired), torch.from_numpy(shell.wanted)).float()
+            made.append(((shell_signal(scan, shell) @ weights.T).clamp_min(0).numpy(), None))
+        record = classical_record(self.spec, begun)
+        return assemble(scan, shells, made, record, warnings=tuple(warnings + more))

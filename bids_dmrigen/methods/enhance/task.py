@@ -1,0 +1,106 @@
+"""The question of this room: what would a better scanner have shown?
+
+In: a series of a poor scan. Out: the series as a good scan would show it, on the scan's voxels or on finer ones. Scored
+against a good scan of the same subject, simulated or measured: the papers' tables are NMSE and SSIM of the rotation-
+invariant features of each degree and of FA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...dwi.gradients import LEAST_DIRECTIONS, distinct
+from ...dwi.series import Scan, ScanError
+from ..spec import Header, MethodPlan, MethodSpec, Option
+
+GOOD = 15  # different directions of a shell: they determine harmonics of degree 4
+BVALS = (600.0, 3200.0)  # s/mm², of training examples
+SAME_MM = 1e-3  # voxels whose edges differ by less are of one size
+
+BAD_SIZE = "{flag} {wanted:g}: expected at most the scan's own voxel size, {zooms} mm, found a larger one"
+ONLY_FINER = "{title}: there is nothing to do on the scan's own voxels, {zooms} mm; ask for smaller ones with {flag}"
+VOXELS = "Its voxels were cubes of {edge:g} mm."
+TOO_FEW = "b = {bval:.0f} s/mm² has {found} different directions, RISH features need {least}: it was left as it is"
+NOTHING = "{title} needs a shell with at least {least} different directions; most found on one: {found}"
+UNTRAINED_B = "b = {bval:.0f} s/mm² lies outside what the weights were trained on, {low:.0f} to {high:.0f}"
+
+VOXEL_SIZE = Option(
+    "rishldm_voxel_size",
+    "edge of the result's voxels, mm, at most the smallest of the run's own (default: the run's own voxels)",
+    None,
+    float,
+    key="voxel_mm",
+    above=0,
+    metavar="MM",
+)
+
+
+@dataclass(frozen=True)
+class EnhanceSpec(MethodSpec):
+    """Of a method that may make its series on finer voxels.
+
+    Parameters
+    ----------
+    only_finer
+        Whether it has nothing to do on the scan's own voxels.
+    """
+
+    only_finer: bool = False
+
+    def plan(self, values: Mapping[str, Any], header: Header) -> MethodPlan:
+        """Return the plan: the acquired table, on the grid that was asked for."""
+        edge = self.edge_mm(header.zooms_mm, values[VOXEL_SIZE.name])
+        options = {} if edge is None else {VOXEL_SIZE.key: edge}
+        return MethodPlan(options, header.gradients, edge_mm=edge)
+
+    def sentences(self, values: Mapping[str, Any]) -> Sequence[str]:
+        """Return what the methods text says of the voxels."""
+        edge = values[VOXEL_SIZE.name]
+        return () if edge is None else (VOXELS.format(edge=edge),)
+
+    def edge_mm(self, zooms_mm: Sequence[float] | np.ndarray, wanted: float | None) -> float | None:
+        """Return the edge of the voxels of its result, mm; None where they are to be the scan's own.
+
+        Parameters
+        ----------
+        zooms_mm
+            (3,) of the scan.
+        wanted
+            Edge that is asked for; None for the scan's own.
+
+        Raises
+        ------
+        ScanError
+            Where it would be a coarser grid, or there is nothing to do on the scan's own.
+        """
+        zooms = " x ".join(f"{z:g}" for z in zooms_mm)
+        if wanted is None or np.allclose(zooms_mm, wanted, atol=SAME_MM):
+            if self.only_finer:
+                raise ScanError(ONLY_FINER.format(title=self.title, zooms=zooms, flag=VOXEL_SIZE.flag))
+            return None
+        if not 0 < wanted <= np.min(zooms_mm) + SAME_MM:
+            raise ScanError(BAD_SIZE.format(wanted=wanted, zooms=zooms, flag=VOXEL_SIZE.flag))
+        return float(wanted)
+
+
+class RishSpec(EnhanceSpec):
+    """Of a method that changes the RISH features of shells."""
+
+    def check(self, scan: Scan) -> list[str]:
+        """Return warnings about a scan; `ScanError` where no shell has enough different directions."""
+        warnings = super().check(scan)
+        least = LEAST_DIRECTIONS
+        shells = [(bval, len(distinct(scan.gradients.bvecs[volumes]))) for bval, volumes in scan.gradients.shells()]
+        if all(found < least for _, found in shells):
+            found = max((found for _, found in shells), default=0)
+            raise ScanError(NOTHING.format(title=self.title, least=least, found=found))
+        for bval, found in shells:
+            if found < least:
+                warnings.append(TOO_FEW.format(bval=bval, found=found, least=least))
+            elif not BVALS[0] <= bval <= BVALS[1]:
+                warnings.append(UNTRAINED_B.format(bval=bval, low=BVALS[0], high=BVALS[1]))
+        return warnings

@@ -1,0 +1,287 @@
+"""Phy-Diff's network, its training, and the images that it draws; see `phydiff`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...diffusion.noise import NoiseSource
+from ...diffusion.samplers import ancestral, dpm_solver_pp_2m, even_times
+from ...diffusion.training import Plan
+from ...dwi.gradients import GradientTable
+from ...dwi.series import Scan, ScanError
+from ...nets.adapter import Adapter, tract_condition
+from ...nets.hdit import HDiT, HDiTSpec
+from ...nets.template_atlas import IMAGES as ATLAS_IMAGES
+from ...nets.template_atlas import TemplateAtlas
+from ...simulate.adc import mean_adc
+from ...simulate.anatomy import deform
+from ...simulate.atlas import Atlas
+from ...simulate.examples import HELD_OUT, People, numbers_of_step
+from ...simulate.individual import ALIGNED
+from ..base import Generated, Population, Request, TrainedAtOnce
+from ..making import Making, denoiser, slice_by_slice
+from .examples import BVALS, Batch, Cohort, examples
+from .inputs import IMAGES, PROCESS, Known, PopulationMaps, adc_for, known_of
+from .phydiff import SPEC
+from .task import DEFAULT_BVALUES, wanted_table
+
+STRENGTH = 0.8  # of the process: the paper's sampler starts from the b0 noised so far
+STEPS = (round(STRENGTH * PROCESS.steps), 1, 20)  # of the paper's sampler, of the fast one for one sample and several
+TRUST = 0.8  # in the network's correction of a shell's brightness; chosen on real scans, see docs/decisions.md
+IMAGES_AT_ONCE = 16
+MARGIN = 4  # voxels around the brain that the network sees
+TRACTS = 42
+ADC_PEOPLE = 8  # whose mean ADC is the atlas of a training
+SIZES = {
+    "small": HDiTSpec(1 + IMAGES, widths=(64, 128, 256), depths=(2, 2, 4), head=32),
+    "paper": HDiTSpec(1 + 1, widths=(128, 256, 512), depths=(2, 2, 4), head=64),
+}
+NO_POPULATION = "Phy-Diff needs the ADC atlas on the scan's grid, in the template's space; found none"
+OTHER_GRID = "the ADC atlas has shape {found}, the scan {expected}: both must share one grid"
+NO_TRACTS = "Phy-Diff was told of no tracts: give XTRACT with --xtract-dir"
+UNTRAINED_TRACTS = "Phy-Diff's weights were not trained with tracts: those of --xtract-dir change nothing"
+UNTRAINED_B = "b = {bvals} s/mm² lie outside what the weights were trained on, {low:.0f} to {high:.0f}"
+
+
+class TractHDiT(nn.Module):
+    """The backbone, what it has learnt of directions in the template (`small`), and the adapter that tells of tracts.
+
+    Without tracts, or untrained, the adapter adds nothing; the atlas adds its image to the prediction, and is shown to
+    the backbone, which makes the rest.
+    """
+
+    def __init__(self, spec: HDiTSpec, with_atlas: bool = False):
+        super().__init__()
+        self.atlas = TemplateAtlas() if with_atlas else None
+        self.backbone = HDiT(replace(spec, in_channels=spec.in_channels + ATLAS_IMAGES * with_atlas))
+        self.adapter = Adapter(TRACTS, spec.patch, spec.widths)
+
+    def forward(self, x: Tensor, t: Tensor, known: Known) -> Tensor:
+        """Return the prediction (B, 1, H, W) from noisy images (B, 1, H, W), times (B,) and what is known of them."""
+        maps = None
+        if known.tracts is not None:
+            b0 = known.images[:, 1:2] if known.images.shape[1] > 1 else known.images
+            maps = self.adapter(tract_condition(known.tracts, b0))
+        seen = [x, known.images]
+        if self.atlas is not None:
+            with torch.autocast(x.device.type, enabled=False):
+                seen.append(self.atlas(known.places.float(), known.bvecs, known.bvals))
+        made = self.backbone(torch.cat(seen, dim=1), t.float(), known.bvecs, known.bvals, known.position, maps)
+        return made if self.atlas is None else made + seen[2][:, :1]
+
+
+class PhyDiff(TrainedAtOnce):
+    """Phy-Diff. `Request.options`: table, the (N,) `GradientTable` that is wanted, in the scan's voxel axes."""
+
+    spec = SPEC
+
+    def network(self, size: str, physics: bool = True, query_mapping: bool = True) -> TractHDiT:
+        """Return an untrained network, always the same; without `query_mapping` it is the paper's ablation.
+
+        `physics` says by which process it is trained and sampled.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            spec = replace(SIZES[size], query_mapping=query_mapping)
+            net = TractHDiT(spec, with_atlas=size == "small" and query_mapping)
+        net.physics = physics
+        return net
+
+    def configuration(self, size: str) -> dict[str, Any]:
+        """Return what the network of this size is built from and trained within."""
+        return {**vars(SIZES[size]), "bvals": list(BVALS), "tracts": TRACTS, "learnt_atlas": size == "small"}
+
+    # -- training
+
+    def training_plan(self, size: str) -> Plan:
+        """Return the training's default budget and settings: the paper's optimiser."""
+        common = {"learning_rate": 5e-4, "betas": (0.9, 0.95), "weight_decay": 1e-4, "ema": 0.999, "warmup": 200,
+                  "evaluate_every": 250, "patience": 1000, "save_every": 250}  # fmt: skip
+        return Plan(steps=1_000_000 if size == "paper" else 200_000, **common)
+
+    def subjects(
+        self,
+        atlas: Atlas,
+        n: int,
+        held_out: bool = False,
+        device: str | torch.device = "cpu",
+        population: Population | None = None,
+    ) -> Cohort:
+        """Return simulated people as registration leaves them in the template, and what is known of the population.
+
+        `population` is on the atlas's grid; without one the ADC atlas is that of `ADC_PEOPLE` such people.
+        """
+        first = HELD_OUT * held_out
+        people = People((deform(atlas.to(device), seed, ALIGNED) for seed in range(first, first + n)), device=device)
+        if population is None:
+            population = Population(_mean_adc(atlas), np.array(DEFAULT_BVALUES))
+        return Cohort(people, PopulationMaps.of(population, atlas.affine, device))
+
+    def freeze(self, net: TractHDiT, source: Cohort) -> None:
+        """Leave one part of the network as it is: the adapter without tracts, the backbone with them."""
+        net.adapter.requires_grad_(source.maps.tracts is not None)
+        for part in (net.backbone, net.atlas):
+            if part is not None:
+                part.requires_grad_(source.maps.tracts is None)
+
+    def examples(self, source: Cohort, size: str, batch: int, seed: int) -> Callable[[int], Batch]:
+        """Return index -> batch of examples on the source's device."""
+        return lambda index: examples(source, size, batch, numbers_of_step(seed, index, source.device))
+
+    def loss(self, net: nn.Module, batch: Batch) -> Tensor:
+        """Return the weighted mean squared error of the network's prediction: noise (`paper`) or image (`small`)."""
+        t = batch.t.reshape(-1, 1, 1, 1)
+        x_t = batch.known.process(_physics(net)).add_noise(batch.x0, t, batch.noise)
+        target = batch.x0 if _makes_image(batch.known) else batch.noise
+        found = net(x_t, batch.t, batch.known)
+        return ((found - target).square() * batch.weight).sum() / batch.weight.sum()
+
+    # -- generation
+
+    def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
+        """Make the wanted images of a scan in the template's space from its mean b0, in its brain and around it.
+
+        Its diffusion-weighted volumes are not looked at. Of what the network changes in the mean of a wanted shell's
+        images, beside isotropic diffusion, `TRUST` is taken (`small`).
+
+        Raises
+        ------
+        ScanError
+            Where the population's maps are missing or on another grid.
+        """
+        making = Making(self, net, request, STEPS)
+        if request.population is None or request.population.adc is None:
+            raise ScanError(NO_POPULATION)
+        if request.population.adc.shape[:3] != scan.mask.shape:
+            raise ScanError(OTHER_GRID.format(found=request.population.adc.shape[:3], expected=scan.mask.shape))
+        table = request.options.get("table") or wanted_table(scan)
+        mean, std = _Maker(making, scan, table).make()
+        bvals = sorted({round(b) for b in table.bvals if not BVALS[0] <= b <= BVALS[1]})
+        warnings = [UNTRAINED_B.format(bvals=bvals, low=BVALS[0], high=BVALS[1])] if bvals else []
+        with_tracts = request.population.tracts is not None
+        adapted = with_tracts and any(bool(out.weight.any()) for out in making.net.adapter.out)
+        if not adapted:
+            warnings.append(UNTRAINED_TRACTS if with_tracts else NO_TRACTS)
+        more = {"Tracts": adapted} | ({"TrustInBrightness": TRUST} if request.size == "small" else {})
+        acquired = np.zeros(len(table), bool)
+        return Generated(mean, std, table, (), acquired, making.record(**more), {}, tuple(warnings))
+
+
+class _Maker:
+    """Makes the images of one scan, slice by slice."""
+
+    def __init__(self, making: Making, scan: Scan, table: GradientTable):
+        self.making, self.scan, self.table, self.request = making, scan, table, making.request
+        b0 = scan.mean_b0()
+        self.unit = float(b0[scan.mask].mean())
+        self.b0 = torch.from_numpy(np.ascontiguousarray(b0, dtype=np.float32)) / self.unit
+        self.bvecs = torch.as_tensor(table.world_directions(scan.affine), dtype=torch.float32)
+        self.bvals = torch.tensor(table.bvals.tolist())
+        self.box, own = scan.brain_window(MARGIN)
+        # Around the brain too: what is read back on another grid needs neighbours.
+        self.slices = np.arange(max(own[0] - MARGIN, 0), min(own[-1] + MARGIN + 1, self.b0.shape[2]))
+        start = PROCESS.steps if self.request.sampler == "fast" else round(STRENGTH * PROCESS.steps)
+        self.times = even_times(start, making.steps)
+
+    @torch.inference_mode()
+    def make(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return mean and (of several samples) spread (X, Y, Z, N), in the scan's units; 0 far from the brain alone."""
+
+        def at(part: np.ndarray) -> Callable[[int], Tensor]:
+            z = int(part[0])
+            return lambda k: (self._sample(z, k).clamp_min(0) * self.unit).permute(1, 2, 0)[:, :, None]
+
+        volume, parts = (*self.scan.mask.shape, len(self.table)), np.split(self.slices, len(self.slices))
+        return slice_by_slice(volume, self.box, parts, self.request, at)
+
+    def _sample(self, z: int, sample: int) -> Tensor:
+        """Return one sample (N, h, w) of every wanted image of a slice, in units of the mean b0."""
+        request, parts, centres = self.request, [], []
+        for part in torch.arange(len(self.table)).split(IMAGES_AT_ONCE):
+            known = self._known(z, part)
+            addresses = [(int(n), z, sample) for n in part]
+            shape = tuple(known.centre.shape[1:])
+            noise = NoiseSource(request.seed, request.subject, request.run, SPEC.name, addresses, shape, request.device)
+            images = draw(self.making.net, known, request.sampler, self.times, noise, self.making.precision)
+            parts.append(images[:, 0].cpu())
+            centres.append(known.centre[:, 0].cpu())
+        images, centre = torch.cat(parts), torch.cat(centres)
+        if _makes_image(known):
+            # A direction's part is taken whole: a share of it would cost FA.
+            for _, own in self.table.shells():
+                images[own] -= (1 - TRUST) * (images[own] - centre[own]).mean(dim=0)
+        return images
+
+    def _known(self, z: int, part: Tensor) -> Known:
+        """Return what is known of some images of a slice."""
+        request, n = self.request, len(part)
+        population, device = request.population, request.device
+        around = [min(max(z + k, 0), self.b0.shape[2] - 1) for k in (-1, 0, 1)]
+
+        def image(volume: np.ndarray) -> Tensor:  # (C, h, w)
+            own = np.ascontiguousarray(volume[(*self.box, z)], dtype=np.float32)
+            return torch.from_numpy(own).permute(2, 0, 1).to(device)
+
+        bvals = self.bvals[part].to(device)
+        adc = adc_for(image(population.adc).expand(n, -1, -1, -1), torch.as_tensor(population.bvals), bvals)
+        index = np.meshgrid(*(np.arange(s.start, s.stop) for s in self.box), indexing="ij")
+        places = np.einsum("ij,jhw->ihw", self.scan.affine[:3, :3], np.stack([*index, np.full_like(index[0], z)]))
+        places = torch.from_numpy((places + self.scan.affine[:3, 3, None, None]).astype(np.float32)).to(device)
+        tracts = None if population.tracts is None else image(population.tracts).expand(n, -1, -1, -1)
+        return known_of(
+            self.b0[self.box][:, :, around].expand(n, -1, -1, -1).to(device), adc, self.bvecs[part].to(device), bvals,
+            places.expand(n, -1, -1, -1), request.size, tracts,
+        )  # fmt: skip
+
+
+def draw(
+    net: nn.Module, known: Known, sampler: str, times: list[int], noise: Callable[[int], Tensor], precision: str
+) -> Tensor:
+    """Return images (B, 1, H, W) in units of the mean b0.
+
+    Parameters
+    ----------
+    net
+        In evaluation mode.
+    known
+        Of B images.
+    sampler
+        "fast", from noise, or "paper", from the b0 (`paper`) or the isotropic prediction (`small`) noised.
+    times
+        Of the evaluations, falling.
+    noise
+        Number of the draw -> standard normal noise (B, 1, H, W).
+    precision
+        "fp32" or "bf16".
+    """
+    process, kind = known.process(_physics(net)), "x0" if _makes_image(known) else "noise"
+
+    denoise = denoiser(lambda x, t: net(x, t, known), process, kind, precision)
+    if sampler == "fast":
+        found = dpm_solver_pp_2m(denoise, process, noise(0), times).x0
+    else:
+        first = torch.zeros_like(known.centre) if _makes_image(known) else 1.5 * (known.images + 1) - 1
+        found = ancestral(denoise, process, process.add_noise(first, times[0], noise(0)), times, noise).x0
+    return known.centre + known.scale * found
+
+
+@cache
+def _mean_adc(atlas: Atlas) -> np.ndarray:
+    """Return (X, Y, Z, K) mean ADC of an anatomy's people, mm²/s: the same for training and for what is held out."""
+    return mean_adc(atlas, DEFAULT_BVALUES, ADC_PEOPLE)
+
+
+def _makes_image(known: Known) -> bool:
+    """Whether the network makes the image's difference from a prediction (`small`), or the noise (`paper`)."""
+    return known.images.shape[1] > 1
+
+
+def _physics(net: nn.Module) -> bool:
+    return getattr(getattr(net, "module", net), "physics", True)
