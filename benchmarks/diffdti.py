@@ -34,11 +34,11 @@ from bids_dmrigen.cli.atlases import EMBEDDED, load_atlas
 from bids_dmrigen.diffusion.training import resolve_precision, train
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
-from bids_dmrigen.interfaces.brain import brain_mask, mean_dwi
 from bids_dmrigen.methods.base import Request
 from bids_dmrigen.methods.maps.diffdti_model import NORMAL_90, STEPS, TISSUES, DiffDTI, tissue, trust
 from bids_dmrigen.qc import evaluation, metrics
 from bids_dmrigen.simulate.examples import People
+from bids_dmrigen.spatial.brain_mask import brain_of
 from bids_dmrigen.spatial.io import read_scan
 
 PEOPLE, SLICES, SNR = 2, 6, 20.0
@@ -118,7 +118,7 @@ def real_scan(args, subject: str):
     path = sorted((args.data / f"bids/sub-{subject}").rglob("*_dwi.nii.gz"))[0]
     stem = str(path).removesuffix(".nii.gz")
     scan, _ = read_scan(path, f"{stem}.bval", f"{stem}.bvec", None, 50.0)
-    mask = brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan)) & (scan.data > 0).all(axis=3)
+    mask = brain_of(scan) & (scan.data > 0).all(axis=3)
     return path, Scan(scan.data, scan.affine, scan.gradients, mask)
 
 

@@ -15,20 +15,15 @@ os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")  # before ant
 import numpy as np
 
 from bids_dmrigen.dwi.gradients import GradientTable
-from bids_dmrigen.interfaces.brain import brain_mask
-from bids_dmrigen.interfaces.motion import (
-    estimate_motion,
-    field_of_view_center,
-    motion_parameters,
-    rigid_part,
-)
-from bids_dmrigen.interfaces.resample import resample_series
-from bids_dmrigen.qc.iqm import framewise_displacement
 from bids_dmrigen.simulate.anatomy import rigid
 from bids_dmrigen.simulate.artefacts import Artefacts
 from bids_dmrigen.simulate.atlas import procedural_atlas
 from bids_dmrigen.simulate.scanner import acquire, protocol, scan_grid
+from bids_dmrigen.spatial.brain_mask import brain_mask
 from bids_dmrigen.spatial.io import read_scan
+from bids_dmrigen.spatial.motion import estimate_motion, framewise_displacement
+from bids_dmrigen.spatial.resample import resample_series
+from bids_dmrigen.spatial.rigid import field_of_view_center, motion_parameters, rigid_part
 from bids_dmrigen.spatial.templates import embedded_mni
 
 REAL = {

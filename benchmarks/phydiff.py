@@ -39,8 +39,6 @@ from bids_dmrigen.diffusion.training import resolve_precision, train
 from bids_dmrigen.diffusion.weights import WeightsError
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
-from bids_dmrigen.interfaces.brain import bias_field, brain_mask, mean_dwi
-from bids_dmrigen.interfaces.normalize import load_template, register_to_template
 from bids_dmrigen.methods import load
 from bids_dmrigen.methods.base import Request
 from bids_dmrigen.methods.synthesis.phydiff_model import STEPS
@@ -50,8 +48,11 @@ from bids_dmrigen.simulate.examples import HELD_OUT
 from bids_dmrigen.simulate.individual import ALIGNED
 from bids_dmrigen.simulate.scanner import acquire
 from bids_dmrigen.simulate.signal import Tissue
+from bids_dmrigen.spatial.bias import bias_field
+from bids_dmrigen.spatial.brain_mask import brain_of
 from bids_dmrigen.spatial.in_template import TemplateFiles, generate_in_template
 from bids_dmrigen.spatial.io import read_scan
+from bids_dmrigen.spatial.normalize import load_template, register_to_template
 from bids_dmrigen.spatial.population import PACKAGED_ADC_ATLAS, population_on
 from bids_dmrigen.spatial.template_space import TemplateSpace
 
@@ -190,7 +191,7 @@ def scan_of(args, subject: str) -> Scan:
         path = sorted((args.data / f"bids/sub-{subject}").rglob("*_dwi.nii.gz"))[0]
         stem = str(path).removesuffix(".nii.gz")
         scan, _ = read_scan(path, f"{stem}.bval", f"{stem}.bvec", None, 50.0)
-    mask = brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan))
+    mask = brain_of(scan)
     field = bias_field(scan.mean_b0(), scan.affine, mask)
     return Scan(scan.data / field[..., None], scan.affine, scan.gradients, mask)
 

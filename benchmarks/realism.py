@@ -17,11 +17,11 @@ import torch
 from bids_dmrigen.dwi.noise import estimate_sigma
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.dwi.tensor import fit_maps
-from bids_dmrigen.interfaces.brain import brain_mask, erode, mean_dwi
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import fibre_atlas, procedural_atlas
 from bids_dmrigen.simulate.examples import HELD_OUT, People, numbers_of_step
 from bids_dmrigen.simulate.imaging import Imaging, measure
+from bids_dmrigen.spatial.brain_mask import brain_of, erode
 from bids_dmrigen.spatial.io import read_image, read_scan
 from bids_dmrigen.spatial.templates import embedded_mni, read_fibre_atlas
 
@@ -46,7 +46,7 @@ def _with_mask(path: Path, mask: np.ndarray | None = None) -> Scan:
     stem = str(path).removesuffix(".nii.gz")
     scan, _ = read_scan(path, stem + ".bval", stem + ".bvec")
     if mask is None:
-        mask = brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan))
+        mask = brain_of(scan)
     return Scan(np.asarray(scan.data, np.float32), scan.affine, scan.gradients, mask)
 
 

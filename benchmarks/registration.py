@@ -16,15 +16,15 @@ os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")  # before ant
 
 import numpy as np
 
-from bids_dmrigen.interfaces.brain import brain_mask, mean_dwi
 from bids_dmrigen.interfaces.normalize import Normalize
+from bids_dmrigen.spatial.brain_mask import brain_of
 from bids_dmrigen.spatial.io import read_scan, write_image
 
 
 def register(stem: Path, t1w: Path | None) -> None:
     """Print Dice, mutual information and CPU time of one scan's registration, with its T1w if it has one."""
     scan, image = read_scan(*(f"{stem}.{end}" for end in ("nii.gz", "bval", "bvec")))
-    mask = brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan))
+    mask = brain_of(scan)
     for in_t1w in (None, t1w) if t1w else (None,):
         with tempfile.TemporaryDirectory() as folder:
             node = Normalize(

@@ -38,7 +38,6 @@ from bids_dmrigen.diffusion.training import resolve_precision, train
 from bids_dmrigen.dwi.gradients import GradientTable
 from bids_dmrigen.dwi.harmonics import order_for, rish, undamped_weights
 from bids_dmrigen.dwi.series import Scan
-from bids_dmrigen.interfaces.brain import brain_mask, mean_dwi
 from bids_dmrigen.methods import load
 from bids_dmrigen.methods.base import Generated, Request
 from bids_dmrigen.methods.enhance import rishldm_model as rishldm
@@ -48,6 +47,7 @@ from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.examples import HELD_OUT, People
 from bids_dmrigen.simulate.scanner import acquire, protocol, scan_grid
 from bids_dmrigen.simulate.signal import Tissue
+from bids_dmrigen.spatial.brain_mask import brain_of
 from bids_dmrigen.spatial.io import read_scan
 
 PEOPLE, SNR, DIRECTIONS, BVAL = 4, 20.0, 30, 1000.0
@@ -211,7 +211,7 @@ def real_run(path: Path) -> Scan:
     """Return a real scan as acquired, with its brain; voxels that are 0 in some volume are left out of it."""
     stem = str(path).removesuffix(".nii.gz")
     scan, _ = read_scan(path, f"{stem}.bval", f"{stem}.bvec", None, 50.0)
-    mask = brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan)) & (scan.data > 0).all(axis=3)
+    mask = brain_of(scan) & (scan.data > 0).all(axis=3)
     return replace(scan, mask=mask)
 
 

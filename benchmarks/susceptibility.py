@@ -15,13 +15,13 @@ os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")  # before ant
 
 import numpy as np
 
-from bids_dmrigen.interfaces.brain import brain_mask
-from bids_dmrigen.interfaces.susceptibility import estimate_displacement, unwarp
-from bids_dmrigen.qc.iqm import pearson
 from bids_dmrigen.simulate.atlas import procedural_atlas
 from bids_dmrigen.simulate.scanner import acquire, protocol, scan_grid, susceptibility
 from bids_dmrigen.spatial.ants_tools import Stage, register, to_ants, write_matrix
+from bids_dmrigen.spatial.brain_mask import brain_mask
 from bids_dmrigen.spatial.io import read_scan
+from bids_dmrigen.spatial.similarity import pearson
+from bids_dmrigen.spatial.susceptibility import estimate_displacement, unwarp
 from bids_dmrigen.spatial.templates import embedded_mni
 
 PAIRS = {

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from ..workflow.settings import name_of_call
+from ..diffusion.storage import write_text
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 ITK_THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
@@ -43,10 +43,7 @@ def prepare(work: Path, threads: int, log_level: str = "ERROR") -> None:
     os.environ.setdefault("TEMPLATEFLOW_AUTOUPDATE", "0")
     # Workers are new processes: they learn Nipype's logging level from its file alone. Those of another call in the
     # same work folder must not find half of it.
-    config = Path(os.environ["NIPYPE_CONFIG_DIR"]) / "nipype.cfg"
-    part = config.with_name(name_of_call())
-    part.write_text(NIPYPE_CONFIG.format(level=log_level))
-    part.replace(config)
+    write_text(Path(os.environ["NIPYPE_CONFIG_DIR"]) / "nipype.cfg", NIPYPE_CONFIG.format(level=log_level))
 
 
 def stop_workers() -> None:

@@ -91,10 +91,10 @@ def run(args) -> None:
                   ((args.bval, "bval"), (args.bvec, "bvec")))  # fmt: skip
     scan, _ = read_scan(args.image, bval, bvec, args.mask, args.b0_threshold)
     if args.mask is None:
-        from ..interfaces.brain import brain_mask, mean_dwi
+        from ..spatial.brain_mask import brain_of
 
         # A tensor fit makes an outlier of a voxel that is 0 in some volume.
-        mask = brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan)) & (scan.data > 0).all(axis=3)
+        mask = brain_of(scan) & (scan.data > 0).all(axis=3)
         scan = Scan(scan.data, scan.affine, scan.gradients, mask)
     header = Header(scan.data.shape, tuple(scan.zooms_mm), scan.gradients)
     values = _option_values(args)

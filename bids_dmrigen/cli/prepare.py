@@ -176,14 +176,14 @@ def _usable(args, left_out: list[str], read):
 def _read(item, b0_threshold: float):
     """Return a run as a scan with its brain mask."""
     from ..dwi.series import Scan, ScanError
-    from ..interfaces.brain import brain_mask, mean_dwi
+    from ..spatial.brain_mask import brain_of
     from ..spatial.io import read_scan
 
     scan, _ = read_scan(item.image, item.bval, item.bvec, item.mask, b0_threshold)
     if scan.gradients.is_b0.all():
         raise ScanError("all volumes are b0")
     if item.mask is None:
-        scan = Scan(scan.data, scan.affine, scan.gradients, brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan)))
+        scan = Scan(scan.data, scan.affine, scan.gradients, brain_of(scan))
     return scan
 
 

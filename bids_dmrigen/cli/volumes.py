@@ -32,8 +32,8 @@ def _demo(args) -> None:
 
 
 def _to_scan(args) -> None:
-    from ..interfaces.normalize import apply_to_scan
     from ..spatial.io import read_image, write_image
+    from ..spatial.normalize import apply_to_scan
 
     for path in (args.atlas, args.transform, args.reference):
         if not path.is_file():

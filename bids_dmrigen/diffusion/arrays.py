@@ -102,7 +102,7 @@ def write_prepared(path: Path, scans: Iterable[tuple[str, str, Scan, float]]) ->
         })  # fmt: skip
     if not about:
         raise ValueError(EMPTY.format(path=path))
-    write_tensors(Path(path), tensors, {"format": FORMAT, "scans": json.dumps(about)})
+    write_tensors(path, tensors, {"format": FORMAT, "scans": json.dumps(about)})
     return len(about)
 
 

@@ -76,7 +76,7 @@ class Training:
         names = [name for name, _ in self.net.named_parameters()]
         for index, moments in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{names[index]}.{key}": value for key, value in moments.items()}
-        write_tensors(Path(path), tensors, {"state": json.dumps(asdict(self.state)), "plan": plan})
+        write_tensors(path, tensors, {"state": json.dumps(asdict(self.state)), "plan": plan})
 
     def load(self, path: Path, plan: str) -> None:
         """Go back to where a checkpoint was written.

@@ -1,37 +1,62 @@
-"""Tensors on disk: safetensors files that are either whole or not there."""
+"""The one way in which files are written: they are either whole or not there."""
 
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, replacing an older one only when the new one is complete."""
-    part = _part(path)
-    part.touch()
-    mode = part.stat().st_mode  # what the user's umask allows; safetensors makes files that others cannot read
-    # A copy each: safetensors refuses tensors that share memory, as tied weights do.
-    save_file(
-        {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()},
-        part,
-        metadata,
-    )
-    os.chmod(part, mode)
-    os.replace(part, path)
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, replacing an older one only when the new one is complete."""
-    part = _part(path)
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
+    """Call `write` with the path of a part file beside `path`, and move that file into place when it is complete.
 
+    Nobody sees a half-written file, and a part file does not stay behind where writing fails. A symbolic link at
+    `path` is replaced; the file that it points to keeps its content.
 
-def _part(path: Path) -> Path:
+    Parameters
+    ----------
+    path
+        The file; folders above it are made.
+    write
+        Writes the content to the path that it is given, which has the file's own suffix.
+
+    Returns
+    -------
+    Path
+        `path`.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.{os.getpid()}")
+    suffix = "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix
+    part = path.with_name(f".{path.name[:40]}-{uuid.uuid4().hex[:12]}{suffix}")
+    part.touch(exist_ok=False)
+    mode = part.stat().st_mode  # what the user's umask allows; safetensors makes files that others cannot read
+    try:
+        write(part)
+        os.chmod(part, mode)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file in UTF-8; parameters as for `write_atomically`."""
+    return write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
+    """Write a safetensors file; path as for `write_atomically`."""
+    import torch
+    from safetensors.torch import save_file
+
+    # A copy each: safetensors refuses tensors that share memory, as tied weights do.
+    copies = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
+    }
+    return write_atomically(path, lambda part: save_file(copies, part, metadata))

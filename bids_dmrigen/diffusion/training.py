@@ -294,4 +294,4 @@ def _write_log(path: Path, history: list[dict[str, float]]) -> None:
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
     writer.writerows(history)
-    write_text(Path(path), text.getvalue())
+    write_text(path, text.getvalue())

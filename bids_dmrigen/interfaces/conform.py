@@ -1,49 +1,15 @@
-"""First step of every run: refuse what cannot be processed, and bring the rest to one plain form."""
+"""Nipype interfaces of a run's first step: refuse what cannot be processed, bring the rest to one plain form."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, isdefined, traits
 
-from ..dwi.series import ScanError
+from ..spatial.checks import check_values
 from ..spatial.io import read_scan, write_gradients, write_image
 from .base import SeriesInputSpec
-
-EMPTY_VOLUMES = (
-    "{path}: volumes {volumes} (counted from 0) hold nothing but {what}; the transfer or the reconstruction "
-    "failed. Export the series again, or take these volumes out of the image, the .bval and the .bvec"
-)
-
-
-def check_values(data: np.ndarray, path: str | Path) -> tuple[np.ndarray, list[str]]:
-    """Return the series with isolated non-finite voxels set to 0, and warnings.
-
-    Parameters
-    ----------
-    data
-        (X, Y, Z, N) float32.
-    path
-        Named in messages.
-
-    Raises
-    ------
-    ScanError
-        Where a whole volume is zero or not finite.
-    """
-    flat = data.reshape(-1, data.shape[3])
-    finite = np.isfinite(flat)
-    for what, empty in (("NaN or infinity", ~finite.any(axis=0)), ("zeros", (flat == 0).all(axis=0))):
-        if empty.any():
-            raise ScanError(EMPTY_VOLUMES.format(path=path, volumes=np.flatnonzero(empty).tolist(), what=what))
-    count = int((~finite).sum())
-    if not count:
-        return data, []
-    return np.nan_to_num(data, nan=0.0, posinf=0.0, neginf=0.0), [
-        f"{count} voxel values were NaN or infinite and were set to 0"
-    ]
 
 
 class _ConformOutput(TraitedSpec):

@@ -1,4 +1,4 @@
-"""Between the scan's grid and a finer one over its extent: the brain mask there, and what was made there back here."""
+"""Nipype interfaces between the scan's grid and a finer one: the brain mask there; series and maps from there."""
 
 from __future__ import annotations
 
@@ -8,44 +8,6 @@ import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
 
 from ..spatial.io import image_on_grid, read_image, read_volume, write_image
-
-
-def read_at(values: np.ndarray, affine: np.ndarray, shape, grid: np.ndarray) -> np.ndarray:
-    """Return an image (X, Y, Z[, C]) at the centres of another grid's voxels, by linear interpolation, (*shape[, C]).
-
-    `affine` (4, 4) is the image's, `grid` the other one's.
-    """
-    from scipy import ndimage
-
-    between = np.linalg.inv(affine) @ grid  # indices there to indices here
-    volumes = values[..., None] if values.ndim == 3 else values
-    read = [
-        ndimage.affine_transform(
-            volumes[..., k], between[:3, :3], between[:3, 3], tuple(shape), np.float32, order=1, mode="nearest"
-        )
-        for k in range(volumes.shape[3])
-    ]
-    return read[0] if values.ndim == 3 else np.stack(read, axis=-1)
-
-
-def condensed_series(values: np.ndarray, affine: np.ndarray, shape, grid: np.ndarray) -> np.ndarray:
-    """Return a series (P, Q, R, N) of a finer grid on the voxels (X, Y, Z) of another with parallel axes; at least 0.
-
-    Parameters
-    ----------
-    values, affine
-        The series, and the (4, 4) affine of its grid.
-    shape, grid
-        Of the other grid, (3,) and (4, 4).
-    """
-    import torch
-
-    from ..dwi.spline import condensed
-
-    between = np.linalg.inv(grid) @ affine
-    points = [between[axis, axis] * np.arange(n) + between[axis, 3] for axis, n in enumerate(values.shape[:3])]
-    series = condensed(torch.from_numpy(values).permute(3, 0, 1, 2), points, shape)
-    return series.clamp_min(0).permute(1, 2, 3, 0).numpy()
 
 
 class _FinerMaskInput(BaseInterfaceInputSpec):
@@ -91,10 +53,10 @@ class _OntoScanOutput(TraitedSpec):
 
 
 class OntoScan(SimpleInterface):
-    """Bring what lies on a finer grid to the scan's voxels, where it is compared with the scan.
+    """Bring series and maps of a finer grid to the scan's voxels, where they are compared with the scan.
 
-    Series as `dwi.spline.condensed`, so that what was only up-sampled comes back as it was; maps are read at the
-    voxels' centres, from what lies in the mask alone.
+    A series is condensed (`dwi.spline.condensed`): one that was only up-sampled comes back as it was. A map is read at
+    the centres of the voxels, from its values in the mask alone.
     """
 
     input_spec = _OntoScanInput
@@ -102,6 +64,8 @@ class OntoScan(SimpleInterface):
 
     def _run_interface(self, runtime):
         import torch
+
+        from ..spatial.finer import condensed_series, read_in_mask
 
         i, folder = self.inputs, Path(runtime.cwd)
         torch.set_num_threads(i.num_threads)
@@ -112,13 +76,8 @@ class OntoScan(SimpleInterface):
             series = condensed_series(values, image.affine, shape, scan.affine)
             results["out_series"].append(str(write_image(folder / f"series{number}.nii", series, scan)))
         mask, image = read_volume(i.in_mask)
-        inside = mask > 0.5
-        share = read_at(inside.astype(np.float32), image.affine, shape, scan.affine)
         for number, path in enumerate(i.in_maps or ()):
-            values = read_image(path)[0]
-            wide = (..., *[None] * (values.ndim - 3))
-            read = read_at(values * inside[wide], image.affine, shape, scan.affine)
-            read = np.where(share[wide] > 0, read / np.maximum(share[wide], 1e-6), 0)
-            results["out_maps"].append(str(write_image(folder / f"map{number}.nii", read, scan)))
+            values = read_in_mask(read_image(path)[0], mask > 0.5, image.affine, shape, scan.affine)
+            results["out_maps"].append(str(write_image(folder / f"map{number}.nii", values, scan)))
         self._results |= results
         return runtime

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, isdefined, traits
 
-from ..spatial.io import image_on_grid, read_scan, write_gradients, write_image
+from ..spatial.io import read_scan
 from .base import SeriesInputSpec
 
 
@@ -96,6 +96,7 @@ class Generate(SimpleInterface):
         from ..diffusion.parallel import choose_device
         from ..methods import load
         from ..methods.base import Request
+        from ..spatial.results import write_extra, write_in_template, write_maps, write_series
 
         i, cwd = self.inputs, Path(runtime.cwd)
         torch.set_num_threads(i.num_threads)
@@ -131,13 +132,10 @@ class Generate(SimpleInterface):
         sidecar = generative_model(method.spec, made, warnings, source)
         (cwd / "sidecar.json").write_text(json.dumps(sidecar, indent=2))
         self._results["out_sidecar"] = str(cwd / "sidecar.json")
-        self._results |= _write_maps(made, image, cwd) if made.maps else _write_series(made, image, cwd)
-        self._results["out_extra"] = [
-            str(write_image(cwd / f"{extra.param}.nii", made.extra[extra.param], image))
-            for extra in method.spec.extra_maps
-        ]
+        self._results |= write_maps(made, image, cwd) if made.maps else write_series(made, image, cwd)
+        self._results["out_extra"] = write_extra(made, method.spec, image, cwd)
         if i.also_in_template and made.in_template is not None:
-            self._results |= _write_in_template(made.in_template, i.template_brain, cwd)
+            self._results |= write_in_template(made.in_template, i.template_brain, cwd)
             (cwd / "sidecar_template.json").write_text(json.dumps(template_record(sidecar), indent=2))
             self._results["out_template_sidecar"] = str(cwd / "sidecar_template.json")
         return runtime
@@ -150,54 +148,3 @@ class Generate(SimpleInterface):
         xtract, fibres = (Path(path) if path else None for path in (i.xtract, i.fibres))
         places = (Path(i.template_brain), Path(i.to_template), Path(i.from_template))
         return TemplateFiles(*places, adc, xtract, fibres, i.template_name or None)
-
-
-def _write_maps(made, image, folder: Path) -> dict[str, str]:
-    """Write a method's maps and their spread; return output -> path."""
-    named = {f"out_{name}": volume for name, volume in made.named_maps().items()}
-    if made.std is not None:
-        named |= {f"out_{name}_std": volume for name, volume in made.named_maps(made.std).items()}
-    return {
-        output: str(write_image(folder / f"{output.removeprefix('out_')}.nii", volume, image))
-        for output, volume in named.items()
-    }
-
-
-def _write_in_template(made, template_brain: str, folder: Path) -> dict[str, str]:
-    """Write a series in the template's space; return output -> path."""
-    import nibabel as nib
-
-    from ..spatial.io import image_in_template
-    from .to_template import placed, standard_grid
-
-    template = nib.load(template_brain)
-    shape, affine = standard_grid(template.shape, template.affine)
-    data = placed(made.mean, made.affine, shape, affine)
-    paths = [folder / f"template.{end}" for end in ("nii", "bval", "bvec")]
-    write_image(paths[0], data, image_in_template(data.shape, affine))
-    write_gradients(made.gradients, *paths[1:])
-    return {f"out_template_{name}": str(path) for name, path in zip(("file", "bval", "bvec"), paths, strict=True)}
-
-
-def _write_series(made, image, folder: Path) -> dict[str, str]:
-    """Write a method's series, its spread and what was left out; return output -> path."""
-    import numpy as np
-
-    if made.grid is not None:
-        image = image_on_grid(made.grid.mask.shape, made.grid.affine, image)
-    left, none = made.left_out, np.zeros((*made.mean.shape[:3], 0), np.float32)
-    np.savez(
-        folder / "left_out.npz",
-        volumes=np.zeros(0, int) if left is None else left.volumes,
-        mean=none if left is None else left.mean,
-    )
-    write_gradients(made.gradients, folder / "generated.bval", folder / "generated.bvec")
-    results = {
-        "out_file": str(write_image(folder / "generated.nii", made.mean, image)),
-        "out_bval": str(folder / "generated.bval"),
-        "out_bvec": str(folder / "generated.bvec"),
-        "out_left_out": str(folder / "left_out.npz"),
-    }
-    if made.std is not None:
-        results["out_std"] = str(write_image(folder / "std.nii", made.std, image))
-    return results

@@ -341,6 +341,27 @@ def rish(
     return save(mosaic(rows, affine, mask, f"{method}: strength of the spherical harmonics of each degree"), path)
 
 
+def extra(
+    images: Mapping[str, np.ndarray], affine: np.ndarray, mask: np.ndarray, method: str, path: str | Path
+) -> Path:
+    """Draw the maps that a method made beside its series or tensor maps, each on a scale of its own.
+
+    Parameters
+    ----------
+    images
+        Title -> (X, Y, Z).
+    affine, mask
+        (4, 4) and (X, Y, Z) bool of the grid.
+    method, path
+        Name of the method; SVG or PNG to write.
+    """
+    rows = [
+        Row(title, image, *display_range(image, mask), "viridis", unit=title, provenance=GENERATED)
+        for title, image in images.items()
+    ]
+    return save(mosaic(rows, affine, mask, f"{method}: what else it says of every voxel"), path)
+
+
 def fa_histogram(fa: Mapping[str, np.ndarray], mask: np.ndarray, path: str | Path) -> Path:
     """Draw the FA distribution of every source in the mask; `fa` maps a source's name to (X, Y, Z)."""
     inside = np.asarray(mask, bool)

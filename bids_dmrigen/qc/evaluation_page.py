@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from ..diffusion.storage import write_text
 from ..dwi.series import Scan
 from .comparison import against_reference
 from .evaluation import SCORES, Evaluation, Outcome, empty_note, table
@@ -40,13 +41,13 @@ def write_results(folder: Path, result: Evaluation, scan: Scan, settings: dict[s
         "definitions": {key: asdict(definition) for key, definition in SCORES.items()},
         "results": [_row(outcome) | {"record": outcome.record} for outcome in result.outcomes],
     }
-    (folder / "results.json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(folder / "results.json", json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     text = io.StringIO(newline="")
     rows = [_row(outcome) | {"warnings": "; ".join(outcome.warnings)} for outcome in result.outcomes]
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
-    (folder / "results.csv").write_text(text.getvalue(), encoding="utf-8")
+    write_text(folder / "results.csv", text.getvalue())
     return _write_page(folder, result, scan, settings, about)
 
 
@@ -81,6 +82,4 @@ def _write_page(folder: Path, result: Evaluation, scan: Scan, settings: dict[str
         about=about,
         version=__version__,
     )
-    path = folder / "index.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    return write_text(folder / "index.html", page)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..bids import names
+from ..diffusion.storage import write_text
 from .pages import page_template
 from .report import ARROWS, entities_of, format_value
 
@@ -65,9 +66,9 @@ def group_report(out_dir: str | Path) -> tuple[Path, Path, Path]:
             "run the participant level first"
         )
     columns = _columns(runs)
-    _write(out_dir / TABLE, _table(runs, columns))
-    _write(out_dir / SIDECAR, json.dumps(_describe(columns), indent=2, ensure_ascii=False) + "\n")
-    _write(out_dir / PAGE, _page(runs, columns, faults))
+    write_text(out_dir / TABLE, _table(runs, columns))
+    write_text(out_dir / SIDECAR, json.dumps(_describe(columns), indent=2, ensure_ascii=False) + "\n")
+    write_text(out_dir / PAGE, _page(runs, columns, faults))
     return out_dir / PAGE, out_dir / TABLE, out_dir / SIDECAR
 
 
@@ -281,7 +282,3 @@ def _strip_row(row, top, x, labels, links) -> list[str]:
             )
             named += 1
     return parts
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..dwi.gradients import GradientTable
+from ..spatial.similarity import pearson
 from .metrics import psnr
 
 DROPOUT_Z = 4.0
@@ -15,7 +16,6 @@ DROPOUT_LOSS = 0.10  # of the signal: what is statistically odd and smaller than
 MIN_SLICE_VOXELS = 20
 MIN_SHELL_VOLUMES = 4
 BESIDE = (-2, -1, 1, 2)  # neighbouring slices
-HEAD_RADIUS_MM = 50.0
 MAD_TO_SD = 1.4826
 TENSOR_PARAMETERS = 7
 DARK = 0.2  # of the median signal
@@ -125,16 +125,6 @@ def neighbour_correlation(data: np.ndarray, gradients: GradientTable, mask: np.n
     values -= values.mean(axis=0)
     values /= np.linalg.norm(values, axis=0) + 1e-12
     return float((values * values[:, distance.argmin(axis=1)]).sum(axis=0).mean())
-
-
-def framewise_displacement(translations_mm: np.ndarray, rotations_rad: np.ndarray) -> np.ndarray:
-    """Return (N,) framewise displacement in mm (Power et al. 2012), NaN for the first volume.
-
-    Rotations (N, 3) count as arcs on a sphere of 50 mm.
-    """
-    steps = np.abs(np.diff(translations_mm, axis=0)).sum(axis=1)
-    turns = HEAD_RADIUS_MM * np.abs(np.diff(rotations_rad, axis=0)).sum(axis=1)
-    return np.r_[np.nan, steps + turns]
 
 
 def slice_scores(data: np.ndarray, gradients: GradientTable, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -281,26 +271,6 @@ def residual_checks(
     if sigma:
         values["residual_std"] = float(difference[mask].std() / sigma)
     return values
-
-
-def pearson(one: np.ndarray, other: np.ndarray, mask: np.ndarray) -> float:
-    """Return the Pearson correlation of two (X, Y, Z) volumes in a mask, NaN where one is constant."""
-    a, b = np.asarray(one, np.float64)[mask], np.asarray(other, np.float64)[mask]
-    a, b = a - a.mean(), b - b.mean()
-    scale = np.sqrt((a**2).sum() * (b**2).sum())
-    return float((a * b).sum() / scale) if scale > 0 else float("nan")
-
-
-def mutual_information(one: np.ndarray, other: np.ndarray, mask: np.ndarray, bins: int = 32) -> float:
-    """Return the normalised mutual information 2 I(A; B) / (H(A) + H(B)) of volumes in a mask, in [0, 1]."""
-    counts, _, _ = np.histogram2d(np.asarray(one)[mask].ravel(), np.asarray(other)[mask].ravel(), bins)
-    joint = counts / counts.sum()
-
-    def entropy(p):
-        return -(p[p > 0] * np.log(p[p > 0])).sum()
-
-    separate = entropy(joint.sum(axis=0)) + entropy(joint.sum(axis=1))
-    return float(2 * (separate - entropy(joint.ravel())) / separate) if separate > 0 else float("nan")
 
 
 def mask_volume(mask: np.ndarray, affine: np.ndarray) -> float:

@@ -11,13 +11,11 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from .definitions import DEFINITIONS, Definition
 
 SSIM_SIGMA = 1.5  # of the Gaussian window, voxels
-SSIM_TRUNCATE = 3.5  # windows of 11 voxels, as in Wang et al. 2004
-SSIM_K1, SSIM_K2 = 0.01, 0.03
+SSIM_RADIUS = 5  # of the window, voxels, as in Wang et al. 2004
 RANGE_PERCENTILE = 99.9
 DIRECTION_FA_MIN = 0.2
 
@@ -129,24 +127,30 @@ def ssim(estimate, reference, mask, value_range: float | None = None, slice_axis
     float
         In [-1, 1].
     """
+    from skimage.metrics import structural_similarity
+
     _inside(estimate, reference, mask)
     mask = np.asarray(mask, bool)
     top = data_range(reference, mask) if value_range is None else value_range
     e = np.asarray(estimate, np.float64).reshape(*mask.shape, -1)
     r = np.asarray(reference, np.float64).reshape(*mask.shape, -1)
-    width = [0.0 if axis == slice_axis else SSIM_SIGMA for axis in range(3)]
-
-    def smooth(volume):
-        return ndimage.gaussian_filter(volume, width, truncate=SSIM_TRUNCATE)
-
-    c1, c2 = (SSIM_K1 * top) ** 2, (SSIM_K2 * top) ** 2
+    # Reflected borders wide enough for the windows: scikit-image refuses an image that is smaller than one.
+    border = [(0, 0) if axis == slice_axis else (SSIM_RADIUS, SSIM_RADIUS) for axis in range(3)]
+    inside = tuple(slice(low, low + n) for (low, _), n in zip(border, mask.shape, strict=True))
     channels = []
     for c in range(e.shape[3]):
-        x, y = e[..., c] * mask, r[..., c] * mask
-        mx, my = smooth(x), smooth(y)
-        vx, vy, vxy = smooth(x * x) - mx**2, smooth(y * y) - my**2, smooth(x * y) - mx * my
-        similarity = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
-        channels.append(similarity[mask].mean())
+        x, y = (np.pad(image[..., c] * mask, border, mode="symmetric") for image in (e, r))
+        _, similarity = structural_similarity(
+            x,
+            y,
+            data_range=top,
+            channel_axis=slice_axis,
+            gaussian_weights=True,
+            sigma=SSIM_SIGMA,
+            use_sample_covariance=False,
+            full=True,
+        )
+        channels.append(similarity[inside][mask].mean())
     return float(np.mean(channels))
 
 
@@ -175,13 +179,6 @@ def direction_angle(estimate, reference, reference_fa, mask, fa_min: float = DIR
         return float("nan")
     cosine = np.abs((e * r).sum(axis=1)[ok] / lengths[ok]).clip(0, 1)
     return float(np.degrees(np.arccos(cosine)).mean())
-
-
-def dice(one, other) -> float:
-    """Return the Dice overlap 2 |A ∩ B| / (|A| + |B|) of two masks; NaN where both are empty."""
-    one, other = np.asarray(one, bool), np.asarray(other, bool)
-    total = one.sum() + other.sum()
-    return float(2 * (one & other).sum() / total) if total else float("nan")
 
 
 def scores(estimate, reference, mask) -> dict[str, float]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..bids import names
 from ..bids.sidecars import kept_volumes
+from ..diffusion.storage import write_atomically, write_text
 from .pages import DATA
 
 RECORD = "record"  # key of a run's record among the figures
@@ -152,8 +153,12 @@ def subject_report(
             metadata={"template": str(DATA / "report.html.j2"), "page_title": page_title},
             **filters,
         )
-        report.generate_report()
-    return page
+
+        def write(part: Path) -> None:
+            report.out_filename = part
+            report.generate_report()
+
+        return write_atomically(page, write)
 
 
 def find_records(out_dir: Path, subject: str, session: str | None = None) -> list[RunRecord]:
@@ -254,7 +259,7 @@ def _write_fragments(out_dir: Path, run: RunRecord, made: Mapping[str, dict], ti
         note = NO_CLASSICAL.format(reason=reason) if unmatched else FINER if "VoxelSize" in record else ""
         fragments[f"provenance{method}"] = provenance_html(record, note)
     for key, text in fragments.items():
-        _write(out_dir / names.figure_path(run.entities, key, "html"), text)
+        write_text(out_dir / names.figure_path(run.entities, key, "html"), text + "\n")
 
 
 def _write_subject_fragments(out_dir, subject, session, runs, methods, versions) -> None:
@@ -265,7 +270,7 @@ def _write_subject_fragments(out_dir, subject, session, runs, methods, versions)
         "software": software_html(versions, _read_json(out_dir / "dataset_description.json")),
     }
     for key, fragment in fragments.items():
-        _write(out_dir / names.figure_path(entities, key, "html"), fragment)
+        write_text(out_dir / names.figure_path(entities, key, "html"), fragment + "\n")
 
 
 def summary_html(
@@ -450,8 +455,3 @@ def _read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ReportError(f"{path}: not valid JSON ({error}); process the run again") from None
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n", encoding="utf-8")

@@ -1,22 +1,18 @@
-"""The inputs that figures and quality metrics share, as arrays; what is absent is named, not guessed."""
+"""The files of a run that figures and quality metrics share, as arrays; what is absent is named, not guessed."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
-    File,
-    isdefined,
-    traits,
-)
 
 from ..bids.sidecars import kept_volumes
-from ..dwi.gradients import GradientError, GradientTable
+from ..dwi.gradients import B0_THRESHOLD_S_PER_MM2, GradientError, GradientTable
 from ..dwi.series import Scan
 from ..spatial.io import read_gradients, read_image, read_scan
 
@@ -29,11 +25,11 @@ MAP_KINDS = ("fa", "md", "dec")
 ONLY_B0S = "no diffusion-weighted volume was acquired"
 ONE_SAMPLE = "one sample only (--n-samples)"
 NOTHING_RANDOM = "nothing in the method is random"
-GROUPS = {  # inputs that come together, and how a reader of the report would call them
+GROUPS = {  # files that come together
     "raw": ("raw_dwi", "raw_bval", "raw_bvec"),
     "preproc": ("preproc_dwi", "preproc_bval", "preproc_bvec"),
 }
-CALLED = {
+CALLED = {  # what the reader of a report calls a file or group
     "raw": "raw series",
     "preproc": "preprocessed series",
     "mask": "brain mask",
@@ -49,54 +45,55 @@ CALLED = {
 }
 
 
-class RunInput(BaseInterfaceInputSpec):
-    """Files of one run; all are optional."""
+@dataclass(frozen=True)
+class RunFiles:
+    """Files and values of one run for its figures and quality metrics; None stands for what is absent."""
 
-    raw_dwi = File(exists=True, desc="acquired series")
-    raw_bval = File(exists=True, desc="its b-values, s/mm²")
-    raw_bvec = File(exists=True, desc="its directions, FSL convention")
-    preproc_dwi = File(exists=True, desc="preprocessed series")
-    preproc_bval = File(exists=True, desc="its b-values, s/mm²")
-    preproc_bvec = File(exists=True, desc="its directions, FSL convention")
-    b0_threshold = traits.Float(50.0, usedefault=True, desc="at or below: b0, s/mm²")
-    mask = File(exists=True, desc="brain mask on the preprocessed series' grid")
-    dwiref = File(exists=True, desc="b0 reference on that grid")
-    confounds = File(exists=True, desc="motion estimates, .tsv: mm and rad")
-    sigma = traits.Float(desc="noise standard deviation, signal units")
-    t1w = File(exists=True, desc="T1w image resampled to the series' grid")
-    dwiref_in_template = File(exists=True, desc="b0 reference resampled to the template's grid")
-    mask_in_template = File(exists=True, desc="brain mask resampled to the template's grid")
-    template = File(exists=True, desc="template image")
-    template_mask = File(exists=True, desc="brain mask of the template")
-    template_name = traits.Str("template", usedefault=True, desc="name of the template")
-    sdc_before = File(exists=True, desc="b0 before susceptibility correction")
-    sdc_after = File(exists=True, desc="b0 after susceptibility correction")
-    reverse_before = File(exists=True, desc="reverse-phase b0 before susceptibility correction")
-    reverse_after = File(exists=True, desc="reverse-phase b0 after susceptibility correction")
-    methods = traits.List(traits.Str, desc="methods that made a series")
-    generated = traits.List(File(exists=True), desc="their series, in that order")
-    generated_bval = traits.List(File(exists=True), desc="b-values")
-    generated_bvec = traits.List(File(exists=True), desc="directions")
-    generated_record = traits.List(File(exists=True), desc="JSON with GenerativeModel: how each was made")
-    generated_std = traits.List(File(exists=True), desc="standard deviation of the samples, one per method that draws")
-    drawn_methods = traits.List(traits.Str, desc="which these are (default: all)")
-    generated_left_out = traits.List(File(exists=True), desc=".npz: volumes and what each method made of them unseen")
-    map_sources = traits.List(traits.Str, desc="what the maps come from: preproc and methods")
-    fa = traits.List(File(exists=True), desc="fractional anisotropy per source")
-    md = traits.List(File(exists=True), desc="mean diffusivity per source, mm²/s")
-    dec = traits.List(File(exists=True), desc="direction-encoded colour per source")
-    map_methods = traits.List(traits.Str, desc="methods that made maps alone; they are among map_sources")
-    map_record = traits.List(File(exists=True), desc="JSON with GenerativeModel: how each of them made its maps")
-    fa_std = traits.List(File(exists=True), desc="standard deviation of their samples' fractional anisotropy")
-    md_std = traits.List(File(exists=True), desc="of their mean diffusivity, mm²/s")
-    dec_std = traits.List(File(exists=True), desc="of their direction-encoded colour")
-    rish_before = traits.List(
-        File(exists=True), desc="RISH maps of the preprocessed series: degrees 0, 2 and perhaps 4"
-    )
-    rish_after = traits.List(File(exists=True), desc="those of the series that RISH latent diffusion made")
-    preproc_generated = traits.Bool(
-        False, usedefault=True, desc="the preprocessed series was denoised by a generative method"
-    )
+    raw_dwi: str | None = None  # acquired series
+    raw_bval: str | None = None  # its b-values, s/mm²
+    raw_bvec: str | None = None  # its directions, FSL convention
+    preproc_dwi: str | None = None  # preprocessed series
+    preproc_bval: str | None = None  # its b-values, s/mm²
+    preproc_bvec: str | None = None  # its directions, FSL convention
+    b0_threshold: float = B0_THRESHOLD_S_PER_MM2  # at or below: b0, s/mm²
+    mask: str | None = None  # brain mask on the preprocessed series' grid
+    dwiref: str | None = None  # b0 reference on that grid
+    confounds: str | None = None  # motion estimates, .tsv: mm and rad
+    sigma: float | None = None  # noise standard deviation, signal units
+    t1w: str | None = None  # T1w image resampled to the series' grid
+    dwiref_in_template: str | None = None  # b0 reference resampled to the template's grid
+    mask_in_template: str | None = None  # brain mask resampled to the template's grid
+    template: str | None = None  # template image
+    template_mask: str | None = None  # brain mask of the template
+    template_name: str = "template"  # name of the template
+    sdc_before: str | None = None  # b0 before susceptibility correction
+    sdc_after: str | None = None  # b0 after susceptibility correction
+    reverse_before: str | None = None  # reverse-phase b0 before susceptibility correction
+    reverse_after: str | None = None  # reverse-phase b0 after susceptibility correction
+    methods: Sequence[str] | None = None  # methods that made a series
+    generated: Sequence[str] | None = None  # their series, in that order
+    generated_bval: Sequence[str] | None = None  # b-values
+    generated_bvec: Sequence[str] | None = None  # directions
+    generated_record: Sequence[str] | None = None  # JSON with GenerativeModel: how each was made
+    generated_std: Sequence[str] | None = None  # standard deviation of the samples, one per method that draws
+    drawn_methods: Sequence[str] | None = None  # which these are (default: all)
+    generated_left_out: Sequence[str] | None = None  # .npz: volumes and what each method made of them unseen
+    map_sources: Sequence[str] | None = None  # what the maps come from: preproc and methods
+    fa: Sequence[str] | None = None  # fractional anisotropy per source
+    md: Sequence[str] | None = None  # mean diffusivity per source, mm²/s
+    dec: Sequence[str] | None = None  # direction-encoded colour per source
+    map_methods: Sequence[str] | None = None  # methods that made maps alone; they are among map_sources
+    map_record: Sequence[str] | None = None  # JSON with GenerativeModel: how each of them made its maps
+    fa_std: Sequence[str] | None = None  # standard deviation of their samples' fractional anisotropy
+    md_std: Sequence[str] | None = None  # of their mean diffusivity, mm²/s
+    dec_std: Sequence[str] | None = None  # of their direction-encoded colour
+    rish_before: Sequence[str] | None = None  # RISH maps of the preprocessed series: degrees 0, 2 and perhaps 4
+    rish_methods: Sequence[str] | None = None  # methods that change these features
+    rish_after: Sequence[str] | None = None  # those of the series that they made, method after method
+    extra: Sequence[str] | None = None  # maps that methods made beside their series or tensor maps
+    extra_methods: Sequence[str] | None = None  # which method made each of them
+    extra_titles: Sequence[str] | None = None  # what each of them is called
+    preproc_generated: bool = False  # the preprocessed series was denoised by a generative method
 
 
 class Missing(Exception):
@@ -104,37 +101,37 @@ class Missing(Exception):
 
 
 class RunData:
-    """The inputs of both interfaces as arrays, read when first asked for."""
+    """The files of a run as arrays, read when first asked for; the same file serves several figures."""
 
-    def __init__(self, inputs):
-        self.inputs = inputs
+    def __init__(self, files: RunFiles):
+        self.files = files
         self.tensor_checks: dict[str, TensorCheck] = {}
 
     def has(self, *names: str) -> bool:
-        """Return whether all inputs (or groups of inputs) were given."""
-        return all(isdefined(getattr(self.inputs, part)) for n in names for part in GROUPS.get(n, (n,)))
+        """Return whether all files (or groups of files) are there."""
+        return all(getattr(self.files, part) is not None for n in names for part in GROUPS.get(n, (n,)))
 
     def need(self, *names: str) -> None:
-        """Raise `Missing` with the first absent input in words."""
+        """Raise `Missing`, which says what is absent, for the first file (or group) that is."""
         for name in names:
             if not self.has(name):
                 raise Missing(f"no {CALLED.get(name, name)}")
 
     def volume(self, name: str) -> np.ndarray:
-        """Return one input image's values."""
+        """Return the values of an image by the name of its file in `RunFiles`; `Missing` where there is none."""
         self.need(name)
-        return read_image(getattr(self.inputs, name))[0]
+        return read_image(getattr(self.files, name))[0]
 
     def _scan(self, kind: str, mask: str | None) -> Scan:
         self.need(kind)
-        i = self.inputs
-        return read_scan(*(getattr(i, part) for part in GROUPS[kind]), mask, i.b0_threshold)[0]
+        paths = (getattr(self.files, part) for part in GROUPS[kind])
+        return read_scan(*paths, mask, self.files.b0_threshold)[0]
 
     @cached_property
     def preproc(self) -> Scan:
         """The preprocessed series with its mask."""
         self.need("mask")
-        return self._scan("preproc", self.inputs.mask)
+        return self._scan("preproc", self.files.mask)
 
     @cached_property
     def raw(self) -> Scan:
@@ -157,7 +154,7 @@ class RunData:
     @cached_property
     def sigma(self) -> float | None:
         """Noise standard deviation, where it is known."""
-        return float(self.inputs.sigma) if self.has("sigma") and self.inputs.sigma > 0 else None
+        return float(self.files.sigma) if self.has("sigma") and self.files.sigma > 0 else None
 
     def known_sigma(self) -> float:
         """Return the noise standard deviation; `Missing` where it is not known."""
@@ -169,48 +166,64 @@ class RunData:
     def confounds(self) -> np.ndarray:
         """(N, 7) translations in mm, rotations in rad, framewise displacement in mm; NaN where the file has n/a."""
         self.need("confounds")
-        path = Path(self.inputs.confounds)
+        path = Path(self.files.confounds)
         columns = path.read_text().splitlines()[0].lstrip("# ").split("\t")
         table = np.genfromtxt(path, skip_header=1, delimiter="\t", missing_values="n/a", ndmin=2)
         return table[:, [columns.index(name) for name in CONFOUND_COLUMNS]]
 
     def methods(self) -> list[str]:
         """Return the methods that made a series."""
-        return list(self.inputs.methods) if self.has("methods", "generated") else []
+        return list(self.files.methods) if self.has("methods", "generated") else []
 
     def map_methods(self) -> list[str]:
         """Return the methods that made maps alone."""
-        return list(self.inputs.map_methods) if self.has("map_methods") else []
+        return list(self.files.map_methods) if self.has("map_methods") else []
 
     def record(self, method: str) -> dict:
         """Return how a method made its series or maps; empty where that is not known."""
         for methods, records in ((self.methods(), "generated_record"), (self.map_methods(), "map_record")):
             if method in methods and self.has(records):
-                path = getattr(self.inputs, records)[methods.index(method)]
+                path = getattr(self.files, records)[methods.index(method)]
                 return json.loads(Path(path).read_text()).get("GenerativeModel", {})
         return {}
 
     def generated(self, method: str) -> tuple[np.ndarray, GradientTable, np.ndarray, dict]:
         """Return a method's series, its gradients, which volumes were made, and the record of how."""
-        i, k = self.inputs, self.methods().index(method)
-        data = read_image(i.generated[k])[0]
-        gradients = read_gradients(i.generated_bval[k], i.generated_bvec[k], data.shape[3], i.b0_threshold)
+        files, k = self.files, self.methods().index(method)
+        data = read_image(files.generated[k])[0]
+        gradients = read_gradients(files.generated_bval[k], files.generated_bvec[k], data.shape[3], files.b0_threshold)
         made, record = np.ones(data.shape[3], bool), self.record(method)
         made[kept_volumes(record)] = False
         return data, gradients, made, record
 
     def spread(self, method: str) -> np.ndarray:
         """Return the standard deviation of the samples of a method's series."""
-        drawn = list(self.inputs.drawn_methods) if self.has("drawn_methods") else self.methods()
+        drawn = list(self.files.drawn_methods) if self.has("drawn_methods") else self.methods()
         if method not in drawn or not self.has("generated_std"):
             raise Missing(ONE_SAMPLE if method in drawn else NOTHING_RANDOM)
-        return read_image(self.inputs.generated_std[drawn.index(method)])[0]
+        return read_image(self.files.generated_std[drawn.index(method)])[0]
+
+    def rish(self, method: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return the RISH maps before and after a method, by degree; `Missing` where it does not change them."""
+        self.need("rish_methods", "rish_before", "rish_after")
+        if method not in self.files.rish_methods:
+            raise Missing("the method does not change these features")
+        n, k = len(self.files.rish_before), list(self.files.rish_methods).index(method)
+        after = self.files.rish_after[k * n : (k + 1) * n]
+        return [read_image(path)[0] for path in self.files.rish_before], [read_image(path)[0] for path in after]
+
+    def extra(self, method: str) -> dict[str, np.ndarray]:
+        """Return the maps that a method made beside its series or tensor maps, title -> (X, Y, Z)."""
+        if not self.has("extra", "extra_methods", "extra_titles"):
+            return {}
+        maps = zip(self.files.extra_methods, self.files.extra_titles, self.files.extra, strict=True)
+        return {title: read_image(path)[0] for maker, title, path in maps if maker == method}
 
     def left_out(self, method: str) -> tuple[np.ndarray, np.ndarray]:
         """Return (K,) preprocessed volumes and (X, Y, Z, K) what the method made of them without them."""
         if not self.has("generated_left_out"):
             raise Missing("no direction was left out")
-        with np.load(self.inputs.generated_left_out[self.methods().index(method)]) as file:
+        with np.load(self.files.generated_left_out[self.methods().index(method)]) as file:
             volumes, mean = file["volumes"], file["mean"]
         if not len(volumes):
             raise Missing("no direction could be left out, or the method adds none")
@@ -230,8 +243,8 @@ class RunData:
     def maps(self, kind: str) -> dict[str, np.ndarray]:
         """Return source -> map for `fa`, `md` or `dec`."""
         self.need(kind)
-        files = getattr(self.inputs, kind)
-        return {source: read_image(path)[0] for source, path in zip(self.inputs.map_sources, files, strict=True)}
+        files = getattr(self.files, kind)
+        return {source: read_image(path)[0] for source, path in zip(self.files.map_sources, files, strict=True)}
 
     def tensor_check(self, method: str) -> TensorCheck:
         """Return what the tensor of a method's maps leaves of every acquired volume of the shell they stand on."""
@@ -254,7 +267,7 @@ class RunData:
         for kind in MAP_KINDS:
             if not self.has(f"{kind}_std"):
                 raise Missing(ONE_SAMPLE)
-            spread[kind] = self.maps(kind)[method], read_image(getattr(self.inputs, f"{kind}_std")[k])[0]
+            spread[kind] = self.maps(kind)[method], read_image(getattr(self.files, f"{kind}_std")[k])[0]
         return spread
 
 

@@ -15,6 +15,8 @@ from matplotlib import rc_context
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from ..diffusion.storage import write_atomically, write_text
+
 AXIAL, CORONAL, SAGITTAL = 2, 1, 0
 PLANE_NAMES = {AXIAL: "axial", CORONAL: "coronal", SAGITTAL: "sagittal"}
 SIDES = {AXIAL: ("L", "R"), CORONAL: ("L", "R"), SAGITTAL: ("P", "A")}  # left and right edge of a panel
@@ -215,13 +217,10 @@ def _draw_slice(axes, volume, index, row, geometry):
 
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure as SVG (images in it with a small palette) or, by its suffix, PNG; return the path."""
-    path = Path(path)
-    if path.suffix == ".svg":
-        path.write_text(_svg_text(figure), encoding="utf-8")
-    else:
-        with rc_context(STYLE):
-            figure.savefig(path, dpi=110)
-    return path
+    if Path(path).suffix == ".svg":
+        return write_text(path, _svg_text(figure))
+    with rc_context(STYLE):
+        return write_atomically(path, lambda part: figure.savefig(part, dpi=110))
 
 
 def save_flicker(first: Figure, second: Figure, path: str | Path) -> Path:
@@ -245,9 +244,7 @@ def save_flicker(first: Figure, second: Figure, path: str | Path) -> Path:
         f'viewBox="{view_box}" preserveAspectRatio="xMidYMid meet">\n'
         f"<style>{style}</style>\n{bodies[0]}\n{bodies[1]}\n</svg>\n"
     )
-    path = Path(path)
-    path.write_text(text, encoding="utf-8")
-    return path
+    return write_text(path, text)
 
 
 def _svg_text(figure: Figure) -> str:

@@ -23,8 +23,7 @@ def save_atlas(path: Path, atlas: Atlas) -> Path:
     """Write an atlas (.safetensors); maps are stored as float16, which is finer than any of them is known."""
     maps = {f.name: getattr(atlas, f.name) for f in fields(atlas) if f.name != "affine"}
     tensors = {name: value.half() if value.is_floating_point() else value for name, value in maps.items()}
-    write_tensors(Path(path), tensors | {"affine": torch.as_tensor(atlas.affine)}, {"format": FORMAT})
-    return Path(path)
+    return write_tensors(path, tensors | {"affine": torch.as_tensor(atlas.affine)}, {"format": FORMAT})
 
 
 def read_atlas(path: Path) -> Atlas:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import zlib
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -12,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from ..diffusion.storage import write_atomically
 from ..dwi.gradients import B0_THRESHOLD_S_PER_MM2, GradientError, GradientTable
 from ..dwi.series import NO_B0, Scan, ScanError
 
@@ -99,23 +98,6 @@ def image_in_template(shape: Sequence[int], affine: np.ndarray) -> nib.Nifti1Ima
     image.set_qform(affine, code="mni")
     image.header.set_xyzt_units("mm")
     return image
-
-
-def write_atomically(path: str | Path, write) -> Path:
-    """Call `write(temporary path)` and move the result into place, so that no half-written file is seen."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    suffix = "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix
-    handle, part = tempfile.mkstemp(prefix=f".{path.name[:40]}-", suffix=suffix, dir=path.parent)
-    os.close(handle)
-    try:
-        write(part)
-        os.chmod(part, 0o666 & ~_umask())
-        os.replace(part, path)
-    finally:
-        if os.path.exists(part):
-            os.unlink(part)
-    return path
 
 
 def read_gradients(
@@ -211,9 +193,3 @@ def _read_table(path: str | Path) -> np.ndarray:
     if table.size == 0:
         raise GradientError(f"{path}: the file is empty")
     return table
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

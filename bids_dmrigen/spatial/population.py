@@ -13,12 +13,13 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ..bids.names import sidecar_path
+from ..diffusion.storage import write_text
 from ..dwi.adc import FREE_WATER_MM2_PER_S
 from ..dwi.series import ScanError
 from ..methods.base import Population
 from ..simulate.anatomy import subvoxels
 from ..simulate.atlas_file import AtlasError
-from .io import image_in_template, open_image, read_image, write_atomically, write_image
+from .io import image_in_template, open_image, read_image, write_image
 from .templates import check_fibre_atlas, fibre_images
 
 PACKAGED_ADC_ATLAS = Path(__file__).parent / "data" / "adc_atlas.nii.gz"
@@ -166,7 +167,7 @@ def write_adc_atlas(path: Path, data: np.ndarray, bvals: Sequence[float], affine
     """
     write_image(path, data, image_in_template(data.shape, affine), np.int16, STEP_MM2_PER_S)
     text = json.dumps({"BValues": [float(b) for b in bvals], "Units": UNITS} | about, indent=2, ensure_ascii=False)
-    write_atomically(sidecar_path(path), lambda part: Path(part).write_text(text + "\n"))
+    write_text(sidecar_path(path), text + "\n")
     return path
 
 

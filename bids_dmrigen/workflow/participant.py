@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..bids.sidecars import versions
+from ..diffusion.storage import write_text
 from ..qc.report import RunError
 from .failures import find_failures, without_failed
 from .plan import RunPlan
@@ -128,12 +129,9 @@ def _add_run(wf, plan: RunPlan, **common) -> RunPlan:
 
 
 def _keep_traces(logs: Path, plans: Sequence[RunPlan]) -> None:
-    from ..spatial.io import write_atomically
-
     for plan in plans:
         if plan.trace:
-            path = logs / f"crash-{plan.node_name}.txt"
-            write_atomically(path, lambda part, plan=plan: Path(part).write_text(plan.trace, encoding="utf-8"))
+            write_text(logs / f"crash-{plan.node_name}.txt", plan.trace)
 
 
 def cache_folder(settings: Settings) -> Path:
@@ -150,7 +148,7 @@ def _forget_lost(plans: Sequence[RunPlan], base: Path) -> None:
 
     For Nipype their sinks are done: it looks at what went in, not at what became of it.
     """
-    from ..interfaces.sink import intact
+    from ..bids.store import intact
 
     for plan in plans:
         for sink in (base / "participant" / plan.node_name).glob("sink_*"):

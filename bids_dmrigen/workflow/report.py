@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..bids import names, sidecars
+from ..diffusion.storage import write_text
 from ..methods import spec_of
 from ..qc.report import ReportError, RunError, RunRecord, read_record, record_path
 from .plan import RunPlan
@@ -141,8 +142,6 @@ def _merged(wf, listed: dict[str, list]) -> dict:
 
 def write_dataset_files(settings: Settings, links: Mapping[str, Path]) -> None:
     """Write what makes the output folder a derivative dataset; safe when two calls do it at once."""
-    from ..spatial.io import write_atomically
-
     description = json.dumps(sidecars.dataset_description(settings.bids_dir, links), indent=2) + "\n"
     contents = {
         "dataset_description.json": description,
@@ -152,7 +151,7 @@ def write_dataset_files(settings: Settings, links: Mapping[str, Path]) -> None:
         f"logs/settings-{name_of_call()}.toml": settings.to_toml(),
     }
     for name, content in contents.items():
-        write_atomically(settings.out_dir / name, lambda part, content=content: Path(part).write_text(content))
+        write_text(settings.out_dir / name, content)
 
 
 def write_reports(
@@ -194,19 +193,16 @@ def write_reports(
 def _write_citations(out_dir: Path) -> None:
     """Write the methods text and the references of all runs of the dataset, also of those of other calls."""
     from ..qc.report import all_records
-    from ..spatial.io import write_atomically
     from . import methods_text
 
     text = methods_text.of_runs(all_records(out_dir))
     bibtex = "\n".join(citation.bibtex for citation in methods_text.citations(text))
     for name, content in (("CITATION.md", methods_text.as_markdown(text)), ("CITATION.bib", bibtex)):
-        write_atomically(out_dir / "logs" / name, lambda part, content=content: Path(part).write_text(content))
+        write_text(out_dir / "logs" / name, content)
 
 
 def _write_record(plan: RunPlan, error: RunError | None) -> None:
     """Keep what this call knows of a run for the reports of later calls, which may not be about this run."""
-    from ..spatial.io import write_atomically
-
     out_dir = plan.settings.out_dir
     record = _record(plan, error)
     if plan.settings.reports_only:
@@ -216,8 +212,7 @@ def _write_record(plan: RunPlan, error: RunError | None) -> None:
         if error and error.step == "outputs":
             record = replace(record, error=known.error or error)
     text = json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n"
-    path = out_dir / record_path(plan.run.entities)
-    write_atomically(path, lambda part: Path(part).write_text(text, encoding="utf-8"))
+    write_text(out_dir / record_path(plan.run.entities), text)
 
 
 def _record(plan: RunPlan, error: RunError | None) -> RunRecord:

@@ -15,8 +15,7 @@ from ..methods import REGISTRY, options, spec_of
 from ..methods.spec import Directions, Option, OptionError
 
 ANALYSIS_LEVELS = ("participant", "group")
-METHODS = tuple(REGISTRY)
-DENOISERS = ("mppca", "patch2self", *(name for name in METHODS if spec_of(name).denoises), "none")
+DENOISERS = ("mppca", "patch2self", *(name for name in REGISTRY if spec_of(name).denoises), "none")
 SAMPLERS = ("fast", "paper")
 
 METHODS_GROUP = "methods"
@@ -45,7 +44,7 @@ def option(group: str, text: str, default: Any = MISSING, *, flag: str | None = 
 
 def _told_of(kind: str) -> str:
     """Return the names of the methods that are told of this part of a population."""
-    return ", ".join(name for name in METHODS if kind in spec_of(name).population)
+    return ", ".join(name for name in REGISTRY if kind in spec_of(name).population)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +99,7 @@ class Settings:
         "methods to run, of those above (default: none, preprocessing and maps alone)",
         (),
         nargs="+",
-        choices=METHODS,
+        choices=REGISTRY,
         metavar="METHOD",
     )
     size: str = option("methods", "network size (default: small)", "small", choices=("small", "paper"))
@@ -131,7 +130,7 @@ class Settings:
     denoise: str | None = option(
         "preprocessing",
         "denoising before everything else (default: mppca; none where a method is asked for that has to see the noise: "
-        f"{', '.join(spec_of(name).title for name in METHODS if spec_of(name).on_acquired)})",
+        f"{', '.join(spec_of(name).title for name in REGISTRY if spec_of(name).on_acquired)})",
         None,
         choices=DENOISERS,
     )
@@ -330,8 +329,8 @@ def weights_by_method(items: Iterable[str]) -> dict[str, str]:
     pairs = {}
     for item in items:
         method, _, weights = item.partition("=")
-        if method not in METHODS or not weights:
-            names = ", ".join(METHODS)
+        if method not in REGISTRY or not weights:
+            names = ", ".join(REGISTRY)
             raise SettingsError(f"--weights: expected METHOD=NAME_OR_PATH, METHOD one of {names}, found {item}")
         pairs[method] = weights
     return pairs

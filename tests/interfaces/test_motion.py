@@ -1,115 +1,20 @@
-"""Head motion: known motion applied to a simulated scan is found again; parameters against closed forms."""
+"""Head motion on files: transforms, and confounds as BIDS has them."""
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
-import pytest
 
-from bids_dmrigen.dwi.gradients import GradientTable, even_directions
-from bids_dmrigen.interfaces.motion import (
-    CONFOUNDS,
-    HeadMotion,
-    _keep_predicted,
-    estimate_motion,
-    motion_parameters,
-    rigid_part,
-)
-
-AFFINE = np.array([[-3.0, 0, 0, 60], [0, 2.9, -0.75, -50], [0, 0.75, 2.9, -40], [0, 0, 0, 1]])
-CENTER = AFFINE[:3, :3] @ [20, 24, 16] + AFFINE[:3, 3]
+from bids_dmrigen.interfaces.motion import HeadMotion
+from bids_dmrigen.spatial.io import write_gradients
+from bids_dmrigen.spatial.motion import CONFOUNDS
+from bids_dmrigen.spatial.rigid import motion_parameters
+from tests.spatial.test_motion import AFFINE, CENTER, moved_head
 
 
-def rotation(vector):
-    """Rodrigues' formula, written out for the tests."""
-    angle = np.linalg.norm(vector)
-    x, y, z = np.asarray(vector) / angle
-    k = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + np.sin(angle) * k + (1 - np.cos(angle)) * k @ k
-
-
-def rigid(vector_degrees, shift, center=CENTER):
-    matrix = np.eye(4)
-    matrix[:3, :3] = rotation(np.deg2rad(vector_degrees))
-    matrix[:3, 3] = center + shift - matrix[:3, :3] @ center
-    return matrix
-
-
-@pytest.fixture(scope="module")
-def moved():
-    """A textured head with contrast between b0 and DWI, each volume at its own pose, read from its formula."""
-    rng = np.random.default_rng(1)
-    shape = (41, 49, 33)
-    gradients = GradientTable([0, 0, *[1000] * 5], np.r_[np.zeros((2, 3)), even_directions(5)])
-    truth = [np.eye(4)] + [rigid(rng.uniform(-4, 4, 3), rng.uniform(-4, 4, 3)) for _ in range(len(gradients) - 1)]
-    centers = rng.uniform(-1, 1, (60, 3)) * [38, 46, 30] * 0.8
-    widths, heights = rng.uniform(5, 12, 60), rng.uniform(-0.6, 0.6, 60)
-    index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1)
-    world = index @ AFFINE[:3, :3].T + AFFINE[:3, 3]
-
-    def head(points, weighted):
-        local = points - CENTER
-        edge = 1 / (1 + np.exp(12 * (np.linalg.norm(local / [46, 56, 38], axis=-1) - 1)))
-        texture = np.ones(points.shape[:-1])
-        for center, width, height in zip(centers, widths, heights, strict=True):
-            texture += height * np.exp(-((local - center) ** 2).sum(-1) / (2 * width**2))
-        return edge * (600 / np.clip(texture, 0.3, 3) ** 0.7 if weighted else 1000 * np.clip(texture, 0.3, 3))
-
-    volumes = []
-    for volume, matrix in enumerate(truth):
-        back = np.linalg.inv(matrix)
-        clean = head(world @ back[:3, :3].T + back[:3, 3], not gradients.is_b0[volume])
-        noise = rng.normal(0, 40, (2, *shape))
-        volumes.append(np.hypot(clean + noise[0], noise[1]))
-    mask = np.linalg.norm((world - CENTER) / [46, 56, 38], axis=-1) < 1
-    return np.stack(volumes, -1).astype(np.float32), gradients, mask, np.stack(truth)
-
-
-def test_known_motion_is_found(moved):
-    data, gradients, mask, truth = moved
-    found = estimate_motion(data, AFFINE, gradients, mask)
-    np.testing.assert_allclose(found[0], np.eye(4), atol=1e-9)  # the reference space is the first b0's
-    left = motion_parameters(np.linalg.inv(truth) @ found, CENTER)
-    assert np.abs(left[:, :3]).max() < 0.35  # voxels of 3 mm; that of real anatomy: benchmarks/motion.py
-    assert np.degrees(np.abs(left[:, 3:])).max() < 0.3
-
-
-def test_parameters_of_a_known_rotation():
-    parameters = motion_parameters(np.stack([np.eye(4), rigid([0, 0, 2], [1, -2, 3])]), CENTER)
-    np.testing.assert_allclose(parameters[0], 0, atol=1e-12)
-    np.testing.assert_allclose(parameters[1], [1, -2, 3, 0, 0, np.deg2rad(2)], atol=1e-9)
-
-
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_rigid_part_takes_the_shear_along_the_axis_away(axis):
-    motion = rigid([3, -2, 4], [1, 2, 3])
-    zooms = np.linalg.norm(AFFINE[:3, :3], axis=0)
-    frame = AFFINE @ np.diag([*1 / zooms, 1])
-    eddy = np.eye(4)
-    eddy[axis] += [0.02, -0.03, 0.015, 0.7]
-    full = frame @ eddy @ np.linalg.inv(frame) @ motion
-    found = rigid_part(full[None], AFFINE, axis, CENTER)[0]
-    np.testing.assert_allclose(found[:3, :3], motion[:3, :3], atol=1e-9)
-    np.testing.assert_allclose(found @ [*CENTER, 1], full @ [*CENTER, 1], atol=1e-9)
-
-
-def test_only_shears_that_the_gradients_predict_are_kept():
-    rng = np.random.default_rng(0)
-    gradients = GradientTable(np.full(20, 1000.0), even_directions(20))
-    predicted = gradients.bvecs @ rng.normal(0, 0.01, (3, 3))
-    for shears, kept in ((predicted, predicted), (rng.normal(0, 0.01, (20, 3)), 0)):
-        own = np.tile(np.eye(4), (20, 1, 1))
-        own[:, 1, :3] += shears
-        left = _keep_predicted(own, gradients, 1, np.zeros(3))[:, 1, :3] - [0, 1, 0] - kept
-        assert np.sqrt((left**2).mean()) < 0.003
-
-
-def test_interface_writes_transforms_and_confounds(moved, tmp_path):
-    import nibabel as nib
-
-    from bids_dmrigen.spatial.io import write_gradients
-
-    data, gradients, _, truth = moved
+def test_interface_writes_transforms_and_confounds(tmp_path):
+    data, gradients, _, truth = moved_head()
     few = [0, 2, 3]
     nib.save(nib.Nifti1Image(data[..., few], AFFINE), tmp_path / "dwi.nii")
     write_gradients(gradients[few], tmp_path / "dwi.bval", tmp_path / "dwi.bvec")
@@ -120,30 +25,9 @@ def test_interface_writes_transforms_and_confounds(moved, tmp_path):
     left = motion_parameters(np.linalg.inv(truth[few]) @ transforms, CENTER)
     assert np.abs(left[:, :3]).max() < 1
     lines = Path(result.outputs.out_confounds).read_text().splitlines()
-    assert lines[0].split("\t") == [*CONFOUNDS, "framewise_displacement"]
+    assert lines[0].split("\t") == list(CONFOUNDS)
     assert lines[1].split("\t")[6] == "n/a"  # as BIDS has it: the first volume has none before it
     table = pd.read_csv(result.outputs.out_confounds, sep="\t")
     assert len(table) == 3
     assert table.isna().to_numpy().sum() == 1
     assert table["framewise_displacement"][1] > 1
-
-
-def test_eddy_currents_are_found_and_survive_the_tie_to_the_b0():
-    from bids_dmrigen.simulate.artefacts import Artefacts
-    from bids_dmrigen.simulate.atlas import procedural_atlas
-    from bids_dmrigen.simulate.scanner import acquire, protocol, scan_grid
-    from bids_dmrigen.spatial.templates import embedded_mni
-
-    arrays, atlas_affine = embedded_mni(4)
-    atlas = procedural_atlas(**arrays, affine=atlas_affine)
-    shape = (46, 54, 40)
-    affine = scan_grid(atlas, 4.0, shape)
-    gradients = protocol(affine, 8, 1, 1000)
-    simulated = acquire(atlas, gradients, affine, shape, snr=40, seed=1, artefacts=Artefacts(eddy_mm=5))
-    found = estimate_motion(simulated.scan.data, affine, gradients, simulated.scan.mask, axis=1)
-    field = simulated.truth["eddy"]  # shift in mm, slopes
-    index = np.argwhere(simulated.scan.mask)[::31]
-    along = field[1:, :1] + field[1:, 1:] @ ((index - (np.array(shape) - 1) / 2) * 4.0).T  # (N, P)
-    points = np.column_stack([index, np.ones(len(index))]) @ affine.T
-    moved = (points @ (found[1:] - np.eye(4)).transpose(0, 2, 1))[..., 1] * np.sign(affine[1, 1])
-    assert np.abs(moved - along).mean() < 0.45 * np.abs(along).mean()  # rigid registration leaves nine tenths

@@ -5,7 +5,7 @@ import pytest
 
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan, ScanError
-from bids_dmrigen.interfaces.resample import resample_series, sample_volume
+from bids_dmrigen.spatial.resample import resample_series, sample_volume
 
 SHAPE = (24, 28, 20)
 AFFINE = np.array([[-2.0, 0.1, 0, 25], [0.1, 2.0, 0.1, -30], [0, -0.1, 2.5, -20], [0, 0, 0, 1]])

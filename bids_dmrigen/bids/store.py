@@ -1,0 +1,76 @@
+"""Results put into the derivative dataset, complete, finite, with their sidecars; and whether they are still there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from ..diffusion.storage import write_atomically, write_text
+from .names import figure_path, sidecar_path
+
+WRITTEN = "written.json"  # in the sink's working folder: path -> size and time of last change
+NO_SPACE = "{path}: no space left in the output folder; free some and call again, finished steps are kept"
+
+
+def store(source: Path, target: Path, sidecar: dict | None) -> list[Path]:
+    """Copy a result to its place, atomically; images are compressed and must be finite. Return what was written.
+
+    Raises
+    ------
+    ValueError
+        Where an image holds a value that is not finite: it is not stored.
+    OSError
+        Where the folder is full or not writable.
+    """
+    try:
+        if source.name.endswith((".nii", ".nii.gz")):
+            image = nib.load(source)
+            data = np.asanyarray(image.dataobj)
+            if not np.isfinite(data).all():
+                raise ValueError(f"{source.name} for {target.name} holds values that are not finite; not stored")
+            write_atomically(target, lambda part: nib.save(image, part))
+        else:
+            write_atomically(target, lambda part: shutil.copyfile(source, part))
+        if sidecar is not None:
+            text = json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n"
+            return [target, write_text(sidecar_path(target), text)]
+        return [target]
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(error.errno, NO_SPACE.format(path=target)) from error
+        raise
+
+
+def remember(folder: Path, written: list[Path]) -> list[str]:
+    """Note in a sink's working folder what it wrote, for `intact`; return the paths."""
+    text = json.dumps({str(path): _state(path) for path in written})
+    write_text(folder / WRITTEN, text)
+    return [str(path) for path in written]
+
+
+def intact(folder: Path) -> bool:
+    """Return whether all that a sink wrote is still there as it wrote it: another call may have put its own there."""
+    try:
+        return all(_state(path) == state for path, state in json.loads((folder / WRITTEN).read_text()).items())
+    except FileNotFoundError:
+        return False
+
+
+def forget_figures(out_dir: Path, entities: Mapping[str, str]) -> None:
+    """Remove a run's figures: those of an earlier call with other settings would tell of what is no longer so."""
+    for key, extension in (("*", "svg"), ("skipped", "html")):
+        drawn = out_dir / figure_path(entities, key, extension)
+        for stale in drawn.parent.glob(drawn.name):
+            stale.unlink(missing_ok=True)
+
+
+def _state(path: str | Path) -> list[int]:
+    found = os.stat(path)
+    return [found.st_size, found.st_mtime_ns]

@@ -1,0 +1,127 @@
+"""Classical denoising: MP-PCA and Patch2Self of DIPY, and the noise level of a series."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from ...dwi.series import Scan, ScanError
+
+METHODS = ("mppca", "patch2self", "none")
+MIN_VOLUMES_MPPCA = 5  # fewer hold no redundancy to tell signal from noise
+GOOD_VOLUMES_PATCH2SELF = 30
+MIN_VOLUMES_PATCH2SELF = 10
+UNKNOWN_METHOD = "unknown denoising method {method!r}; choose one of {methods}"
+TOO_FEW_VOLUMES = "{method} needs at least {needed} volumes, found {found}; the series was not denoised"
+TOO_FEW_FOR_PATCH2SELF = (
+    "Patch2Self lost direction contrast in series of fewer than {good} volumes, this one has {found}; "
+    "compare the directional maps with those of the acquired series, or use mppca"
+)
+
+
+def denoise(scan: Scan, method: str) -> tuple[np.ndarray, str]:
+    """Return the denoised (X, Y, Z, N) float32 series and a sentence on what was done.
+
+    Voxels outside the mask, constant ones and those out of the method's reach keep their acquired values.
+
+    Parameters
+    ----------
+    scan
+        The series as acquired, before any interpolation.
+    method
+        `mppca` (Veraart et al. 2016), `patch2self` (version 3, Fadnavis et al. 2024) or `none`.
+    """
+    acquired = np.nan_to_num(np.asarray(scan.data, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    n_volumes = acquired.shape[3]
+    minimum = {"mppca": MIN_VOLUMES_MPPCA, "patch2self": MIN_VOLUMES_PATCH2SELF, "none": 0}
+    if method not in minimum:
+        raise ValueError(UNKNOWN_METHOD.format(method=method, methods=METHODS))
+    if method == "none":
+        return acquired, "Not denoised, as asked."
+    if n_volumes < minimum[method]:
+        text = TOO_FEW_VOLUMES.format(method=method, needed=minimum[method], found=n_volumes)
+        return acquired, text[0].upper() + text[1:] + "."
+    measured = scan.mask & (np.ptp(acquired, axis=3) > 0)  # zeroed backgrounds hold nothing to denoise
+    if method == "mppca":
+        denoised, message = _mppca(acquired, measured)
+    else:
+        denoised, message = _patch2self(acquired, scan)
+    usable = measured[..., None] & np.isfinite(denoised)
+    return np.where(usable, np.maximum(denoised, 0), acquired).astype(np.float32), message
+
+
+def noise_level(scan: Scan) -> tuple[float, str]:
+    """Return the noise standard deviation in scanner units, NaN where it is unknown, and a sentence on it."""
+    from ...dwi.noise import estimate_sigma
+
+    try:
+        estimate = estimate_sigma(scan)
+    except ScanError as error:
+        text = str(error)
+        return float("nan"), text[0].upper() + text[1:] + "."
+    source = "differences between neighbouring voxels" if estimate.spatial else "the residuals of each shell"
+    return estimate.sigma, (
+        f"Noise standard deviation {estimate.sigma:.4g} (from {source}), b0 signal-to-noise ratio "
+        f"{estimate.b0_snr:.1f}."
+    )
+
+
+def patch_radius(shape: tuple[int, ...]) -> np.ndarray:
+    """Return the radii (3,) of the smallest patch that holds more voxels than the series has volumes.
+
+    Axes that are shorter than the patch get what fits, and the others more.
+    """
+    radius = np.ones(3, dtype=int)
+    limit = (np.array(shape[:3]) - 1) // 2
+    while np.prod(2 * np.minimum(radius, limit) + 1) <= shape[3] and (radius < limit).any():
+        radius += 1
+    return np.minimum(radius, limit)
+
+
+def _mppca(acquired: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, str]:
+    from dipy.denoise.localpca import mppca
+
+    radius = patch_radius(acquired.shape)
+    size = " x ".join(str(2 * r + 1) for r in radius)
+    with np.errstate(invalid="ignore", divide="ignore"):  # voxels that no patch covers: 0/0
+        denoised = mppca(acquired, mask=mask, patch_radius=radius, suppress_warning=True)
+    return denoised, f"Denoised by MP-PCA in patches of {size} voxels."
+
+
+def _patch2self(acquired: np.ndarray, scan: Scan) -> tuple[np.ndarray, str]:
+    from dipy.denoise.patch2self import patch2self
+
+    # Version 3 works in memory-mapped files of the whole series: too much for the /tmp of many containers.
+    with tempfile.TemporaryDirectory(dir=os.curdir) as folder:
+        denoised = patch2self(
+            acquired,
+            scan.gradients.bvals,
+            b0_threshold=scan.gradients.b0_threshold,
+            shift_intensity=False,
+            tmp_dir=folder,
+            version=3,
+        )
+    message = "Denoised by Patch2Self (version 3)."
+    if acquired.shape[3] < GOOD_VOLUMES_PATCH2SELF:
+        warning = TOO_FEW_FOR_PATCH2SELF.format(good=GOOD_VOLUMES_PATCH2SELF, found=acquired.shape[3])
+        message += f" {warning}."
+    return denoised, message
+
+
+@contextmanager
+def limited_threads(count: int) -> Iterator[None]:
+    """Limit torch to `count` threads, and BLAS to one: on the tiny matrices of a patch more only slow it."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, count))
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,163 @@
+"""The quality metrics of one run: which its files allow, each with its definition."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..dwi.gradients import GradientError
+from ..dwi.series import Scan
+from ..dwi.tensor import design_matrix, fit_maps
+from ..methods import REGISTRY, spec_of
+from ..methods.spec import Definition
+from ..spatial.similarity import dice, mutual_information, pearson
+from . import iqm
+from .metrics import describe_all
+from .run_data import Missing, RunData
+from .run_figures import MD_SCALE
+
+SERIES_METRICS = ("ndc", "tensor_residual", "direction_contrast", "dwi_cnr", "sample_spread")
+
+
+def measure(run: RunData) -> dict[str, dict[str, Any]]:
+    """Return the quality metrics that a run's files allow, as written to JSON (`metrics.describe`).
+
+    Raises
+    ------
+    Missing
+        Where there is no preprocessed series or no brain mask.
+    """
+    scan = run.preproc
+    values = iqm.acquisition(scan.gradients, scan.affine)
+    entries = describe_all({**values, "mask_volume": iqm.mask_volume(scan.mask, scan.affine)})
+    if scan.mask.any():  # all else is measured in it
+        entries |= describe_all(_run_metrics(run))
+        for source in ["preproc", *run.methods()]:
+            entries |= describe_all(_series_metrics(run, source), source, _definitions(source))
+        for method in run.map_methods():
+            entries |= describe_all(_own_map_metrics(run, method), method, _definitions(method))
+        for source, values in _map_metrics(run).items():
+            entries |= describe_all(_known(values), source)
+    return entries
+
+
+def _definitions(source: str) -> Mapping[str, Definition]:
+    """Return the definitions of a method's own checks."""
+    return spec_of(source).definitions if source in REGISTRY else {}
+
+
+def _run_metrics(run: RunData) -> dict[str, float]:
+    scan, values = run.preproc, {}
+    if run.sigma:
+        values["noise_sigma"] = run.sigma
+        values |= iqm.signal_to_noise(scan.data, scan.gradients, scan.mask, run.sigma)
+    if run.has("raw"):
+        try:
+            raw = run.raw_in_mask
+        except Missing:
+            raw = None
+        if raw is not None:
+            values["dropout_fraction"] = iqm.dropout_fraction(*iqm.slice_scores(raw.data, raw.gradients, raw.mask))
+    if run.has("confounds"):
+        displacement = run.confounds[:, 6]
+        displacement = displacement[np.isfinite(displacement)]  # the first volume has none
+        if displacement.size:
+            values |= {"mean_fd": float(displacement.mean()), "max_fd": float(displacement.max())}
+    if run.has("mask_in_template", "template_mask"):
+        values["registration_dice"] = dice(run.volume("mask_in_template") > 0.5, run.volume("template_mask") > 0.5)
+    for when in ("before", "after"):
+        if run.has(f"sdc_{when}", f"reverse_{when}"):
+            ours, theirs = run.volume(f"sdc_{when}"), run.volume(f"reverse_{when}")
+            values[f"sdc_correlation_{when}"] = pearson(ours, theirs, scan.mask)
+        if run.has(f"sdc_{when}", "t1w"):
+            ours, theirs = run.volume(f"sdc_{when}"), run.volume("t1w")
+            values[f"t1w_mutual_information_{when}"] = mutual_information(ours, theirs, scan.mask)
+    return _known(values)
+
+
+def _series_metrics(run: RunData, source: str) -> dict[str, float]:
+    """Return the metrics of the preprocessed series or of one that a method made."""
+    scan, values = run.preproc, {}
+    if source == "preproc":
+        data, gradients = scan.data, scan.gradients
+    else:
+        data, gradients, _, record = run.generated(source)
+        values |= _own_checks(record.get("Checks", {}), source)
+        own = record.get("TensorVolumes", list(range(len(gradients))))  # shells made from b0s are no one tensor's
+        data, gradients = data[..., own], gradients[own]
+    values["ndc"] = iqm.neighbour_correlation(data, gradients, scan.mask)
+    with contextlib.suppress(GradientError):  # where the table determines no tensor
+        predicted, s0 = _tensor_prediction(Scan(data, scan.affine, gradients, scan.mask))
+        values["tensor_residual"] = iqm.tensor_residual(data, predicted, s0, scan.mask)
+        varying, mean = iqm.direction_signal(data, predicted, gradients, scan.mask)
+        values["direction_contrast"] = varying / mean
+        if source == "preproc" and run.sigma:
+            values["dwi_cnr"] = varying / run.sigma
+    if source != "preproc":
+        with contextlib.suppress(Missing):
+            values |= iqm.residual_checks(run.removed(source), run.b0, scan.mask, run.sigma)
+        with contextlib.suppress(Missing):
+            volumes, mean = run.left_out(source)
+            values |= iqm.left_out_checks(scan.data[..., volumes], mean, scan.mask, run.sigma)
+        with contextlib.suppress(Missing):
+            std = run.spread(source)
+            inside = scan.mask & (data.mean(axis=3) > 0)
+            values["sample_spread"] = float(100 * np.median(std[inside].mean(axis=1) / data[inside].mean(axis=1)))
+    return _known(values)
+
+
+def _own_checks(checks: dict, source: str) -> dict[str, float]:
+    """Return a method's own checks under names that do not hide a metric that every series has."""
+    values = {}
+    for key, value in checks.items():
+        name = key.removeprefix(f"{source}_")
+        if value is not None:
+            values[f"own_{name}" if name in SERIES_METRICS else name] = float(value)
+    return values
+
+
+def _tensor_prediction(scan: Scan) -> tuple[np.ndarray, np.ndarray]:
+    """Return the (X, Y, Z, N) signal of the tensor fitted to a scan, 0 outside its mask, and its b0."""
+    maps = fit_maps(scan, names=("tensor", "s0"))
+    design = design_matrix(scan.gradients.bvals, scan.gradients.world_directions(scan.affine))
+    predicted = np.zeros(scan.data.shape, np.float32)
+    # A fit to noise may have negative eigenvalues: no direction raises the signal above the b0.
+    exponent = np.minimum(maps["tensor"][scan.mask] @ design[:, :6].T, 0)
+    predicted[scan.mask] = maps["s0"][scan.mask][:, None] * np.exp(exponent)
+    return predicted, maps["s0"]
+
+
+def _map_metrics(run: RunData) -> dict[str, dict[str, float]]:
+    if not run.has("map_sources", "fa"):
+        return {}
+    mask, fa = run.preproc.mask, run.maps("fa")
+    values = {source: {"fa_median": float(np.median(volume[mask]))} for source, volume in fa.items()}
+    if run.has("md"):
+        for source, volume in run.maps("md").items():
+            values[source]["md_median"] = float(MD_SCALE * np.median(volume[mask]))
+    for source, volume in fa.items():
+        if source != "preproc" and "preproc" in fa:
+            values[source]["fa_difference"] = float(np.abs(volume - fa["preproc"])[mask].mean())
+    return values
+
+
+def _own_map_metrics(run: RunData, method: str) -> dict[str, float]:
+    """Return the checks of a method that made maps, and how much its samples differ."""
+    values, mask = _own_checks(run.record(method).get("Checks", {}), method), run.preproc.mask
+    with contextlib.suppress(Missing):
+        check, sigma = run.tensor_check(method), run.known_sigma()
+        for key, left in (("data_residual", check.generated), ("data_residual_fit", check.fitted)):
+            values[key] = float(np.sqrt((left[mask].astype(np.float64) ** 2).mean()) / sigma)
+    with contextlib.suppress(Missing):
+        spread = run.map_spread(method)
+        values["fa_spread"] = float(np.median(spread["fa"][1][mask]))
+        values["md_spread"] = float(np.median(spread["md"][1][mask]) * MD_SCALE)
+    return _known(values)
+
+
+def _known(values: dict[str, float]) -> dict[str, float]:
+    """Leave out what could not be measured."""
+    return {key: value for key, value in values.items() if np.isfinite(value)}

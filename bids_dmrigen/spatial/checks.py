@@ -1,0 +1,54 @@
+"""What cannot be processed is refused: empty volumes, masks on another grid; single bad voxels are repaired."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ..dwi.series import ScanError
+
+EMPTY_VOLUMES = (
+    "{path}: volumes {volumes} (counted from 0) hold nothing but {what}; the transfer or the reconstruction "
+    "failed. Export the series again, or take these volumes out of the image, the .bval and the .bvec"
+)
+
+
+def check_values(data: np.ndarray, path: str | Path) -> tuple[np.ndarray, list[str]]:
+    """Return the series with isolated non-finite voxels set to 0, and warnings.
+
+    Parameters
+    ----------
+    data
+        (X, Y, Z, N) float32.
+    path
+        Named in messages.
+
+    Raises
+    ------
+    ScanError
+        Where a whole volume is zero or not finite.
+    """
+    flat = data.reshape(-1, data.shape[3])
+    finite = np.isfinite(flat)
+    for what, empty in (("NaN or infinity", ~finite.any(axis=0)), ("zeros", (flat == 0).all(axis=0))):
+        if empty.any():
+            raise ScanError(EMPTY_VOLUMES.format(path=path, volumes=np.flatnonzero(empty).tolist(), what=what))
+    count = int((~finite).sum())
+    if not count:
+        return data, []
+    return np.nan_to_num(data, nan=0.0, posinf=0.0, neginf=0.0), [
+        f"{count} voxel values were NaN or infinite and were set to 0"
+    ]
+
+
+def check_mask(mask: np.ndarray, shape: tuple[int, ...], path: str | Path) -> None:
+    """Refuse a brain mask (X, Y, Z) bool that is empty or not of the scan's `shape`; `path` is named in messages.
+
+    Raises
+    ------
+    ScanError
+        Where it is refused.
+    """
+    if mask.shape != shape or not mask.any():
+        raise ScanError(f"{path}: expected a brain mask of shape {shape}, found {mask.shape} with {mask.sum()} voxels")

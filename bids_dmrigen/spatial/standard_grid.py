@@ -1,0 +1,70 @@
+"""The grid over a template that is the same for every run, and maps of a run on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from ..methods.synthesis.task import GRID_MM
+from .ants_tools import to_ants, warp
+
+
+def standard_grid(shape, affine: np.ndarray) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Return shape and affine of a grid of cubes over a template's field of view, axes those of the world.
+
+    Its voxels have the edge that methods work on there. It depends on the template alone, and its voxels' centres lie
+    at multiples of that edge: those of `TemplateSpace` are among them.
+    """
+    ends = np.stack(np.meshgrid(*[(0, n - 1) for n in shape[:3]], indexing="ij"), axis=-1).reshape(-1, 3)
+    world = ends @ affine[:3, :3].T + affine[:3, 3]
+    low = np.ceil(world.min(axis=0) / GRID_MM - 1e-3) * GRID_MM
+    n = np.floor((world.max(axis=0) - low) / GRID_MM + 1e-3).astype(int) + 1
+    grid = np.diag([GRID_MM, GRID_MM, GRID_MM, 1.0])
+    grid[:3, 3] = low
+    return tuple(int(k) for k in n), grid
+
+
+def placed(volume: np.ndarray, affine: np.ndarray, shape, grid: np.ndarray) -> np.ndarray:
+    """Return an image (X, Y, Z, ...) on another grid of the same voxel size, whole voxels away; 0 outside the image."""
+    shift = np.rint((affine[:3, 3] - grid[:3, 3]) / np.diag(grid)[:3]).astype(int)  # of its first voxel
+    out = np.zeros((*shape, *volume.shape[3:]), volume.dtype)
+    into = tuple(slice(max(s, 0), min(s + n, m)) for s, n, m in zip(shift, volume.shape, shape, strict=False))
+    own = tuple(slice(i.start - s, i.stop - s) for i, s in zip(into, shift, strict=True))
+    out[into] = volume[own]
+    return out
+
+
+def maps_on_standard_grid(
+    maps: Iterable[np.ndarray],
+    mask: np.ndarray,
+    affine: np.ndarray,
+    grid: tuple[tuple[int, int, int], np.ndarray],
+    to_template: str | Path,
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return a run's maps on a grid over the template, and the brain mask there; maps are 0 outside it.
+
+    Values outside the brain (0) do not enter the averages.
+
+    Parameters
+    ----------
+    maps
+        (X, Y, Z) each, on the scan's grid.
+    mask
+        (X, Y, Z) bool, brain on that grid.
+    affine
+        (4, 4) of the scan's grid.
+    grid
+        Shape and affine of the other one, from `standard_grid`.
+    to_template
+        Transform file that resamples the scan onto the template.
+    """
+    reference = to_ants(np.zeros(grid[0], np.float32), grid[1])
+
+    def moved(volume: np.ndarray) -> np.ndarray:
+        return warp(to_ants(volume.astype(np.float32), affine), reference, [to_template]).numpy()
+
+    share = moved(mask)
+    brain = share > 0.5
+    return [np.where(brain, moved(values * mask) / np.maximum(share, 0.5), 0) for values in maps], brain
