@@ -29,13 +29,13 @@ def generate_node(plan: RunPlan, method: str, *, threads: int, name: str | None 
     name
         Of the node (default: after the method).
     """
-    from ..diffusion.parallel import choose_device
+    from ..diffusion.parallel import usable_gpus
     from ..diffusion.weights import read_card
     from ..interfaces.generate import Generate
     from ..methods import given_weights, load, weights_of
 
     settings = plan.settings
-    gpu = settings.device != "cpu" and choose_device(settings.device).type == "cuda"
+    gpu = bool(usable_gpus(settings.device))
     minutes = settings.difusion_minutes if method == "difusion" else None
     spec, options = load(method).spec, _options(plan, method)
     given = given_weights(method, settings.method_weights)
