@@ -69,6 +69,7 @@ def add(tools) -> None:
 
 def run(args) -> None:
     """Evaluate, print the tables and write the results."""
+    from ..diffusion.numerics import policy
     from ..dwi.series import Scan
     from ..methods import load
     from ..qc import evaluation
@@ -92,7 +93,8 @@ def run(args) -> None:
         args.methods = [*(spec.name for spec in specs if not spec.in_template and spec.finer != "must"), NO_METHOD]
     arms = {name: _arm(name, args, stem) for name in dict.fromkeys(args.methods)}
     args.out.mkdir(parents=True, exist_ok=True)
-    result = evaluation.evaluate(scan, args.keep, arms, args.rotations, args.reference_method, _tell)
+    with policy(deterministic=True):  # a table's figures come out the same again
+        result = evaluation.evaluate(scan, args.keep, arms, args.rotations, args.reference_method, _tell)
     for keep in args.keep:
         print(f"\n{keep} directions per shell kept; maps against those of all {len(scan.gradients)} volumes")
         _print_table(evaluation.table(result, keep, list(arms)))

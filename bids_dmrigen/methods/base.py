@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from ..diffusion import numerics
 from ..diffusion.training import Plan
 from ..diffusion.weights import default_name, load_weights
 from ..dwi.gradients import GradientTable
@@ -247,7 +248,7 @@ class Generated:
         (N,) bool: True where the volume is an acquired one, unchanged; for maps False throughout.
     record
         How it was made, JSON-serialisable: Size, Weights, Sampler {Name, Steps, NetworkEvaluations}, Seed,
-        Samples, Training, Device, Precision, Seconds.
+        Samples, Training, Device, Numerics, Seconds.
     checks
         Numbers for the quality table, name to value; definitions in `qc.metrics`.
     warnings
@@ -319,7 +320,7 @@ def sampling_record(
         "Samples": request.n_samples,
         **more,
         "Device": str(request.device),
-        "Precision": precision,
+        "Numerics": numerics.record(request.device, precision),
         "Seconds": round(seconds, 1),
     }
 

@@ -339,7 +339,7 @@ def provenance_html(record: Mapping[str, Any], note: str = "") -> str:
         "Scales",
         "Ratios",
         "Device",
-        "Precision",
+        "Numerics",
         "Seconds",
     ):
         if record.get(key) not in (None, "", {}, []):

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ...diffusion.arrays import Prepared
 from ...diffusion.noise import NoiseSource
+from ...diffusion.numerics import autocast, resolve_precision
 from ...diffusion.samplers import ancestral, dpm_solver_pp_2m, even_times
-from ...diffusion.training import Plan, fixed_score, resolve_precision
+from ...diffusion.training import Plan, fixed_score
 from ...dwi.noise import shell_sigma
 from ...dwi.series import Scan
 from ...nets.direction_unet import DirectionUNet
@@ -100,7 +101,7 @@ class QID2:
         self, source: People | Prepared, size: str, seed: int, batches: int = 8
     ) -> Callable[[nn.Module], float]:
         """Return a score on fixed examples of people, or parts of scans, that are never trained on."""
-        return fixed_score(self.examples(source, size, 32, seed), self.loss, source.device, batches)
+        return fixed_score(self.examples(source, size, 32, seed), self.loss, batches)
 
     # -- generation
 
@@ -207,7 +208,7 @@ class _Filler:
 
             def denoise(x: Tensor, t: int, told: Known = told) -> Tensor:
                 times = torch.full((len(x),), float(t), device=x.device)
-                with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                with autocast(x.device, self.precision):
                     found = _evaluate(self.net, x, times, told).float()
                 return PROCESS.to_x0(x, t, found, "x0" if told.with_prediction else "noise")
 

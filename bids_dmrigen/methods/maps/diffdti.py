@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from ...diffusion.arrays import Prepared
 from ...diffusion.noise import NoiseSource
+from ...diffusion.numerics import autocast, resolve_precision
 from ...diffusion.samplers import dpm_solver_pp_2m, karras_times, predictor_corrector
-from ...diffusion.training import Plan, fixed_score, resolve_precision
+from ...diffusion.training import Plan, fixed_score
 from ...dwi.gradients import GradientTable, distinct, even_subset
 from ...dwi.noise import shell_sigma
 from ...dwi.series import Scan, ScanError
@@ -143,7 +144,7 @@ class DiffDTI:
         self, source: People | Prepared, size: str, seed: int, batches: int = 8
     ) -> Callable[[nn.Module], float]:
         """Return a score on fixed examples of people who are never trained on."""
-        return fixed_score(self.examples(source, size, 32, seed), self.loss, source.device, batches)
+        return fixed_score(self.examples(source, size, 32, seed), self.loss, batches)
 
     @torch.no_grad()
     def calibrate(self, net: FusedUNet, source: People | Prepared, size: str, seed: int, batches: int = 2) -> None:
@@ -314,7 +315,7 @@ def draw(
 
     def denoise(x: Tensor, t: int) -> Tensor:
         when = torch.full((len(x),), t, device=x.device)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(x.device, precision):
             raw = _raw(net, x, when, known).float()
         if not known.with_fit:
             return PROCESS.to_x0(x, t, raw, "noise")

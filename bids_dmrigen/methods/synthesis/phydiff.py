@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ...diffusion.noise import NoiseSource
+from ...diffusion.numerics import autocast, resolve_precision
 from ...diffusion.samplers import ancestral, dpm_solver_pp_2m, even_times
-from ...diffusion.training import Plan, fixed_score, resolve_precision
+from ...diffusion.training import Plan, fixed_score
 from ...dwi.gradients import GradientTable, even_directions
 from ...dwi.series import Scan, ScanError
 from ...nets.adapter import Adapter, tract_condition
@@ -74,7 +75,7 @@ class TractHDiT(nn.Module):
             maps = self.adapter(tract_condition(known.tracts, b0))
         seen = [x, known.images]
         if self.atlas is not None:
-            with torch.autocast(x.device.type, enabled=False):
+            with autocast(x.device, "fp32"):
                 seen.append(self.atlas(known.places.float(), known.bvecs, known.bvals))
         made = self.backbone(torch.cat(seen, dim=1), t.float(), known.bvecs, known.bvals, known.position, maps)
         return made if self.atlas is None else made + seen[2][:, :1]
@@ -178,7 +179,7 @@ class PhyDiff:
 
     def held_out(self, source: Cohort, size: str, seed: int, batches: int = 8) -> Callable[[nn.Module], float]:
         """Return a score on fixed examples of people who are never trained on."""
-        return fixed_score(self.examples(source, size, 32, seed), self.loss, source.device, batches)
+        return fixed_score(self.examples(source, size, 32, seed), self.loss, batches)
 
     # -- generation
 
@@ -310,7 +311,7 @@ def draw(
 
     def denoise(x: Tensor, t: int) -> Tensor:
         when = torch.full((len(x),), float(t), device=x.device)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(x.device, precision):
             found = net(x, when, known).float()
         return process.to_x0(x, t, found, kind)
 
