@@ -38,7 +38,7 @@ def choose_device(name: str) -> torch.device:
 def usable_gpus(name: str) -> tuple[int, ...]:
     """Return the numbers of the GPUs that steps on auto, cpu, cuda or cuda:N may be given.
 
-    They are those in `CUDA_VISIBLE_DEVICES`, counted by the driver's management library, which opens no context: this is
+    They are those in `CUDA_VISIBLE_DEVICES`, counted by the driver's management library. No context is opened: this is
     for the process that gives them out, and takes none itself.
     """
     if name == "cpu":
