@@ -53,7 +53,7 @@ def with_difusion(scan: Scan, **settings) -> np.ndarray:
         f"    {training['Steps']} steps ({training['StoppedBecause']}), held-out loss "
         f"{training['HeldOutLossAtStart']:.3f} -> {training['HeldOutLoss']:.3f}, "
         f"{made.checks['difusion_evaluations']:.1f} evaluations, "
-        f"direction contrast {made.checks['difusion_direction_contrast']:.2f}, {made.record['Precision']}"
+        f"direction contrast {made.checks['difusion_direction_contrast']:.2f}, {made.record['Numerics']['Precision']}"
     )
     return made.mean
 

@@ -23,7 +23,7 @@ import torch
 from scenes import REAL, dense_scan, held_out_scan, matrix_rate, middle
 
 from bids_dmrigen.cli.atlases import EMBEDDED, load_atlas
-from bids_dmrigen.diffusion.training import resolve_precision
+from bids_dmrigen.diffusion.numerics import resolve_precision
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.methods import load

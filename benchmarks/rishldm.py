@@ -34,7 +34,8 @@ from scenes import REAL, dense_scan
 from scipy import ndimage
 
 from bids_dmrigen.cli.atlases import EMBEDDED, load_atlas
-from bids_dmrigen.diffusion.training import resolve_precision, train
+from bids_dmrigen.diffusion.numerics import resolve_precision
+from bids_dmrigen.diffusion.training import train
 from bids_dmrigen.dwi.gradients import GradientTable
 from bids_dmrigen.dwi.harmonics import order_for, rish, undamped_weights
 from bids_dmrigen.dwi.series import Scan

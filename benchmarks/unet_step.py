@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from bids_dmrigen.diffusion.training import resolve_precision
+from bids_dmrigen.diffusion.numerics import resolve_precision
 from bids_dmrigen.methods.denoise.difusion_model import DiFusion
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

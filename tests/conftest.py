@@ -23,6 +23,15 @@ echo "Submitted batch job $$"
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _numerics():
+    """Compute by the policy that the app computes by."""
+    from bids_dmrigen.diffusion.numerics import policy
+
+    with policy(deterministic=False):
+        yield
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of the real scans, where they are."""

@@ -129,7 +129,7 @@ def test_generated_data_say_so(broken):
         sidecar = json.loads((out / f"sub-01/dwi/sub-01_{name}.json").read_text())
         assert sidecar["Synthetic"] is True
         made = sidecar["GenerativeModel"]
-        for key in ("Method", "Citation", "Size", "Sampler", "Seed", "Samples", "Device", "Precision", "Versions"):
+        for key in ("Method", "Citation", "Size", "Sampler", "Seed", "Samples", "Device", "Numerics", "Versions"):
             assert key in made, key
     assert "Synthetic" not in json.loads((out / "sub-01/dwi/sub-01_desc-preproc_dwi.json").read_text())
 

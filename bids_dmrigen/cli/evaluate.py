@@ -80,6 +80,7 @@ def _asks_template(name: str) -> bool:
 
 def run(args) -> None:
     """Evaluate, print the tables and write the results."""
+    from ..diffusion.numerics import policy
     from ..qc import evaluation
     from ..qc.evaluation_page import write_results
     from ..spatial.io import read_scan
@@ -102,7 +103,8 @@ def run(args) -> None:
         args.methods = [*(name for name in REGISTRY if _works_in_place(name, values, header)), NO_METHOD]
     arms = {name: _arm(name, args, values, header, stem) for name in dict.fromkeys(args.methods)}
     args.out.mkdir(parents=True, exist_ok=True)
-    result = evaluation.evaluate(scan, args.keep, arms, args.rotations, args.reference_method, _tell)
+    with policy(deterministic=True):  # a table's figures come out the same again
+        result = evaluation.evaluate(scan, args.keep, arms, args.rotations, args.reference_method, _tell)
     for keep in args.keep:
         print(f"\n{keep} directions per shell kept; maps against those of all {len(scan.gradients)} volumes")
         _print_table(evaluation.table(result, keep, list(arms)))

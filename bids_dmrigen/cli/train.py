@@ -103,9 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args) -> None:
     """Train and write the weights."""
+    from ..diffusion.numerics import policy
     from ..diffusion.parallel import choose_device, process_group, rank
 
-    with process_group(choose_device(args.device)) as device:
+    with policy(deterministic=True, strict=True), process_group(choose_device(args.device)) as device:
         path = _train(args, device)
         if rank() == 0:
             print(path)
@@ -152,8 +153,9 @@ def _train(args, device) -> Path | None:
 
 def _run_training(args, training: Training, earlier: Sequence[Training], net, sources, held_out, device):
     """Train the network, or a part of it; return how that went."""
+    from ..diffusion.numerics import resolve_precision
     from ..diffusion.parallel import rank
-    from ..diffusion.training import resolve_precision, train
+    from ..diffusion.training import train
 
     name = f"-{training.name}" if training.name else ""
     checkpoint = args.out / f"checkpoint{name}.safetensors"
@@ -267,6 +269,7 @@ def _mean(scores: list[Callable[[Any], float]]) -> Callable[[Any], float]:
 
 def _card(args, method, trained: dict[str, Any], device, trained_on: dict[str, Any]):
     """Return the card of weights that were trained in these stages, name to how each went."""
+    from ..diffusion import numerics
     from ..diffusion.parallel import world_size
     from ..diffusion.weights import Card
 
@@ -275,6 +278,8 @@ def _card(args, method, trained: dict[str, Any], device, trained_on: dict[str, A
     for name, own in trained.items():
         scores |= {f"{name} start".strip(): own.start_loss, f"{name} best".strip(): own.held_out_loss}
     steps, minutes = sum(own.steps for own in trained.values()), sum(own.minutes for own in trained.values())
+    precision = numerics.resolve_precision(args.precision, device)
+    trained_on = trained_on | {"numerics": numerics.record(device, precision)}
     return Card(args.method, args.size, method.configuration(args.size), trained_on, steps, round(minutes, 2),
                 args.seed, hardware, scores, "Apache-2.0")  # fmt: skip
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import distributed
+
+from .gpus import given_gpu
 
 
 def choose_device(name: str) -> torch.device:
     """Return the torch device for auto, cpu, cuda or cuda:N.
 
-    Without a number it is the GPU with the most free memory: several runs at once spread over several GPUs.
+    Without a number it is the GPU that a scheduler gave this step (`gpus.own_gpu`), or else the first one that is
+    visible. No context is opened on any.
 
     Raises
     ------
@@ -22,14 +25,34 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda"):
-        count = torch.cuda.device_count()
-        if name == "cuda" and count > 1:
-            name = f"cuda:{max(range(count), key=lambda k: torch.cuda.mem_get_info(k)[0])}"
-        index = int(name.partition(":")[2] or 0)
-        if index >= count:
-            raise ValueError(f"--device {name}: {count} GPUs are visible; use cpu, auto, or start with --gpus all")
+    if not name.startswith("cuda"):
+        return torch.device(name)
+    given, count = given_gpu(), torch.cuda.device_count()
+    if name == "cuda" and given is not None:
+        name = f"cuda:{given}"
+    if int(name.partition(":")[2] or 0) >= count:
+        raise ValueError(f"--device {name}: {count} GPUs are visible; use cpu, auto, or start with --gpus all")
     return torch.device(name)
+
+
+def usable_gpus(name: str) -> tuple[int, ...]:
+    """Return the numbers of the GPUs that steps on auto, cpu, cuda or cuda:N may be given.
+
+    They are those in `CUDA_VISIBLE_DEVICES`, counted by the driver's management library. No context is opened: this is
+    for the process that gives them out, and takes none itself.
+    """
+    if name == "cpu":
+        return ()
+    if ":" in name:
+        return (choose_device(name).index,)
+    return tuple(range(torch.cuda.device_count()))
+
+
+@contextmanager
+def current(device: torch.device) -> Iterator[None]:
+    """Let what names no GPU by its number mean this one, where it is one: no context is opened on the first, then."""
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        yield
 
 
 @contextmanager

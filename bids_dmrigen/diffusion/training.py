@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .checkpoints import Progress, Training
+from .numerics import autocast, policy
 from .parallel import of_first, rank, world_size
 from .storage import write_text
 
@@ -78,19 +79,7 @@ class Trained:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def resolve_precision(wanted: str, device: torch.device) -> str:
-    """Return "fp32" or "bf16": what was wanted, or for "auto" the faster one this device has in hardware."""
-    if wanted not in ("auto", "fp32", "bf16"):
-        raise ValueError(f"unknown precision {wanted!r}; expected auto, fp32 or bf16")
-    if wanted != "auto":
-        return wanted
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp32"
-    flags = torch.backends.cpu.get_cpu_capability()
-    has_bf16 = device.type == "cpu" and flags.startswith("AVX512") and torch.cpu._is_avx512_bf16_supported()
-    return "bf16" if has_bf16 else "fp32"
-
-
+@policy(deterministic=True, strict=True)
 def train(
     net: nn.Module,
     examples: Callable[[int], Any],
@@ -106,7 +95,7 @@ def train(
 
     Inside `parallel.process_group` the processes that torchrun started train together: their gradients are averaged,
     so that N processes with batches of B take the steps of one with batches of N B. The first one scores, writes
-    and reports.
+    and reports. All of it is computed by deterministic algorithms (`numerics.policy`).
 
     Parameters
     ----------
@@ -120,7 +109,7 @@ def train(
         (network, batch) -> scalar. Where processes train together, the network is `net` in a wrapper, which can
         be called but has not its attributes, and every parameter has to take part in every loss.
     held_out
-        network -> loss on a fixed set of examples; lower is better.
+        network -> loss on a fixed set of examples, computed in the plan's precision; lower is better.
     plan
         Budget and settings.
     checkpoint
@@ -143,6 +132,8 @@ def train(
         Where the checkpoint belongs to another network or plan.
     FloatingPointError
         Where the loss is no longer finite.
+    RuntimeError
+        Where the device has no deterministic algorithm for an operation.
     """
     run, wrapped = _begin(net, held_out, plan, checkpoint, before)
     device = next(net.parameters()).device
@@ -166,7 +157,7 @@ def train(
     return Trained(steps, seconds / 60, state.stopped, state.best_loss, state.start_loss, state.history)
 
 
-def fixed_score(make: Callable, loss: Callable, device: torch.device, batches: int = 8) -> Callable[[nn.Module], float]:
+def fixed_score(make: Callable, loss: Callable, batches: int = 8) -> Callable[[nn.Module], float]:
     """Return network -> mean loss on the same few batches, which are kept in memory.
 
     Parameters
@@ -175,15 +166,12 @@ def fixed_score(make: Callable, loss: Callable, device: torch.device, batches: i
         Index -> batch.
     loss
         (network, batch) -> scalar tensor.
-    device
-        Of the batches; on a GPU the loss is computed in bfloat16.
     """
     fixed = [make(index) for index in range(batches)]
 
     @torch.no_grad()
     def score(net: nn.Module) -> float:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            return float(torch.stack([loss(net, batch) for batch in fixed]).mean())
+        return float(torch.stack([loss(net, batch) for batch in fixed]).mean())
 
     return score
 
@@ -201,7 +189,7 @@ def _begin(
     if before is None and checkpoint is not None and Path(checkpoint).exists():
         run.load(checkpoint, _fingerprint(plan))
     else:
-        score = run.state.start_loss = run.state.best_loss = _score(run.averaged, held_out)
+        score = run.state.start_loss = run.state.best_loss = _score(run.averaged, held_out, plan)
         run.state.history.append(dict(zip(COLUMNS, (0, 0.0, 0.0, math.nan, score), strict=True)))
     if run.state.stopped != "no improvement":  # the budget may have grown since
         run.state.stopped = _budget_spent(run.state, plan)
@@ -215,7 +203,7 @@ def _step(run: Training, wrapped: nn.Module, batch, loss, plan: Plan) -> None:
         group["lr"] = _rate(state, plan)
     wrapped.train()
     device = next(run.net.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
+    with autocast(device, plan.precision):
         value = loss(wrapped, batch)
     if not torch.isfinite(value):
         raise FloatingPointError(f"the training loss is {value.item()} at step {state.step}; try --precision fp32")
@@ -236,7 +224,7 @@ def _step(run: Training, wrapped: nn.Module, batch, loss, plan: Plan) -> None:
 def _evaluate(run: Training, plan: Plan, held_out) -> None:
     """Score the averaged weights, keep them where they are the best yet, note when to stop."""
     state = run.state
-    score = _score(run.averaged, held_out)
+    score = _score(run.averaged, held_out, plan)
     row = (state.step, state.seconds, run.optimiser.param_groups[0]["lr"], state.running, score)
     state.history.append(dict(zip(COLUMNS, row, strict=True)))
     state.stale = 0 if score < state.best_loss * (1 - plan.tolerance) else state.stale + 1
@@ -255,9 +243,12 @@ def _keep(run: Training, plan: Plan, checkpoint: Path | None, log: Path | None) 
         run.save(checkpoint, _fingerprint(plan))
 
 
-def _score(net: nn.Module, held_out) -> float:
+def _score(net: nn.Module, held_out, plan: Plan) -> float:
     """Return the first process's score: the weights are the same on all, and so must be what follows from it."""
-    return of_first(held_out(net) if rank() == 0 else math.nan, next(net.parameters()).device)
+    device = next(net.parameters()).device
+    with autocast(device, plan.precision):  # the arithmetic that the weights are made for
+        score = held_out(net) if rank() == 0 else math.nan
+    return of_first(score, device)
 
 
 def _fraction(state: Progress, plan: Plan) -> float:

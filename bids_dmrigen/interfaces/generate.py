@@ -93,14 +93,14 @@ class Generate(SimpleInterface):
         import torch
 
         from ..bids.sidecars import generative_model, template_record
-        from ..diffusion.parallel import choose_device
+        from ..diffusion.numerics import policy
+        from ..diffusion.parallel import choose_device, current
         from ..methods import load
         from ..methods.base import Request
         from ..spatial.results import write_extra, write_in_template, write_maps, write_series
 
         i, cwd = self.inputs, Path(runtime.cwd)
         torch.set_num_threads(i.num_threads)
-        torch.use_deterministic_algorithms(i.deterministic, warn_only=True)
         mask = i.in_mask if isinstance(i.in_mask, str) else None
         scan, image = read_scan(i.in_file, i.in_bval, i.in_bvec, mask, i.b0_threshold)
         method = load(i.method)
@@ -122,12 +122,13 @@ class Generate(SimpleInterface):
             left_out=i.left_out,
             options=dict(i.options),
         )
-        if method.spec.in_template:
-            from ..spatial.in_template import generate_in_template
+        with policy(i.deterministic), current(request.device):
+            if method.spec.in_template:
+                from ..spatial.in_template import generate_in_template
 
-            made = generate_in_template(method, scan, request, self._template_files(), i.tensor_volumes)
-        else:
-            made = method.generate(None, scan, request)
+                made = generate_in_template(method, scan, request, self._template_files(), i.tensor_volumes)
+            else:
+                made = method.generate(None, scan, request)
         source = json.loads(Path(i.in_record).read_text()) if isdefined(i.in_record) else None
         sidecar = generative_model(method.spec, made, warnings, source)
         (cwd / "sidecar.json").write_text(json.dumps(sidecar, indent=2))

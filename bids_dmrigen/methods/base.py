@@ -239,7 +239,7 @@ class Training(ABC):
         """Return network -> mean loss on fixed examples of what is never trained on."""
         from ..diffusion.training import fixed_score
 
-        return fixed_score(self.examples(source, size, batch, seed), self.loss, source.device, batches)
+        return fixed_score(self.examples(source, size, batch, seed), self.loss, batches)
 
     def begin(self, source: Any, batch: int, seed: int) -> None:  # noqa: B027 - most have nothing to prepare
         """Prepare the network for this training; what was trained before is in it."""

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..diffusion import numerics
 from ..diffusion.processes import Process
 from ..diffusion.samplers import Denoise
-from ..diffusion.training import resolve_precision
 from ..diffusion.weights import default_name, load_weights
 from .base import Method, Request
 from .spec import MethodSpec
@@ -58,7 +58,7 @@ class Making:
         self.net = net.to(request.device).eval()
         self._steps = steps
         self.steps = request.steps or self._default(request)
-        self.precision = precision or resolve_precision(request.precision, request.device)
+        self.precision = precision or numerics.resolve_precision(request.precision, request.device)
 
     def again(self, request: Request) -> Making:
         """Return the same network asked for something else: `steps` and the clock start anew."""
@@ -89,7 +89,7 @@ class Making:
             "Samples": request.n_samples,
             **more,
             "Device": str(request.device),
-            "Precision": self.precision,
+            "Numerics": numerics.record(request.device, self.precision),
             "Seconds": round(time.monotonic() - self.begun, 1),
         }
 
@@ -136,7 +136,7 @@ def denoiser(ask: Callable[[Tensor, Tensor], Tensor], process: Process, kind: st
 
     def denoise(x: Tensor, t: int) -> Tensor:
         times = torch.full((len(x),), float(t), device=x.device)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with numerics.autocast(x.device, precision):
             found = ask(x, times)
         return process.to_x0(x, t, found.float(), kind)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from itertools import product
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,13 +43,42 @@ class TemplateAtlas(nn.Module):
         low, high = places.new_tensor(LOW_MM), places.new_tensor(HIGH_MM)
         # grid_sample counts from -1 to 1 and takes the axes the other way round.
         grid = (2 * (places - low[:, None, None]) / (high - low)[:, None, None] - 1).flip(1).permute(0, 2, 3, 1)
-        read = F.grid_sample(
-            SCALE * self.maps[None], grid.flatten(0, 1)[None, None], align_corners=True
-        )  # (1, C, 1, BH, W)
-        read = read[0, :, 0].unflatten(1, (len(places), -1)).transpose(0, 1)  # (B, C, H, W)
+        maps, grid = SCALE * self.maps, grid.flatten(0, 1)
+        # A processor's own way back adds in the same order every time, and is faster there.
+        read = _read(maps, grid) if maps.device.type == "cpu" else _ReadInOrder.apply(maps, grid)
+        read = read.unflatten(1, (len(places), -1)).transpose(0, 1)  # (B, C, H, W)
         b = bvals / 1000
         weights = torch.stack([b, b.square()], dim=1) @ self.growth.T  # (B, 2)
         weights = weights.repeat_interleave(weights.new_tensor([5, 9]).long(), dim=1)
         read = read * weights[:, :, None, None]
         image = torch.einsum("bchw,bc->bhw", read, harmonics(bvecs.float(), ORDER)[:, 1:])
         return torch.stack([image, (read.square().sum(dim=1) + 1e-6).sqrt()], dim=1)
+
+
+def _read(maps: Tensor, grid: Tensor) -> Tensor:
+    """Return (C, N, W) of maps (C, X, Y, Z) at points (N, W, 3) as `grid_sample` counts; 0 outside."""
+    return F.grid_sample(maps[None], grid[None, None], align_corners=True)[0, :, 0]
+
+
+class _ReadInOrder(torch.autograd.Function):
+    """`_read`, whose gradient in the maps is the same to the bit every time: on a GPU torch's own is not."""
+
+    @staticmethod
+    def forward(ctx, maps: Tensor, grid: Tensor) -> Tensor:
+        ctx.save_for_backward(grid)
+        ctx.shape = maps.shape
+        return _read(maps, grid)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        (grid,), (channels, *shape) = ctx.saved_tensors, ctx.shape
+        size = grid.new_tensor(shape)
+        at = (grid.flatten(0, 1).flip(1) + 1) / 2 * (size - 1)  # (P, 3) voxel indices
+        first, rows = at.floor(), gradient.flatten(1).T  # (P, C)
+        total = rows.new_zeros(math.prod(shape), channels)
+        for corner in product((0, 1), repeat=3):
+            voxel = first + grid.new_tensor(corner)
+            weight = (1 - (voxel - at).abs()).prod(dim=1) * ((voxel >= 0) & (voxel < size)).all(dim=1)
+            x, y, z = voxel.clamp(min=torch.zeros_like(size), max=size - 1).long().unbind(1)
+            total.index_add_(0, (x * shape[1] + y) * shape[2] + z, weight[:, None] * rows)
+        return total.T.reshape(channels, *shape), None

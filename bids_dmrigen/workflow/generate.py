@@ -28,13 +28,13 @@ def generate_node(plan: RunPlan, method: PlannedMethod, *, threads: int, name: s
     name
         Of the node (default: after the method).
     """
-    from ..diffusion.parallel import choose_device
+    from ..diffusion.parallel import usable_gpus
     from ..diffusion.weights import read_card
     from ..interfaces.generate import Generate
     from ..methods import given_weights, weights_of
 
     settings, spec = plan.settings, method.spec
-    gpu = settings.device != "cpu" and choose_device(settings.device).type == "cuda"
+    gpu = bool(usable_gpus(settings.device))
     given = given_weights(spec.name, settings.method_weights)
     weights = weights_of(spec.name, settings.size, given, settings.weights_dir)
     node = pe.Node(

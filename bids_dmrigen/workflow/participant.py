@@ -178,23 +178,17 @@ def _plugin(settings: Settings, resources: Resources, weights: Mapping[str, tupl
 
     name, arguments = settings.nipype_plugin or "MultiProc", {"status_callback": Progress(weights)}
     if name == "MultiProc":
+        from ..diffusion.parallel import usable_gpus
+
         arguments |= {
             "n_procs": resources.n_cpus,
             "memory_gb": resources.memory_gb,
-            "n_gpu_procs": _gpu_count(settings.device),
+            "gpus": usable_gpus(settings.device),
             "raise_insufficient": False,
             # Forking a process that has threads can hang; a fork server has none.
             "mp_context": "forkserver",
         }
     return make_plugin(name, arguments | _plugin_file(settings.nipype_plugin_file))
-
-
-def _gpu_count(device: str) -> int:
-    if device == "cpu":
-        return 0
-    import torch
-
-    return 1 if ":" in device else torch.cuda.device_count()
 
 
 def _plugin_file(path: Path | None) -> dict:

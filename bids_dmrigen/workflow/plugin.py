@@ -1,4 +1,4 @@
-"""How Nipype executes: a worker or a SLURM job that was killed is the failure of its step, and the others go on."""
+"""How Nipype executes: a killed worker or job is the failure of its step alone, and a GPU is one step's at a time."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from nipype.pipeline.plugins import MultiProcPlugin, SLURMPlugin
 from nipype.pipeline.plugins.base import PluginBase, SGELikeBatchManagerBase
 from nipype.pipeline.plugins.multiproc import process_initializer, run_node
 
+from ..diffusion.gpus import own_gpu
+
 POLLING = {
     "poll_sleep_duration": 5,  # a call of squeue, or its like, for every waiting job
     "job_finished_timeout": 65,  # files show up late on shared folders: NFS looks once a minute
@@ -31,13 +33,27 @@ KILLED = (
 
 
 class ResilientMultiProcPlugin(MultiProcPlugin):
-    """MultiProc that reports a killed worker as the failure of its task and goes on with new workers."""
+    """MultiProc that goes on with new workers where one was killed, and gives every step that needs a GPU its own.
+
+    Parameters
+    ----------
+    plugin_args
+        As Nipype has them, and `gpus`: numbers of the GPUs to give out. `n_gpu_procs` may let fewer steps than that run
+        at once, never more.
+    """
+
+    def __init__(self, plugin_args: Mapping):
+        self._free_gpus = list(plugin_args.get("gpus", ()))
+        slots = min(plugin_args.get("n_gpu_procs", len(self._free_gpus)), len(self._free_gpus))
+        super().__init__(plugin_args={**plugin_args, "n_gpu_procs": slots})
 
     def _submit_job(self, node, updatehash=False):
         self._taskid += 1
         task = self._taskid
+        # Nipype submits no more of them at once than there are slots; where there are none it does not count.
+        gpu = self._free_gpus.pop(0) if node.is_gpu_node() and self._free_gpus else None
         try:
-            future = self.pool.submit(run_node, node, updatehash, task)
+            future = self.pool.submit(_run_step, node, updatehash, task, gpu)
         except BrokenProcessPool:
             self.pool = ProcessPoolExecutor(
                 max_workers=self.processors,
@@ -45,12 +61,14 @@ class ResilientMultiProcPlugin(MultiProcPlugin):
                 initargs=(os.getcwd(),),
                 mp_context=self.pool._mp_context,
             )
-            future = self.pool.submit(run_node, node, updatehash, task)
-        future.add_done_callback(partial(self._finish, task))
+            future = self.pool.submit(_run_step, node, updatehash, task, gpu)
+        future.add_done_callback(partial(self._finish, task, gpu))
         self._task_obj[task] = future
         return task
 
-    def _finish(self, task, future):
+    def _finish(self, task, gpu, future):
+        if gpu is not None:  # before Nipype, which waits for the result, counts its slot as free
+            self._free_gpus.append(gpu)
         error = future.exception()
         if error is None:
             self._taskresult[task] = future.result()
@@ -58,6 +76,12 @@ class ResilientMultiProcPlugin(MultiProcPlugin):
         message = KILLED if isinstance(error, BrokenProcessPool) else str(error)
         traceback = [f"{type(error).__name__}: {message}"]
         self._taskresult[task] = {"result": None, "traceback": traceback, "taskid": task}
+
+
+def _run_step(node, updatehash, task, gpu):
+    """Run a node in a worker, which may have had another GPU before."""
+    with own_gpu(gpu):
+        return run_node(node, updatehash, task)
 
 
 class ResilientSLURMPlugin(SLURMPlugin):

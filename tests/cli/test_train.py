@@ -47,7 +47,10 @@ def test_people_then_a_user_s_own_scans(tmp_path, atlas, capsys):
     assert main(command(first, "--atlas", str(atlas), "--people", "1", "--steps", "30")) == 0
     card = read_card(first / "mean-small.safetensors")
     assert (card.method, card.steps, card.seed, card.configuration) == ("mean", 30, 0, {"size": "small"})
-    assert card.trained_on == {"examples": "simulated people", "atlas": "ball.safetensors", "people": 1, "batch": 2}
+    assert card.trained_on == {
+        "examples": "simulated people", "atlas": "ball.safetensors", "people": 1, "batch": 2,
+        "numerics": {"Precision": "fp32", "TF32": False, "Deterministic": True},
+    }  # fmt: skip
     assert card.held_out["best"] < card.held_out["start"]
     with open(first / "log.csv", newline="") as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == [0, 10, 20, 30]

@@ -86,6 +86,5 @@ def test_the_same_call_gives_the_same_bits(together):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_device_does_not_matter(together, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+def test_device_does_not_matter(together):
     check(sample(ADDRESSES, "cuda"), together)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bids_dmrigen.diffusion.noise import generator
-from bids_dmrigen.diffusion.training import Plan, resolve_precision, train
+from bids_dmrigen.diffusion.training import Plan, train
 
 PLAN = Plan(steps=30, evaluate_every=5, save_every=7, warmup=3, learning_rate=0.05, patience=100)
 SLOPE = torch.tensor([[1.0, -2.0, 0.5]])
@@ -213,15 +213,6 @@ def test_progress_tells_the_time_left(monkeypatch):
     seen = []
     train(network(), batch, loss, held_out, PLAN, progress=lambda *told: seen.append(told))
     assert seen == [(k, 30, pytest.approx(30 - k)) for k in range(1, 31)]
-
-
-def test_precision_is_what_was_asked_for():
-    cpu = torch.device("cpu")
-    assert resolve_precision("fp32", cpu) == "fp32"
-    assert resolve_precision("bf16", cpu) == "bf16"
-    assert resolve_precision("auto", cpu) in ("fp32", "bf16")
-    with pytest.raises(ValueError, match="'fp16'; expected"):
-        resolve_precision("fp16", cpu)
 
 
 def test_bf16_learns_and_keeps_its_weights_in_single_precision():

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from bids_dmrigen.dwi.harmonics import harmonics
-from bids_dmrigen.nets.template_atlas import LOW_MM, SCALE, SPACING_MM, TemplateAtlas
+from bids_dmrigen.nets.template_atlas import LOW_MM, SCALE, SPACING_MM, TemplateAtlas, _read, _ReadInOrder
 
 
 def places_of(points):
@@ -51,3 +51,18 @@ def test_it_starts_as_nothing_and_can_learn():
     assert not image.any()
     (image - 1).square().sum().backward()
     assert net.maps.grad.abs().sum() > 0
+
+
+def test_the_way_back_in_order_is_that_of_grid_sample():
+    """Points within, between the outermost voxels and outside, and outside altogether."""
+    torch.manual_seed(0)
+    grid = 1.3 * (2 * torch.rand(5, 40, 3, dtype=torch.float64) - 1)
+    upstream = torch.randn(3, 5, 40, dtype=torch.float64)
+    gradients = []
+    for read in (_read, _ReadInOrder.apply):
+        maps = torch.randn(3, 4, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        made = read(maps.requires_grad_(), grid)
+        made.backward(upstream)
+        gradients.append((made.detach(), maps.grad))
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert (gradients[0][0] == 0).all(dim=0).any(), "some points are outside"

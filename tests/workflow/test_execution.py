@@ -1,4 +1,4 @@
-"""Execution: killed workers, progress, GPU slots, plugin arguments."""
+"""Execution: killed workers, progress, plugin arguments."""
 
 import os
 import re
@@ -295,35 +295,6 @@ def test_plugin_file(tmp_path):
         _plugin_file(path)
 
 
-@pytest.mark.parametrize(
-    ("device", "n_gpus", "slots"), [("cpu", 2, 0), ("auto", 2, 2), ("cuda", 3, 3), ("cuda:1", 2, 1)]
-)
-def test_gpu_slots_are_the_gpus(monkeypatch, device, n_gpus, slots):
-    import torch
-
-    from bids_dmrigen.workflow.participant import _gpu_count
-
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
-    assert _gpu_count(device) == slots
-
-
-@pytest.mark.parametrize(("n_gpus", "needs"), [(0, False), (1, True)])
-def test_generation_occupies_a_gpu_where_there_is_one(monkeypatch, tmp_path, n_gpus, needs):
-    import torch
-
-    from bids_dmrigen.workflow.generate import generate_node
-    from bids_dmrigen.workflow.plan import plan_run
-
-    from .test_plan import make_run, settings
-
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: n_gpus > 0)
-    plan = plan_run(make_run(tmp_path), settings(methods=("difusion",)), "TPL")
-    node = generate_node(plan, plan.methods[0], threads=4)
-    assert bool(node.is_gpu_node()) is needs
-    assert node.n_procs == (1 if needs else 4)
-
-
 def test_weights_and_directions_reach_the_node(tmp_path):
     from bids_dmrigen.diffusion.weights import Card, save_weights
     from bids_dmrigen.methods.denoise.difusion_model import DiFusion
@@ -343,20 +314,6 @@ def test_weights_and_directions_reach_the_node(tmp_path):
     assert directions_of("90") == 90
     (tmp_path / "wanted.bvec").write_text("1 0\n0 1\n0 0\n")
     assert directions_of(str(tmp_path / "wanted.bvec")) == ((1, 0, 0), (0, 1, 0))
-
-
-def test_the_emptiest_gpu_is_taken(monkeypatch):
-    import torch
-
-    from bids_dmrigen.diffusion.parallel import choose_device
-
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda k: ([4, 9, 7][k], 10))
-    assert choose_device("auto").index == 1
-    assert choose_device("cuda:2").index == 2
-    with pytest.raises(ValueError, match="3 GPUs are visible"):
-        choose_device("cuda:3")
 
 
 def test_a_training_that_was_cut_off_finds_its_checkpoint(tmp_path):

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...diffusion import numerics
 from ...diffusion.noise import generator
+from ...diffusion.numerics import autocast, resolve_precision
 from ...diffusion.processes import rev_warmup70
 from ...diffusion.samplers import Sampled, run_walk, run_walk_times
-from ...diffusion.training import Plan, Trained, resolve_precision, train
+from ...diffusion.training import Plan, Trained, train
 from ...diffusion.weights import load_weights
 from ...dwi.fusion import fuse
 from ...dwi.noise import estimate_sigma
@@ -104,7 +106,7 @@ class DiFusion(Method):
             "Training": _training_record(trained),
             "NoiseLevel": round(sigma, 4),
             "Device": str(request.device),
-            "Precision": work.precision,
+            "Numerics": numerics.record(request.device, work.precision),
             "Seconds": round(time.monotonic() - begun, 1),
         }
         checks = {
@@ -249,9 +251,6 @@ class _Work:
     def _level(self, t: int | Tensor, like: Tensor) -> Tensor:
         return self.process.marginal(t)[0].to(like.device, torch.float32).expand(len(like))
 
-    def _autocast(self):
-        return torch.autocast(self.request.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
     def train(self, net: nn.Module, checkpoint: Path | None = None) -> Trained:
         """Train the network in place, scored on the held-out slices."""
         held_out = self.examples(self.held_out, self._random("score"), crop=False)
@@ -266,8 +265,7 @@ class _Work:
             total = 0.0
             for k in range(len(self.held_out)):
                 part = {name: value[k : k + 1] for name, value in held_out.items()}
-                with self._autocast():
-                    total += float(_loss(model, part)) * float(part["weight"].sum())
+                total += float(_loss(model, part)) * float(part["weight"].sum())
             return total / float(held_out["weight"].sum())
 
         options, tell = self.request.options, self.request.progress
@@ -297,7 +295,7 @@ class _Work:
             total = torch.zeros_like(x_t)
             for dims in flips:
                 turned = image.flip(dims).contiguous(memory_format=torch.channels_last)
-                with self._autocast():
+                with autocast(x_t.device, self.precision):
                     answer = net(turned, level)
                 total += answer.float()[:, 0].flip(dims)
             x0 = base + self.scale * total / len(flips)

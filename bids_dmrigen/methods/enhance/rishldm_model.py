@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...diffusion.arrays import Prepared
+from ...diffusion.numerics import autocast
 from ...dwi.gradients import LEAST_DIRECTIONS, distinct
 from ...dwi.harmonics import harmonics, order_for
 from ...dwi.noise import shell_sigma
@@ -146,7 +147,7 @@ class _Maker:
             self.warnings.append(NO_DEGREE_4.format(bval=bval, found=self._directions(volumes), needed=GOOD))
         device = self.request.device
         basis = harmonics(torch.as_tensor(self.world[volumes], dtype=torch.float32), ORDER).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with autocast(device, self.precision):
             made = translate(self.net, shell.features, self.times).float()
         self.evaluations += sum(
             len(times) * (2 + (level.guidance != 0)) for times, level in zip(self.times, LEVELS, strict=True)
@@ -157,7 +158,7 @@ class _Maker:
             points = [*self.box.points[:2], self.box.points[2][halo]]
             part = on_grid(shell, points)
             known = known_for(self.net, part)
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            with autocast(device, self.precision):
                 found = refined(self.net, resampled(made, points), known).float()
             scale = 1 + trust * (scales(found, part.coefficients, part.determined) - 1)
             own = slice(first - halo.start, last - halo.start)

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...diffusion.numerics import autocast, resolve_precision
 from ...diffusion.processes import linear
 from ...diffusion.samplers import ddim, ddim_inverse
-from ...diffusion.training import Plan, resolve_precision
+from ...diffusion.training import Plan
 from ...dwi.spline import even_points, resampled
 from ...nets.rish_ldm import FIELDS, RishLDM
 from ...simulate.examples import People, numbers_from, numbers_of_step
@@ -190,7 +191,7 @@ class SuperResolution(Stage):
     def example(self, pair: Pair, generator: torch.Generator) -> Refinement:
         points = [even_points(n, wanted) for n, wanted in zip(self.side, pair.fine.shape[2:], strict=True)]
         device = pair.fine.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=resolve_precision("auto", device) == "bf16"):
+        with autocast(device, resolve_precision("auto", device)):
             made = translate(self.net, pair.low.features, times_of(TRAINING_STEPS)).float()
         shell = on_grid(pair.low, points)
         known, inside = known_for(self.net, shell), (shell.mask & pair.fine_mask)[:, None]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...diffusion.noise import NoiseSource
+from ...diffusion.numerics import autocast
 from ...diffusion.samplers import ancestral, dpm_solver_pp_2m, even_times
 from ...diffusion.training import Plan
 from ...dwi.gradients import GradientTable
@@ -71,7 +72,7 @@ class TractHDiT(nn.Module):
             maps = self.adapter(tract_condition(known.tracts, b0))
         seen = [x, known.images]
         if self.atlas is not None:
-            with torch.autocast(x.device.type, enabled=False):
+            with autocast(x.device, "fp32"):
                 seen.append(self.atlas(known.places.float(), known.bvecs, known.bvals))
         made = self.backbone(torch.cat(seen, dim=1), t.float(), known.bvecs, known.bvals, known.position, maps)
         return made if self.atlas is None else made + seen[2][:, :1]

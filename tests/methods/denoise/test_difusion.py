@@ -67,7 +67,7 @@ def test_what_was_acquired_stays(scan, made):
 
 
 def test_the_record_says_how_it_was_made(made):
-    assert {"Size", "Weights", "Sampler", "Seed", "Samples", "Training", "Device", "Precision", "Seconds"} <= set(
+    assert {"Size", "Weights", "Sampler", "Seed", "Samples", "Training", "Device", "Numerics", "Seconds"} <= set(
         made.record
     )
     assert made.record["Training"]["Steps"] == 3
@@ -134,7 +134,7 @@ def test_other_hardware_starts_the_training_anew(scan, tmp_path, monkeypatch):
     request = replace(QUICK, checkpoint=tmp_path / "training", precision="auto")
     for resolved in ("fp32", "bf16"):  # what "auto" comes to on one machine and on another
         monkeypatch.setattr(difusion, "resolve_precision", lambda *_, resolved=resolved: resolved)
-        assert DiFusion().generate(None, scan, request).record["Precision"] == resolved
+        assert DiFusion().generate(None, scan, request).record["Numerics"]["Precision"] == resolved
     kept = {path.name for path in tmp_path.iterdir()}
     assert len(kept) == 2
     monkeypatch.undo()
