@@ -9,8 +9,9 @@ from urllib.parse import urlparse
 
 from bids_dmrigen import __version__
 from bids_dmrigen.bids.sidecars import CODE_URL
-from bids_dmrigen.cli.parser import arguments
-from bids_dmrigen.workflow.settings import ANALYSIS_LEVELS, GROUPS, settings_of
+from bids_dmrigen.cli.parser import arguments, option_arguments, option_help
+from bids_dmrigen.methods import options
+from bids_dmrigen.workflow.settings import ANALYSIS_LEVELS, GROUPS, METHODS_GROUP, settings_of
 
 DESCRIPTOR = Path(__file__).with_name("bids_dmrigen.json")
 REGISTRY = "ghcr.io"  # where .github/workflows/image.yml puts the images of a release
@@ -61,13 +62,11 @@ def build() -> dict:
     ]  # fmt: skip
     keys = []
     for group in GROUPS:
-        for spec in settings_of(group):
-            if spec.name in LEFT_OUT:
-                continue
-            entry = _input(spec)
-            inputs.append(entry)
-            if spec.name != "participant_label":
-                keys.append(entry["value-key"])
+        entries = [_setting(spec) for spec in settings_of(group) if spec.name not in LEFT_OUT]
+        if group == METHODS_GROUP:
+            entries += [_input(o.flag.removeprefix("--"), option_help(o), option_arguments(o)) for o in options()]
+        inputs += entries
+        keys += [entry["value-key"] for entry in entries if entry["id"] != "participant_label"]
     version = __version__.split("+")[0].split(".dev")[0]
     image = f"{REGISTRY}{urlparse(CODE_URL).path}:{version}"
     return {
@@ -95,14 +94,21 @@ def build() -> dict:
     }
 
 
-def _input(spec) -> dict:
-    options = arguments(spec)
-    flag = spec.metadata["flag"] or spec.name.replace("_", "-")
+def _setting(spec) -> dict:
+    """Return the input of a setting."""
+    entry = _input(spec.metadata["flag"] or spec.name.replace("_", "-"), spec.metadata["help"], arguments(spec))
+    if spec.name in NOT_YET_THERE:
+        entry["type"] = "String"  # only what exists can be bound into a container
+    return entry
+
+
+def _input(flag: str, text: str, options: dict) -> dict:
+    """Return the input of an option, from its name, its help and what argparse is told of it."""
     name = flag.replace("-", "_")  # no_gibbs, not gibbs: an input that is true puts its flag on the command line
     entry = {
         "id": name,
         "name": name.replace("_", " "),
-        "description": spec.metadata["help"].replace("%%", "%"),
+        "description": text.replace("%%", "%"),
         "value-key": f"[{name.upper()}]",
         "command-line-flag": f"--{flag}",
         "optional": True,
@@ -113,8 +119,6 @@ def _input(spec) -> dict:
     entry["type"] = {int: "Number", float: "Number", Path: "File"}.get(kind, "String")
     if kind is int:
         entry["integer"] = True
-    if spec.name in NOT_YET_THERE:
-        entry["type"] = "String"  # only what exists can be bound into a container
     if options.get("nargs") == "+":
         entry["list"] = True
     if "choices" in options:

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 import bids_dmrigen
+from bids_dmrigen.methods import REGISTRY, spec_of
 
 ROOT = Path(bids_dmrigen.__file__).parent
 ROOMS = ["cli", "workflow", "interfaces", "qc", "spatial", "bids", "methods", "simulate", "diffusion", "nets", "dwi"]
 LIGHT = {"methods", "simulate", "diffusion", "nets", "dwi"}
 HEAVY = {"nipype", "bids", "nibabel", "ants"}
 BELOW_NIPYPE = set(ROOMS[ROOMS.index("qc") :])
+COMMON_WORDS = {"atlas", "interp", "rish", "sh", "bspline"}  # names of methods that mean something else too
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT)
 MIXED = {"generate.py"}  # has a function of its own: progress_printer
 
@@ -70,3 +72,21 @@ def test_interfaces_hold_nipype_classes_alone(path):
 def test_storage_is_imported_without_torch():
     code = "import sys, bids_dmrigen.diffusion.storage; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+ABOVE_METHODS = [p for room in ROOMS[: ROOMS.index("methods")] for p in sorted((ROOT / room).rglob("*"))
+                 if p.suffix in {".py", ".j2", ".yml", ".tsv", ".css"}]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ABOVE_METHODS, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_no_file_above_methods_names_one(path):
+    """What a method needs of the rooms above it, it says in its specification."""
+    text, plain = path.read_text(), {name for name in REGISTRY if name in COMMON_WORDS}
+    for name in REGISTRY:
+        for spelling in {spec_of(name).title} | {name} - plain:
+            assert spelling.lower() not in text.lower(), f"{path.name} names {spelling}"
+    if path.suffix == ".py":  # a common word may stand in a text, but nothing may be decided by it
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Compare):
+                constants = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant)}
+                assert not constants & plain, f"{path.name}, line {node.lineno}, asks for a method by its name"

@@ -104,8 +104,8 @@ def output_path(entities: Mapping[str, str], key: str, **fields: str) -> Path:
 
     >>> output_path({"subject": "01"}, "map", param="fa", source="preproc").as_posix()
     'sub-01/dwi/sub-01_model-tensor_param-fa_desc-preproc_dwimap.nii.gz'
-    >>> output_path({"subject": "01"}, "generated", method="rishldm", voxel_mm="1.25").as_posix()
-    'sub-01/dwi/sub-01_res-1p25mm_desc-rishldm_dwi.nii.gz'
+    >>> output_path({"subject": "01"}, "generated", method="name", voxel_mm="1.25").as_posix()
+    'sub-01/dwi/sub-01_res-1p25mm_desc-name_dwi.nii.gz'
     """
     grid = f"res-{resolution(fields['voxel_mm'])}_" if "voxel_mm" in fields else ""
     return folder(entities) / "dwi" / f"{stem(entities)}_{grid}{DWI[key].format(**fields)}"

@@ -66,14 +66,15 @@ def _method_lines() -> str:
 
 def add_options(parser: argparse._ActionsContainer, methods: Iterable[str]) -> None:
     """Add the options of methods, each once, with the names of the methods that have it."""
-    specs = [spec_of(name) for name in methods]
-    for option in options():
-        owners = [spec.name for spec in specs if option in spec.options]
-        if owners:
-            names = dict.fromkeys([option.flag, f"--{option.name}"])
-            parser.add_argument(
-                *names, dest=option.name, help=f"{', '.join(owners)}: {option.text}", **option_arguments(option)
-            )
+    for option in dict.fromkeys(option for name in methods for option in spec_of(name).options):
+        names = dict.fromkeys([option.flag, f"--{option.name}"])
+        parser.add_argument(*names, dest=option.name, help=option_help(option), **option_arguments(option))
+
+
+def option_help(option: Option) -> str:
+    """Return the help of a method's option, with the names of the methods that have it."""
+    owners = [name for name in REGISTRY if option in spec_of(name).options]
+    return f"{', '.join(owners)}: {option.text}"
 
 
 def option_arguments(option: Option) -> dict[str, Any]:

@@ -84,6 +84,6 @@ def without_failed(plan: RunPlan, nodes: Sequence[str]) -> RunPlan | None:
 
 
 def _node_owner(node: str) -> str:
-    """Return the method of one of its nodes, as in replay_difusion_file.gibbs; else the node's own name."""
+    """Return the method of one of its nodes, as in replay_NAME_file.gibbs; else the node's own name."""
     kind, *rest = node.split(".")[0].split("_")
     return rest[0] if rest and kind in ("generate", "replay", "maps", "rish", "onto") else node

@@ -96,7 +96,7 @@ class Settings:
     # -- methods
     methods: tuple[str, ...] = option(
         "methods",
-        "methods to run, of those above (default: none, preprocessing and maps alone)",
+        "methods to run, by name (default: none, preprocessing and maps alone)",
         (),
         nargs="+",
         choices=REGISTRY,

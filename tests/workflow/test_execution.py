@@ -95,7 +95,7 @@ def test_a_graph_that_cannot_be_built_is_the_fault_of_its_run(tmp_path, monkeypa
             raise ValueError("an odd graph")
         return pe.Workflow(plan.node_name)
 
-    monkeypatch.setattr(participant, "init_run_wf", build)
+    monkeypatch.setattr("bids_dmrigen.workflow.run.init_run_wf", build)
     wf = pe.Workflow("participant")
     runs = [make_run(tmp_path / name, subject=name) for name in ("odd", "sound")]
     plans = [participant._add_run(wf, plan_run(run, settings(), "TPL")) for run in runs]

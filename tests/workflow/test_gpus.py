@@ -143,8 +143,8 @@ def test_the_gpus_to_give_out(device, numbers):
 @pytest.mark.parametrize(("device", "needs"), [("auto", True), ("cuda", True), ("cuda:3", True), ("cpu", False)])
 @pytest.mark.usefixtures("four_gpus")
 def test_building_a_graph_opens_no_context(tmp_path, device, needs):
-    from bids_dmrigen.workflow.participant import init_run_wf
     from bids_dmrigen.workflow.plan import plan_run
+    from bids_dmrigen.workflow.run import init_run_wf
 
     from .test_plan import make_run, settings
 

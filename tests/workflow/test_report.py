@@ -142,7 +142,7 @@ def test_the_settings_of_every_call_are_kept(tmp_path, monkeypatch):
 )
 def test_eddy_currents_are_told_as_they_were_treated(tmp_path, known, said, unsaid):
     plans = [plan_run(make_run(tmp_path, metadata=metadata), settings(), "TPL") for metadata in known]
-    text = " ".join(methods_text.paragraphs(settings(), plans))
+    text = " ".join(methods_text.paragraphs(plans))
     assert said in text
     assert unsaid not in text
     assert "affine" not in text
@@ -160,18 +160,18 @@ def test_a_refused_method_is_told_and_not_cited(tmp_path):
 
 def test_without_motion_correction_nothing_is_said_of_eddy_currents(tmp_path):
     one = settings(motion=False)
-    text = " ".join(methods_text.paragraphs(one, [plan_run(make_run(tmp_path), one, "TPL")]))
+    text = " ".join(methods_text.paragraphs([plan_run(make_run(tmp_path), one, "TPL")]))
     assert "ddy currents" not in text
 
 
 def test_maps_that_were_made_are_not_called_a_fit(tmp_path):
     one = settings(methods=("diffdti",))
-    text = " ".join(methods_text.paragraphs(one, [plan_run(make_run(tmp_path, n_directions=3), one, "TPL")]))
+    text = " ".join(methods_text.paragraphs([plan_run(make_run(tmp_path, n_directions=3), one, "TPL")]))
     assert "Diff-DTI makes fractional anisotropy" in text
     assert "Its maps are synthetic data, not a tensor fit: 1 sample(s)" in text
     assert "least squares" not in text
     assert [c.key for c in methods_text.citations([text])][-1] == "zhang2024diffdti"
-    text = " ".join(methods_text.paragraphs(one, [plan_run(make_run(tmp_path / "6", n_directions=6), one, "TPL")]))
+    text = " ".join(methods_text.paragraphs([plan_run(make_run(tmp_path / "6", n_directions=6), one, "TPL")]))
     assert "Tensor maps were fitted by weighted linear least squares" in text
 
 
@@ -208,7 +208,7 @@ def test_the_atlas_cites_the_template_and_tells_whose_fibres_it_had(tmp_path):
         (given, "Its fibre directions were those of hcp1065, given with --fibre-dir; cite their source."),
     ):
         one = settings(methods=("atlas", "interp"), fibre_dir=folder)
-        text = methods_text.paragraphs(one, [plan_run(run, one, "TPL")])
+        text = methods_text.paragraphs([plan_run(run, one, "TPL")])
         assert text[-2].endswith(said)
         assert "fibre directions" not in text[-1]
         assert "[mni]" in text[-2]
