@@ -67,8 +67,9 @@ def without_failed(plan: RunPlan, nodes: Sequence[str]) -> RunPlan | None:
     nodes
         The run's nodes that failed, by their paths.
     """
-    failed = {_node_owner(node) for node in nodes}
-    if not failed or not failed <= {"normalize", *(method.name for method in plan.methods)}:
+    methods = {method.name for method in plan.methods}
+    failed = {_node_owner(node, methods) for node in nodes}
+    if not failed or not failed <= {"normalize", *methods}:
         return None
     if "normalize" in failed:  # they had nowhere to go
         failed |= {method.name for method in plan.methods if method.spec.in_template}
@@ -83,7 +84,7 @@ def without_failed(plan: RunPlan, nodes: Sequence[str]) -> RunPlan | None:
     )
 
 
-def _node_owner(node: str) -> str:
-    """Return the method of one of its nodes, as in replay_NAME_file.gibbs; else the node's own name."""
-    kind, *rest = node.split(".")[0].split("_")
-    return rest[0] if rest and kind in ("generate", "replay", "maps", "rish", "onto") else node
+def _node_owner(node: str, methods: Iterable[str]) -> str:
+    """Return the method of one of its nodes, as NAME in replay_NAME_file.gibbs; else the node's own name."""
+    _, *rest = node.split(".")[0].split("_")
+    return rest[0] if rest and rest[0] in methods else node
