@@ -19,6 +19,7 @@ OWNERS = {
 }
 
 
+BEFORE_FIGURES = ("generate", "replay", "maps", "features", "onto")  # kinds of a method's nodes that figures wait for
 IN_TEMPLATE, SERIES = "template_", "_series"
 
 
@@ -86,5 +87,5 @@ def without_failed(plan: RunPlan, nodes: Sequence[str]) -> RunPlan | None:
 
 def _node_owner(node: str, methods: Iterable[str]) -> str:
     """Return the method of one of its nodes, as NAME in replay_NAME_file.gibbs; else the node's own name."""
-    _, *rest = node.split(".")[0].split("_")
-    return rest[0] if rest and rest[0] in methods else node
+    kind, *rest = node.split(".")[0].split("_")
+    return rest[0] if kind in BEFORE_FIGURES and rest and rest[0] in methods else node

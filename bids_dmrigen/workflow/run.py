@@ -151,7 +151,7 @@ class RunGraph:
                 node = self._add_fit(interface, f"maps_{source}", source, series_in_memory=2)
                 self.ports |= {("map", source, param): (node, param) for param in TENSOR_MAPS}
         for source, outputs in self.plan.sources("rish_map").items():
-            node = self._add_fit(RishMaps(**common), f"rish_{source}", source, series_in_memory=3)
+            node = self._add_fit(RishMaps(**common), f"features_{source}", source, series_in_memory=3)
             self.ports |= {port_key(output): (node, output.fields["param"]) for output in outputs}
 
     def _add_fit(self, interface, name: str, source: str, series_in_memory: int) -> pe.Node:

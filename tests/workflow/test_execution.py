@@ -436,7 +436,7 @@ def test_the_graph_of_a_finer_grid(tmp_path):
     assert {target.rsplit("/", 1)[-1] for sink in sinks for target in sink.inputs.targets} == promised(plan)
     node = wf.get_node("generate_rishldm")
     assert node.inputs.options == {"voxel_mm": 1.5}
-    assert given(wf, "maps_rishldm")["in_mask"] == given(wf, "rish_rishldm")["in_mask"] == "finer_mask"
+    assert given(wf, "maps_rishldm")["in_mask"] == given(wf, "features_rishldm")["in_mask"] == "finer_mask"
     assert given(wf, "maps_interp")["in_mask"] != "finer_mask"
     assert set(given(wf, "list_fa").values()) == {"maps_preproc", "onto_map_rishldm_fa", "maps_interp"}
     assert set(given(wf, "list_generated").values()) == {"onto_generated_rishldm", "generate_interp"}

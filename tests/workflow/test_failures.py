@@ -67,7 +67,7 @@ def test_what_lies_in_the_template_goes_with_its_method_or_with_the_normalisatio
     assert "sub-1_model-tensor_param-fa_desc-preproc_dwimap.nii.gz" in promised(rest)
 
 
-@pytest.mark.parametrize("node", ["generate_rishldm", "maps_rishldm", "rish_rishldm", "onto_rishldm"])
+@pytest.mark.parametrize("node", ["generate_rishldm", "maps_rishldm", "features_rishldm", "onto_rishldm"])
 def test_what_is_made_on_a_finer_grid_goes_with_its_method(tmp_path, node):
     finer = settings(methods=("rishldm", "bspline"), rishldm_voxel_size=1.5)
     plan = plan_run(make_run(tmp_path), finer, "TPL")
