@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion import numerics
+from ..diffusion.numerics import autocast
 from ..diffusion.processes import Process
 from ..diffusion.samplers import Denoise
 from ..diffusion.weights import default_name, load_weights
@@ -136,7 +137,7 @@ def denoiser(ask: Callable[[Tensor, Tensor], Tensor], process: Process, kind: st
 
     def denoise(x: Tensor, t: int) -> Tensor:
         times = torch.full((len(x),), float(t), device=x.device)
-        with numerics.autocast(x.device, precision):
+        with autocast(x.device, precision):
             found = ask(x, times)
         return process.to_x0(x, t, found.float(), kind)
 

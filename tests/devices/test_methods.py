@@ -15,11 +15,10 @@ from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.methods import REGISTRY, load
 from bids_dmrigen.methods.base import Population, Request
 from bids_dmrigen.methods.enhance.pairs import MeasuredPairs
-from bids_dmrigen.methods.synthesis import phydiff
+from bids_dmrigen.methods.synthesis import phydiff_model as phydiff
 from bids_dmrigen.nets.rish_ldm import RishLDM, RishLDMSpec
 from bids_dmrigen.nets.unet import UNetSpec
 from bids_dmrigen.nets.vqvae import VQVAESpec
-from bids_dmrigen.simulate.examples import People
 
 from ..conftest import tiny_series
 from ..simulate.conftest import make_ball
@@ -139,9 +138,7 @@ def _small_blocks(monkeypatch):
 
 
 def people(method, device):
-    if hasattr(method, "people"):
-        return method.people(make_ball(), 1, device=device)
-    return People.from_atlas(make_ball(), 1, device=device)
+    return method.subjects(make_ball(), 1, device=device)
 
 
 def prepared(path, device, n_directions: int = 12, zoom: float = 3.0) -> Prepared:
@@ -150,16 +147,14 @@ def prepared(path, device, n_directions: int = 12, zoom: float = 3.0) -> Prepare
 
 
 def steps_of(name: str, source, precision: str) -> list:
-    """Return the losses and weights after two training steps of every stage of a method."""
+    """Return the losses and weights after two training steps of every training of a method."""
     method, found = load(name), []
     net = network(name).to(source.device)
-    if hasattr(method, "freeze"):
-        method.freeze(net, source)
-    for stage in method.stages(net) if hasattr(method, "stages") else [method]:
-        if hasattr(stage, "begin"):
-            stage.begin(source, 1, 0)
+    method.freeze(net, source)
+    for stage in method.trainings(net):
+        stage.begin(source, 1, 0)
         make = stage.examples(source, "small", 1, 0)
-        plan = replace(stage.plan("small"), steps=2, evaluate_every=1, precision=precision)
+        plan = replace(stage.training_plan("small"), steps=2, evaluate_every=1, precision=precision)
         done = train(net, make, stage.loss, fixed_score(make, stage.loss, 1), plan)
         weights = torch.cat([p.detach().cpu().flatten() for p in net.parameters()])
         found.append(([row["held_out"] for row in done.history], weights))
@@ -190,9 +185,9 @@ def test_training_on_measured_scans(name, strict, tmp_path):
 
 
 def test_diffdti_is_calibrated(strict, monkeypatch):
-    monkeypatch.setattr("bids_dmrigen.methods.maps.diffdti.CALIBRATION_BATCH", 2)
-    monkeypatch.setattr("bids_dmrigen.methods.maps.diffdti.CALIBRATION_SAMPLES", 2)
-    monkeypatch.setattr("bids_dmrigen.methods.maps.diffdti.FAST_STEPS", 2)
+    monkeypatch.setattr("bids_dmrigen.methods.maps.diffdti_model.CALIBRATION_BATCH", 2)
+    monkeypatch.setattr("bids_dmrigen.methods.maps.diffdti_model.CALIBRATION_SAMPLES", 2)
+    monkeypatch.setattr("bids_dmrigen.methods.maps.diffdti_model.STEPS", (2, 1, 2))
     method, factors = load("diffdti"), []
     for device in (strict, CPU):
         net = network("diffdti").to(device)
