@@ -3,6 +3,8 @@
 import ast
 import subprocess
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,15 @@ def test_no_file_above_methods_names_one(path):
             if isinstance(node, ast.Compare):
                 constants = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant)}
                 assert not constants & plain, f"{path.name}, line {node.lineno}, asks for a method by its name"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_every_import_resolves(path):
+    """Those inside functions too, which nothing else would try before the function is called."""
+    package = ["bids_dmrigen", *path.relative_to(ROOT).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            parts = [*package[: len(package) - node.level + 1], *([node.module] if node.module else [])]
+            module = import_module(".".join(parts))
+            for alias in node.names:
+                assert hasattr(module, alias.name) or find_spec(f"{module.__name__}.{alias.name}"), alias.name

@@ -29,7 +29,7 @@ class FinerMask(SimpleInterface):
     def _run_interface(self, runtime):
         import torch
 
-        from ..methods.base import finer_grid
+        from ..methods.enhance.grid import finer_grid
 
         torch.set_num_threads(self.inputs.num_threads)
         mask, image = read_volume(self.inputs.in_mask)
