@@ -136,5 +136,6 @@ def parse_settings(argv: Sequence[str] | None = None) -> Settings:
         own = stored.pop("method_options", {}) | own
         given = {**stored, **given}
     defaults = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
-    values = {**defaults, **given, "method_options": own}
-    return Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    values: dict[str, Any] = {**defaults, **given, "method_options": own}
+    values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return Settings(**values)

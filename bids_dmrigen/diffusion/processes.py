@@ -23,7 +23,10 @@ class Process(ABC):
     everything else follows from it.
     """
 
-    steps: int
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Number of noising steps T."""
 
     @abstractmethod
     def marginal(self, t: int | Tensor) -> tuple[Tensor, Tensor]:
@@ -169,7 +172,7 @@ class PhysicsGuided(Process):
     attenuation: Tensor
     strength: float = 1e-3
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         low, high = float(self.attenuation.min()), float(self.attenuation.max())
         if low < 0 or high > 1 or not 0 <= self.strength <= 1e-2:
             raise ValueError(WRONG_PHYSICS.format(low=low, high=high, strength=self.strength))

@@ -150,4 +150,5 @@ def _row_weights(n_rows: int, n_columns: int) -> torch.Tensor:
     row, column = row.clamp(min=0)[:, None], column.clamp(min=0)[None]
     total = row + column
     weight = torch.where(total > 1e-6, row / total.clamp(min=1e-6), 0.5)
-    return torch.fft.ifftshift(weight)
+    shifted: torch.Tensor = torch.fft.ifftshift(weight)
+    return shifted

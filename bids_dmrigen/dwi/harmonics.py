@@ -98,7 +98,8 @@ def fit_weights(acquired: Tensor, order: int, smoothing: float = SMOOTHING) -> T
     """
     basis = harmonics(acquired, order)
     penalty = torch.tensor([(d * (d + 1)) ** 2 for d in degrees(order)], dtype=basis.dtype, device=basis.device)
-    return torch.linalg.solve(basis.mT @ basis + torch.diag(smoothing * penalty), basis.mT)
+    weights: Tensor = torch.linalg.solve(basis.mT @ basis + torch.diag(smoothing * penalty), basis.mT)
+    return weights
 
 
 def undamped_weights(acquired: Tensor, order: int, smoothing: float = SMOOTHING) -> Tensor:

@@ -68,8 +68,9 @@ def rician_mean(signal: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tens
         Standard deviation of the noise in either channel, same units, positive.
     """
     half = (signal / sigma).square() / 4
-    laguerre = (1 + 2 * half) * torch.special.i0e(half) + 2 * half * torch.special.i1e(half)
-    return sigma * (torch.pi / 2) ** 0.5 * laguerre
+    laguerre: torch.Tensor = (1 + 2 * half) * torch.special.i0e(half) + 2 * half * torch.special.i1e(half)
+    mean: torch.Tensor = sigma * (torch.pi / 2) ** 0.5 * laguerre
+    return mean
 
 
 def rician_signal(mean: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
@@ -199,7 +200,7 @@ def _mixed_difference(scan: Scan, chosen: np.ndarray) -> np.ndarray:
     """Return (V, N) second differences over the two finest axes, scaled to the noise of a single voxel."""
     first, second = np.sort(np.argsort(scan.zooms_mm, kind="stable")[:2])
     index = np.nonzero(chosen)
-    total = 0
+    total = np.zeros(())
     for step_first, step_second, sign in ((0, 0, 1), (1, 0, -1), (0, 1, -1), (1, 1, 1)):
         moved = list(index)
         for axis, step in ((first, step_first), (second, step_second)):

@@ -5,21 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..diffusion import numerics
+from ..diffusion.numerics import autocast
 from ..diffusion.processes import Process
 from ..diffusion.samplers import Denoise
 from ..diffusion.weights import default_name, load_weights
-from .base import Method, Request
+from .base import Request, Trainable
 from .spec import MethodSpec
 
+Net = TypeVar("Net", bound=nn.Module)
 
-class Making:
+
+class Making(Generic[Net]):
     """What every `generate` of a learnt method begins and ends with.
 
     Parameters
@@ -46,7 +49,7 @@ class Making:
 
     def __init__(
         self,
-        method: Method,
+        method: Trainable,
         net: nn.Module | None,
         request: Request,
         steps: tuple[int, int, int],
@@ -54,13 +57,13 @@ class Making:
     ):
         self.begun = time.monotonic()
         self.spec, self.request = method.spec, request
-        net, self.weights = with_weights(method, net, request)
-        self.net = net.to(request.device).eval()
+        asked, self.weights = with_weights(method, net, request)
+        self.net = cast("Net", asked.to(request.device).eval())
         self._steps = steps
         self.steps = request.steps or self._default(request)
         self.precision = precision or numerics.resolve_precision(request.precision, request.device)
 
-    def again(self, request: Request) -> Making:
+    def again(self, request: Request) -> Making[Net]:
         """Return the same network asked for something else: `steps` and the clock start anew."""
         other = copy(self)
         other.begun, other.request = time.monotonic(), request
@@ -94,7 +97,7 @@ class Making:
         }
 
 
-def with_weights(method: Method, net: nn.Module | None, request: Request) -> tuple[nn.Module, dict[str, Any]]:
+def with_weights(method: Trainable, net: nn.Module | None, request: Request) -> tuple[nn.Module, dict[str, Any]]:
     """Return a network, with stored weights where none is given, and what the record says of them.
 
     Raises
@@ -136,7 +139,7 @@ def denoiser(ask: Callable[[Tensor, Tensor], Tensor], process: Process, kind: st
 
     def denoise(x: Tensor, t: int) -> Tensor:
         times = torch.full((len(x),), float(t), device=x.device)
-        with numerics.autocast(x.device, precision):
+        with autocast(x.device, precision):
             found = ask(x, times)
         return process.to_x0(x, t, found.float(), kind)
 

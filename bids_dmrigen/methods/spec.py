@@ -92,8 +92,10 @@ class Option:
         return values if self.many else values[0]
 
     def _checked_one(self, value: Any) -> Any:
-        kinds = {float: (int, float), Directions: (str, int), Path: (str, Path)}.get(self.kind, self.kind)
-        if not isinstance(value, kinds) or isinstance(value, bool):
+        accepted: dict[type, tuple[type, ...]] = {float: (int, float), Directions: (str, int), Path: (str, Path)}
+        kinds = accepted.get(self.kind, (self.kind,))
+        fits = isinstance(value, kinds) and not isinstance(value, bool)
+        if not fits:
             raise OptionError(f"{self.flag}: expected {self.kind.__name__}, found {value!r}")
         if self.choices and value not in self.choices:
             raise OptionError(f"{self.flag}: expected {', '.join(self.choices)}, found {value!r}")

@@ -174,7 +174,7 @@ def register_linear(fixed, moving, stages: Sequence[Stage], *, start: np.ndarray
     """Return the (4, 4) RAS+ matrix from fixed to moving points; parameters as for `register`."""
     image = fixed[0] if isinstance(fixed, list | tuple) else fixed
     with tempfile.TemporaryDirectory(prefix="ants-") as folder:
-        files = ()
+        files: tuple[Path, ...] = ()
         if start is not None:
             # Turning about a far corner couples rotation and translation, and the optimiser stops short.
             files = (write_matrix(Path(folder) / "start.mat", start, center_of(image)),)

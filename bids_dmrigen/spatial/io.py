@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import nibabel as nib
 import numpy as np
@@ -24,7 +25,7 @@ def open_image(path: str | Path) -> nib.Nifti1Image:
         Where the file is missing, not an image or not one of real numbers; the message names the file.
     """
     with _readable(path):
-        image = nib.load(path)
+        image = cast("nib.Nifti1Image", nib.load(path))
         values = image.get_data_dtype()
     if values.kind not in "iuf":
         raise ScanError(f"{path}: expected one real number per voxel, found {values}; store the magnitude")

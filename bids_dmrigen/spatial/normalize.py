@@ -121,7 +121,7 @@ def normalize(
         for name, data in (("reference", b0), ("fa", fa))
         if data is not None
     }
-    report = {
+    report: dict[str, str | bool | float] = {
         "Template": template.name,
         "ThroughT1w": t1w is not None,
         "Dice": dice(on_scan["template_mask"], mask),

@@ -162,7 +162,7 @@ def _box(points: np.ndarray, edge: float) -> tuple[tuple[int, int, int], np.ndar
     shape = np.ceil((points.max(axis=0) + BORDER_MM - low) / edge).astype(int) + 1
     affine = np.diag([edge, edge, edge, 1.0])
     affine[:3, 3] = low
-    return tuple(int(n) for n in shape), affine
+    return (int(shape[0]), int(shape[1]), int(shape[2])), affine
 
 
 def mapped_points(
