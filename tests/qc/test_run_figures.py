@@ -6,8 +6,9 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 
-from bids_dmrigen.qc.run_data import RunData, RunFiles
+from bids_dmrigen.qc.run_data import Missing, RunData, RunFiles
 from bids_dmrigen.qc.run_figures import draw_figures
 
 from ..conftest import tiny_gradients, tiny_series, write_run
@@ -27,13 +28,31 @@ def test_all_figures_of_a_complete_run(inputs, tmp_path):
     assert all(key.isalnum() for key in keys)  # they become BIDS labels
 
 
-def test_the_features_that_rish_latent_diffusion_changes_are_shown(inputs, tmp_path):
-    given = {**inputs, "rish_before": inputs["fa"], "rish_after": inputs["md"]}
+def test_the_features_that_a_method_changes_are_shown(inputs, tmp_path):
+    given = {**inputs, "rish_before": inputs["fa"], "rish_after": inputs["md"], "rish_methods": ["other"]}
     figures, _ = draw_figures(RunData(RunFiles(**given)), tmp_path)
     assert not any(key.startswith("rish") for key, _ in figures), "another method's"
-    figures, skipped = draw_figures(RunData(RunFiles(**{**given, "methods": ["rishldm"]})), tmp_path)
-    assert Path(dict(figures)["rishrishldm"]).stat().st_size > 1000
+    figures, skipped = draw_figures(RunData(RunFiles(**{**given, "rish_methods": ["clean"]})), tmp_path)
+    assert Path(dict(figures)["rishclean"]).stat().st_size > 1000
     assert skipped == {}
+
+
+def test_features_before_and_after_are_those_of_the_method(inputs):
+    before, after = [inputs["fa"][0]] * 2, [inputs["md"][0]] * 2 + [inputs["fa"][0]] * 2
+    run = RunData(RunFiles(rish_before=before, rish_after=after, rish_methods=["first", "second"]))
+    md, fa = (nib.load(inputs[name][0]).get_fdata(dtype=np.float32) for name in ("md", "fa"))
+    for method, expected in (("first", md), ("second", fa)):
+        for changed in run.rish(method)[1]:
+            np.testing.assert_array_equal(changed, expected)
+    with pytest.raises(Missing, match="does not change"):
+        run.rish("third")
+
+
+def test_further_maps_are_drawn_for_the_method_that_made_them(inputs, tmp_path):
+    given = {**inputs, "extra": inputs["fa"][:1], "extra_methods": ["clean"], "extra_titles": ["Trust"]}
+    figures, _ = draw_figures(RunData(RunFiles(**given)), tmp_path)
+    assert Path(dict(figures)["extraclean"]).stat().st_size > 1000
+    assert "extraclean" not in dict(draw_figures(RunData(RunFiles(**inputs)), tmp_path)[0])
 
 
 def test_what_is_missing_is_skipped_with_its_reason(inputs, tmp_path):
