@@ -54,20 +54,6 @@ class Process(ABC):
             return (x_t + sigma**2 * prediction) / alpha
         raise ValueError(f"unknown kind of prediction {kind!r}; expected one of {PREDICTIONS}")
 
-    def from_x0(self, x_t: Tensor, t: int | Tensor, x0: Tensor, kind: str) -> Tensor:
-        """Return what a perfect predictor of this kind would say; the inverse of `to_x0`, for sigma_t > 0."""
-        alpha, sigma = self._marginal_like(t, x_t)
-        noise = (x_t - alpha * x0) / sigma
-        if kind == "x0":
-            return x0
-        if kind == "noise":
-            return noise
-        if kind == "v":
-            return alpha * noise - sigma * x0
-        if kind == "score":
-            return -noise / sigma
-        raise ValueError(f"unknown kind of prediction {kind!r}; expected one of {PREDICTIONS}")
-
     def posterior(self, x0: Tensor, x_t: Tensor, t: int | Tensor, s: int | Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of x_s given x_0 and x_t, exact for any earlier time s < t.
 

@@ -38,8 +38,6 @@ class NoiseEstimate:
         Standard deviation of the Gaussian noise in either channel, in scanner units.
     b0_snr
         Median over the foreground of (mean b0) / sigma.
-    degrees_of_freedom
-        Per voxel: volumes minus the coefficients that described them.
     n_voxels
         Voxels that the estimate was read in.
     spatial
@@ -49,7 +47,6 @@ class NoiseEstimate:
 
     sigma: float
     b0_snr: float
-    degrees_of_freedom: int
     n_voxels: int
     spatial: bool
 
@@ -131,7 +128,7 @@ def estimate_sigma(scan: Scan) -> NoiseEstimate:
         contrast = ((signal @ contrast_basis) ** 2).sum(axis=1) / np.maximum(signal.mean(axis=1), 1e-12) ** 2
         usable &= contrast <= np.quantile(contrast[usable], WEAK_CONTRAST)
     sigma = _solve(power[usable], fitted[usable], np.diag(projection), freedom)
-    return NoiseEstimate(sigma, typical_b0 / sigma, freedom, int(usable.sum()), bool(spatial))
+    return NoiseEstimate(sigma, typical_b0 / sigma, int(usable.sum()), bool(spatial))
 
 
 def shell_sigma(scan: Scan, volumes: np.ndarray) -> float:

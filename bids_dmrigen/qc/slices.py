@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from ..diffusion.storage import write_atomically, write_text
 
 AXIAL, CORONAL, SAGITTAL = 2, 1, 0
-PLANE_NAMES = {AXIAL: "axial", CORONAL: "coronal", SAGITTAL: "sagittal"}
 SIDES = {AXIAL: ("L", "R"), CORONAL: ("L", "R"), SAGITTAL: ("P", "A")}  # left and right edge of a panel
 WIDTH_IN = 11.0
 LABEL_IN, BAR_IN, GAP_IN = 1.45, 0.95, 0.04

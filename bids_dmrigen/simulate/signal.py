@@ -193,28 +193,6 @@ def _shell_signal(points, tissue, b, polynomials, directions) -> torch.Tensor:
     return total
 
 
-def fibre_response(b: torch.Tensor, kind: Compartments, dispersion_factor: torch.Tensor) -> torch.Tensor:
-    """Return the response of one fibre as coefficients of powers of cos² between gradient and fibre.
-
-    Parameters
-    ----------
-    b
-        (V,) b-values in s/mm².
-    kind
-        The tissue.
-    dispersion_factor
-        (V,) factors on its dispersion.
-
-    Returns
-    -------
-    torch.Tensor
-        (ORDER / 2 + 1, V): E(x) = sum_j c_j x^(2 j), with E = 1 at b = 0.
-    """
-    numbers = torch.tensor([astuple(kind)], dtype=torch.float32, device=b.device)
-    legendre = _dispersed(_legendre_response(b[None], numbers), kind.dispersion * dispersion_factor[None])
-    return (_powers(b.device) @ legendre)[0]
-
-
 def _legendre_response(b: torch.Tensor, kind: torch.Tensor) -> torch.Tensor:
     """Return Legendre coefficients (B, L, V) of undispersed fibres; b (B, V), kind (B, 6)."""
     project, square = _quadrature(b.device)

@@ -39,7 +39,6 @@ class Template:
     name: str
     t1w: Path
     mask: Path
-    t2w: Path | None = None
     fa: Path | None = None
 
 
@@ -162,7 +161,7 @@ def find_template(template_dir: str | Path) -> Template:
     """Return the files of the template in a directory: TemplateFlow's layout or plain files.
 
     Accepted are `tpl-<name>/tpl-<name>[_res-..]_T1w.nii.gz`, below the directory or in it, and plain
-    `tpl-<name>_T1w.nii.gz`, each with its `*_mask.nii.gz` or `*_desc-brain_mask.nii.gz`; T2w and FA are
+    `tpl-<name>_T1w.nii.gz`, each with its `*_mask.nii.gz` or `*_desc-brain_mask.nii.gz`; FA is
     optional. Of several resolutions the 1 mm one (`res-01`, `res-1`) is taken, then the first by name.
 
     Raises
@@ -190,7 +189,7 @@ def find_template(template_dir: str | Path) -> Template:
     mask = _companion(folder, "mask", head) or _companion(folder, "desc-brain_mask", head)
     if mask is None:
         raise TemplateError(f"{head}: no brain mask beside it; expected tpl-{name}[_res-01][_desc-brain]_mask.nii.gz")
-    return Template(name, head, mask, _companion(folder, "T2w", head), _companion(folder, "FA", head))
+    return Template(name, head, mask, _companion(folder, "FA", head))
 
 
 def _files(folder: Path, suffix: str) -> list[Path]:
