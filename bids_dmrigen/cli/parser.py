@@ -123,6 +123,8 @@ def parse_settings(argv: Sequence[str] | None = None) -> Settings:
     ------
     SettingsError
         Where a value makes no sense.
+    UnsupportedLevel
+        Where the analysis level is none of this app's.
     SystemExit
         With status 2 from argparse, or 0 after --help and --version.
     """

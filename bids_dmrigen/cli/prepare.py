@@ -43,7 +43,13 @@ def add(tools) -> None:
 
 
 def run(args) -> int:
-    """Write the file; return 1 where a run was left out."""
+    """Write the file; return 1 where a run was left out.
+
+    Raises
+    ------
+    ValueError
+        Where the name of the file has another ending, or an option belongs to another output.
+    """
     suffix = ".nii.gz" if args.adc_atlas else ".safetensors"
     if not args.out.name.endswith(suffix):
         raise ValueError(f"{args.out}: the file's name has to end with {suffix}")

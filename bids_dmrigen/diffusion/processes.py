@@ -42,6 +42,11 @@ class Process(ABC):
 
         With x_t = alpha x_0 + sigma eps: v = alpha eps - sigma x_0
         (Salimans & Ho 2022), score = -eps / sigma.
+
+        Raises
+        ------
+        ValueError
+            Where the kind is another.
         """
         alpha, sigma = self._marginal_like(t, x_t)
         if kind == "x0":

@@ -122,7 +122,13 @@ def run_walk(
 
 
 def even_times(start: int, n: int) -> list[int]:
-    """Return n evaluation times, evenly from `start` down to 1; fewer where rounding makes two of them equal."""
+    """Return n evaluation times, evenly from `start` down to 1; fewer where rounding makes two of them equal.
+
+    >>> even_times(300, 4)
+    [300, 200, 101, 1]
+    >>> even_times(3, 50)
+    [3, 2, 1]
+    """
     return _distinct(torch.linspace(start, 1, n, dtype=torch.float64))
 
 

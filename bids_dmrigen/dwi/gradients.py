@@ -45,6 +45,18 @@ class GradientTable:
     ------
     GradientError
         Where the arrays cannot belong to one series, naming the volumes.
+
+    Examples
+    --------
+    >>> table = GradientTable(np.array([5, 1000, 1010, 2000]), np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]))
+    >>> table.is_b0.tolist()
+    [True, False, False, False]
+    >>> [(bval, volumes.tolist()) for bval, volumes in table.shells()]
+    [(1005.0, [1, 2]), (2000.0, [3])]
+    >>> GradientTable(np.array([0, 1000]), np.array([[0, 0, 0], [0, 0, 0.5]]))
+    Traceback (most recent call last):
+        ...
+    bids_dmrigen.dwi.gradients.GradientError: b-vectors of volumes [1] have lengths [0.5], expected 1; ...
     """
 
     bvals: np.ndarray
@@ -176,6 +188,11 @@ def even_subset(directions: np.ndarray, n: int) -> np.ndarray:
 
     The greedy start is improved by exchanges that lower the electrostatic energy of the antipodally
     symmetric set (Jones et al. 1999); the result depends on the input alone.
+
+    Raises
+    ------
+    GradientError
+        Where `n` is below 1 or above N.
     """
     directions = np.asarray(directions, dtype=np.float64)
     total = len(directions)
@@ -211,7 +228,11 @@ def pair_energies(directions: np.ndarray) -> np.ndarray:
 
 
 def distinct(directions: np.ndarray) -> np.ndarray:
-    """Return indices of the (N, 3) unit vectors that repeat no earlier one or its antipode, within `SAME_DEGREES`."""
+    """Return indices of the (N, 3) unit vectors that repeat no earlier one or its antipode, within `SAME_DEGREES`.
+
+    >>> distinct(np.array([[1.0, 0, 0], [0, 1, 0], [-1, 0, 0]])).tolist()
+    [0, 1]
+    """
     kept: list[int] = []
     for k, direction in enumerate(directions):
         if not kept or np.abs(directions[kept] @ direction).max() < np.cos(np.deg2rad(SAME_DEGREES)):

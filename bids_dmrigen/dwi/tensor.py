@@ -109,6 +109,8 @@ def fit_tensor(
     ------
     GradientError
         Where the table cannot determine a tensor.
+    ValueError
+        Where the method is another, or signals and table do not belong together.
     """
     if method not in METHODS:
         raise ValueError(UNKNOWN_METHOD.format(method=method, methods=METHODS))

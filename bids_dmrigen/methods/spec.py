@@ -83,6 +83,18 @@ class Option:
         ------
         OptionError
             Where it is of another kind, not among the choices, or out of range.
+
+        Examples
+        --------
+        >>> edge = Option("toy_edge", "edge of a voxel, mm", kind=float, above=0)
+        >>> edge.checked(2)
+        2.0
+        >>> edge.checked(-1)
+        Traceback (most recent call last):
+            ...
+        bids_dmrigen.methods.spec.OptionError: --toy-edge: expected more than 0, found -1
+        >>> Option("toy_shells", "b-values", default=(1000.0,), kind=float).checked((500, 700))
+        (500.0, 700.0)
         """
         if value is None:
             return None

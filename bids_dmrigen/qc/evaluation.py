@@ -123,7 +123,7 @@ def evaluate(
 
     Raises
     ------
-    ValueError
+    ScanError
         Where no shell has more directions than are kept, or the eroded mask is empty.
     """
     mask = ndimage.binary_erosion(scan.mask, iterations=EROSIONS)
@@ -178,7 +178,7 @@ def kept_volumes(gradients: GradientTable, keep: int, rotation: int = 0, rotatio
 
     Raises
     ------
-    ValueError
+    ScanError
         Where this would leave nothing out.
     """
     shells = gradients.shells()

@@ -141,7 +141,7 @@ class RunData:
 
     @cached_property
     def raw_in_mask(self) -> Scan:
-        """The acquired series with the brain mask, where both are on one grid."""
+        """The acquired series with the brain mask; `Missing` where both are not on one grid."""
         raw, mask = self.raw, self.volume("mask") > 0.5
         if mask.shape != raw.mask.shape or not np.allclose(raw.affine, self.preproc.affine, atol=1e-2):
             raise Missing("no brain mask on the raw series' grid")
@@ -199,7 +199,7 @@ class RunData:
         return data, gradients, made, record
 
     def spread(self, method: str) -> np.ndarray:
-        """Return the standard deviation of the samples of a method's series."""
+        """Return the standard deviation of the samples of a method's series; `Missing` where there is only one."""
         drawn = list(self.files.drawn_methods) if self.has("drawn_methods") else self.methods()
         if method not in drawn or not self.has("generated_std"):
             raise Missing(ONE_SAMPLE if method in drawn else NOTHING_RANDOM)
@@ -222,7 +222,13 @@ class RunData:
         return {title: read_image(path)[0] for maker, title, path in maps if maker == method}
 
     def left_out(self, method: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return (K,) preprocessed volumes and (X, Y, Z, K) what the method made of them without them."""
+        """Return (K,) preprocessed volumes and (X, Y, Z, K) what the method made of them without them.
+
+        Raises
+        ------
+        Missing
+            Where no direction was left out.
+        """
         if not self.has("generated_left_out"):
             raise Missing("no direction was left out")
         with np.load(self.files.generated_left_out[self.methods().index(method)]) as file:
@@ -232,7 +238,13 @@ class RunData:
         return volumes, mean
 
     def removed(self, method: str) -> np.ndarray:
-        """Return (X, Y, Z, K) input minus output of the generated volumes that re-make an acquired one."""
+        """Return (X, Y, Z, K) input minus output of the generated volumes that re-make an acquired one.
+
+        Raises
+        ------
+        Missing
+            Where none does, or the brain mask is empty.
+        """
         data, gradients, made, _ = self.generated(method)
         pairs = same_volumes(self.preproc.gradients, gradients, made)
         if not pairs:
@@ -249,7 +261,13 @@ class RunData:
         return {source: read_image(path)[0] for source, path in zip(self.files.map_sources, files, strict=True)}
 
     def tensor_check(self, method: str) -> TensorCheck:
-        """Return what the tensor of a method's maps leaves of every acquired volume of the shell they stand on."""
+        """Return what the tensor of a method's maps leaves of every acquired volume of the shell they stand on.
+
+        Raises
+        ------
+        Missing
+            Where that shell is not known, or its directions determine no tensor.
+        """
         from .tensor_check import check_maps
 
         if method not in self.tensor_checks:
@@ -264,7 +282,13 @@ class RunData:
         return self.tensor_checks[method]
 
     def map_spread(self, method: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Return `fa`, `md` and `dec` -> mean and standard deviation of the samples of a method that made maps."""
+        """Return `fa`, `md` and `dec` -> mean and standard deviation of the samples of a method that made maps.
+
+        Raises
+        ------
+        Missing
+            Where there is one sample alone.
+        """
         k, spread = self.map_methods().index(method), {}
         for kind in MAP_KINDS:
             if not self.has(f"{kind}_std"):

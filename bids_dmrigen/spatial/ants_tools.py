@@ -67,7 +67,13 @@ def write_matrix(path: str | Path, matrix: np.ndarray, center_mm=(0.0, 0.0, 0.0)
 
 
 def read_matrix(path: str | Path) -> np.ndarray:
-    """Return the (4, 4) RAS+ matrix of an ITK linear transform file."""
+    """Return the (4, 4) RAS+ matrix of an ITK linear transform file.
+
+    Raises
+    ------
+    ValueError
+        Where the file holds no affine transform.
+    """
     import ants
 
     transform = ants.read_transform(str(path))

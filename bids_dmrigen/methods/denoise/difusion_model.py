@@ -76,7 +76,13 @@ class DiFusion(Method):
             return UNet(spec)
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
-        """Train on the scan, starting from `net` where one is given, and denoise it."""
+        """Train on the scan, starting from `net` where one is given, and denoise it.
+
+        Raises
+        ------
+        ValueError
+            Where there is no such variant.
+        """
         begun = time.monotonic()
         warnings = self.spec.check(scan)
         variant = request.options.get("variant", "extended")

@@ -78,7 +78,13 @@ class RishLatentDiffusion(Trainable):
         return [stage(cast("RishLDM", net)) for stage in STAGES]
 
     def measured(self, scans: Prepared, good: Prepared | None = None) -> MeasuredPairs:
-        """Return pairs of prepared scans: of each poor one what the good one of its subject shows."""
+        """Return pairs of prepared scans: of each poor one what the good one of its subject shows.
+
+        Raises
+        ------
+        ValueError
+            Where the good ones are missing.
+        """
         if good is None:
             raise ValueError(NO_GOOD)
         return MeasuredPairs(scans, good)
