@@ -100,7 +100,7 @@ def folder(entities: Mapping[str, str]) -> Path:
 def output_path(entities: Mapping[str, str], key: str, **fields: str) -> Path:
     """Return the path, relative to the derivative dataset, of one of the run's outputs.
 
-    Of what lies on a finer grid than the run's `voxel_mm` is among the fields.
+    Where the output lies on a finer grid than the run's, the fields hold the edge of its voxels, `voxel_mm`.
 
     >>> output_path({"subject": "01"}, "map", param="fa", source="preproc").as_posix()
     'sub-01/dwi/sub-01_model-tensor_param-fa_desc-preproc_dwimap.nii.gz'
@@ -112,12 +112,20 @@ def output_path(entities: Mapping[str, str], key: str, **fields: str) -> Path:
 
 
 def resolution(voxel_mm: str) -> str:
-    """Return the label of a grid of voxels with this edge: letters and digits only."""
+    """Return the label of a grid of voxels with this edge: letters and digits only.
+
+    >>> resolution("1.25")
+    '1p25mm'
+    """
     return f"{voxel_mm.replace('.', 'p')}mm"
 
 
 def sidecar_path(path: Path) -> Path:
-    """Return the JSON sidecar's path of an output."""
+    """Return the JSON sidecar's path of an output.
+
+    >>> sidecar_path(Path("sub-01_dwi.nii.gz")).name
+    'sub-01_dwi.json'
+    """
     return path.with_name(path.name.split(".")[0] + ".json")
 
 

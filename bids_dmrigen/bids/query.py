@@ -9,12 +9,19 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from . import names
+
+if TYPE_CHECKING:
+    from bids import BIDSLayout
+    from bids.layout import BIDSImageFile
+    from nibabel.spatialimages import SpatialImage
+
+Filters = Mapping[str, Mapping[str, Any]]  # of pybids, under "dwi" and "t1w"
 
 IMAGE = [".nii", ".nii.gz"]
 OPPOSITE = {"i": "i-", "i-": "i", "j": "j-", "j-": "j", "k": "k-", "k-": "k"}
@@ -52,7 +59,7 @@ class _SidecarError(ValueError):
 class _Texts:
     """The text files that images of a dataset inherit; every folder is listed once."""
 
-    def __init__(self, layout):
+    def __init__(self, layout: BIDSLayout) -> None:
         self.root = Path(layout.root)
         self.folders: dict[Path, list[Path]] = {}
 
@@ -62,18 +69,18 @@ class _Texts:
         They lie in the image's folder or above, have its suffix, and every entity of their name is one of the image's.
         """
         pairs, suffix = _name_parts(image)
-        found = []
+        found: list[Path] = []
         for folder in image.parents:
             here = [(_name_parts(path), path) for path in self._listed(folder) if path.suffix == extension]
-            here = [(len(own), path) for (own, kind), path in here if kind == suffix and own <= pairs]
-            found = [path for _, path in sorted(here)] + found
+            fitting = [(len(own), path) for (own, kind), path in here if kind == suffix and own <= pairs]
+            found = [path for _, path in sorted(fitting)] + found
             if folder == self.root:
                 break
         return found
 
     def metadata(self, image: Path) -> dict[str, Any]:
         """Return the content of every sidecar that applies to an image, the deeper ones over the shallower ones."""
-        metadata = {}
+        metadata: dict[str, Any] = {}
         for path in self.of(image, ".json"):
             try:
                 content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -144,7 +151,9 @@ class Run:
         return _readout_s(self.metadata)
 
 
-def open_layout(bids_dir: Path, database: Path | None = None, derivative: bool = False, exclude: Sequence[Path] = ()):
+def open_layout(
+    bids_dir: Path, database: Path | None = None, derivative: bool = False, exclude: Sequence[Path] = ()
+) -> BIDSLayout:
     """Return the pybids layout of a dataset.
 
     Parameters
@@ -192,11 +201,11 @@ def open_layout(bids_dir: Path, database: Path | None = None, derivative: bool =
 
 
 def find_runs(
-    layout,
+    layout: BIDSLayout,
     participants: Sequence[str] = (),
     sessions: Sequence[str] = (),
     run_labels: Sequence[str] = (),
-    filters: dict[str, dict] | None = None,
+    filters: Filters | None = None,
 ) -> list[Run]:
     """Return every diffusion run of a raw dataset, in order, faults included.
 
@@ -236,12 +245,12 @@ def find_runs(
 
 
 def find_preprocessed(
-    layout,
+    layout: BIDSLayout,
     raw: Sequence[Run],
     participants: Sequence[str] = (),
     sessions: Sequence[str] = (),
     run_labels: Sequence[str] = (),
-    filters: dict[str, dict] | None = None,
+    filters: Filters | None = None,
 ) -> list[Run]:
     """Return the preprocessed runs of a derivative dataset (QSIPrep's, or this app's own).
 
@@ -292,7 +301,7 @@ def labels_without_run(
     ]
 
 
-def _same_label(entity: str, found, wanted: str) -> bool:
+def _same_label(entity: str, found: str | int | None, wanted: str) -> bool:
     """Return whether two labels mean the same: run numbers do with and without leading zeros."""
     if entity == "run" and found is not None:
         return str(found).lstrip("0") == wanted.lstrip("0")
@@ -314,7 +323,14 @@ def _duplicate(runs: Sequence[Run]) -> str | None:
     return DUPLICATE.format(images=images, number=len(runs), name=runs[0].name)
 
 
-def _select(layout, query: dict, participants, sessions, run_labels, filters: dict[str, dict]) -> list:
+def _select(
+    layout: BIDSLayout,
+    query: Mapping[str, Any],
+    participants: Sequence[str],
+    sessions: Sequence[str],
+    run_labels: Sequence[str],
+    filters: Filters,
+) -> list[BIDSImageFile]:
     """Return the images that the labels and filters select, in order; none only where nothing was asked for."""
     _check_filters(layout, filters)
     _check_labels(layout, "subject", participants)
@@ -335,7 +351,7 @@ def _select(layout, query: dict, participants, sessions, run_labels, filters: di
     return images
 
 
-def _magnitudes(images, derivative: bool = False) -> list:
+def _magnitudes(images: Iterable[BIDSImageFile], derivative: bool = False) -> list[BIDSImageFile]:
     """Return the images that are series of magnitudes; of a raw dataset only those that are raw."""
     foreign = () if derivative else ("desc-", "space-")  # somebody's derivative among the raw files
     return sorted(
@@ -349,7 +365,7 @@ def _magnitudes(images, derivative: bool = False) -> list:
     )
 
 
-def _new_run(texts: _Texts, image) -> Run:
+def _new_run(texts: _Texts, image: BIDSImageFile) -> Run:
     path = Path(image.path)
     entities = {name: str(image.entities[name]) for name in names.ENTITIES if name in image.entities}
     # The deepest and most specific file holds; no merging as with JSON.
@@ -375,7 +391,7 @@ def _name_parts(path: Path) -> tuple[set[str], str]:
     return set(pairs), suffix
 
 
-def _with_t1w(layout, run: Run, extra: dict) -> Run:
+def _with_t1w(layout: BIDSLayout, run: Run, extra: Mapping[str, Any]) -> Run:
     """Attach the T1w of the same session, else of the same subject; the first in order where there are several."""
     query = {"suffix": "T1w", "extension": IMAGE, "subject": run.entities["subject"], **extra}
     images = sorted(layout.get(invalid_filters="allow", **query), key=lambda i: i.path)
@@ -386,7 +402,7 @@ def _with_t1w(layout, run: Run, extra: dict) -> Run:
     return replace(run, t1w=Path(chosen.path) if chosen else None, notes=(*run.notes, *notes))
 
 
-def _with_partner(layout, texts: _Texts, run: Run, related: Sequence[Run]) -> Run:
+def _with_partner(layout: BIDSLayout, texts: _Texts, run: Run, related: Sequence[Run]) -> Run:
     """Attach the reverse-phase partner, or the reason why there is none."""
     if run.fault:
         return run
@@ -395,9 +411,9 @@ def _with_partner(layout, texts: _Texts, run: Run, related: Sequence[Run]) -> Ru
         return _noted(run, _unknown_direction(run.metadata))
     candidates, refused = _fieldmap_partners(layout, texts, run)
     candidates += [
-        (Partner(other.image, other.phase_encoding, other.bval, other.bvec), other.metadata)
+        (Partner(other.image, direction, other.bval, other.bvec), other.metadata)
         for other in related
-        if _is_sibling(run, other)
+        if _is_sibling(run, other) and (direction := other.phase_encoding) is not None
     ]
     for partner, metadata in candidates:
         if partner.direction != OPPOSITE[own]:
@@ -447,8 +463,9 @@ def _mismatch(run: Run, partner: Partner, metadata: dict[str, Any]) -> str | Non
 
 def _readout_s(metadata: dict[str, Any]) -> float | None:
     value = metadata.get("TotalReadoutTime")
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if number and math.isfinite(value) and value > 0 else None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    return float(value) if math.isfinite(value) and value > 0 else None
 
 
 def _is_sibling(run: Run, other: Run) -> bool:
@@ -457,7 +474,9 @@ def _is_sibling(run: Run, other: Run) -> bool:
     return all(other.entities.get(e) == run.entities.get(e) for e in ("acquisition", "run", "chunk"))
 
 
-def _fieldmap_partners(layout, texts: _Texts, run: Run) -> tuple[list[tuple[Partner, dict]], list[str]]:
+def _fieldmap_partners(
+    layout: BIDSLayout, texts: _Texts, run: Run
+) -> tuple[list[tuple[Partner, dict[str, Any]]], list[str]]:
     """Return the EPI in fmap/ that say they are meant for this run, with their metadata, and what was unusable."""
     found, refused = [], []
     query = {"subject": run.entities["subject"], "datatype": "fmap", "suffix": "epi", "extension": IMAGE}
@@ -486,7 +505,8 @@ def _fieldmap_partners(layout, texts: _Texts, run: Run) -> tuple[list[tuple[Part
 def _volumes(image: Path) -> int:
     import nibabel as nib
 
-    return (*nib.load(image).shape, 1)[3]
+    shape = cast("SpatialImage", nib.load(image)).shape
+    return int((*shape, 1)[3])
 
 
 def _same_geometry(one: Path, other: Path) -> bool:
@@ -494,13 +514,13 @@ def _same_geometry(one: Path, other: Path) -> bool:
     import numpy as np
 
     try:
-        a, b = nib.load(one), nib.load(other)
+        a, b = (cast("SpatialImage", nib.load(path)) for path in (one, other))
     except Exception:  # unreadable images are reported by the checks, not here
         return False
     return a.shape[:3] == b.shape[:3] and np.allclose(a.affine, b.affine, atol=GEOMETRY_TOLERANCE_MM)
 
 
-def _check_filters(layout, filters: dict[str, dict]) -> None:
+def _check_filters(layout: BIDSLayout, filters: Filters) -> None:
     unknown = set(filters) - {"dwi", "t1w"}
     if unknown:
         raise SelectionError(f"filter file: unknown keys {sorted(unknown)}; expected dwi and t1w")
@@ -515,7 +535,7 @@ def _check_filters(layout, filters: dict[str, dict]) -> None:
             )
 
 
-def _check_labels(layout, entity: str, labels: Sequence[str]) -> None:
+def _check_labels(layout: BIDSLayout, entity: str, labels: Sequence[str]) -> None:
     if not labels:
         return
     known = sorted(str(v) for v in layout.get(return_type="id", target=entity))
@@ -525,7 +545,7 @@ def _check_labels(layout, entity: str, labels: Sequence[str]) -> None:
         raise SelectionError(f"no {entity} {', '.join(unknown)} in {layout.root}; there are: {some or 'none'}")
 
 
-def _describe(participants, sessions, run_labels, filters) -> str:
+def _describe(participants: Sequence[str], sessions: Sequence[str], run_labels: Sequence[str], filters: Filters) -> str:
     parts = [
         f"{what} {list(value)}"
         for what, value in (("participants", participants), ("sessions", sessions), ("runs", run_labels))
@@ -551,9 +571,9 @@ def _inside(root: Path, folders: Sequence[Path]) -> set[str]:
     return inside
 
 
-def _one_of(allowed: Sequence[str], value) -> str | None:
+def _one_of(allowed: Sequence[str], value: Any) -> str | None:
     return value if value in allowed else None
 
 
-def _as_list(value) -> list:
+def _as_list(value: Any) -> list[Any]:
     return [] if value is None else value if isinstance(value, list) else [value]

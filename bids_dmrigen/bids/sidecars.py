@@ -9,9 +9,13 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+
+if TYPE_CHECKING:
+    from ..methods.base import Generated
+    from ..methods.spec import MethodSpec
 
 BIDS_VERSION = "1.10.0"
 CODE_URL = "https://github.com/bids-dmrigen/bids_dmrigen"
@@ -209,7 +213,10 @@ def _rish_sidecar(sources: Sequence[str], *, param: str, source: str, shell: str
 
 
 def generative_model(
-    spec, made, extra_warnings: Sequence[str] = (), source: Mapping[str, Any] | None = None
+    spec: MethodSpec,
+    made: Generated,
+    extra_warnings: Sequence[str] = (),
+    source: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the part of a sidecar that says how a result was generated.
 
@@ -259,4 +266,5 @@ def template_record(sidecar: Mapping[str, Any]) -> dict[str, Any]:
 
 def kept_volumes(record: Mapping[str, Any]) -> list[int]:
     """Return the volumes that a generated series has from its input unchanged, from its `GenerativeModel`."""
-    return record.get("AcquiredVolumes", record.get("InputVolumes", []))
+    kept: list[int] = record.get("AcquiredVolumes", record.get("InputVolumes", []))
+    return kept

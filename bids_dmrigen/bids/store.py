@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -15,11 +16,14 @@ import numpy as np
 from ..diffusion.storage import write_atomically, write_text
 from .names import figure_path, sidecar_path
 
+if TYPE_CHECKING:
+    from nibabel.spatialimages import SpatialImage
+
 WRITTEN = "written.json"  # in the sink's working folder: path -> size and time of last change
 NO_SPACE = "{path}: no space left in the output folder; free some and call again, finished steps are kept"
 
 
-def store(source: Path, target: Path, sidecar: dict | None) -> list[Path]:
+def store(source: Path, target: Path, sidecar: Mapping[str, Any] | None) -> list[Path]:
     """Copy a result to its place, atomically; images are compressed and must be finite. Return what was written.
 
     Raises
@@ -31,7 +35,7 @@ def store(source: Path, target: Path, sidecar: dict | None) -> list[Path]:
     """
     try:
         if source.name.endswith((".nii", ".nii.gz")):
-            image = nib.load(source)
+            image = cast("SpatialImage", nib.load(source))
             data = np.asanyarray(image.dataobj)
             if not np.isfinite(data).all():
                 raise ValueError(f"{source.name} for {target.name} holds values that are not finite; not stored")

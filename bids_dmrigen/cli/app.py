@@ -109,7 +109,7 @@ def _participants(settings: Settings) -> int:
     from ..workflow import methods_text, participant, report
 
     if settings.boilerplate_only:
-        print(methods_text.as_markdown(methods_text.paragraphs(settings, plans)))
+        print(methods_text.as_markdown(methods_text.paragraphs(plans)))
         return DONE
     links = _links(settings)
     report.write_dataset_files(settings, links)

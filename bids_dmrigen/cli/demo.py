@@ -116,7 +116,14 @@ def _write_subject(root: Path, label: str, person: Atlas, seed: int, full: bool,
         return
     b0 = GradientTable(np.zeros(1), np.zeros((1, 3)))
     reverse = scanner.acquire(
-        person, b0, affine, protocol.shape, SNR, seed + 1000, displacement=-field, phase_axis=PHASE_AXIS
+        person,
+        b0,
+        affine,
+        protocol.shape,
+        SNR,
+        seed + 1000,
+        displacement=None if field is None else -field,
+        phase_axis=PHASE_AXIS,
     )
     epi = root / f"sub-{label}" / "fmap" / f"sub-{label}_dir-AP_epi"
     write_image(epi.with_suffix(".nii.gz"), reverse.scan.data[..., 0], affine, np.int16)

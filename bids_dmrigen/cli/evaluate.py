@@ -79,7 +79,13 @@ def _asks_template(name: str) -> bool:
 
 
 def run(args) -> None:
-    """Evaluate, print the tables and write the results."""
+    """Evaluate, print the tables and write the results.
+
+    Raises
+    ------
+    ValueError
+        Where --rotations or --keep is below 1.
+    """
     from ..diffusion.numerics import policy
     from ..qc import evaluation
     from ..qc.evaluation_page import write_results

@@ -123,6 +123,8 @@ def parse_settings(argv: Sequence[str] | None = None) -> Settings:
     ------
     SettingsError
         Where a value makes no sense.
+    UnsupportedLevel
+        Where the analysis level is none of this app's.
     SystemExit
         With status 2 from argparse, or 0 after --help and --version.
     """
@@ -136,5 +138,6 @@ def parse_settings(argv: Sequence[str] | None = None) -> Settings:
         own = stored.pop("method_options", {}) | own
         given = {**stored, **given}
     defaults = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
-    values = {**defaults, **given, "method_options": own}
-    return Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    values: dict[str, Any] = {**defaults, **given, "method_options": own}
+    values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return Settings(**values)

@@ -43,7 +43,13 @@ def add(tools) -> None:
 
 
 def run(args) -> int:
-    """Write the file; return 1 where a run was left out."""
+    """Write the file; return 1 where a run was left out.
+
+    Raises
+    ------
+    ValueError
+        Where the name of the file has another ending, or an option belongs to another output.
+    """
     suffix = ".nii.gz" if args.adc_atlas else ".safetensors"
     if not args.out.name.endswith(suffix):
         raise ValueError(f"{args.out}: the file's name has to end with {suffix}")
@@ -88,7 +94,8 @@ def _write_adc_atlas(args) -> int:
     bvals = sorted(set(args.bvalues or BVALUES))
     if args.voxel_mm is not None and args.voxel_mm <= 0:
         raise ValueError(f"--voxel-mm: expected an edge in mm above 0, found {args.voxel_mm:g}")
-    root, left_out = Path(args.source), []
+    root = Path(args.source)
+    left_out: list[str] = []
     if _is_derivative(root):
         data, affine, about = _adc_of_runs(args, bvals, left_out)
     elif (root / "dataset_description.json").exists():

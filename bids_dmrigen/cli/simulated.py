@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from ..dwi.gradients import GradientTable
     from ..simulate.scanner import SimulatedScan
 
 READOUT_S = 0.05
@@ -94,7 +95,8 @@ def write_truth(root: Path, label: str, result: SimulatedScan, poses: np.ndarray
     write_json(names.sidecar_path(confounds), {name: CONFOUNDS[name] for name in columns})
 
 
-def scanner_fields() -> dict:
+def scanner_fields() -> dict[str, Any]:
+    """Return what a sidecar says of the scanner."""
     return {"Manufacturer": "Simulated", "ManufacturersModelName": "bids_dmrigen", "MagneticFieldStrength": 3}
 
 
@@ -118,13 +120,15 @@ def write_image(path: Path, data: np.ndarray, affine: np.ndarray, dtype) -> None
     io.write_image(path, np.rint(data) if np.issubdtype(dtype, np.integer) else data, like, dtype)
 
 
-def write_gradients(image: Path, gradients) -> None:
+def write_gradients(image: Path, gradients: GradientTable) -> None:
+    """Write b-values and b-vectors beside an image, under its name."""
     from ..spatial import io
 
     stem = image.name.removesuffix(".nii.gz")
     io.write_gradients(gradients, image.with_name(f"{stem}.bval"), image.with_name(f"{stem}.bvec"))
 
 
-def write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file; its folder is made where there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")

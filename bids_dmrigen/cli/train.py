@@ -19,6 +19,7 @@ from ..methods import REGISTRY, spec_of
 from .atlases import EMBEDDED, HELP
 
 if TYPE_CHECKING:  # it imports torch
+    from ..diffusion.training import Trained
     from ..methods.base import Training
 
 DESCRIPTION = (
@@ -139,7 +140,8 @@ def _train(args, device) -> Path | None:
     net = net.to(device)
     sources, held_out, trained_on = _sources(args, method, device)
     method.freeze(net, sources[0])
-    trained, earlier = {}, []
+    trained: dict[str, Trained] = {}
+    earlier: list[Training] = []
     for training in method.trainings(net):
         trained[training.name] = _run_training(args, training, earlier, net, sources, held_out, device)
         earlier.append(training)
@@ -274,7 +276,7 @@ def _card(args, method, trained: dict[str, Any], device, trained_on: dict[str, A
     from ..diffusion.weights import Card
 
     hardware = f"{world_size()} x {_hardware(device)}"
-    scores = {}
+    scores: dict[str, float] = {}
     for name, own in trained.items():
         scores |= {f"{name} start".strip(): own.start_loss, f"{name} best".strip(): own.held_out_loss}
     steps, minutes = sum(own.steps for own in trained.values()), sum(own.minutes for own in trained.values())

@@ -59,5 +59,8 @@ def _verify(args) -> None:
 
     path = find_weights(args.name, args.weights_dir)
     card = verify_weights(path)
-    load_weights(load(card.method).network(card.size), path, card.method, card.size)
+    network = load(card.method).network(card.size)
+    if network is None:
+        raise ValueError(f"{path}: {card.method} has no network")
+    load_weights(network, path, card.method, card.size)
     print(f"{path}: whole and unchanged, fits {card.method} {card.size}; SHA-256 {card.sha256}")

@@ -271,7 +271,8 @@ class Prepared:
         return [table.shells() for table in tables]
 
     def _get(self, index: int, name: str) -> Tensor:
-        return self._file.get_tensor(f"{index}.{name}")
+        tensor: Tensor = self._file.get_tensor(f"{index}.{name}")
+        return tensor
 
     def _parts(self, counts: list[Tensor], subjects: Collection[str] | None) -> list[Tensor]:
         """Return for every scan which of its slices (Z,) belong to this part."""
@@ -293,7 +294,8 @@ def _box(mask: np.ndarray) -> tuple[slice, slice, slice]:
     """Return the mask's bounding box with a margin."""
     inside = np.argwhere(mask)
     low, high = np.maximum(inside.min(axis=0) - MARGIN, 0), inside.max(axis=0) + 1 + MARGIN
-    return tuple(slice(int(a), int(min(b, n))) for a, b, n in zip(low, high, mask.shape, strict=True))
+    x, y, z = (slice(int(a), int(min(b, n))) for a, b, n in zip(low, high, mask.shape, strict=True))
+    return x, y, z
 
 
 def _window(centre: int, extent: int, size: int) -> tuple[slice, slice]:

@@ -49,7 +49,13 @@ def policy(deterministic: bool, strict: bool = False) -> Iterator[None]:
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:
-    """Return "fp32" or "bf16": what was wanted, or for "auto" the faster one this device has in hardware."""
+    """Return "fp32" or "bf16": what was wanted, or for "auto" the faster one this device has in hardware.
+
+    Raises
+    ------
+    ValueError
+        Where another precision is wanted.
+    """
     if wanted not in PRECISIONS:
         raise ValueError(f"unknown precision {wanted!r}; expected auto, fp32 or bf16")
     if wanted != "auto":

@@ -23,7 +23,10 @@ class Process(ABC):
     everything else follows from it.
     """
 
-    steps: int
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Number of noising steps T."""
 
     @abstractmethod
     def marginal(self, t: int | Tensor) -> tuple[Tensor, Tensor]:
@@ -39,6 +42,11 @@ class Process(ABC):
 
         With x_t = alpha x_0 + sigma eps: v = alpha eps - sigma x_0
         (Salimans & Ho 2022), score = -eps / sigma.
+
+        Raises
+        ------
+        ValueError
+            Where the kind is another.
         """
         alpha, sigma = self._marginal_like(t, x_t)
         if kind == "x0":
@@ -49,20 +57,6 @@ class Process(ABC):
             return (alpha * x_t - sigma * prediction) / (alpha**2 + sigma**2)
         if kind == "score":
             return (x_t + sigma**2 * prediction) / alpha
-        raise ValueError(f"unknown kind of prediction {kind!r}; expected one of {PREDICTIONS}")
-
-    def from_x0(self, x_t: Tensor, t: int | Tensor, x0: Tensor, kind: str) -> Tensor:
-        """Return what a perfect predictor of this kind would say; the inverse of `to_x0`, for sigma_t > 0."""
-        alpha, sigma = self._marginal_like(t, x_t)
-        noise = (x_t - alpha * x0) / sigma
-        if kind == "x0":
-            return x0
-        if kind == "noise":
-            return noise
-        if kind == "v":
-            return alpha * noise - sigma * x0
-        if kind == "score":
-            return -noise / sigma
         raise ValueError(f"unknown kind of prediction {kind!r}; expected one of {PREDICTIONS}")
 
     def posterior(self, x0: Tensor, x_t: Tensor, t: int | Tensor, s: int | Tensor) -> tuple[Tensor, Tensor]:
@@ -169,7 +163,7 @@ class PhysicsGuided(Process):
     attenuation: Tensor
     strength: float = 1e-3
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         low, high = float(self.attenuation.min()), float(self.attenuation.max())
         if low < 0 or high > 1 or not 0 <= self.strength <= 1e-2:
             raise ValueError(WRONG_PHYSICS.format(low=low, high=high, strength=self.strength))

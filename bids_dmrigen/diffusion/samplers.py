@@ -116,13 +116,19 @@ def run_walk(
             if not running.any():
                 break
         x, std = process.posterior(x0, x, t, times[step + 1])
-        if eta > 0:
+        if noise is not None and eta > 0:
             x = x + eta * std * noise(step)
     return Sampled(result, evaluations)
 
 
 def even_times(start: int, n: int) -> list[int]:
-    """Return n evaluation times, evenly from `start` down to 1; fewer where rounding makes two of them equal."""
+    """Return n evaluation times, evenly from `start` down to 1; fewer where rounding makes two of them equal.
+
+    >>> even_times(300, 4)
+    [300, 200, 101, 1]
+    >>> even_times(3, 50)
+    [3, 2, 1]
+    """
     return _distinct(torch.linspace(start, 1, n, dtype=torch.float64))
 
 
@@ -173,7 +179,7 @@ def ddim(
         keep = (sigma_s**2 - std**2).sqrt() / sigma
         x0 = denoise(x, t)
         x = _as(keep, x) * x + _as(alpha_s - keep * alpha, x) * x0
-        if eta > 0:
+        if noise is not None and eta > 0:
             x = x + _as(std, x) * noise(draw)
     return _sampled(denoise(x, times[-1]), len(times))
 
@@ -214,14 +220,15 @@ def dpm_solver_pp_2m(
     D = x_0 + h / (2 h_before) (x_0 - x_0 before), and D = x_0 in the first step. Deterministic: `noise` is not used.
     """
     _check_times(process, times)
-    x, before, h_before = x_start, None, None
+    x = x_start
+    before: tuple[Tensor, Tensor] | None = None  # the last estimate, and the last h
     for t, s in pairwise(times):
         sigma, (alpha_s, sigma_s) = process.marginal(t)[1], process.marginal(s)
         h = _log_ratio(process, t) - _log_ratio(process, s)
         x0 = denoise(x, t)
-        estimate = x0 if before is None else x0 + _as(h / (2 * h_before), x) * (x0 - before)
+        estimate = x0 if before is None else x0 + _as(h / (2 * before[1]), x) * (x0 - before[0])
         x = _as(sigma_s / sigma, x) * x - _as(alpha_s * torch.expm1(-h), x) * estimate
-        before, h_before = x0, h
+        before = x0, h
     return _sampled(denoise(x, times[-1]), len(times))
 
 
@@ -308,7 +315,8 @@ def _log_ratio(process: Process, t: int) -> Tensor:
 
 def _norm(image: Tensor) -> Tensor:
     """Return the Euclidean norm of each image of a batch, (B, 1, ...)."""
-    return image.flatten(1).norm(dim=1).reshape(-1, *[1] * (image.dim() - 1))
+    norm: Tensor = torch.linalg.vector_norm(image.flatten(1), dim=1)
+    return norm.reshape(-1, *[1] * (image.dim() - 1))
 
 
 def _distinct(times: Tensor) -> list[int]:

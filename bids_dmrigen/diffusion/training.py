@@ -22,6 +22,9 @@ from .numerics import autocast, policy
 from .parallel import of_first, rank, world_size
 from .storage import write_text
 
+Loss = Callable[[nn.Module, Any], Tensor]  # (network, batch) -> scalar
+Score = Callable[[nn.Module], float]
+
 COLUMNS = ["step", "seconds", "learning_rate", "loss", "held_out"]
 
 
@@ -83,8 +86,8 @@ class Trained:
 def train(
     net: nn.Module,
     examples: Callable[[int], Any],
-    loss: Callable[[nn.Module, Any], Tensor],
-    held_out: Callable[[nn.Module], float],
+    loss: Loss,
+    held_out: Score,
     plan: Plan,
     checkpoint: Path | None = None,
     log: Path | None = None,
@@ -157,7 +160,7 @@ def train(
     return Trained(steps, seconds / 60, state.stopped, state.best_loss, state.start_loss, state.history)
 
 
-def fixed_score(make: Callable, loss: Callable, batches: int = 8) -> Callable[[nn.Module], float]:
+def fixed_score(make: Callable[[int], Any], loss: Loss, batches: int = 8) -> Score:
     """Return network -> mean loss on the same few batches, which are kept in memory.
 
     Parameters
@@ -177,7 +180,7 @@ def fixed_score(make: Callable, loss: Callable, batches: int = 8) -> Callable[[n
 
 
 def _begin(
-    net: nn.Module, held_out, plan: Plan, checkpoint: Path | None, before: Progress | None
+    net: nn.Module, held_out: Score, plan: Plan, checkpoint: Path | None, before: Progress | None
 ) -> tuple[Training, nn.Module]:
     """Return the training at its start or where its checkpoint left it, and the network that takes the steps."""
     # Wrapping gives all processes the weights of the first, so it comes before they are copied.
@@ -196,7 +199,7 @@ def _begin(
     return run, wrapped
 
 
-def _step(run: Training, wrapped: nn.Module, batch, loss, plan: Plan) -> None:
+def _step(run: Training, wrapped: nn.Module, batch: Any, loss: Loss, plan: Plan) -> None:
     """Take one optimiser step and update the averaged weights and the running loss."""
     state, optimiser = run.state, run.optimiser
     for group in optimiser.param_groups:
@@ -215,13 +218,13 @@ def _step(run: Training, wrapped: nn.Module, batch, loss, plan: Plan) -> None:
     with torch.no_grad():
         for mean, new in zip(run.averaged.parameters(), run.net.parameters(), strict=True):
             mean.lerp_(new, 1 - decay)
-        for mean, new in zip(run.averaged.buffers(), run.net.buffers(), strict=True):
-            mean.copy_(new)
+        for kept, current in zip(run.averaged.buffers(), run.net.buffers(), strict=True):
+            kept.copy_(current)
     state.step += 1
     state.running = value.item() if math.isnan(state.running) else 0.95 * state.running + 0.05 * value.item()
 
 
-def _evaluate(run: Training, plan: Plan, held_out) -> None:
+def _evaluate(run: Training, plan: Plan, held_out: Score) -> None:
     """Score the averaged weights, keep them where they are the best yet, note when to stop."""
     state = run.state
     score = _score(run.averaged, held_out, plan)
@@ -243,7 +246,7 @@ def _keep(run: Training, plan: Plan, checkpoint: Path | None, log: Path | None) 
         run.save(checkpoint, _fingerprint(plan))
 
 
-def _score(net: nn.Module, held_out, plan: Plan) -> float:
+def _score(net: nn.Module, held_out: Score, plan: Plan) -> float:
     """Return the first process's score: the weights are the same on all, and so must be what follows from it."""
     device = next(net.parameters()).device
     with autocast(device, plan.precision):  # the arithmetic that the weights are made for

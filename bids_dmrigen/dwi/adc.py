@@ -30,15 +30,16 @@ def apparent_diffusion(b0: np.ndarray, dwi: np.ndarray, bvals: np.ndarray | floa
     ratio = signal / np.where(present, b0, 1)[..., None]
     # Held before the logarithm: a signal of zero has none.
     ratio = np.clip(ratio, np.exp(-np.asarray(bvals, np.float64) * FREE_WATER_MM2_PER_S), 1)
-    return ((-np.log(ratio) / bvals).mean(axis=-1) * present).astype(np.float32)
+    mean: np.ndarray = (-np.log(ratio) / bvals).mean(axis=-1)
+    return (mean * present).astype(np.float32)
 
 
 class MeanOverBrains:
     """Mean of maps on one grid over those that have brain in a voxel; 0 where fewer than half of them have."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.n = 0  # maps that were added
-        self._sum, self._brains = np.float64(0), np.int64(0)
+        self._sum, self._brains = np.zeros(()), np.zeros((), np.int64)
 
     def add(self, values: np.ndarray, brain: np.ndarray) -> None:
         """Add one person's, or one run's: values (X, Y, Z) or (X, Y, Z, K), and brain (X, Y, Z) bool."""
@@ -57,4 +58,4 @@ class MeanOverBrains:
         return common if common.ndim == 3 else common[..., 0]
 
     def _common(self) -> np.ndarray:
-        return 2 * self._brains >= max(self.n, 1)
+        return np.asarray(2 * self._brains >= max(self.n, 1))

@@ -41,6 +41,11 @@ def remove_gibbs(data: np.ndarray, slice_axis: int = 2, device: str | torch.devi
     np.ndarray
         float32, same shape. Slices that are constant (masked background) come back unchanged. Where two
         shifts are equally good to single precision, either may be taken: a few voxels in a million.
+
+    Raises
+    ------
+    ValueError
+        Where there is no such axis, or a slice is smaller than 8 x 8 voxels.
     """
     if slice_axis not in (0, 1, 2):
         raise ValueError(BAD_SLICE_AXIS.format(axis=slice_axis))
@@ -150,4 +155,5 @@ def _row_weights(n_rows: int, n_columns: int) -> torch.Tensor:
     row, column = row.clamp(min=0)[:, None], column.clamp(min=0)[None]
     total = row + column
     weight = torch.where(total > 1e-6, row / total.clamp(min=1e-6), 0.5)
-    return torch.fft.ifftshift(weight)
+    shifted: torch.Tensor = torch.fft.ifftshift(weight)
+    return shifted

@@ -45,6 +45,18 @@ class GradientTable:
     ------
     GradientError
         Where the arrays cannot belong to one series, naming the volumes.
+
+    Examples
+    --------
+    >>> table = GradientTable(np.array([5, 1000, 1010, 2000]), np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]))
+    >>> table.is_b0.tolist()
+    [True, False, False, False]
+    >>> [(bval, volumes.tolist()) for bval, volumes in table.shells()]
+    [(1005.0, [1, 2]), (2000.0, [3])]
+    >>> GradientTable(np.array([0, 1000]), np.array([[0, 0, 0], [0, 0, 0.5]]))
+    Traceback (most recent call last):
+        ...
+    bids_dmrigen.dwi.gradients.GradientError: b-vectors of volumes [1] have lengths [0.5], expected 1; ...
     """
 
     bvals: np.ndarray
@@ -52,7 +64,7 @@ class GradientTable:
     b0_threshold: float = B0_THRESHOLD_S_PER_MM2
     is_b0: np.ndarray = field(init=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         bvals = np.array(self.bvals, dtype=np.float64).reshape(-1)
         bvecs = np.array(self.bvecs, dtype=np.float64)
         if bvecs.ndim != 2 or bvecs.shape[1] != 3 or len(bvecs) != len(bvals):
@@ -83,7 +95,7 @@ class GradientTable:
     def __len__(self) -> int:
         return len(self.bvals)
 
-    def __getitem__(self, volumes) -> GradientTable:
+    def __getitem__(self, volumes: slice | Sequence[int] | np.ndarray) -> GradientTable:
         """Return the table of a selection of volumes (slice, indices or boolean mask)."""
         return GradientTable(self.bvals[volumes], self.bvecs[volumes], self.b0_threshold)
 
@@ -110,10 +122,17 @@ class GradientTable:
     def world_directions(self, affine: np.ndarray) -> np.ndarray:
         """Return (N, 3) unit directions in world RAS+ for an image with this (4, 4) affine."""
         rotation, flip = _frame(affine)
-        return (self.bvecs * flip) @ rotation.T
+        directions: np.ndarray = (self.bvecs * flip) @ rotation.T
+        return directions
 
     @classmethod
-    def from_world(cls, bvals, directions, affine, b0_threshold: float = B0_THRESHOLD_S_PER_MM2) -> GradientTable:
+    def from_world(
+        cls,
+        bvals: np.ndarray,
+        directions: np.ndarray,
+        affine: np.ndarray,
+        b0_threshold: float = B0_THRESHOLD_S_PER_MM2,
+    ) -> GradientTable:
         """Return the table whose world RAS+ `directions` (N, 3) belong to an image with this affine."""
         rotation, flip = _frame(affine)
         return cls(bvals, (np.asarray(directions) @ rotation) * flip, b0_threshold)
@@ -160,7 +179,8 @@ def nearest_rotation(linear: np.ndarray) -> np.ndarray:
     """Return the rotation (..., 3, 3) nearest to a linear map in the Frobenius norm."""
     u, _, vt = np.linalg.svd(np.asarray(linear, dtype=np.float64))
     u = u * np.where(np.arange(3) == 2, np.linalg.det(u @ vt)[..., None, None], 1.0)
-    return u @ vt
+    rotation: np.ndarray = u @ vt
+    return rotation
 
 
 def even_subset(directions: np.ndarray, n: int) -> np.ndarray:
@@ -168,6 +188,11 @@ def even_subset(directions: np.ndarray, n: int) -> np.ndarray:
 
     The greedy start is improved by exchanges that lower the electrostatic energy of the antipodally
     symmetric set (Jones et al. 1999); the result depends on the input alone.
+
+    Raises
+    ------
+    GradientError
+        Where `n` is below 1 or above N.
     """
     directions = np.asarray(directions, dtype=np.float64)
     total = len(directions)
@@ -195,7 +220,7 @@ def even_subset(directions: np.ndarray, n: int) -> np.ndarray:
 def pair_energies(directions: np.ndarray) -> np.ndarray:
     """Return (N, N) electrostatic energies of pairs of directions (N, 3) and antipodes; the lower, the more even."""
     with np.errstate(divide="ignore"):
-        energy = 1 / np.linalg.norm(directions[:, None] - directions[None], axis=-1)
+        energy: np.ndarray = 1 / np.linalg.norm(directions[:, None] - directions[None], axis=-1)
         energy += 1 / np.linalg.norm(directions[:, None] + directions[None], axis=-1)
     energy = np.minimum(energy, 1e6)
     np.fill_diagonal(energy, 0.0)
@@ -203,7 +228,11 @@ def pair_energies(directions: np.ndarray) -> np.ndarray:
 
 
 def distinct(directions: np.ndarray) -> np.ndarray:
-    """Return indices of the (N, 3) unit vectors that repeat no earlier one or its antipode, within `SAME_DEGREES`."""
+    """Return indices of the (N, 3) unit vectors that repeat no earlier one or its antipode, within `SAME_DEGREES`.
+
+    >>> distinct(np.array([[1.0, 0, 0], [0, 1, 0], [-1, 0, 0]])).tolist()
+    [0, 1]
+    """
     kept: list[int] = []
     for k, direction in enumerate(directions):
         if not kept or np.abs(directions[kept] @ direction).max() < np.cos(np.deg2rad(SAME_DEGREES)):
@@ -237,4 +266,5 @@ def _frame(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # Sheared affines have no exact rotation: take the nearest orthogonal matrix, keeping its handedness.
     u, _, vt = np.linalg.svd(cosines)
     flip = np.array([-1.0 if np.linalg.det(linear) > 0 else 1.0, 1.0, 1.0])
-    return u @ vt, flip
+    rotation: np.ndarray = u @ vt
+    return rotation, flip

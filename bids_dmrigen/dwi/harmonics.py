@@ -12,7 +12,11 @@ ODD_ORDER = "the order of symmetric harmonics is even and at least 0, found {ord
 
 
 def n_harmonics(order: int) -> int:
-    """Return how many symmetric harmonics there are up to this even order."""
+    """Return how many symmetric harmonics there are up to this even order; `ValueError` for another.
+
+    >>> n_harmonics(4)
+    15
+    """
     if order < 0 or order % 2:
         raise ValueError(ODD_ORDER.format(order=order))
     return (order + 1) * (order + 2) // 2
@@ -98,7 +102,8 @@ def fit_weights(acquired: Tensor, order: int, smoothing: float = SMOOTHING) -> T
     """
     basis = harmonics(acquired, order)
     penalty = torch.tensor([(d * (d + 1)) ** 2 for d in degrees(order)], dtype=basis.dtype, device=basis.device)
-    return torch.linalg.solve(basis.mT @ basis + torch.diag(smoothing * penalty), basis.mT)
+    weights: Tensor = torch.linalg.solve(basis.mT @ basis + torch.diag(smoothing * penalty), basis.mT)
+    return weights
 
 
 def undamped_weights(acquired: Tensor, order: int, smoothing: float = SMOOTHING) -> Tensor:

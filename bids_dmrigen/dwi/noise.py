@@ -38,8 +38,6 @@ class NoiseEstimate:
         Standard deviation of the Gaussian noise in either channel, in scanner units.
     b0_snr
         Median over the foreground of (mean b0) / sigma.
-    degrees_of_freedom
-        Per voxel: volumes minus the coefficients that described them.
     n_voxels
         Voxels that the estimate was read in.
     spatial
@@ -49,7 +47,6 @@ class NoiseEstimate:
 
     sigma: float
     b0_snr: float
-    degrees_of_freedom: int
     n_voxels: int
     spatial: bool
 
@@ -68,8 +65,9 @@ def rician_mean(signal: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tens
         Standard deviation of the noise in either channel, same units, positive.
     """
     half = (signal / sigma).square() / 4
-    laguerre = (1 + 2 * half) * torch.special.i0e(half) + 2 * half * torch.special.i1e(half)
-    return sigma * (torch.pi / 2) ** 0.5 * laguerre
+    laguerre: torch.Tensor = (1 + 2 * half) * torch.special.i0e(half) + 2 * half * torch.special.i1e(half)
+    mean: torch.Tensor = sigma * (torch.pi / 2) ** 0.5 * laguerre
+    return mean
 
 
 def rician_signal(mean: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
@@ -130,7 +128,7 @@ def estimate_sigma(scan: Scan) -> NoiseEstimate:
         contrast = ((signal @ contrast_basis) ** 2).sum(axis=1) / np.maximum(signal.mean(axis=1), 1e-12) ** 2
         usable &= contrast <= np.quantile(contrast[usable], WEAK_CONTRAST)
     sigma = _solve(power[usable], fitted[usable], np.diag(projection), freedom)
-    return NoiseEstimate(sigma, typical_b0 / sigma, freedom, int(usable.sum()), bool(spatial))
+    return NoiseEstimate(sigma, typical_b0 / sigma, int(usable.sum()), bool(spatial))
 
 
 def shell_sigma(scan: Scan, volumes: np.ndarray) -> float:
@@ -199,7 +197,7 @@ def _mixed_difference(scan: Scan, chosen: np.ndarray) -> np.ndarray:
     """Return (V, N) second differences over the two finest axes, scaled to the noise of a single voxel."""
     first, second = np.sort(np.argsort(scan.zooms_mm, kind="stable")[:2])
     index = np.nonzero(chosen)
-    total = 0
+    total = np.zeros(())
     for step_first, step_second, sign in ((0, 0, 1), (1, 0, -1), (0, 1, -1), (1, 1, 1)):
         moved = list(index)
         for axis, step in ((first, step_first), (second, step_second)):

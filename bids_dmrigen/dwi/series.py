@@ -39,7 +39,7 @@ class Scan:
     gradients: GradientTable
     mask: np.ndarray
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.data.ndim != 4:
             raise ScanError(NOT_4D.format(shape=self.data.shape))
         if self.data.shape[3] != len(self.gradients):
@@ -50,13 +50,14 @@ class Scan:
     @property
     def zooms_mm(self) -> np.ndarray:
         """Voxel size along each axis (3,), mm."""
-        return np.linalg.norm(self.affine[:3, :3], axis=0)
+        return np.asarray(np.linalg.norm(self.affine[:3, :3], axis=0))
 
     def mean_b0(self) -> np.ndarray:
         """Return the mean (X, Y, Z) of the b0 volumes; `ScanError` where there is none."""
         if not self.gradients.is_b0.any():
             raise ScanError(NO_B0.format(threshold=self.gradients.b0_threshold, lowest=self.gradients.bvals.min()))
-        return np.asarray(self.data[..., self.gradients.is_b0], dtype=np.float32).mean(axis=3)
+        b0s = np.asarray(self.data[..., self.gradients.is_b0], dtype=np.float32)
+        return np.asarray(b0s.mean(axis=3))
 
     def brain_window(self, margin: int) -> tuple[tuple[slice, slice], np.ndarray]:
         """Return the rows and columns that hold the mask with so many voxels around it, and the slices that have any.

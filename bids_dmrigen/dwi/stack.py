@@ -41,7 +41,7 @@ class Stack:
     @property
     def slices(self) -> list[int]:
         """Indices of the slices that hold brain."""
-        return np.flatnonzero(self.mask.flatten(1).any(dim=1).cpu().numpy()).tolist()
+        return [int(z) for z in np.flatnonzero(self.mask.flatten(1).any(dim=1).cpu().numpy())]
 
     def block(self, z: int, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
         """Return (3, N, h, w): a patch of slice z between those below and above it (the edge repeats)."""
@@ -77,7 +77,8 @@ def slice_stack(scan: Scan, divisor: int, device: torch.device) -> Stack:
     margin = np.array([MARGIN, MARGIN, 0])
     low = np.maximum(inside.min(axis=0) - margin, 0)
     high = np.minimum(inside.max(axis=0) + 1 + margin, scan.mask.shape)
-    box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    x, y, z = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    box = (x, y, z)
     scale = float(np.median(scan.mean_b0()[scan.mask]))
     if not scale > 0:
         raise ScanError(DARK_B0.format(scale=scale))

@@ -75,7 +75,7 @@ def check_table(bvals: np.ndarray, directions: np.ndarray) -> None:
 
 def _column_scale(design: np.ndarray) -> np.ndarray:
     """Return (7,) factors: columns of comparable size keep the normal equations well conditioned."""
-    return np.abs(design).max(axis=0).clip(1e-12)
+    return np.asarray(np.maximum(np.abs(design).max(axis=0), 1e-12))
 
 
 def fit_tensor(
@@ -109,6 +109,8 @@ def fit_tensor(
     ------
     GradientError
         Where the table cannot determine a tensor.
+    ValueError
+        Where the method is another, or signals and table do not belong together.
     """
     if method not in METHODS:
         raise ValueError(UNKNOWN_METHOD.format(method=method, methods=METHODS))
@@ -144,9 +146,9 @@ def tensor_maps(fit: TensorFit) -> dict[str, torch.Tensor]:
         tensor's frame; `eigenvalues` (V, 3) mm²/s, largest first, raised to `fit.min_diffusivity`;
         `eigenvectors` (V, 3, 3), `[:, :, k]` belonging to eigenvalue k.
     """
-    count, options = len(fit.tensor), {"dtype": fit.tensor.dtype, "device": fit.tensor.device}
-    scalars = torch.empty(4, count, **options)
-    colour, values, vectors = (torch.empty(*n, count, **options) for n in ((3,), (3,), (3, 3)))
+    count = len(fit.tensor)
+    scalars = fit.tensor.new_empty(4, count)
+    colour, values, vectors = (fit.tensor.new_empty(*n, count) for n in ((3,), (3,), (3, 3)))
 
     def decompose(chunk: slice) -> None:
         value, vector = eigen_symmetric(fit.tensor[chunk])
@@ -303,7 +305,7 @@ def _reweighted(ols: torch.Tensor, log_signal: torch.Tensor, design: torch.Tenso
 def _determinant(matrix: torch.Tensor) -> torch.Tensor:
     """Return (V,) determinants of symmetric matrices (6, V)."""
     xx, xy, yy, xz, yz, zz = matrix
-    first = (yy * zz).addcmul_(yz, yz, value=-1).mul_(xx)
+    first: torch.Tensor = (yy * zz).addcmul_(yz, yz, value=-1).mul_(xx)
     second = (xz * yz).addcmul_(xy, zz, value=-1).mul_(xy)
     third = (xy * yz).addcmul_(yy, xz, value=-1).mul_(xz)
     return first.add_(second).add_(third)

@@ -70,7 +70,8 @@ class OntoScan(SimpleInterface):
         i, folder = self.inputs, Path(runtime.cwd)
         torch.set_num_threads(i.num_threads)
         _, scan = read_image(i.reference)
-        shape, results = scan.shape[:3], {"out_series": [], "out_maps": []}
+        shape = scan.shape[:3]
+        results: dict[str, list[str]] = {"out_series": [], "out_maps": []}
         for number, path in enumerate(i.in_series or ()):
             values, image = read_image(path)
             series = condensed_series(values, image.affine, shape, scan.affine)

@@ -14,15 +14,17 @@ from .base import SeriesInputSpec
 
 def progress_printer(label: str, every_s: float = 20.0):
     """Return a progress callback that prints a line at most every `every_s` seconds."""
-    state = {"last": time.monotonic(), "start": {}}
+    last = time.monotonic()
+    starts: dict[str, tuple[float, int]] = {}
 
     def report(what: str, done: int, total: int) -> None:
+        nonlocal last
         now = time.monotonic()
-        start = state["start"].setdefault(what, (now, done))
-        if now - state["last"] < every_s or done <= start[1]:
+        begun, first = starts.setdefault(what, (now, done))
+        if now - last < every_s or done <= first:
             return
-        state["last"] = now
-        left = (now - start[0]) / (done - start[1]) * (total - done)
+        last = now
+        left = (now - begun) / (done - first) * (total - done)
         print(f"    {label}: {what} {done}/{total}, about {left:.0f} s left", flush=True)
 
     return report

@@ -29,8 +29,6 @@ class _NormalizeOutputSpec(TraitedSpec):
     out_to_template = File(exists=True, desc=".h5 that resamples the scan onto the template")
     out_from_template = File(exists=True, desc=".h5 that resamples an atlas onto the scan")
     out_t1w = File(desc="T1w on the scan's grid; only with a T1w")
-    out_reference_template = File(exists=True, desc="mean b0 on the template's 2 mm grid")
-    out_fa_template = File(desc="FA on the template's 2 mm grid; only with an FA")
     out_brain_template = File(exists=True, desc="the template's brain on its own 2 mm grid, uint8")
     out_template_mask = File(exists=True, desc="the template's brain on the scan's grid, uint8")
     out_template_t1w = File(exists=True, desc="the template's T1w on the scan's grid")
@@ -68,8 +66,7 @@ class Normalize(SimpleInterface):
         results["out_to_template"] = str(found.to_template.rename(folder / "to_template.h5"))
         results["out_from_template"] = str(found.from_template.rename(folder / "from_template.h5"))
         in_template = nib.Nifti1Image(np.zeros(template.mask.shape, np.uint8), template.affine)
-        on_template = {**found.on_template, "brain_template": template.mask}
-        for images, like in ((found.on_scan, image), (on_template, in_template)):
+        for images, like in ((found.on_scan, image), ({"brain_template": template.mask}, in_template)):
             for name, data in images.items():
                 kind = np.uint8 if data.dtype == bool else np.float32
                 results[f"out_{name}"] = str(write_image(folder / f"{name}.nii", data, like, kind))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
 
-from ..spatial.io import image_in_template, read_image, write_image
+from ..spatial.io import image_in_template, open_image, read_image, write_image
 
 
 class _ToTemplateInput(BaseInterfaceInputSpec):
@@ -36,7 +35,7 @@ class ToTemplate(SimpleInterface):
 
         i, folder = self.inputs, Path(runtime.cwd)
         set_threads(i.num_threads)
-        template = nib.load(i.template_brain)
+        template = open_image(i.template_brain)
         shape, affine = standard_grid(template.shape, template.affine)
         mask, image = read_image(i.in_mask)
         maps = (read_image(path)[0] for path in i.in_files)

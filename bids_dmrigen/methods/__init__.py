@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -87,11 +88,12 @@ def check_weights(name: str, size: str, weights: str | None = None, weights_dir:
     from ..diffusion.weights import load_weights
 
     path = weights_of(name, size, weights, weights_dir)
-    if path is not None:
-        load_weights(load(name).network(size), path, spec_of(name).weights_from or name, size)
+    network = None if path is None else load(name).network(size)
+    if path is not None and network is not None:
+        load_weights(network, path, spec_of(name).weights_from or name, size)
 
 
-def _module(name: str):
+def _module(name: str) -> ModuleType:
     if name not in REGISTRY:
         raise ValueError(UNKNOWN_METHOD.format(name=name, names=", ".join(REGISTRY)))
     return import_module(REGISTRY[name], __name__)

@@ -249,6 +249,10 @@ class Trainable(Method):
     """A method whose network is trained before it is used."""
 
     @abstractmethod
+    def network(self, size: str) -> torch.nn.Module:
+        """Return an untrained network of this size, always the same."""
+
+    @abstractmethod
     def trainings(self, net: torch.nn.Module) -> Sequence[Training]:
         """Return the trainings of a network, in order; each goes on from what those before it made."""
 

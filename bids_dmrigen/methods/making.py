@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,11 +16,13 @@ from ..diffusion.numerics import autocast
 from ..diffusion.processes import Process
 from ..diffusion.samplers import Denoise
 from ..diffusion.weights import default_name, load_weights
-from .base import Method, Request
+from .base import Request, Trainable
 from .spec import MethodSpec
 
+Net = TypeVar("Net", bound=nn.Module)
 
-class Making:
+
+class Making(Generic[Net]):
     """What every `generate` of a learnt method begins and ends with.
 
     Parameters
@@ -47,7 +49,7 @@ class Making:
 
     def __init__(
         self,
-        method: Method,
+        method: Trainable,
         net: nn.Module | None,
         request: Request,
         steps: tuple[int, int, int],
@@ -55,13 +57,13 @@ class Making:
     ):
         self.begun = time.monotonic()
         self.spec, self.request = method.spec, request
-        net, self.weights = with_weights(method, net, request)
-        self.net = net.to(request.device).eval()
+        asked, self.weights = with_weights(method, net, request)
+        self.net = cast("Net", asked.to(request.device).eval())
         self._steps = steps
         self.steps = request.steps or self._default(request)
         self.precision = precision or numerics.resolve_precision(request.precision, request.device)
 
-    def again(self, request: Request) -> Making:
+    def again(self, request: Request) -> Making[Net]:
         """Return the same network asked for something else: `steps` and the clock start anew."""
         other = copy(self)
         other.begun, other.request = time.monotonic(), request
@@ -95,7 +97,7 @@ class Making:
         }
 
 
-def with_weights(method: Method, net: nn.Module | None, request: Request) -> tuple[nn.Module, dict[str, Any]]:
+def with_weights(method: Trainable, net: nn.Module | None, request: Request) -> tuple[nn.Module, dict[str, Any]]:
     """Return a network, with stored weights where none is given, and what the record says of them.
 
     Raises

@@ -83,6 +83,18 @@ class Option:
         ------
         OptionError
             Where it is of another kind, not among the choices, or out of range.
+
+        Examples
+        --------
+        >>> edge = Option("toy_edge", "edge of a voxel, mm", kind=float, above=0)
+        >>> edge.checked(2)
+        2.0
+        >>> edge.checked(-1)
+        Traceback (most recent call last):
+            ...
+        bids_dmrigen.methods.spec.OptionError: --toy-edge: expected more than 0, found -1
+        >>> Option("toy_shells", "b-values", default=(1000.0,), kind=float).checked((500, 700))
+        (500.0, 700.0)
         """
         if value is None:
             return None
@@ -92,8 +104,10 @@ class Option:
         return values if self.many else values[0]
 
     def _checked_one(self, value: Any) -> Any:
-        kinds = {float: (int, float), Directions: (str, int), Path: (str, Path)}.get(self.kind, self.kind)
-        if not isinstance(value, kinds) or isinstance(value, bool):
+        accepted: dict[type, tuple[type, ...]] = {float: (int, float), Directions: (str, int), Path: (str, Path)}
+        kinds = accepted.get(self.kind, (self.kind,))
+        fits = isinstance(value, kinds) and not isinstance(value, bool)
+        if not fits:
             raise OptionError(f"{self.flag}: expected {self.kind.__name__}, found {value!r}")
         if self.choices and value not in self.choices:
             raise OptionError(f"{self.flag}: expected {', '.join(self.choices)}, found {value!r}")

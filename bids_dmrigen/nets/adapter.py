@@ -37,8 +37,8 @@ class Adapter(nn.Module):
             body = (ResidualBlock(width) for _ in range(blocks))
             self.levels.append(nn.Sequential(nn.Conv2d(width_in, width, 1), *body))
             out = nn.Conv2d(width, width, 1)
-            nn.init.zeros_(out.weight)
-            nn.init.zeros_(out.bias)
+            for parameter in out.parameters():
+                nn.init.zeros_(parameter)
             self.out.append(out)
             width_in = width
 

@@ -39,7 +39,10 @@ class DirectionUNet(UNet):
         self.tokens = DirectionTokens(references + 1, spec.context)
         self.noise = nn.Sequential(nn.Linear(1, spec.base), nn.SiLU(), nn.Linear(spec.base, spec.base))
 
-    def forward(self, x: Tensor, t: Tensor, bvecs: Tensor, bvals: Tensor, log_sigma: Tensor) -> Tensor:
+    # A network is called with what it is told, and those that build on the U-Net are told more.
+    def forward(  # type: ignore[override]
+        self, x: Tensor, t: Tensor, bvecs: Tensor, bvals: Tensor, log_sigma: Tensor
+    ) -> Tensor:
         """Return the prediction.
 
         Parameters

@@ -100,8 +100,8 @@ class Fusion(nn.Module):
         super().__init__()
         self.attention = SelfAttention(features, 0, heads)
         self.factors = nn.Conv2d(features, 2 * width, 3, padding=1)
-        nn.init.zeros_(self.factors.weight)
-        nn.init.zeros_(self.factors.bias)
+        for parameter in self.factors.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, f: Tensor, h: Tensor) -> Tensor:
         """Return u (B, width, H, W) from f of that shape and features h (B, features, any, any)."""
@@ -123,6 +123,8 @@ class FusedUNet(UNet):
         How many numbers it is told beside the time; may be 0.
     """
 
+    spread: Tensor  # a buffer of `methods.maps.diffdti_model`
+
     def __init__(self, spec: UNetSpec, fen: FENSpec | None, told: int):
         super().__init__(spec)
         self.fen = None if fen is None else FeatureNet(fen)
@@ -137,7 +139,10 @@ class FusedUNet(UNet):
                     width = spec.base * spec.multipliers[level]
                     self.fusions[str(number)] = Fusion(width, fen.width, fen.heads)
 
-    def forward(self, x: Tensor, t: Tensor, acquired: Tensor, bvecs: Tensor, bvals: Tensor, numbers: Tensor) -> Tensor:
+    # A network is called with what it is told, and those that build on the U-Net are told more.
+    def forward(  # type: ignore[override]
+        self, x: Tensor, t: Tensor, acquired: Tensor, bvecs: Tensor, bvals: Tensor, numbers: Tensor
+    ) -> Tensor:
         """Return the prediction.
 
         Parameters

@@ -67,7 +67,7 @@ class HDiTSpec:
     dropout: float = 0.0
     query_mapping: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.widths) != len(self.depths):
             raise ValueError(WRONG_LEVELS.format(widths=self.widths, depths=self.depths))
         if self.head % 8 or any(width % self.head for width in self.widths):
@@ -164,6 +164,8 @@ class AxialRotary(nn.Module):
     token
         Height and width of a token, pixels.
     """
+
+    frequencies: Tensor
 
     def __init__(self, heads: int, head: int, token: int):
         super().__init__()

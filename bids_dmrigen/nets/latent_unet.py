@@ -32,13 +32,12 @@ class LabelledUNet(UNet):
         super().__init__(spec)
         sizes = (labels[0] + 1, *labels[1:])
         self.tokens = nn.ModuleList(nn.Embedding(size, spec.context) for size in sizes)
+        self.untold = labels[0]  # the first label's class for "not told"
 
-    @property
-    def untold(self) -> int:
-        """The first label's class for "not told"."""
-        return self.tokens[0].num_embeddings - 1
-
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    # A network is called with what it is told, and those that build on the U-Net are told more.
+    def forward(  # type: ignore[override]
+        self, x: Tensor, t: Tensor, labels: Tensor
+    ) -> Tensor:
         """Return the prediction (B, out_channels, H, W, D).
 
         Parameters

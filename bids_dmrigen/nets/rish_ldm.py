@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,9 @@ class RishLDM(nn.Module):
         The architecture.
     """
 
+    latent_scale: Tensor
+    ratios: Tensor
+
     def __init__(self, spec: RishLDMSpec):
         super().__init__()
         self.spec = spec
@@ -67,7 +71,7 @@ class RishLDM(nn.Module):
         # Of the training pairs' features, good over poor, root mean squares: what linear harmonisation scales by.
         self.register_buffer("ratios", torch.ones(spec.features))
 
-    def forward(self, part: str, *args: Tensor):
+    def forward(self, part: str, *args: Tensor) -> Any:
         """Return what one of `PARTS` makes of its arguments: one entry, for networks that are trained in parallel."""
         return getattr(self, part)(*args)
 
@@ -101,8 +105,8 @@ class Refiner(nn.Module):
         self.first = nn.Conv3d(features + told, width, 3, padding=1)
         self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
         self.last = nn.Conv3d(width, features, 3, padding=1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        for parameter in self.last.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return what is to be added (B, F, X, Y, Z) to the features, of images (B, F + told, X, Y, Z)."""

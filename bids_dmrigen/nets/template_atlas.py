@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ class TemplateAtlas(nn.Module):
     A(x, g, b) = sum_lm w_l(b) c_lm(x) Y_lm(g), l = 2, 4, with w_l(b) = u_l b + v_l b², learnt too.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         shape = [round((high - low) / SPACING_MM) + 1 for low, high in zip(LOW_MM, HIGH_MM, strict=True)]
         self.maps = nn.Parameter(torch.zeros(n_harmonics(ORDER) - 1, *shape))
@@ -45,7 +46,8 @@ class TemplateAtlas(nn.Module):
         grid = (2 * (places - low[:, None, None]) / (high - low)[:, None, None] - 1).flip(1).permute(0, 2, 3, 1)
         maps, grid = SCALE * self.maps, grid.flatten(0, 1)
         # A processor's own way back adds in the same order every time, and is faster there.
-        read = _read(maps, grid) if maps.device.type == "cpu" else _ReadInOrder.apply(maps, grid)
+        on_cpu = maps.device.type == "cpu"
+        read = _read(maps, grid) if on_cpu else _ReadInOrder.apply(maps, grid)  # type: ignore[no-untyped-call] # torch's
         read = read.unflatten(1, (len(places), -1)).transpose(0, 1)  # (B, C, H, W)
         b = bvals / 1000
         weights = torch.stack([b, b.square()], dim=1) @ self.growth.T  # (B, 2)
@@ -64,13 +66,13 @@ class _ReadInOrder(torch.autograd.Function):
     """`_read`, whose gradient in the maps is the same to the bit every time: on a GPU torch's own is not."""
 
     @staticmethod
-    def forward(ctx, maps: Tensor, grid: Tensor) -> Tensor:
+    def forward(ctx: Any, maps: Tensor, grid: Tensor) -> Tensor:
         ctx.save_for_backward(grid)
         ctx.shape = maps.shape
         return _read(maps, grid)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (grid,), (channels, *shape) = ctx.saved_tensors, ctx.shape
         size = grid.new_tensor(shape)
         at = (grid.flatten(0, 1).flip(1) + 1) / 2 * (size - 1)  # (P, 3) voxel indices

@@ -83,7 +83,7 @@ class UNet(nn.Module):
         )
         self.stem = convolution(spec.dims)(spec.in_channels, spec.base, 3, padding=1)
 
-        def stage(width_in, width, level):
+        def stage(width_in: int, width: int, level: int) -> Stage:
             return Stage(spec, width_in, width, attention=level in spec.attention)
 
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
@@ -106,12 +106,11 @@ class UNet(nn.Module):
                 width = wanted
             if level:
                 self.up.append(Enlarge(width, spec.dims))
-        self.head = nn.Sequential(
-            _norm(spec.groups, width), nn.SiLU(), convolution(spec.dims)(width, spec.out_channels, 3, padding=1)
-        )
+        last = convolution(spec.dims)(width, spec.out_channels, 3, padding=1)
+        self.head = nn.Sequential(_norm(spec.groups, width), nn.SiLU(), last)
         if spec.zero_output:
-            nn.init.zeros_(self.head[-1].weight)
-            nn.init.zeros_(self.head[-1].bias)
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         """Return the prediction.
@@ -165,6 +164,8 @@ class UNet(nn.Module):
 
 class LevelFeatures(nn.Module):
     """Sines and cosines of a continuous noise level, as WaveGrad and SR3 embed it."""
+
+    frequencies: Tensor
 
     def __init__(self, width: int):
         super().__init__()

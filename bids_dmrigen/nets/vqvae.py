@@ -64,7 +64,9 @@ class VQVAE(nn.Module):
     def __init__(self, spec: VQVAESpec):
         super().__init__()
         self.spec = spec
-        down, up, width = [], [], spec.channels
+        down: list[nn.Module] = []
+        up: list[nn.Module] = []
+        width = spec.channels
         for wanted in spec.widths:
             down += [nn.Conv3d(width, wanted, 4, stride=2, padding=1), nn.SiLU()]
             down += [ResidualBlock(wanted) for _ in range(spec.blocks)]
@@ -109,6 +111,10 @@ class Codebook(nn.Module):
     The codes are no parameters: in training each follows the running mean of the vectors that it stands for (van den
     Oord et al. 2017, appendix A.1), and one that hardly any vector is near to is put where a vector is.
     """
+
+    codes: Tensor  # (codes, width)
+    counts: Tensor
+    sums: Tensor
 
     def __init__(self, codes: int, width: int):
         super().__init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -175,7 +176,9 @@ def residual_histogram(difference: np.ndarray, sigma: float, mask: np.ndarray, m
         figure = Figure(figsize=(WIDTH_IN / 2, 2.8))
         axes = figure.add_axes((0.12, 0.19, 0.84, 0.66))
         edges = np.linspace(-5, 5, 81)
-        axes.hist(values.clip(-5, 5), edges, density=True, color=SOURCE_COLOURS[1], alpha=0.6, label="residual")
+        axes.hist(
+            values.clip(-5, 5), edges.tolist(), density=True, color=SOURCE_COLOURS[1], alpha=0.6, label="residual"
+        )
         axes.plot(edges, np.exp(-(edges**2) / 2) / np.sqrt(2 * np.pi), color="black", linewidth=1, label="N(0, 1)")
         axes.set(
             xlabel="(input - output) / σ",
@@ -300,7 +303,8 @@ def spread(
     for name, (mean, std, unit) in images.items():
         coloured = mean.ndim == 4
         std = np.linalg.norm(std, axis=3) if coloured else std
-        scale = {} if coloured else dict(zip(("vmin", "vmax"), display_range(mean, mask), strict=True), unit=unit)
+        low, high = display_range(mean, mask)
+        scale: dict[str, Any] = {} if coloured else {"vmin": low, "vmax": high, "unit": unit}
         high = display_range(std, mask)[1]
         rows += [
             Row(f"{name}:\nmean of\nthe samples", mean, provenance=GENERATED, **scale),
@@ -373,7 +377,7 @@ def fa_histogram(fa: Mapping[str, np.ndarray], mask: np.ndarray, path: str | Pat
             values = np.asarray(fa[source])[inside]
             values = values[np.isfinite(values)].clip(0, 1)
             label = f"{source} (median {np.median(values):.3f})"
-            axes.hist(values, edges, density=True, histtype="step", color=colour, linewidth=1.3, label=label)
+            axes.hist(values, edges.tolist(), density=True, histtype="step", color=colour, linewidth=1.3, label=label)
         axes.set(xlabel="FA", ylabel="density", xlim=(0, 1), title="FA of all voxels in the mask")
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return save(figure, path)
@@ -405,7 +409,7 @@ def against_reference(
     """
     coloured = reference.ndim == 4
     inside = mask[..., None] if coloured else mask
-    style = {} if coloured else {"vmin": 0, "vmax": FA_MAX, "unit": "FA"}
+    style: dict[str, Any] = {} if coloured else {"vmin": 0, "vmax": FA_MAX, "unit": "FA"}
     limit = FA_DIFFERENCE_MAX
     rows = [Row("reference:\nall volumes", reference * inside, provenance=ACQUIRED, **style)]
     for name, estimate in estimates.items():

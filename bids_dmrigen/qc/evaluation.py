@@ -123,7 +123,7 @@ def evaluate(
 
     Raises
     ------
-    ValueError
+    ScanError
         Where no shell has more directions than are kept, or the eroded mask is empty.
     """
     mask = ndimage.binary_erosion(scan.mask, iterations=EROSIONS)
@@ -178,7 +178,7 @@ def kept_volumes(gradients: GradientTable, keep: int, rotation: int = 0, rotatio
 
     Raises
     ------
-    ValueError
+    ScanError
         Where this would leave nothing out.
     """
     shells = gradients.shells()
@@ -271,7 +271,7 @@ def wanted_volumes(gradients: GradientTable, kept: np.ndarray) -> np.ndarray:
 def generated_places(made: Generated, wanted: GradientTable) -> np.ndarray | None:
     """Return where in a generated series the (K,) wanted volumes are; None unless all of them were generated."""
     candidates = np.flatnonzero(~np.asarray(made.acquired, bool))
-    if not len(candidates) or not len(wanted):
+    if made.gradients is None or not len(candidates) or not len(wanted):
         return None
     nearest, cosine = _nearest(wanted, made.gradients[candidates])
     return candidates[nearest] if (cosine >= np.cos(np.radians(FOUND_DEGREES))).all() else None

@@ -36,7 +36,7 @@ MASK_COLOUR = "#e53935"
 SPHERE_VIEWS = (("", (22, -60)), (", from above", (90, -90)))
 
 
-def display_range(volume: np.ndarray, mask: np.ndarray, low: float = 0.0, high: float = 99.5):
+def display_range(volume: np.ndarray, mask: np.ndarray, low: float = 0.0, high: float = 99.5) -> tuple[float, float]:
     """Return (vmin, vmax) for showing a volume: percentiles of its finite values in the mask."""
     inside = np.asarray(volume)[np.asarray(mask, bool)]
     inside = inside[np.isfinite(inside)]
@@ -346,7 +346,7 @@ def flicker(
     scales = [display_range(volume, mask) for volume in (first, second)]
     if shared_scale:
         scales = [(min(s[0] for s in scales), max(s[1] for s in scales))] * 2
-    frames = []
+    frames: list[Figure] = []
     for volume, name, (vmin, vmax) in zip((first, second), names, scales, strict=True):
         outline = ((mask if contour is None else contour, "#00e5ff"),)
         rows = [
@@ -354,4 +354,4 @@ def flicker(
             for plane, word in ((AXIAL, "axial"), (CORONAL, "coronal"), (SAGITTAL, "sagittal"))
         ]
         frames.append(mosaic(rows, affine, mask, f"{title}: {name}"))
-    return save_flicker(*frames, path)
+    return save_flicker(frames[0], frames[1], path)

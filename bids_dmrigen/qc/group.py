@@ -89,7 +89,7 @@ def collect(out_dir: Path) -> tuple[list[RunMetrics], list[str]]:
     return runs, faults
 
 
-def outliers(values: Sequence[float]) -> np.ndarray:
+def outliers(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return which of (N,) values are outliers by the rule of this module; NaN never is.
 
     Parameters

@@ -41,7 +41,7 @@ TOLD_ELSEWHERE = {
     "AcquiredVolumes", "InputVolumes", "GeneratedVolumes", "ResampledVolumes", "LeftOutVolumes", "TensorVolumes",
     "Maps", "Input", "Checks", "Warnings", "Versions",
 }  # fmt: skip
-EMPTY = (None, "", {}, [])
+EMPTY: tuple[Any, ...] = (None, "", {}, [])
 NO_CLASSICAL = "The directions determine no tensor: there is no classical map to compare with. To be exact: {reason}."
 
 
@@ -392,15 +392,15 @@ def format_value(entry: Mapping[str, Any]) -> str:
 
 def errors_html(runs: Sequence[RunRecord]) -> str:
     """Return which runs failed, where and what to do, as HTML."""
-    failed = [run for run in runs if run.error]
+    failed = [(run.name, run.error) for run in runs if run.error]
     if not failed:
         return '<div class="box good">No errors.</div>'
     parts = []
-    for run in failed:
-        log = f"<details><summary>Log</summary><pre>{_e(run.error.log)}</pre></details>" if run.error.log else ""
+    for name, error in failed:
+        log = f"<details><summary>Log</summary><pre>{_e(error.log)}</pre></details>" if error.log else ""
         parts.append(
-            f'<div class="box bad"><b>{_e(run.name)}</b> failed at <b>{_e(run.error.step)}</b>'
-            f"<p>{_e(run.error.message)}</p>{log}</div>"
+            f'<div class="box bad"><b>{_e(name)}</b> failed at <b>{_e(error.step)}</b>'
+            f"<p>{_e(error.message)}</p>{log}</div>"
         )
     return "\n".join(parts)
 

@@ -47,7 +47,7 @@ CALLED = {  # what the reader of a report calls a file or group
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Files and values of one run for its figures and quality metrics; None stands for what is absent."""
+    """Files and values of one run for its figures and quality metrics; None or nothing stands for what is absent."""
 
     raw_dwi: str | None = None  # acquired series
     raw_bval: str | None = None  # its b-values, s/mm²
@@ -70,29 +70,29 @@ class RunFiles:
     sdc_after: str | None = None  # b0 after susceptibility correction
     reverse_before: str | None = None  # reverse-phase b0 before susceptibility correction
     reverse_after: str | None = None  # reverse-phase b0 after susceptibility correction
-    methods: Sequence[str] | None = None  # methods that made a series
-    generated: Sequence[str] | None = None  # their series, in that order
-    generated_bval: Sequence[str] | None = None  # b-values
-    generated_bvec: Sequence[str] | None = None  # directions
-    generated_record: Sequence[str] | None = None  # JSON with GenerativeModel: how each was made
-    generated_std: Sequence[str] | None = None  # standard deviation of the samples, one per method that draws
-    drawn_methods: Sequence[str] | None = None  # which these are (default: all)
-    generated_left_out: Sequence[str] | None = None  # .npz: volumes and what each method made of them unseen
-    map_sources: Sequence[str] | None = None  # what the maps come from: preproc and methods
-    fa: Sequence[str] | None = None  # fractional anisotropy per source
-    md: Sequence[str] | None = None  # mean diffusivity per source, mm²/s
-    dec: Sequence[str] | None = None  # direction-encoded colour per source
-    map_methods: Sequence[str] | None = None  # methods that made maps alone; they are among map_sources
-    map_record: Sequence[str] | None = None  # JSON with GenerativeModel: how each of them made its maps
-    fa_std: Sequence[str] | None = None  # standard deviation of their samples' fractional anisotropy
-    md_std: Sequence[str] | None = None  # of their mean diffusivity, mm²/s
-    dec_std: Sequence[str] | None = None  # of their direction-encoded colour
-    rish_before: Sequence[str] | None = None  # RISH maps of the preprocessed series: degrees 0, 2 and perhaps 4
-    rish_methods: Sequence[str] | None = None  # methods that change these features
-    rish_after: Sequence[str] | None = None  # those of the series that they made, method after method
-    extra: Sequence[str] | None = None  # maps that methods made beside their series or tensor maps
-    extra_methods: Sequence[str] | None = None  # which method made each of them
-    extra_titles: Sequence[str] | None = None  # what each of them is called
+    methods: Sequence[str] = ()  # methods that made a series
+    generated: Sequence[str] = ()  # their series, in that order
+    generated_bval: Sequence[str] = ()  # b-values
+    generated_bvec: Sequence[str] = ()  # directions
+    generated_record: Sequence[str] = ()  # JSON with GenerativeModel: how each was made
+    generated_std: Sequence[str] = ()  # standard deviation of the samples, one per method that draws
+    drawn_methods: Sequence[str] = ()  # which these are (default: all)
+    generated_left_out: Sequence[str] = ()  # .npz: volumes and what each method made of them unseen
+    map_sources: Sequence[str] = ()  # what the maps come from: preproc and methods
+    fa: Sequence[str] = ()  # fractional anisotropy per source
+    md: Sequence[str] = ()  # mean diffusivity per source, mm²/s
+    dec: Sequence[str] = ()  # direction-encoded colour per source
+    map_methods: Sequence[str] = ()  # methods that made maps alone; they are among map_sources
+    map_record: Sequence[str] = ()  # JSON with GenerativeModel: how each of them made its maps
+    fa_std: Sequence[str] = ()  # standard deviation of their samples' fractional anisotropy
+    md_std: Sequence[str] = ()  # of their mean diffusivity, mm²/s
+    dec_std: Sequence[str] = ()  # of their direction-encoded colour
+    rish_before: Sequence[str] = ()  # RISH maps of the preprocessed series: degrees 0, 2 and perhaps 4
+    rish_methods: Sequence[str] = ()  # methods that change these features
+    rish_after: Sequence[str] = ()  # those of the series that they made, method after method
+    extra: Sequence[str] = ()  # maps that methods made beside their series or tensor maps
+    extra_methods: Sequence[str] = ()  # which method made each of them
+    extra_titles: Sequence[str] = ()  # what each of them is called
     preproc_generated: bool = False  # the preprocessed series was denoised by a generative method
 
 
@@ -109,7 +109,8 @@ class RunData:
 
     def has(self, *names: str) -> bool:
         """Return whether all files (or groups of files) are there."""
-        return all(getattr(self.files, part) is not None for n in names for part in GROUPS.get(n, (n,)))
+        values = (getattr(self.files, part) for n in names for part in GROUPS.get(n, (n,)))
+        return not any(value is None or value == () for value in values)
 
     def need(self, *names: str) -> None:
         """Raise `Missing`, which says what is absent, for the first file (or group) that is."""
@@ -124,8 +125,8 @@ class RunData:
 
     def _scan(self, kind: str, mask: str | None) -> Scan:
         self.need(kind)
-        paths = (getattr(self.files, part) for part in GROUPS[kind])
-        return read_scan(*paths, mask, self.files.b0_threshold)[0]
+        dwi, bval, bvec = (getattr(self.files, part) for part in GROUPS[kind])
+        return read_scan(dwi, bval, bvec, mask, self.files.b0_threshold)[0]
 
     @cached_property
     def preproc(self) -> Scan:
@@ -140,7 +141,7 @@ class RunData:
 
     @cached_property
     def raw_in_mask(self) -> Scan:
-        """The acquired series with the brain mask, where both are on one grid."""
+        """The acquired series with the brain mask; `Missing` where both are not on one grid."""
         raw, mask = self.raw, self.volume("mask") > 0.5
         if mask.shape != raw.mask.shape or not np.allclose(raw.affine, self.preproc.affine, atol=1e-2):
             raise Missing("no brain mask on the raw series' grid")
@@ -154,7 +155,8 @@ class RunData:
     @cached_property
     def sigma(self) -> float | None:
         """Noise standard deviation, where it is known."""
-        return float(self.files.sigma) if self.has("sigma") and self.files.sigma > 0 else None
+        sigma = self.files.sigma
+        return float(sigma) if sigma is not None and sigma > 0 else None
 
     def known_sigma(self) -> float:
         """Return the noise standard deviation; `Missing` where it is not known."""
@@ -166,7 +168,7 @@ class RunData:
     def confounds(self) -> np.ndarray:
         """(N, 7) translations in mm, rotations in rad, framewise displacement in mm; NaN where the file has n/a."""
         self.need("confounds")
-        path = Path(self.files.confounds)
+        path = Path(str(self.files.confounds))
         columns = path.read_text().splitlines()[0].lstrip("# ").split("\t")
         table = np.genfromtxt(path, skip_header=1, delimiter="\t", missing_values="n/a", ndmin=2)
         return table[:, [columns.index(name) for name in CONFOUND_COLUMNS]]
@@ -197,7 +199,7 @@ class RunData:
         return data, gradients, made, record
 
     def spread(self, method: str) -> np.ndarray:
-        """Return the standard deviation of the samples of a method's series."""
+        """Return the standard deviation of the samples of a method's series; `Missing` where there is only one."""
         drawn = list(self.files.drawn_methods) if self.has("drawn_methods") else self.methods()
         if method not in drawn or not self.has("generated_std"):
             raise Missing(ONE_SAMPLE if method in drawn else NOTHING_RANDOM)
@@ -220,7 +222,13 @@ class RunData:
         return {title: read_image(path)[0] for maker, title, path in maps if maker == method}
 
     def left_out(self, method: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return (K,) preprocessed volumes and (X, Y, Z, K) what the method made of them without them."""
+        """Return (K,) preprocessed volumes and (X, Y, Z, K) what the method made of them without them.
+
+        Raises
+        ------
+        Missing
+            Where no direction was left out.
+        """
         if not self.has("generated_left_out"):
             raise Missing("no direction was left out")
         with np.load(self.files.generated_left_out[self.methods().index(method)]) as file:
@@ -230,7 +238,13 @@ class RunData:
         return volumes, mean
 
     def removed(self, method: str) -> np.ndarray:
-        """Return (X, Y, Z, K) input minus output of the generated volumes that re-make an acquired one."""
+        """Return (X, Y, Z, K) input minus output of the generated volumes that re-make an acquired one.
+
+        Raises
+        ------
+        Missing
+            Where none does, or the brain mask is empty.
+        """
         data, gradients, made, _ = self.generated(method)
         pairs = same_volumes(self.preproc.gradients, gradients, made)
         if not pairs:
@@ -247,7 +261,13 @@ class RunData:
         return {source: read_image(path)[0] for source, path in zip(self.files.map_sources, files, strict=True)}
 
     def tensor_check(self, method: str) -> TensorCheck:
-        """Return what the tensor of a method's maps leaves of every acquired volume of the shell they stand on."""
+        """Return what the tensor of a method's maps leaves of every acquired volume of the shell they stand on.
+
+        Raises
+        ------
+        Missing
+            Where that shell is not known, or its directions determine no tensor.
+        """
         from .tensor_check import check_maps
 
         if method not in self.tensor_checks:
@@ -262,7 +282,13 @@ class RunData:
         return self.tensor_checks[method]
 
     def map_spread(self, method: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Return `fa`, `md` and `dec` -> mean and standard deviation of the samples of a method that made maps."""
+        """Return `fa`, `md` and `dec` -> mean and standard deviation of the samples of a method that made maps.
+
+        Raises
+        ------
+        Missing
+            Where there is one sample alone.
+        """
         k, spread = self.map_methods().index(method), {}
         for kind in MAP_KINDS:
             if not self.has(f"{kind}_std"):

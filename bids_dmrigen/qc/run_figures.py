@@ -73,13 +73,14 @@ def figure_list(run: RunData) -> list[Drawing]:
             (f"spread{method}", f"{method}: spread of the samples", partial(_draw_map_spread, run, method)),
         ]
 
-    def draw_maps(path):
+    def draw_maps(path: Path) -> None:
+        run.need("fa")
         made = frozenset(s for s in run.files.map_sources if s != "preproc" or run.files.preproc_generated)
         dec = run.maps("dec") if run.has("dec") else {}
         scan = run.preproc
         comparison.fractional_anisotropy(run.maps("fa"), dec, scan.affine, scan.mask, path, made)
 
-    drawings.append(("fa", "Fractional anisotropy", lambda path: (run.need("fa"), draw_maps(path))))
+    drawings.append(("fa", "Fractional anisotropy", draw_maps))
     drawings.append(
         (
             "fahistogram",
@@ -134,7 +135,7 @@ def _draw_t1w(run: RunData, path: Path) -> None:
 
 def _draw_template(run: RunData, path: Path) -> None:
     run.need("dwiref_in_template", "template")
-    moved, image = read_image(run.files.dwiref_in_template)
+    moved, image = read_image(str(run.files.dwiref_in_template))
     template, name = run.volume("template"), run.files.template_name
     brain = run.volume("template_mask") > 0.5 if run.has("template_mask") else template > 0
     figures.flicker(moved, template, image.affine, brain, ("b0", name), f"Registration to {name}", path)

@@ -50,7 +50,8 @@ def _definitions(source: str) -> Mapping[str, Definition]:
 
 
 def _run_metrics(run: RunData) -> dict[str, float]:
-    scan, values = run.preproc, {}
+    scan = run.preproc
+    values: dict[str, float] = {}
     if run.sigma:
         values["noise_sigma"] = run.sigma
         values |= iqm.signal_to_noise(scan.data, scan.gradients, scan.mask, run.sigma)
@@ -80,7 +81,8 @@ def _run_metrics(run: RunData) -> dict[str, float]:
 
 def _series_metrics(run: RunData, source: str) -> dict[str, float]:
     """Return the metrics of the preprocessed series or of one that a method made."""
-    scan, values = run.preproc, {}
+    scan = run.preproc
+    values: dict[str, float] = {}
     if source == "preproc":
         data, gradients = scan.data, scan.gradients
     else:
@@ -100,8 +102,8 @@ def _series_metrics(run: RunData, source: str) -> dict[str, float]:
         with contextlib.suppress(Missing):
             values |= iqm.residual_checks(run.removed(source), run.b0, scan.mask, run.sigma)
         with contextlib.suppress(Missing):
-            volumes, mean = run.left_out(source)
-            values |= iqm.left_out_checks(scan.data[..., volumes], mean, scan.mask, run.sigma)
+            volumes, made = run.left_out(source)
+            values |= iqm.left_out_checks(scan.data[..., volumes], made, scan.mask, run.sigma)
         with contextlib.suppress(Missing):
             std = run.spread(source)
             inside = scan.mask & (data.mean(axis=3) > 0)

@@ -7,6 +7,7 @@ import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -18,7 +19,6 @@ from matplotlib.figure import Figure
 from ..diffusion.storage import write_atomically, write_text
 
 AXIAL, CORONAL, SAGITTAL = 2, 1, 0
-PLANE_NAMES = {AXIAL: "axial", CORONAL: "coronal", SAGITTAL: "sagittal"}
 SIDES = {AXIAL: ("L", "R"), CORONAL: ("L", "R"), SAGITTAL: ("P", "A")}  # left and right edge of a panel
 WIDTH_IN = 11.0
 LABEL_IN, BAR_IN, GAP_IN = 1.45, 0.95, 0.04
@@ -28,7 +28,7 @@ LIGHT_MAPS = ("RdBu_r",)  # their zero is white: labels on them are dark
 ACQUIRED, GENERATED, DERIVED = "acquired", "generated", "derived"
 PROVENANCE_COLOURS = {ACQUIRED: "#1b5e9b", GENERATED: "#b3470a", DERIVED: "#444444"}
 
-STYLE = {
+STYLE: dict[Any, Any] = {  # of matplotlib, which lists the names of its settings one by one
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 9,
@@ -96,13 +96,13 @@ class Geometry:
         if not turned.any():
             turned = np.ones_like(turned)
         pad = np.ceil(MARGIN_MM / nib.affines.voxel_sizes(ras)).astype(int)
-        box = []
+        box: list[slice] = []
         for axis in range(3):
             inside = np.flatnonzero(turned.any(axis=tuple(a for a in range(3) if a != axis)))
             box.append(slice(max(inside[0] - pad[axis], 0), min(inside[-1] + pad[axis] + 1, turned.shape[axis])))
         cropped = ras.copy()
         cropped[:3, 3] = nib.affines.apply_affine(ras, [s.start for s in box])
-        return cls(orientation, cropped, tuple(box), turned[tuple(box)])
+        return cls(orientation, cropped, (box[0], box[1], box[2]), turned[tuple(box)])
 
     def turn(self, volume: np.ndarray) -> np.ndarray:
         """Return an (X, Y, Z, ...) array in RAS order, cropped."""
@@ -177,7 +177,7 @@ def _draw_row(figure, row, cut, geometry, bottom, height, width):
         for outline, line in outlines:
             plane = np.take(outline, index, axis=row.plane).T
             for points in contour_generator(z=plane).lines(0.5) if min(plane.shape) > 1 else []:
-                axes.plot(*points.T, color=line, linewidth=0.9, scalex=False, scaley=False)
+                axes.plot(*np.asarray(points).T, color=line, linewidth=0.9, scalex=False, scaley=False)
         axes.text(
             0.5, 0.01, f"{geometry.position_mm(row.plane, index):.0f} mm",
             transform=axes.transAxes, color=ink, fontsize=6.5, ha="center", va="bottom",
@@ -226,7 +226,7 @@ def save(figure: Figure, path: str | Path) -> Path:
 def save_flicker(first: Figure, second: Figure, path: str | Path) -> Path:
     """Write two figures of one size as an SVG that alternates between them while the pointer is on it."""
     frames = [_svg_text(figure) for figure in (first, second)]
-    view_box = re.search(r'viewBox="([^"]+)"', frames[0]).group(1)
+    view_box = re.findall(r'viewBox="([^"]+)"', frames[0])[0]
     bodies = []
     for k, frame in enumerate(frames):
         # A size in points would be scaled against the outer picture's own units.
@@ -261,7 +261,7 @@ def _smaller_png(match: re.Match) -> str:
 
     original = base64.b64decode(match.group(1))
     image = Image.open(io.BytesIO(original)).convert("RGBA")
-    if image.getextrema()[3][0] == 255:
+    if np.asarray(image)[..., 3].min() == 255:
         # Error diffusion would add noise that is not in the scan.
         image = image.convert("RGB").quantize(PALETTE_COLOURS, dither=Image.Dither.NONE)
     buffer = io.BytesIO()

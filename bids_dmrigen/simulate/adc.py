@@ -59,9 +59,9 @@ def mean_adc(
     ValueError
         Where the b-values do not rise or are those of b0s, or there is nobody.
     """
-    bvals = np.asarray(bvals, dtype=np.float64)
-    if not bvals.size or (np.diff(bvals, prepend=B0_THRESHOLD_S_PER_MM2) <= 0).any():
-        raise ValueError(WRONG_BVALS.format(threshold=B0_THRESHOLD_S_PER_MM2, found=bvals.tolist()))
+    rising = np.diff(np.asarray(bvals, dtype=np.float64), prepend=B0_THRESHOLD_S_PER_MM2)
+    if not len(bvals) or (rising <= 0).any():
+        raise ValueError(WRONG_BVALS.format(threshold=B0_THRESHOLD_S_PER_MM2, found=[float(b) for b in bvals]))
     if n_people < 1:
         raise ValueError(NO_PEOPLE.format(found=n_people))
     directions = even_directions(n_directions)

@@ -56,7 +56,7 @@ def warped(atlas: Atlas, pose: np.ndarray, warp_mm: torch.Tensor | None = None) 
     """
     device = atlas.brain.device
     affine = torch.as_tensor(atlas.affine, dtype=torch.float32, device=device)
-    pose = torch.as_tensor(pose, dtype=torch.float32, device=device)
+    moved = torch.as_tensor(pose, dtype=torch.float32, device=device)
     world = world_grid(atlas.affine, atlas.shape, device)  # (3, X, Y, Z)
     jacobian = torch.eye(3, device=device).expand(*atlas.shape, 3, 3)
     if warp_mm is not None:
@@ -64,8 +64,8 @@ def warped(atlas: Atlas, pose: np.ndarray, warp_mm: torch.Tensor | None = None) 
         world = world + warp_mm
         slope = torch.stack(torch.gradient(warp_mm, dim=(1, 2, 3)))  # (voxel axis, component, X, Y, Z)
         jacobian = jacobian + torch.einsum("vcxyz,vw->xyzcw", slope, torch.linalg.inv(affine[:3, :3]))
-    source = torch.einsum("ij,jxyz->ixyz", pose[:3, :3], world) + pose[:3, 3, None, None, None]
-    jacobian = pose[:3, :3] @ jacobian
+    source = torch.einsum("ij,jxyz->ixyz", moved[:3, :3], world) + moved[:3, 3, None, None, None]
+    jacobian = moved[:3, :3] @ jacobian
     adjugate, determinant = _adjugate(jacobian)
     if not (determinant > 0).all():
         raise ValueError(FOLDS.format(worst=float(determinant.min())))

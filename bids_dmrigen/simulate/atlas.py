@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -95,7 +95,7 @@ class Atlas:
         (4, 4) voxel indices to world RAS+, mm.
     texture
         (3, X, Y, Z) logarithms of local factors on the diffusivities, the orientation dispersion and the
-        b0 signal; zeros where None is given.
+        b0 signal; zeros where none are given.
     """
 
     fractions: torch.Tensor
@@ -104,11 +104,11 @@ class Atlas:
     t1w: torch.Tensor
     brain: torch.Tensor
     affine: np.ndarray
-    texture: torch.Tensor | None = None
+    texture: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def __post_init__(self):
         shape = tuple(self.fractions.shape[1:])
-        if self.texture is None:
+        if not self.texture.numel():
             object.__setattr__(self, "texture", torch.zeros_like(self.fractions))
         leading = {
             "fractions": (3,),
@@ -126,7 +126,8 @@ class Atlas:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Grid size (X, Y, Z)."""
-        return tuple(self.brain.shape)
+        x, y, z = self.brain.shape
+        return x, y, z
 
     def to(self, device: torch.device | str) -> Atlas:
         """Return the atlas on another device."""
@@ -257,7 +258,7 @@ def principal_directions(dyads: torch.Tensor) -> torch.Tensor:
 
 def _callosal_fans() -> list[tuple[int, float, list[tuple[float, float, float]]]]:
     """Return the body of the corpus callosum: from its arch up to the vertex and out sideways."""
-    fans = []
+    fans: list[tuple[int, float, list[tuple[float, float, float]]]] = []
     for y in np.linspace(_ARCH_Y[0], _ARCH_Y[-1], 9):
         z = float(np.interp(y, _ARCH_Y, _ARCH_Z))
         middle = [(-10, y, z + 2), (0, y, z), (10, y, z + 3), (17, y, z + 9)]

@@ -212,7 +212,8 @@ class People:
         points = _jittered_lattice(shape, supersample, generator)  # (3, V * K)
         to_anatomy = torch.linalg.inv(self.affine) @ affine
         voxels = torch.baddbmm(to_anatomy[:, :3, 3:] + 1, to_anatomy[:, :3, :3], points.expand(len(person), -1, -1))
-        flat = 0.0  # single precision holds every index of a grid of up to 16 million voxels
+        # Single precision holds every index of a grid of up to 16 million voxels.
+        flat = torch.zeros((), device=voxels.device)
         for axis, n in enumerate(self.index.shape[1:]):
             flat = flat * n + voxels[:, axis].round_().clamp_(0, n - 1)
         rows = self.index.flatten()[person[:, None] * self.index[0].numel() + flat.long()].long()

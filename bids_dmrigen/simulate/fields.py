@@ -28,7 +28,7 @@ def random_field(rng: np.random.Generator, n: int, shape, *lengths_voxels, devic
     noise = torch.as_tensor(rng.standard_normal((n, *shape), dtype=np.float32)).to(device)
     frequencies = [torch.fft.fftfreq(s, device=device) for s in shape[:2]]
     frequencies.append(torch.fft.rfftfreq(shape[2], device=device))
-    power = 0.0
+    power = torch.zeros((), device=device)
     for lengths in lengths_voxels:
         windows = [torch.exp(-4 * (np.pi * f * float(w)) ** 2) for f, w in zip(frequencies, lengths, strict=True)]
         octave = windows[0][:, None, None] * windows[1][:, None] * windows[2]

@@ -131,8 +131,10 @@ def measure(
         seen = clean[part] * bias[part]
         if imaging.uneven:
             seen *= _gains(uneven[part], clean.shape[1:], generator)
-        ramps = _ramps(displaced[part], clean.shape[1:4], generator) if imaging.displaced else (1, 1)
-        axes = [window[part] * ramp for window, ramp in zip(windows, ramps, strict=True)]
+        axes = [window[part] for window in windows]
+        if imaging.displaced:
+            ramps = _ramps(displaced[part], clean.shape[1:4], generator)
+            axes = [axis * ramp for axis, ramp in zip(axes, ramps, strict=True)]
         noise_axes = [window[part] for window in both] if imaging.noise_alone else None
         signal[part] = _magnitude(seen, sigma[part], axes, noise_axes, shared, coils, generator)
     expected = None
@@ -243,4 +245,5 @@ def _windows(imaging: Imaging, shape, uniform) -> tuple[list[torch.Tensor], list
         width = imaging.roll_off[0] * (imaging.roll_off[1] / imaging.roll_off[0]) ** uniform()
         roll_off = torch.exp(-0.5 * (frequency / width[:, None]).square())
         rolled.append(torch.where(filtered[:, None], roll_off, 1.0))
-    return tuple([axes[0][:, None, :, None], axes[1][:, None, None, :]] for axes in (kept, rolled))
+    along = [[axes[0][:, None, :, None], axes[1][:, None, None, :]] for axes in (kept, rolled)]
+    return along[0], along[1]

@@ -109,9 +109,9 @@ def _along_fibres(fields: torch.Tensor, atlas: Atlas, zooms: np.ndarray, length_
     step = (linear @ direction[:, brain]) * length_mm  # voxels
     start = brain.nonzero().T.float()
     n_steps = 2 * int(np.ceil(length_mm / zooms.min())) + 1
-    streaks = sum(sample(fields, start + s * step) for s in np.linspace(-1, 1, n_steps)) / n_steps
+    streaks: torch.Tensor = sum(sample(fields, start + s * step) for s in np.linspace(-1, 1, n_steps)) / n_steps  # type: ignore[assignment] # of one step at least
     coherence = coherence[brain]
-    lost = streaks[:, coherence > coherence.median()].std() if n_steps > 1 else 1.0
+    lost = streaks[:, coherence > coherence.median()].std() if n_steps > 1 else torch.ones(())
     result = torch.zeros_like(fields)
     result[:, brain] = streaks * (1 + coherence * (1 / lost - 1))
     return result

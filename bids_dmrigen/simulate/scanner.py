@@ -11,7 +11,7 @@ import torch
 
 from ..dwi.gradients import GradientTable, even_directions
 from ..dwi.series import Scan
-from .anatomy import resample, rigid, subvoxels, touches, voxel_coordinates, world_grid
+from .anatomy import resample, subvoxels, touches, voxel_coordinates, world_grid
 from .artefacts import (
     Artefacts,
     eddy_coefficients,
@@ -200,13 +200,6 @@ def random_poses(seed: int, n: int, translation_mm: float = 0.5, rotation_degree
     rng = stream(seed, 22)
     steps = rng.normal(size=(n, 6)).cumsum(axis=0) / max(n, 1) ** 0.5 + 0.3 * rng.normal(size=(n, 6))
     return (steps - steps[0]) * np.r_[np.full(3, translation_mm), np.full(3, rotation_degrees)]
-
-
-def random_motion(
-    seed: int, n: int, centre_mm, translation_mm: float = 0.5, rotation_degrees: float = 0.5
-) -> np.ndarray:
-    """Return (n, 4, 4) rigid world maps of `random_poses` about a point; the first volume is unmoved."""
-    return np.stack([rigid(pose, centre_mm) for pose in random_poses(seed, n, translation_mm, rotation_degrees)])
 
 
 def susceptibility(affine: np.ndarray, shape, strength_mm: float = 8.0) -> np.ndarray:

@@ -117,11 +117,11 @@ def simulate_signal(
     if turns is not None:  # turning the head by R is turning the gradient by R transposed
         world = np.einsum("nji,nj->ni", turns, world)
     bvals = np.where(gradients.is_b0, gradients.bvals, np.round(gradients.bvals / B_ROUNDING) * B_ROUNDING)
-    bvals, world = (torch.as_tensor(a, dtype=torch.float32, device=device)[None] for a in (bvals, world))
+    b, directions = (torch.as_tensor(a, dtype=torch.float32, device=device)[None] for a in (bvals, world))
     numbers = torch.as_tensor(tissue.numbers(), device=device)[None]
     points = torch.cat([m.flatten(0, -4)[:, brain] for m in anatomy_maps(atlas)])[None]  # (1, C, V)
     signal = torch.zeros((*brain.shape, len(gradients)), device=device)
-    signal[brain] = s0 * mixture_signal(points, numbers, bvals, world)[0].T
+    signal[brain] = s0 * mixture_signal(points, numbers, b, directions)[0].T
     return signal
 
 
@@ -193,28 +193,6 @@ def _shell_signal(points, tissue, b, polynomials, directions) -> torch.Tensor:
     return total
 
 
-def fibre_response(b: torch.Tensor, kind: Compartments, dispersion_factor: torch.Tensor) -> torch.Tensor:
-    """Return the response of one fibre as coefficients of powers of cos² between gradient and fibre.
-
-    Parameters
-    ----------
-    b
-        (V,) b-values in s/mm².
-    kind
-        The tissue.
-    dispersion_factor
-        (V,) factors on its dispersion.
-
-    Returns
-    -------
-    torch.Tensor
-        (ORDER / 2 + 1, V): E(x) = sum_j c_j x^(2 j), with E = 1 at b = 0.
-    """
-    numbers = torch.tensor([astuple(kind)], dtype=torch.float32, device=b.device)
-    legendre = _dispersed(_legendre_response(b[None], numbers), kind.dispersion * dispersion_factor[None])
-    return (_powers(b.device) @ legendre)[0]
-
-
 def _legendre_response(b: torch.Tensor, kind: torch.Tensor) -> torch.Tensor:
     """Return Legendre coefficients (B, L, V) of undispersed fibres; b (B, V), kind (B, 6)."""
     project, square = _quadrature(b.device)
@@ -230,9 +208,9 @@ def _quadrature(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     nodes, gauss = np.polynomial.legendre.leggauss(QUADRATURE_POINTS)
     nodes, gauss = (nodes + 1) / 2, gauss / 2  # on [0, 1]
     orders = np.arange(0, ORDER + 1, 2)
-    legendre = np.stack([np.polynomial.legendre.Legendre.basis(n)(nodes) for n in orders])  # (L, Q)
-    project = (2 * orders[:, None] + 1) * legendre * gauss
-    return tuple(torch.as_tensor(a, dtype=torch.float32, device=device) for a in (project, nodes[:, None] ** 2))
+    legendre: np.ndarray = np.stack([np.polynomial.legendre.Legendre.basis(n)(nodes) for n in orders])  # (L, Q)
+    project = (2.0 * orders[:, None] + 1) * legendre * gauss
+    return _float32(project, device), _float32(nodes[:, None] ** 2, device)
 
 
 def _texture_polynomial(b: torch.Tensor, kind: torch.Tensor) -> torch.Tensor:
@@ -250,7 +228,11 @@ def _texture_nodes(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return factors (T,) on the diffusivity and the matrix (T, T) from values there to polynomials of their log."""
     nodes = TEXTURE_RANGE * np.cos(np.pi * (np.arange(TEXTURE_NODES) + 0.5) / TEXTURE_NODES)  # Chebyshev's
     fit = np.linalg.inv(np.vander(nodes, increasing=True))
-    return tuple(torch.as_tensor(a, dtype=torch.float32, device=device) for a in (np.exp(nodes), fit))
+    return _float32(np.exp(nodes), device), _float32(fit, device)
+
+
+def _float32(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.as_tensor(values, dtype=torch.float32, device=device)
 
 
 def _dispersed(legendre: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:

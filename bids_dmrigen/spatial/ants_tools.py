@@ -67,7 +67,13 @@ def write_matrix(path: str | Path, matrix: np.ndarray, center_mm=(0.0, 0.0, 0.0)
 
 
 def read_matrix(path: str | Path) -> np.ndarray:
-    """Return the (4, 4) RAS+ matrix of an ITK linear transform file."""
+    """Return the (4, 4) RAS+ matrix of an ITK linear transform file.
+
+    Raises
+    ------
+    ValueError
+        Where the file holds no affine transform.
+    """
     import ants
 
     transform = ants.read_transform(str(path))
@@ -174,7 +180,7 @@ def register_linear(fixed, moving, stages: Sequence[Stage], *, start: np.ndarray
     """Return the (4, 4) RAS+ matrix from fixed to moving points; parameters as for `register`."""
     image = fixed[0] if isinstance(fixed, list | tuple) else fixed
     with tempfile.TemporaryDirectory(prefix="ants-") as folder:
-        files = ()
+        files: tuple[Path, ...] = ()
         if start is not None:
             # Turning about a far corner couples rotation and translation, and the optimiser stops short.
             files = (write_matrix(Path(folder) / "start.mat", start, center_of(image)),)

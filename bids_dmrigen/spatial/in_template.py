@@ -147,7 +147,7 @@ def generate_in_template(
     mean = np.concatenate([np.asarray(scan.data, np.float32), mean[..., : len(wanted)]], axis=3)
     acquired = np.arange(mean.shape[3]) < len(scan.gradients)
     own = table[: len(wanted)]
-    there = InTemplate(
+    in_template = InTemplate(
         np.concatenate([there.data, made.mean[..., : len(wanted)]], axis=3), _joined(there.gradients, own), space.affine
     )
     fitted = {"TensorVolumes": list(tensor_volumes)} if tensor_volumes else {}
@@ -161,7 +161,7 @@ def generate_in_template(
         gradients=_joined(scan.gradients, wanted),
         acquired=acquired,
         left_out=left_out,
-        in_template=there,
+        in_template=in_template,
     )
 
 

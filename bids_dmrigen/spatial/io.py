@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import nibabel as nib
 import numpy as np
@@ -24,7 +25,7 @@ def open_image(path: str | Path) -> nib.Nifti1Image:
         Where the file is missing, not an image or not one of real numbers; the message names the file.
     """
     with _readable(path):
-        image = nib.load(path)
+        image = cast("nib.Nifti1Image", nib.load(path))
         values = image.get_data_dtype()
     if values.kind not in "iuf":
         raise ScanError(f"{path}: expected one real number per voxel, found {values}; store the magnitude")
@@ -45,7 +46,13 @@ def read_image(path: str | Path) -> tuple[np.ndarray, nib.Nifti1Image]:
 
 
 def read_volume(path: str | Path) -> tuple[np.ndarray, nib.Nifti1Image]:
-    """Return one volume (X, Y, Z), also where it is stored as (X, Y, Z, 1), and the image; as `read_image`."""
+    """Return one volume (X, Y, Z), also where it is stored as (X, Y, Z, 1), and the image; as `read_image`.
+
+    Raises
+    ------
+    ScanError
+        Where it holds several volumes, or cannot be read.
+    """
     data, image = read_image(path)
     if data.shape[3:].count(1) != data.ndim - 3:
         raise ScanError(f"{path}: expected a single volume (x, y, z), found shape {data.shape}")
@@ -131,7 +138,13 @@ def read_bvals(path: str | Path) -> np.ndarray:
 
 
 def read_bvecs(path: str | Path) -> np.ndarray:
-    """Return the (N, 3) directions of a text file with three rows (as it should be) or three columns."""
+    """Return the (N, 3) directions of a text file with three rows (as it should be) or three columns.
+
+    Raises
+    ------
+    GradientError
+        Where it has neither.
+    """
     bvecs = _read_table(path)
     if bvecs.shape[0] == 3:
         return bvecs.T
@@ -153,7 +166,13 @@ def read_scan(
     mask: str | Path | None = None,
     b0_threshold: float = B0_THRESHOLD_S_PER_MM2,
 ) -> tuple[Scan, nib.Nifti1Image]:
-    """Return the scan (whole field of view as mask where none is given) and the image it came from."""
+    """Return the scan (whole field of view as mask where none is given) and the image it came from.
+
+    Raises
+    ------
+    ScanError
+        Where the image is no 4-D series, or no volume is a b0.
+    """
     data, image = read_image(dwi)
     if data.ndim != 4:
         raise ScanError(f"{dwi}: expected a 4-D series (x, y, z, volume), found shape {data.shape}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..dwi.gradients import GradientTable
@@ -151,29 +153,34 @@ class _Aligner:
 
         `gradients` and directions (n, 3), which are in index mm, belong to the volumes.
         """
-        own = [np.eye(4)]
+        chain = [np.eye(4)]
         reference = self.data[..., volumes[0]]
         for volume in volumes[1:]:
             # Heads move little from one volume to the next: each starts where the one before ended.
-            own.append(self._to_reference(reference, volume, own[-1], self._rigid(False)))
+            chain.append(self._to_reference(reference, volume, chain[-1], self._rigid(False)))
+        own = np.stack(chain)
         if len(volumes) > 1:
             own = self._to_mean(volumes, own, self._rigid(True))
         if len(volumes) > 1 and not gradients.is_b0[0]:
             # What others predict for a direction is distorted as its neighbours are: eddy currents show in the mean.
-            for _ in range(EDDY_ROUNDS if axis is not None else 0):
+            for _ in range(EDDY_ROUNDS):
+                if axis is None:
+                    break
                 own = self._to_mean(volumes, own, self._eddy(axis))
-                own = _keep_predicted(np.stack(own), gradients, axis, self.center)
+                own = _keep_predicted(own, gradients, axis, self.center)
             for _ in range(PREDICTED_ROUNDS if len(volumes) >= ENOUGH else 0):
                 own = self._to_predicted(volumes, own, directions, axis)
-        return np.stack(own), self.mean(volumes, own)
+        return own, self.mean(volumes, own)
 
-    def _to_mean(self, volumes: np.ndarray, own, stages) -> list[np.ndarray]:
+    def _to_mean(self, volumes: np.ndarray, own: np.ndarray, stages: Sequence[Stage]) -> np.ndarray:
         mean = self.mean(volumes, own)
-        return [self._to_reference(mean, *each, stages) for each in zip(volumes, own, strict=True)]
+        return np.stack([self._to_reference(mean, *each, stages) for each in zip(volumes, own, strict=True)])
 
-    def _to_predicted(self, volumes: np.ndarray, own, directions: np.ndarray, axis: int | None) -> list[np.ndarray]:
+    def _to_predicted(
+        self, volumes: np.ndarray, own: np.ndarray, directions: np.ndarray, axis: int | None
+    ) -> np.ndarray:
         """Register each volume, freed of its eddy currents, rigidly to what the others predict for its direction."""
-        rigid = rigid_part(np.stack(own), np.eye(4), axis, self.center)
+        rigid = rigid_part(own, np.eye(4), axis, self.center)
         eddy = own @ np.linalg.inv(rigid)
         turned = np.einsum("nji,nj->ni", rigid[:, :3, :3], directions)
         aligned = np.stack([self._moved(*each) for each in zip(volumes, own, strict=True)])
@@ -182,7 +189,7 @@ class _Aligner:
             straight = self.data[..., volume] if axis is None else self._moved(volume, shear)
             predicted = np.tensordot(weights, aligned, 1)
             found.append(shear @ self._register(straight, predicted, start, self._rigid(True), self.rim))
-        return found
+        return np.stack(found)
 
     def mean(self, volumes: np.ndarray, own: np.ndarray) -> np.ndarray:
         """Return the mean (X, Y, Z) of the volumes brought to the reference by their matrices."""

@@ -34,7 +34,7 @@ class Brain:
 
 @dataclass(frozen=True, eq=False)
 class Normalized:
-    """A scan registered to the template: transforms, and the images of each on the grid of the other.
+    """A scan registered to the template: transforms, and images of the template on the grid of the scan.
 
     Parameters
     ----------
@@ -42,8 +42,6 @@ class Normalized:
         Composite transform files: the first resamples the scan onto the template, the second an atlas onto the scan.
     on_scan
         (X, Y, Z) each: `template_mask`, bool, `template_t1w` and, with a T1w, `t1w`.
-    on_template
-        On the template's grid: `reference_template` and, with an FA, `fa_template`.
     t1w_to_scan
         (4, 4) rigid, points of the T1w to points of the scan, world RAS+ mm; None without a T1w.
     report
@@ -53,7 +51,6 @@ class Normalized:
     to_template: Path
     from_template: Path
     on_scan: dict[str, np.ndarray]
-    on_template: dict[str, np.ndarray]
     t1w_to_scan: np.ndarray | None
     report: dict[str, str | bool | float]
 
@@ -116,18 +113,13 @@ def normalize(
     grid, target = to_ants(b0, affine), to_ants(template.t1w, template.affine)
     on_scan["template_mask"] = warp(to_ants(template.mask, template.affine), grid, [from_template]).numpy() > 0.5
     on_scan["template_t1w"] = warp(target, grid, [from_template]).numpy()
-    on_template = {
-        f"{name}_template": warp(to_ants(data, affine), target, [to_template]).numpy()
-        for name, data in (("reference", b0), ("fa", fa))
-        if data is not None
-    }
-    report = {
+    report: dict[str, str | bool | float] = {
         "Template": template.name,
         "ThroughT1w": t1w is not None,
         "Dice": dice(on_scan["template_mask"], mask),
         "MutualInformation": mutual_information(b0, on_scan["template_t1w"], mask),
     }
-    return Normalized(to_template, from_template, on_scan, on_template, t1w_to_scan, report)
+    return Normalized(to_template, from_template, on_scan, t1w_to_scan, report)
 
 
 def _through_t1w(b0, affine, mask, t1w, t1w_affine, template: Brain, folder: Path, seed: int):

@@ -346,9 +346,10 @@ def _xml_labels(path: Path) -> list[str]:
         raise AtlasError(f'{path}: expected FSL\'s <label index="0">name</label>, from 0 on ({error!r})') from None
 
 
-def _in_order(rows: Sequence[tuple[str, str]]) -> list[str]:
+def _in_order(rows: Sequence[tuple[str | None, str | None]]) -> list[str]:
     """Return names by their index, which has to run from 0."""
-    names = {int(index): " ".join(name.split()) for index, name in rows}
+    complete = [(index, name) for index, name in rows if index is not None and name is not None]
+    names = {int(index): " ".join(name.split()) for index, name in complete}
     if sorted(names) != list(range(len(rows))):
         raise ValueError(f"the indices are {sorted(names)}")
     return [names[index] for index in range(len(rows))]

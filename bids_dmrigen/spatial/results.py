@@ -9,7 +9,7 @@ import numpy as np
 
 from ..methods.base import Generated, InTemplate
 from ..methods.spec import MethodSpec
-from .io import image_in_template, image_on_grid, write_gradients, write_image
+from .io import image_in_template, image_on_grid, open_image, write_gradients, write_image
 from .standard_grid import placed, standard_grid
 
 
@@ -26,7 +26,7 @@ def write_maps(made: Generated, image: nib.Nifti1Image, folder: Path) -> dict[st
 
 def write_in_template(made: InTemplate, template_brain: str, folder: Path) -> dict[str, str]:
     """Write a series in the space of a template, on its standard grid; return output -> path."""
-    template = nib.load(template_brain)
+    template = open_image(template_brain)
     shape, affine = standard_grid(template.shape, template.affine)
     data = placed(made.mean, made.affine, shape, affine)
     paths = [folder / f"template.{end}" for end in ("nii", "bval", "bvec")]
@@ -48,6 +48,7 @@ def write_series(made: Generated, image: nib.Nifti1Image, folder: Path) -> dict[
         volumes=np.zeros(0, int) if left is None else left.volumes,
         mean=none if left is None else left.mean,
     )
+    assert made.gradients is not None  # of a series there are
     write_gradients(made.gradients, folder / "generated.bval", folder / "generated.bvec")
     results = {
         "out_file": str(write_image(folder / "generated.nii", made.mean, image)),

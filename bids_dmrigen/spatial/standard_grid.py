@@ -23,7 +23,7 @@ def standard_grid(shape, affine: np.ndarray) -> tuple[tuple[int, int, int], np.n
     n = np.floor((world.max(axis=0) - low) / GRID_MM + 1e-3).astype(int) + 1
     grid = np.diag([GRID_MM, GRID_MM, GRID_MM, 1.0])
     grid[:3, 3] = low
-    return tuple(int(k) for k in n), grid
+    return (int(n[0]), int(n[1]), int(n[2])), grid
 
 
 def placed(volume: np.ndarray, affine: np.ndarray, shape, grid: np.ndarray) -> np.ndarray:

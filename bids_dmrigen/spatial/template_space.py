@@ -27,19 +27,18 @@ class TemplateSpace:
 
     Parameters
     ----------
-    scan_shape, scan_affine
-        Of the scan's grid, (3,) and (4, 4) voxel indices to world RAS+, mm.
+    scan_affine
+        Of the scan's grid, (4, 4) voxel indices to world RAS+, mm.
     shape, affine
         Of the template's grid.
     to_scan
         (*shape, 3) world point, mm, in the scan of every voxel of the template's grid.
     to_template
-        (*scan_shape, 3) world point, mm, in the template of every voxel of the scan.
+        (X, Y, Z, 3) world point, mm, in the template of every voxel of the scan.
     mask
-        (*scan_shape) bool: the brain, over which the rotation is found.
+        (X, Y, Z) bool: the brain, over which the rotation is found.
     """
 
-    scan_shape: tuple[int, int, int]
     scan_affine: np.ndarray
     shape: tuple[int, int, int]
     affine: np.ndarray
@@ -83,7 +82,7 @@ class TemplateSpace:
         shape, affine = _box(np.concatenate([brain, own[np.isfinite(own).all(axis=1)]]), edge)
         to_scan = mapped_points(to_template, shape, affine, mask.shape, scan_affine)
         to_points = _inverted(to_scan, affine, to_points, scan_affine, _linear(to_points, mask, scan_affine))
-        return cls(mask.shape, np.asarray(scan_affine), shape, affine, to_scan, to_points, mask)
+        return cls(np.asarray(scan_affine), shape, affine, to_scan, to_points, mask)
 
     @cached_property
     def rotation(self) -> np.ndarray:
@@ -162,7 +161,7 @@ def _box(points: np.ndarray, edge: float) -> tuple[tuple[int, int, int], np.ndar
     shape = np.ceil((points.max(axis=0) + BORDER_MM - low) / edge).astype(int) + 1
     affine = np.diag([edge, edge, edge, 1.0])
     affine[:3, 3] = low
-    return tuple(int(n) for n in shape), affine
+    return (int(shape[0]), int(shape[1]), int(shape[2])), affine
 
 
 def mapped_points(

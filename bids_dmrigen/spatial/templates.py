@@ -39,7 +39,6 @@ class Template:
     name: str
     t1w: Path
     mask: Path
-    t2w: Path | None = None
     fa: Path | None = None
 
 
@@ -67,7 +66,9 @@ def embedded_mni(resolution_mm: int = 2) -> tuple[dict[str, np.ndarray], np.ndar
         "grey": datasets.load_mni152_gm_template(resolution=resolution_mm),
         "brain": datasets.load_mni152_brain_mask(resolution=resolution_mm),
     }
-    arrays = {name: np.asarray(image.dataobj, dtype=np.float32) for name, image in images.items()}
+    arrays: dict[str, np.ndarray] = {
+        name: np.asarray(image.dataobj, dtype=np.float32) for name, image in images.items()
+    }
     arrays["brain"] = arrays["brain"] > 0.5
     for name in ("t1w", "white", "grey"):
         arrays[name] = np.clip(arrays[name], 0, 1) * arrays["brain"]
@@ -160,7 +161,7 @@ def find_template(template_dir: str | Path) -> Template:
     """Return the files of the template in a directory: TemplateFlow's layout or plain files.
 
     Accepted are `tpl-<name>/tpl-<name>[_res-..]_T1w.nii.gz`, below the directory or in it, and plain
-    `tpl-<name>_T1w.nii.gz`, each with its `*_mask.nii.gz` or `*_desc-brain_mask.nii.gz`; T2w and FA are
+    `tpl-<name>_T1w.nii.gz`, each with its `*_mask.nii.gz` or `*_desc-brain_mask.nii.gz`; FA is
     optional. Of several resolutions the 1 mm one (`res-01`, `res-1`) is taken, then the first by name.
 
     Raises
@@ -174,9 +175,8 @@ def find_template(template_dir: str | Path) -> Template:
     t1w = _files(folder, "T1w")
     if not t1w:
         raise TemplateError(f"{folder}: no *_T1w.nii.gz found; expected tpl-<name>[_res-01]_T1w.nii.gz and its mask")
-    names = {path: _name(path) for path in t1w}
-    if None in names.values():
-        nameless = next(path for path, name in names.items() if name is None)
+    names = {path: name for path in t1w if (name := _name(path)) is not None}
+    for nameless in (path for path in t1w if path not in names):
         raise TemplateError(
             f"{nameless}: the file name does not say which template this is; "
             "name it tpl-<name>_T1w.nii.gz, e.g. tpl-MNI152NLin6Asym_T1w.nii.gz"
@@ -189,7 +189,7 @@ def find_template(template_dir: str | Path) -> Template:
     mask = _companion(folder, "mask", head) or _companion(folder, "desc-brain_mask", head)
     if mask is None:
         raise TemplateError(f"{head}: no brain mask beside it; expected tpl-{name}[_res-01][_desc-brain]_mask.nii.gz")
-    return Template(name, head, mask, _companion(folder, "T2w", head), _companion(folder, "FA", head))
+    return Template(name, head, mask, _companion(folder, "FA", head))
 
 
 def _files(folder: Path, suffix: str) -> list[Path]:

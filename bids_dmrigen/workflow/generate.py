@@ -79,7 +79,7 @@ def _template_gb(plan: RunPlan, method: PlannedMethod) -> float:
     """Return what images made in the template's space take beside the series, GB: there, and on the scan's grid."""
     if not method.spec.in_template:
         return 0.0
-    volumes = len(method.plan.table) - len(plan.gradients) + LEFT_OUT * len(plan.gradients.shells())
+    volumes = len(method.plan.table) - len(plan.table) + LEFT_OUT * len(plan.table.shells())
     kinds = 2 if plan.many_samples else 1  # mean, and spread
     voxels = TEMPLATE_VOXELS + plan.volume_gb * 1e9 / 4 / plan.shape[3]
     return 2 * kinds * volumes * voxels * 4e-9  # what is made, and what it is put together to

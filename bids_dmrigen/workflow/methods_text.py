@@ -112,7 +112,7 @@ def paragraphs(plans: Sequence[RunPlan]) -> list[str]:
     text = [MADE_WITH]
     if not sound:
         return [*text, NOTHING_DONE]
-    steps = []
+    steps: list[str] = []
     # What suits a run depends on the methods that can work on it.
     denoised = [plan for plan in sound if plan.does("denoise")]
     by = [plan.denoised_by.spec.denoised if plan.denoised_by else DENOISED[plan.denoiser] for plan in denoised]
@@ -181,7 +181,7 @@ def of_runs(records: Sequence[RunRecord]) -> list[str]:
     for record in records:
         if record.methods:
             alike.setdefault(record.methods, []).append(record.name)
-    text = []
+    text: list[str] = []
     for told, runs in alike.items():
         text += [f"Of {', '.join(runs)}:", *told] if len(alike) > 1 else told
     return text or [MADE_WITH, NOTHING_DONE]

@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..bids.sidecars import versions
 from ..diffusion.storage import write_text
@@ -176,7 +177,8 @@ def _plugin(settings: Settings, resources: Resources, weights: Mapping[str, tupl
     from .plugin import make_plugin
     from .progress import Progress
 
-    name, arguments = settings.nipype_plugin or "MultiProc", {"status_callback": Progress(weights)}
+    name = settings.nipype_plugin or "MultiProc"
+    arguments: dict[str, Any] = {"status_callback": Progress(weights)}
     if name == "MultiProc":
         from ..diffusion.parallel import usable_gpus
 

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -115,7 +116,7 @@ class RunPlan:
     denoised_by: PlannedMethod | None = None  # where the denoiser is a method
     shape: tuple[int, ...] = ()
     gradients: GradientTable | None = None
-    steps: Mapping[str, Step] | None = None
+    steps: Mapping[str, Step] = field(default_factory=dict)  # none where it cannot be processed
     outputs: tuple[Output, ...] = ()
     warnings: tuple[str, ...] = ()
     fault: str | None = None
@@ -139,9 +140,15 @@ class RunPlan:
         """Whether methods that draw give the spread of their samples."""
         return self.settings.n_samples > 1
 
+    @property
+    def table(self) -> GradientTable:
+        """The run's gradients, of a plan without a fault."""
+        assert self.gradients is not None
+        return self.gradients
+
     def does(self, step: str) -> bool:
         """Return whether a step is part of this plan."""
-        return self.steps is not None and self.steps[step].active
+        return bool(self.steps) and self.steps[step].active
 
     def sources(self, key: str) -> dict[str, list[Output]]:
         """Return the outputs of this key by what they come from: preproc, or a method."""
@@ -215,8 +222,8 @@ def _plan(run: Run, settings: Settings, template: str) -> RunPlan:
     gradients, only_b0 = header.gradients, bool(header.gradients.is_b0.all())
     warnings = [note for note in run.notes if not note.startswith("susceptibility: ")]
     values, planned, refused = _option_values(settings), {}, {}
-    denoiser = [settings.denoiser] if settings.denoiser in REGISTRY and not run.preprocessed else []
-    for name in dict.fromkeys([*settings.methods, *denoiser]):
+    asked = [settings.denoiser] if settings.denoiser in REGISTRY and not run.preprocessed else []
+    for name in dict.fromkeys([*settings.methods, *asked]):
         try:
             warnings += _method_warnings(spec_of(name), run, header)
             planned[name] = _planned(spec_of(name), values, header)
@@ -265,17 +272,19 @@ def _inspect(run: Run, b0_threshold: float) -> Header:
     from ..spatial.io import read_gradients
 
     try:
-        image = nib.load(run.image)
+        image = cast("nib.Nifti1Image", nib.load(run.image))
     except Exception as error:
         raise ScanError(f"{run.image}: cannot be read as an image ({error}); copy it anew") from error
     if len(image.shape) != 4:
-        error = NoWeightingError if len(image.shape) == 3 else ScanError
-        raise error(
+        kind = NoWeightingError if len(image.shape) == 3 else ScanError
+        raise kind(
             f"{run.image}: expected a 4-D series (x, y, z, volume), found shape {image.shape}; "
             "a single volume is no diffusion series"
         )
     if abs(np.linalg.det(image.affine[:3, :3])) < 1e-6:
         raise ScanError(f"{run.image}: the affine is singular; the header's geometry is broken")
+    assert run.bval is not None  # a run without tables has a fault, and is not inspected
+    assert run.bvec is not None
     gradients = read_gradients(run.bval, run.bvec, image.shape[3], b0_threshold)
     if not gradients.is_b0.any():
         raise ScanError(f"{run.bval}: " + NO_B0.format(threshold=b0_threshold, lowest=gradients.bvals.min()))
@@ -318,7 +327,7 @@ def _steps(plan: RunPlan) -> dict[str, Step]:
     }  # fmt: skip
     own_mask = run.mask is not None and not settings.skip_preprocessing
     steps["mask"] = Step(not own_mask, "given with the run" if own_mask else "from b0 and mean DWI")
-    maps = _maps(plan.gradients)
+    maps = _maps(plan.table)
     steps["normalize"] = Step(not flat, too_flat if flat else _normalization(run, maps.active))
     steps["maps"] = maps
     for method in plan.methods:
@@ -417,7 +426,7 @@ def _rish_outputs(plan: RunPlan, methods: Sequence[PlannedMethod], output) -> It
     """Yield the maps of the features that methods change, before and after."""
     from ..dwi.rish import rish_shell
 
-    shell = rish_shell(plan.gradients)
+    shell = rish_shell(plan.table)
     told = {"shell": f"{shell.bval:.0f}", "order": str(shell.order)}
     for source, grid in (("preproc", {}), *((method.name, method.grid) for method in methods)):
         for degree in shell.degrees:
@@ -449,9 +458,9 @@ def describe(plan: RunPlan) -> list[str]:
         return [*lines, f"  {plan.note}"]
     if plan.fault:
         return [*lines, f"  cannot be processed: {plan.fault}", *(f"  {line}" for line in plan.trace.splitlines())]
-    shells = ", ".join(f"{len(v)} at b={b:.0f}" for b, v in plan.gradients.shells())
+    shells = ", ".join(f"{len(v)} at b={b:.0f}" for b, v in plan.table.shells())
     grid = "x".join(str(n) for n in plan.shape[:3])
-    lines.append(f"  {grid}, {int(plan.gradients.is_b0.sum())} b0, {shells}")
+    lines.append(f"  {grid}, {int(plan.table.is_b0.sum())} b0, {shells}")
     for name, step in plan.steps.items():
         lines.append(f"  {'does' if step.active else 'skips'} {name}: {step.reason}")
     lines += [f"  warning: {w}" for w in plan.warnings]

@@ -42,6 +42,8 @@ class ResilientMultiProcPlugin(MultiProcPlugin):
         at once, never more.
     """
 
+    pool: ProcessPoolExecutor
+
     def __init__(self, plugin_args: Mapping):
         self._free_gpus = list(plugin_args.get("gpus", ()))
         slots = min(plugin_args.get("n_gpu_procs", len(self._free_gpus)), len(self._free_gpus))

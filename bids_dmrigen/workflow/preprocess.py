@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
@@ -180,6 +182,7 @@ def _add_alignment(wf: pe.Workflow, plan: RunPlan, series: dict, output: pe.Node
         ])  # fmt: skip
     if plan.does("susceptibility"):
         partner = run.partner
+        assert partner is not None  # the plan has this step where there is one
         field = pe.Node(
             Susceptibility(
                 **common,
@@ -299,8 +302,8 @@ def init_replay_wf(plan: RunPlan, *, name: str, threads: int, gibbs: bool = True
     return wf
 
 
-def _resample_options(plan: RunPlan, threads: int) -> dict:
-    options = {"num_threads": threads, "b0_threshold": plan.settings.b0_threshold}
+def _resample_options(plan: RunPlan, threads: int) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_threads": threads, "b0_threshold": plan.settings.b0_threshold}
     # The axis alone is enough for eddy currents; only a distortion has a sign.
     direction = plan.run.phase_encoding or plan.run.phase_encoding_axis
     if direction:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 # Node name -> (what a person reads, seconds per 10 million values of the series on one core: a weight for the
 # time left, measured once; only their ratios matter)
@@ -33,7 +34,7 @@ class Progress:
         Node name in the graph to (run, step, weight).
     """
 
-    def __init__(self, weights: dict[str, tuple[str, str, float]]):
+    def __init__(self, weights: Mapping[str, tuple[str, str, float]]):
         self.weights = weights
         self.total = sum(w for _, _, w in weights.values()) or 1.0
         self.done = self.worked = 0.0

@@ -218,7 +218,7 @@ def _write_record(plan: RunPlan, error: RunError | None) -> None:
 def _record(plan: RunPlan, error: RunError | None) -> RunRecord:
     from .methods_text import paragraphs
 
-    steps = {name: (step.active, step.reason) for name, step in (plan.steps or {}).items()}
+    steps = {name: (step.active, step.reason) for name, step in plan.steps.items()}
     sidecar = plan.settings.out_dir / names.sidecar_path(names.output_path(plan.run.entities, "preproc"))
     told = json.loads(sidecar.read_text()) if sidecar.is_file() else {}
     if "denoise" in steps and told.get("Noise"):
@@ -230,5 +230,5 @@ def _record(plan: RunPlan, error: RunError | None) -> RunRecord:
 
 def _voxels(plan: RunPlan) -> dict[str, str]:
     """Return method -> label of the finer grid that its result is on."""
-    told = ((o.fields.get("method"), o.fields.get("voxel_mm")) for o in plan.outputs if o.key == "generated")
-    return {method: names.resolution(edge) for method, edge in told if edge}
+    made = [output.fields for output in plan.outputs if output.key == "generated" and "voxel_mm" in output.fields]
+    return {fields["method"]: names.resolution(fields["voxel_mm"]) for fields in made}

@@ -367,13 +367,14 @@ def read_toml(path: Path) -> dict[str, Any]:
         if table not in GROUPS or not isinstance(content, dict):
             raise SettingsError(f"--config-file {path}: unknown table [{table}]; expected {', '.join(GROUPS)}")
         for name, value in content.items():
-            name, value = name.replace("-", "_"), tuple(value) if isinstance(value, list) else value
+            name = name.replace("-", "_")
+            value = tuple(value) if isinstance(value, list) else value
             if table == METHODS_GROUP and name in own:
                 values.setdefault("method_options", {})[name] = value
                 continue
             if name not in known or known[name].metadata["group"] != table:
                 raise SettingsError(f"--config-file {path}: [{table}] has no setting {name}")
-            values[name] = Path(value) if "Path" in str(known[name].type) else value
+            values[name] = Path(str(value)) if "Path" in str(known[name].type) else value
     return values
 
 
@@ -383,8 +384,9 @@ def _check(spec: Field, value: Any) -> None:
         return
     listed = isinstance(spec.default, tuple)
     values = value if listed and isinstance(value, tuple) else (value,)
-    kinds = {"bool": bool, "int": int, "float": (int, float), "str": str, "Path": Path, "tuple[str, ...]": str,
-             "tuple[float, ...]": (int, float)}  # fmt: skip
+    number = (int, float)
+    kinds: dict[str, Any] = {"bool": bool, "int": int, "float": number, "str": str, "Path": Path}
+    kinds |= {"tuple[str, ...]": str, "tuple[float, ...]": number}
     kind = kinds[str(spec.type).removesuffix(" | None")]
     flag = f"--{spec.metadata['flag'] or spec.name.replace('_', '-')}"
     if (listed and not isinstance(value, tuple)) or not all(isinstance(v, kind) for v in values):

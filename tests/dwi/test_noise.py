@@ -97,7 +97,6 @@ def test_sigma_scales_with_the_units():
 def test_repeated_b0s_alone_are_enough():
     scan, sigma = simulated(6, 1000, 20, n_b0=7)
     estimate = estimate_sigma(scan)
-    assert estimate.degrees_of_freedom == 6
     assert estimate.sigma == pytest.approx(sigma, rel=0.05)
 
 

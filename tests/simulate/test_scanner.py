@@ -12,7 +12,7 @@ from bids_dmrigen.simulate.scanner import (
     coil_bias,
     demo_like,
     protocol,
-    random_motion,
+    random_poses,
     scan_grid,
     susceptibility,
 )
@@ -167,8 +167,8 @@ def test_bias_is_smooth_and_as_strong_as_asked():
     assert float(coil_bias(0, np.eye(4), (4, 4, 4), 0).std()) == 0
 
 
-def test_random_motion_starts_at_rest_and_is_rigid():
-    motion = random_motion(0, 20, (0, 0, 0), translation_mm=1, rotation_degrees=2)
+def test_random_poses_start_at_rest_and_is_rigid():
+    motion = np.stack([rigid(pose, (0, 0, 0)) for pose in random_poses(0, 20, 1, 2)])
     np.testing.assert_allclose(motion[0], np.eye(4), atol=1e-12)
     rotations = motion[:, :3, :3]
     np.testing.assert_allclose(rotations @ rotations.transpose(0, 2, 1), np.tile(np.eye(3), (20, 1, 1)), atol=1e-12)

@@ -1,5 +1,7 @@
 """The signal against closed forms of each compartment and against DIPY's tensor fit."""
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 import torch
@@ -14,9 +16,19 @@ from bids_dmrigen.simulate.signal import (
     CSF_DIFFUSIVITY,
     Compartments,
     Tissue,
-    fibre_response,
+    _dispersed,
+    _legendre_response,
+    _powers,
     simulate_signal,
 )
+
+
+def fibre_response(b, kind):
+    """Return what the mixture's signal is made of: a fibre's response as coefficients of powers of cos², at one b."""
+    b, numbers = torch.tensor([[b]], dtype=torch.float32), torch.tensor([astuple(kind)], dtype=torch.float32)
+    legendre = _dispersed(_legendre_response(b, numbers), torch.full((1, 1), kind.dispersion))
+    return (_powers(b.device) @ legendre)[0, :, 0]
+
 
 GREY = Compartments(0.2, 1.3e-3, 0.7e-3, 0.25, 0.8e-3, 1.4)
 
@@ -57,7 +69,7 @@ def test_a_lone_zeppelin_is_the_tensor_that_dipy_fits(handedness):
 @pytest.mark.parametrize("b", [700.0, 1000.0, 3000.0])
 def test_a_stick_without_dispersion_is_an_exponential_of_the_squared_cosine(b):
     kind = Compartments(1.0, 1.7e-3, 0.0, 0.0, 0.7e-3, 1.0)
-    coefficients = fibre_response(torch.tensor([b]), kind, torch.ones(1))[:, 0].numpy()
+    coefficients = fibre_response(b, kind).numpy()
     cosines = np.linspace(0, 1, 50)
     found = sum(c * cosines ** (2 * j) for j, c in enumerate(coefficients))
     np.testing.assert_allclose(found, np.exp(-b * 1.7e-3 * cosines**2), atol=1e-4 if b < 2000 else 6e-3)
@@ -65,7 +77,7 @@ def test_a_stick_without_dispersion_is_an_exponential_of_the_squared_cosine(b):
 
 def test_a_fully_dispersed_stick_is_the_powder_average():
     kind = Compartments(1.0, 1.7e-3, 0.0, 50.0, 0.7e-3, 1.0)
-    coefficients = fibre_response(torch.tensor([2000.0]), kind, torch.ones(1))[:, 0].numpy()
+    coefficients = fibre_response(2000.0, kind).numpy()
     x = 2000 * 1.7e-3
     assert coefficients[0] == pytest.approx(np.sqrt(np.pi / (4 * x)) * erf(np.sqrt(x)), rel=1e-4)
     np.testing.assert_allclose(coefficients[1:], 0, atol=1e-5)
@@ -75,7 +87,7 @@ def test_dispersion_spreads_directions_as_brownian_motion_on_the_sphere():
     """E[cos²] = (1 + 2 exp(-3 s)) / 3, which is the slope of the signal at small b."""
     s, b, d = 0.1, 1.0, 1.7e-3
     kind = Compartments(1.0, d, 0.0, s, 0.7e-3, 1.0)
-    coefficients = fibre_response(torch.tensor([b], dtype=torch.float32), kind, torch.ones(1))[:, 0].double()
+    coefficients = fibre_response(b, kind).double()
     along = float(coefficients.sum())
     assert (1 - along) / (b * d) == pytest.approx((1 + 2 * np.exp(-3 * s)) / 3, rel=2e-3)
 

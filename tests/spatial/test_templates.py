@@ -64,13 +64,12 @@ def test_templateflow_layout_is_found_at_its_finest_resolution(tmp_path):
     stems = [f"tpl-MNI152NLin6Asym_res-{res}" for res in ("02", "01")]
     for stem in stems:
         touch(folder, f"{stem}_T1w.nii.gz", f"{stem}_desc-brain_T1w.nii.gz", f"{stem}_desc-brain_mask.nii.gz")
-    touch(folder, f"{stems[1]}_T2w.nii.gz", f"{stems[0]}_FA.nii.gz")
+    touch(folder, f"{stems[0]}_FA.nii.gz")
     for start in (folder, tmp_path):
         template = find_template(start)
         assert template.name == "MNI152NLin6Asym"
         assert template.t1w.name == f"{stems[1]}_T1w.nii.gz"
         assert template.mask.name == f"{stems[1]}_desc-brain_mask.nii.gz"
-        assert template.t2w.name == f"{stems[1]}_T2w.nii.gz"
         assert template.fa is None, "an FA of another resolution lies on another grid"
 
 

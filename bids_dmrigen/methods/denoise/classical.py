@@ -34,6 +34,11 @@ def denoise(scan: Scan, method: str) -> tuple[np.ndarray, str]:
         The series as acquired, before any interpolation.
     method
         `mppca` (Veraart et al. 2016), `patch2self` (version 3, Fadnavis et al. 2024) or `none`.
+
+    Raises
+    ------
+    ValueError
+        Where the method is another.
     """
     acquired = np.nan_to_num(np.asarray(scan.data, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     n_volumes = acquired.shape[3]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ BATCH = 8
 HELD_OUT = 24  # slices of single volumes that score the training
 SLICES_AT_ONCE = 16
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "small": {
         "base": 32,
         "multipliers": (1, 2, 2),
@@ -46,6 +47,9 @@ SIZES = {
     },
     "paper": {},
 }
+
+
+Stop = Callable[[Tensor, int], Tensor]  # (estimate of x0, step) -> (J,) which walks end
 
 
 class Given(NamedTuple):
@@ -72,7 +76,13 @@ class DiFusion(Method):
             return UNet(spec)
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
-        """Train on the scan, starting from `net` where one is given, and denoise it."""
+        """Train on the scan, starting from `net` where one is given, and denoise it.
+
+        Raises
+        ------
+        ValueError
+            Where there is no such variant.
+        """
         begun = time.monotonic()
         warnings = self.spec.check(scan)
         variant = request.options.get("variant", "extended")
@@ -84,9 +94,10 @@ class DiFusion(Method):
             if request.weights is not None:
                 _, card = load_weights(net, request.weights, SPEC.name, request.size, request.weights_dir)
                 weights = card.record() | {"Name": f"{card.name}, trained further on this run"}
-        net = net.to(request.device, memory_format=torch.channels_last)
+        # torch types leave this argument out
+        net = net.to(request.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         sigma = estimate_sigma(scan).sigma
-        stack = slice_stack(scan, net.spec.divisor, request.device)
+        stack = slice_stack(scan, cast("UNet", net).spec.divisor, request.device)
         work = (_Published if variant == "published" else _Extended)(scan, stack, request, sigma)
         trained = work.train(net, _checkpoint(scan, request))
         times = work.choose_times(net)
@@ -152,7 +163,7 @@ def _checkpoint(scan: Scan, request: Request) -> Path | None:
     return path.with_name(f"{path.stem}-{digest.hexdigest()}.safetensors")
 
 
-def _training_record(trained: Trained) -> dict:
+def _training_record(trained: Trained) -> dict[str, Any]:
     return {
         "Steps": trained.steps,
         "Minutes": round(trained.minutes, 2),
@@ -202,7 +213,7 @@ class _Work:
         """Return the mean and spread (X, Y, Z, N) of samples (S, Z, N, H, W)."""
         raise NotImplementedError
 
-    def _random(self, what: str, **address) -> np.random.Generator:
+    def _random(self, what: str, **address: int) -> np.random.Generator:
         r = self.request
         return generator(r.seed, r.subject, r.run, f"{SPEC.name} {what}", **address)
 
@@ -280,7 +291,17 @@ class _Work:
         progress = None if tell is None else lambda done, total, left: tell("training", done, total)
         return train(net, batch, _loss, score, plan, checkpoint, progress=progress)
 
-    def walk(self, net: nn.Module, given: Given, times, z: int, volumes, sample: int, stop=None, watch=None) -> Sampled:
+    def walk(
+        self,
+        net: nn.Module,
+        given: Given,
+        times: Sequence[int],
+        z: int,
+        volumes: Sequence[int] | np.ndarray,
+        sample: int,
+        stop: Stop | None = None,
+        watch: Callable[[Tensor], None] | None = None,
+    ) -> Sampled:
         """Sample images of slice z; `watch` is shown every estimate of x0."""
         start = torch.full((len(volumes),), times[0])
         rngs = [self._random("sample", volume=int(j), slice=z, sample=sample) for j in volumes]
@@ -305,7 +326,7 @@ class _Work:
 
         return run_walk(denoise, self.process, self.noisy(given, start, rngs), times, stop=stop)
 
-    def stop(self, given: Given):
+    def stop(self, given: Given) -> Stop | None:
         """Return the stopping rule of a walk, or None."""
         return None
 
@@ -344,7 +365,7 @@ class _Extended(_Work):
 
     learning_rate = 1e-3
 
-    def __init__(self, scan, stack, request, sigma):
+    def __init__(self, scan: Scan, stack: Stack, request: Request, sigma: float):
         super().__init__(scan, stack, request, sigma)
         brain = stack.voxels()
         self.known = leave_one_out(brain, scan.gradients).to(request.device)
@@ -354,33 +375,33 @@ class _Extended(_Work):
         # A few voxels (vessels, the brain's edge) hold most of the squared error: let all voxels count alike.
         self.weight[stack.mask] = 1 / (1 + power / self.scale**2)
 
-    def given(self, block, volumes, mask):
+    def given(self, block: Tensor, volumes: np.ndarray, mask: Tensor) -> Given:
         told, p = conditions(self.known, block, volumes, self.scale)
         return Given(block[1, volumes], p, told, mask.expand(len(p), -1, -1))
 
-    def fused(self, given, t):
+    def fused(self, given: Given, t: Tensor) -> Tensor:
         # x' in both slots, as in the authors' code: x stays out, and can be fused optimally at the end.
         return given.other
 
-    def network_input(self, x_t, given):
+    def network_input(self, x_t: Tensor, given: Given) -> Tensor:
         return torch.cat([((x_t - given.other) / self.scale)[:, None], given.told], dim=1)
 
-    def base(self, given):
+    def base(self, given: Given) -> Tensor:
         return given.other
 
     @torch.no_grad()
-    def choose_times(self, net):
+    def choose_times(self, net: nn.Module) -> tuple[int, ...]:
         """Return the sampler's times up to the evaluation that predicts the held-out slices best."""
         times = super().choose_times(net)
         errors = np.zeros(len(times))
         for z, j in self.held_out:
             given = self.given(self.stack.block(z), np.array([j]), self.stack.mask[z])
-            seen = []
+            seen: list[Tensor] = []
             self.walk(net, given, times, z, [j], 0, watch=seen.append)
             errors += [float(((x0 - given.x).square() * self.weight[z]).sum()) for x0 in seen]
         return times[: int(errors.argmin()) + 1]
 
-    def finish(self, scan, samples):
+    def finish(self, scan: Scan, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         mean = np.array(scan.data, dtype=np.float32)
         std = np.zeros_like(mean) if len(samples) > 1 else None
         keep_floor = bool(self.request.options.get("keep_noise_floor", False))
@@ -408,20 +429,20 @@ class _Published(_Work):
     learning_rate = 1e-4
     scale = 1.0
 
-    def given(self, block, volumes, mask):
+    def given(self, block: Tensor, volumes: np.ndarray, mask: Tensor) -> Given:
         x, other = block[1, volumes], block[1, self.nearest[volumes]]
         return Given(x, other, x[:, None, :0].new_zeros(len(x), 0, *x.shape[1:]), mask.expand(len(x), -1, -1))
 
-    def fused(self, given, t):
+    def fused(self, given: Given, t: Tensor) -> Tensor:
         return self.process.posterior(given.x, given.other, t[:, None, None], t[:, None, None] - 1)[0]
 
-    def network_input(self, x_t, given):
+    def network_input(self, x_t: Tensor, given: Given) -> Tensor:
         return x_t[:, None]
 
-    def base(self, given):
+    def base(self, given: Given) -> Tensor:
         return torch.zeros_like(given.x)
 
-    def stop(self, given):
+    def stop(self, given: Given) -> Stop | None:
         """Return d = rms(x0 - x) over the brain > CSNR (Eq. 13); CSNR is the noise level in b0 units."""
         level = float(self.request.options.get("csnr", self.sigma / self.stack.scale))
 
@@ -431,7 +452,7 @@ class _Published(_Work):
 
         return departed
 
-    def finish(self, scan, samples):
+    def finish(self, scan: Scan, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         mean = np.array(scan.data, dtype=np.float32)
         std = np.zeros_like(mean) if len(samples) > 1 else None
         volumes = self.targets

@@ -74,6 +74,7 @@ def simulated(people: People, batch: int, generator: torch.Generator) -> Acquisi
     bvals[:, 0] = 0
     clean = slices.signal(bvals, directions)  # (S, 1 + n + T, H, W, 3)
     measured = measure(clean[:, : 1 + n], torch.ones_like(bval), generator, noiseless=clean[:, 1 + n :, :, :, 1:2])
+    assert measured.expected is not None  # it was asked for: `noiseless`
     expected = rician_mean(measured.expected[..., 0], measured.sigma.reshape(-1, 1, 1, 1))
     axes = slices.axes()
     return Acquisition(
@@ -123,7 +124,7 @@ def examples(source: People | Prepared, size: str, batch: int, generator: torch.
         The only source of chance.
     """
     noisy = isinstance(source, Prepared)
-    a = (measured if noisy else simulated)(source, batch, generator)
+    a = measured(source, batch, generator) if isinstance(source, Prepared) else simulated(source, batch, generator)
     uniform, normal = numbers_from(generator)
     brain = a.mask.sum(dim=(1, 2)).clamp_min(1)
     unit = ((a.shell[..., 1].mean(dim=1) * a.mask).sum(dim=(1, 2)) / brain).clamp_min(1e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,13 @@ class QID2(TrainedAtOnce):
 
     def training_plan(self, size: str) -> Plan:
         """Return the training's default budget and settings; `paper` has the paper's rate and moments."""
-        common = {"evaluate_every": 250, "patience": 1000, "save_every": 250, "warmup": 200, "ema": 0.999}
+        common: dict[str, Any] = {
+            "evaluate_every": 250,
+            "patience": 1000,
+            "save_every": 250,
+            "warmup": 200,
+            "ema": 0.999,
+        }
         if size == "paper":
             return Plan(steps=1_000_000, learning_rate=2.5e-5, betas=(0.5, 0.999), **common)
         return Plan(steps=200_000, learning_rate=1e-3, **common)
@@ -80,8 +87,8 @@ class QID2(TrainedAtOnce):
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Fill every shell of the scan with `net`, or with stored weights where there is none."""
-        making = Making(self, net, request, STEPS)
-        making.net.to(memory_format=torch.channels_last)
+        making: Making[DirectionUNet] = Making(self, net, request, STEPS)
+        making.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch types leave it out
         trust: dict[float, float] = {}
 
         def fill(scan: Scan, request: Request) -> Generated:
@@ -91,7 +98,9 @@ class QID2(TrainedAtOnce):
             trust = trust_in_correction(fill, scan, request)
         return replace(fill(scan, request), left_out=check_left_out(fill, scan, request, REFERENCES))
 
-    def _fill(self, making: Making, scan: Scan, request: Request, trust: dict[float, float]) -> Generated:
+    def _fill(
+        self, making: Making[DirectionUNet], scan: Scan, request: Request, trust: dict[float, float]
+    ) -> Generated:
         making = making.again(request)
         warnings = self.spec.check(scan)
         shells, more = shells_to_fill(scan, self.spec.title, REFERENCES, wanted_directions(request))
@@ -112,7 +121,7 @@ class QID2(TrainedAtOnce):
 class _Filler:
     """Generates the missing directions of one scan, slice by slice."""
 
-    def __init__(self, making: Making, scan: Scan):
+    def __init__(self, making: Making[DirectionUNet], scan: Scan):
         self.making, self.scan, self.request = making, scan, making.request
         self.sampler = dpm_solver_pp_2m if self.request.sampler == "fast" else ancestral
         self.times = even_times(PROCESS.steps, making.steps)
@@ -172,9 +181,7 @@ class _Filler:
             shape = (1, *known.images.shape[2:])
             noise = NoiseSource(request.seed, request.subject, request.run, SPEC.name, addresses, shape, request.device)
             kind = "x0" if own.with_prediction else "noise"
-            denoise = denoiser(
-                lambda x, t, own=own: _evaluate(self.making.net, x, t, own), PROCESS, kind, self.making.precision
-            )
+            denoise = denoiser(partial(_evaluate, self.making.net, known=own), PROCESS, kind, self.making.precision)
             found = self.sampler(denoise, PROCESS, noise(0), self.times, noise).x0
             made.append((own.centre + own.scale * found)[:, 0].float().cpu())
         return torch.cat(made)

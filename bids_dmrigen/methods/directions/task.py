@@ -7,7 +7,7 @@ generated volumes together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -97,8 +97,8 @@ def shells_to_fill(scan: Scan, title: str, needed: int, directions: int | np.nda
         if found < needed:
             problems.append(TOO_FEW.format(title=title, needed=needed, found=found, bval=bval))
             continue
-        if np.ndim(directions) == 0:
-            wanted = fill_gaps(acquired, int(directions) - found)
+        if not isinstance(directions, np.ndarray):
+            wanted = fill_gaps(acquired, directions - found)
         else:
             table = GradientTable(np.full(len(directions), bval), directions)
             wanted = table.world_directions(scan.affine)
@@ -111,7 +111,7 @@ def shells_to_fill(scan: Scan, title: str, needed: int, directions: int | np.nda
     if problems and len(problems) == len(scan.gradients.shells()):
         raise ScanError("; ".join(problems))
     if not shells:
-        asked = directions if np.ndim(directions) == 0 else "list"
+        asked = "list" if isinstance(directions, np.ndarray) else directions
         raise ScanError(NOTHING_TO_DO.format(title=title, wanted=asked, flag=DIRECTIONS.flag))
     return shells, warnings + [LEFT_AS_IT_IS.format(problem=problem) for problem in problems]
 
@@ -131,7 +131,11 @@ def fill_gaps(acquired: np.ndarray, n: int) -> np.ndarray:
 
 
 def assemble(
-    scan: Scan, shells: list[Shell], made: list[tuple[np.ndarray, np.ndarray | None]], record: dict[str, Any], **more
+    scan: Scan,
+    shells: list[Shell],
+    made: Sequence[tuple[np.ndarray, np.ndarray | None]],
+    record: dict[str, Any],
+    **more: Any,
 ) -> Generated:
     """Return the acquired volumes, unchanged, followed by the generated ones (X, Y, Z, T) of every shell."""
     gradients = scan.gradients

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from ...dwi.gradients import even_directions
 from ...dwi.harmonics import order_for
-from ...simulate.examples import People, numbers_from
+from ...simulate.examples import People, Slices, numbers_from
 from ...simulate.imaging import Imaging, measure
 from .inputs import ORDER, Shell, fitted
 from .task import BVALS
@@ -26,6 +27,8 @@ ZOOMS = ((1, 1, 1), (1, 1, 1), (1, 1, 1), (1.25, 1.25, 1.25), (1.5, 1.5, 1.5), (
 UNEVEN = 0.15  # how far directions stray from even ones
 TRUTH_DIRECTIONS = 45
 IMAGING = Imaging(acquired=(0.75, 1.0), noise_alone=True)
+
+T = TypeVar("T")
 
 
 class Pair(NamedTuple):
@@ -59,7 +62,7 @@ def simulated(
     device = people.device
     uniform, normal = numbers_from(generator)
 
-    def one_of(options):
+    def one_of(options: Sequence[T]) -> T:
         return options[int(uniform(1) * len(options))]
 
     n, b0s, zoom = one_of(DIRECTIONS), one_of(B0S), one_of(ZOOMS) if both else ZOOMS[0]
@@ -82,7 +85,7 @@ def simulated(
     return Pair(low, coarse, fine, *everywhere)
 
 
-def _true_features(blocks, bval: Tensor) -> Tensor:
+def _true_features(blocks: Slices, bval: Tensor) -> Tensor:
     """Return the features (B, 3, ...) of noise-free blocks, from many directions."""
     bvecs = _even(TRUTH_DIRECTIONS, bval.device).expand(len(bval), -1, -1)
     b0, dwis = _signal(blocks, bval, bvecs)
@@ -91,7 +94,7 @@ def _true_features(blocks, bval: Tensor) -> Tensor:
     return fitted(b0[:, 0], dwis, bvecs, bval, nothing, one, blocks.mask(), size, ORDER).features
 
 
-def _signal(blocks, bval: Tensor, bvecs: Tensor) -> tuple[Tensor, Tensor]:
+def _signal(blocks: Slices, bval: Tensor, bvecs: Tensor) -> tuple[Tensor, Tensor]:
     """Return the noise-free b0 (B, 1, ...) and diffusion-weighted volumes (B, n, ...) of blocks."""
     bvals = F.pad(bval[:, None].expand(-1, bvecs.shape[1]), (1, 0))
     signal = blocks.signal(bvals, F.pad(bvecs, (0, 0, 1, 0)))

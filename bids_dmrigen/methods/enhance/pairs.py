@@ -92,7 +92,9 @@ class MeasuredPairs:
             fine, fine_mask = self._there(good, views.affine, side, finer)
         return Pair(low, coarse * low.mask[:, None], fine, coarse_mask, fine_mask)
 
-    def _there(self, good: GoodShell, views: Tensor, side: tuple, shape: tuple) -> tuple[Tensor, Tensor]:
+    def _there(
+        self, good: GoodShell, views: Tensor, side: tuple[int, ...], shape: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
         """Return features (B, 3, *shape) of voxels that share each block's extent evenly, and where there is brain.
 
         A voxel's signal is the mean of as many good voxels as it covers along each of their axes, at its very place by

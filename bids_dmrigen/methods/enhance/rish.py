@@ -7,7 +7,7 @@ diffusion: the root of the mean of |C_l|² over the good scans of its training p
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -74,8 +74,8 @@ class LinearHarmonisation(Method):
         from .resampling import generated, upsampled
 
         begun = time.monotonic()
-        net, weights = with_weights(rishldm.build(), net, request)
-        ratios = net.ratios.cpu().double()
+        asked, weights = with_weights(rishldm.build(), net, request)
+        ratios = cast("RishLDM", asked).ratios.cpu().double()
         warnings = SPEC.check(scan)
         series, grid = upsampled(SPEC, scan, request)
         inside = torch.from_numpy(scan.mask if grid is None else grid.mask)

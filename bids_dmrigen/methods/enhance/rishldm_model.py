@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -72,19 +73,25 @@ class RishLatentDiffusion(Trainable):
         """Return what the networks of this size are built from and trained within."""
         return {**asdict(SIZES[size]), "bvals": list(BVALS), "directions_at_least": LEAST_DIRECTIONS}
 
-    def trainings(self, net: RishLDM) -> list[Stage]:
+    def trainings(self, net: nn.Module) -> list[Stage]:
         """Return the four trainings, in order."""
-        return [stage(net) for stage in STAGES]
+        return [stage(cast("RishLDM", net)) for stage in STAGES]
 
     def measured(self, scans: Prepared, good: Prepared | None = None) -> MeasuredPairs:
-        """Return pairs of prepared scans: of each poor one what the good one of its subject shows."""
+        """Return pairs of prepared scans: of each poor one what the good one of its subject shows.
+
+        Raises
+        ------
+        ValueError
+            Where the good ones are missing.
+        """
         if good is None:
             raise ValueError(NO_GOOD)
         return MeasuredPairs(scans, good)
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Make the shells of a scan anew with `net`, or with stored weights where there is none."""
-        making = Making(self, net, replace(request, n_samples=1), STEPS)
+        making: Making[RishLDM] = Making(self, net, replace(request, n_samples=1), STEPS)
         warnings = self.spec.check(scan)
         maker = _Maker(making, scan)
         mean, scale, changed = maker.make()
@@ -107,7 +114,7 @@ class _Box(NamedTuple):
 class _Maker:
     """Makes the shells of one scan."""
 
-    def __init__(self, making: Making, scan: Scan):
+    def __init__(self, making: Making[RishLDM], scan: Scan):
         self.net, self.scan, self.request, self.precision = making.net, scan, making.request, making.precision
         # Half of the evaluations lead to the noise, and half back.
         self.times, self.evaluations, self.warnings = times_of(max(making.steps // 2, 1)), 0, []
@@ -210,16 +217,15 @@ class _Maker:
             within = np.flatnonzero((points > a - 0.5) & (points < b - 0.5))
             own.append(points[within] - a)
             of_result.append(slice(int(within[0]), int(within[-1]) + 1))
-        return _Box(
-            tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True)), padding, own, tuple(of_result)
-        )
+        x, y, z = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+        return _Box((x, y, z), padding, own, (of_result[0], of_result[1], of_result[2]))
 
     def _inside(self) -> Tensor:
         """Return where the result is made anew (P, Q, R) on its grid in the box."""
         brain = torch.from_numpy(self.brain[self.box.inside].astype(np.float32))
         return resampled(brain, self.box.points) > 0.5
 
-    def _slabs(self):
+    def _slabs(self) -> Iterator[tuple[int, int, slice]]:
         """Yield the first and last layer of the result's slabs in the box, and the layers that they depend on."""
         nx, ny, nz = (len(p) for p in self.box.points)
         reach = self.net.refiner.reach

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from .inputs import Known, Shell, known_of, on_grid
 from .pairs import MeasuredPairs
 
 Source = People | MeasuredPairs
+Predicted = Callable[[Tensor, int, int], Tensor]  # (x_t, t, field) -> estimate of the noise in x_t
 PROCESS = linear()
 UNTOLD = 0.15  # share of the examples whose field strength the U-Net is not told
 CONSTANT_BATCHES = 16  # that constants of the network are read from
@@ -46,11 +48,12 @@ class Stage(Training):
     def __init__(self, net: RishLDM):
         self.net = net
         divisor = net.spec.divisor
-        self.side = tuple(-(-n // divisor) * divisor for n in SIDE)  # of the poor scan's blocks
+        height, width, depth = (-(-n // divisor) * divisor for n in SIDE)
+        self.side = (height, width, depth)  # of the poor scan's blocks
 
     def training_plan(self, size: str) -> Plan:
         """Return the default budget and settings; the paper's: AdamW, 1e-4, 200 and 1000 epochs."""
-        common = {"evaluate_every": 100, "patience": 1000, "save_every": 100, "ema": 0.998}
+        common: dict[str, Any] = {"evaluate_every": 100, "patience": 1000, "save_every": 100, "ema": 0.998}
         if size == "paper":
             return Plan(steps=200_000, learning_rate=1e-4, warmup=0, weight_decay=0.01, **common)
         return Plan(steps=50_000, learning_rate=self.rate, warmup=100, **common)
@@ -63,7 +66,7 @@ class Stage(Training):
     def examples(self, source: Source, size: str, batch: int, seed: int) -> Callable[[int], Any]:
         """Return index -> batch of examples on the source's device."""
 
-        def make(index: int):
+        def make(index: int) -> Any:
             generator = numbers_of_step(seed, index, source.device)
             return self.example(pair_of(source, batch, generator, self.fine, self.side), generator)
 
@@ -94,7 +97,7 @@ class Autoencoder(Stage):
 
     rate = 1e-3
 
-    def loss(self, net, batch: Tensor) -> Tensor:
+    def loss(self, net: nn.Module, batch: Tensor) -> Tensor:
         found, quantisation = net(self.name, batch.flatten(0, 1)[:, None])
         return (found - batch.flatten(0, 1)[:, None]).abs().mean() + quantisation
 
@@ -153,7 +156,7 @@ class LatentDiffusion(Stage):
         t = 1 + (uniform(len(latents)) * PROCESS.steps).long()
         return NoisyLatents(latents, labels, t, normal(*latents.shape))
 
-    def loss(self, net, batch: NoisyLatents) -> Tensor:
+    def loss(self, net: nn.Module, batch: NoisyLatents) -> Tensor:
         x_t = PROCESS.add_noise(batch.latents, batch.t.reshape(-1, 1, 1, 1, 1), batch.noise)
         return (net("unet", x_t, batch.t.float(), batch.labels) - batch.noise).square().mean()
 
@@ -202,7 +205,7 @@ class SuperResolution(Stage):
         weight = expected / mean.clamp_min(1e-12)[:, :, None, None, None] * shell.determined[:, :, None, None, None]
         return Refinement(decoded, known, pair.fine, weight)
 
-    def loss(self, net, batch: Refinement) -> Tensor:
+    def loss(self, net: nn.Module, batch: Refinement) -> Tensor:
         found = refined(net, batch.decoded, batch.known)
         error = ((found - batch.truth) / batch.known.scale).square()
         return (error * batch.weight).sum() / batch.weight.sum().clamp_min(1)
@@ -251,17 +254,17 @@ def translate(net: RishLDM, low: Tensor, times: Sequence[Sequence[int]]) -> Tens
     for degree, (level, rising) in enumerate(zip(LEVELS, times, strict=True)):
         own = latents[:, degree]
 
-        def predicted(x: Tensor, t: int, field: int, degree=degree) -> Tensor:
+        def predicted(x: Tensor, t: int, field: int, degree: int = degree) -> Tensor:
             labels = torch.tensor([[field, degree]], device=x.device).expand(len(x), -1)
             return net.unet(x, torch.full((len(x),), float(t), device=x.device), labels).to(x)
 
-        def denoise(x: Tensor, t: int, w=level.guidance, predicted=predicted) -> Tensor:
+        def denoise(x: Tensor, t: int, w: float = level.guidance, predicted: Predicted = predicted) -> Tensor:
             found = predicted(x, t, 1)
             if w:
                 found = (1 + w) * found - w * predicted(x, t, net.unet.untold)
             return PROCESS.to_x0(x, t, found, "noise")
 
-        start = ddim_inverse(lambda x, t, ask=predicted: ask(x, t, 0), PROCESS, own, rising).x0
+        start = ddim_inverse(partial(predicted, field=0), PROCESS, own, rising).x0
         made[:, degree] = ddim(denoise, PROCESS, start, rising[::-1]).x0
     return net.decode(FIELDS[1], made.flatten(0, 1))
 

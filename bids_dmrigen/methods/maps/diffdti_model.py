@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ class DiffDTI(TrainedAtOnce):
 
     def training_plan(self, size: str) -> Plan:
         """Return the training's default budget and settings; `paper` has the paper's rate, clipping and average."""
-        common = {"evaluate_every": 250, "patience": 1000, "save_every": 250, "ema": 0.999}
+        common: dict[str, Any] = {"evaluate_every": 250, "patience": 1000, "save_every": 250, "ema": 0.999}
         if size == "paper":
             return Plan(steps=1_000_000, learning_rate=2e-4, warmup=0, **common)
         return Plan(steps=200_000, learning_rate=1e-3, warmup=200, **common)
@@ -91,7 +91,7 @@ class DiffDTI(TrainedAtOnce):
         return ((found - target).square() * batch.weight).sum() / batch.weight.sum()
 
     @torch.no_grad()
-    def calibrate(self, net: FusedUNet, source: People | Prepared, size: str, seed: int, batches: int = 2) -> None:
+    def calibrate(self, net: nn.Module, source: People | Prepared, size: str, seed: int, batches: int = 2) -> None:
         """Set the factors of the samples' spread so that a 90 % interval holds 90 % of the true values.
 
         The interval is the mean of `CALIBRATION_SAMPLES` samples plus and minus 1.645 of their standard deviations, the
@@ -99,7 +99,7 @@ class DiffDTI(TrainedAtOnce):
         shows it) has factors of its own, from so many `batches` of each number of directions.
         """
         make, times = self.examples(source, size, CALIBRATION_BATCH, seed + 1), _times("fast", STEPS[2])
-        net.eval()
+        own_net = cast("FusedUNet", net.eval())
         found: dict[int, list[tuple[Tensor, Tensor]]] = {n: [] for n in range(LEAST, MOST + 1)}
         for index in count():
             if all(len(own) == batches for own in found.values()):
@@ -109,13 +109,14 @@ class DiffDTI(TrainedAtOnce):
             if len(own) == batches:
                 continue
             addresses = [(index, k, 0) for k in range(CALIBRATION_BATCH)]
-            samples = []
+            drawn = []
             for sample in range(CALIBRATION_SAMPLES):
                 noise = NoiseSource(
                     seed, "calibrate", str(sample), SPEC.name, addresses, batch.x0.shape[1:], source.device
                 )
-                samples.append(consistent(draw(net, batch.known, "fast", times, noise, "fp32"))[0])
-            samples, mean = torch.stack(samples), torch.stack(samples).mean(dim=0)
+                drawn.append(consistent(draw(net, batch.known, "fast", times, noise, "fp32"))[0])
+            samples = torch.stack(drawn)
+            mean = samples.mean(dim=0)
             truth, inside = batch.known.centre + batch.known.scale * batch.x0, batch.weight[:, 0] > 0
             ratio = (truth - mean).abs() / samples.std(dim=0).clamp_min(1e-6)
             own.append((ratio.movedim(1, 3)[inside], tissue(mean[:, 0], mean[:, 1] * MD_UNIT)[inside]))
@@ -123,15 +124,16 @@ class DiffDTI(TrainedAtOnce):
             ratios, tissues = (torch.cat(parts) for parts in zip(*own, strict=True))
             for k in range(len(TISSUES)):
                 chosen = ratios[tissues == k] if (tissues == k).sum() >= FEWEST_VOXELS else ratios
-                net.spread[n - LEAST, k] = chosen.float().quantile(0.9, dim=0) / NORMAL_90
+                own_net.spread[n - LEAST, k] = chosen.float().quantile(0.9, dim=0) / NORMAL_90
 
     # -- generation
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Make the maps of a scan with `net`, or with stored weights where there is none."""
         # The largest sigma times a small error of bfloat16 would not be small.
-        making = Making(self, net, request, STEPS, precision=None if request.size == "small" else "fp32")
-        making.net.to(memory_format=torch.channels_last)
+        precision = None if request.size == "small" else "fp32"
+        making: Making[FusedUNet] = Making(self, net, request, STEPS, precision)
+        making.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch types leave it out
         warnings = self.spec.check(scan)
         bval, volumes, _ = choose_volumes(scan.gradients)
         maker = _Maker(making, scan, bval, volumes)
@@ -153,7 +155,7 @@ class DiffDTI(TrainedAtOnce):
 class _Maker:
     """Makes the maps of one scan, slice by slice."""
 
-    def __init__(self, making: Making, scan: Scan, bval: float, volumes: np.ndarray):
+    def __init__(self, making: Making[FusedUNet], scan: Scan, bval: float, volumes: np.ndarray):
         self.making, self.scan, self.request = making, scan, making.request
         self.volumes, self.bval = volumes, bval
         self.noise = self._noise()

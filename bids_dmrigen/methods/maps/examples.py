@@ -71,6 +71,7 @@ def simulated(people: People, batch: int, generator: torch.Generator) -> Acquisi
     noiseless = middle.signal(F.pad(bval[:, None].expand(-1, TRUTH_DIRECTIONS), (1, 0)), wanted)
     measured = measure(clean, torch.ones_like(bval), generator, IMAGING, noiseless[..., None])
     # Of magnitudes, as many more directions of this scanner would show them, noise floor and all.
+    assert measured.expected is not None  # it was asked for: `noiseless`
     expected = rician_mean(measured.expected[..., 0], measured.sigma[:, None, None, None])
     truth = fitted_maps(expected, bval, dense)
     return Acquisition(measured.signal[:, 0], measured.signal[:, 1:], bvecs, bval, measured.sigma, middle.mask(), truth)
@@ -112,7 +113,7 @@ def examples(source: People | Prepared, size: str, batch: int, generator: torch.
     generator
         The only source of chance.
     """
-    a = (simulated if isinstance(source, People) else measured)(source, batch, generator)
+    a = simulated(source, batch, generator) if isinstance(source, People) else measured(source, batch, generator)
     uniform, normal = numbers_from(generator)
     unit = ((a.b0[..., 1] * a.mask).sum(dim=(1, 2)) / a.mask.sum(dim=(1, 2)).clamp_min(1)).clamp_min(1e-3)
     unit = unit * torch.exp(0.2 * normal(batch))  # of a whole brain it would be another than of the slice

@@ -16,6 +16,8 @@ from .task import BVALUES, DIRECTIONS, GRID_MM, SynthesisSpec, wanted_table
 if TYPE_CHECKING:
     from torch import nn
 
+    from ...simulate.atlas import Atlas
+
 VOLUMES_AT_ONCE = 8
 NO_ANATOMY = "the atlas needs a population's tissue and fibre directions in the template's space; found none"
 
@@ -82,7 +84,7 @@ class AtlasPrediction(Method):
         return Generated(mean, None, table, (), np.zeros(len(table), bool), record)
 
     @staticmethod
-    def _attenuation(anatomy, scan: Scan, table: GradientTable) -> np.ndarray:
+    def _attenuation(anatomy: Atlas, scan: Scan, table: GradientTable) -> np.ndarray:
         """Return (X, Y, Z, N) S / S0 on the scan's grid; that of free water where the atlas knows no brain."""
         import torch
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...simulate.examples import People, numbers_from
+from ...simulate.examples import People, Slices, numbers_from
 from ...simulate.imaging import measure
 from .inputs import PROCESS, Known, PopulationMaps, known_of
 from .task import GRID_MM
@@ -76,15 +76,16 @@ def examples(cohort: Cohort, size: str, batch: int, generator: torch.Generator) 
     b0 = measured.signal[:, 0]
     unit = ((b0[..., 1] * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp_min(1)).clamp_min(1e-3)
     unit = unit * torch.exp(0.2 * normal(n))  # of a whole brain it would be another than of the slice
+    assert measured.expected is not None  # it was asked for: `noiseless`
     image = measured.expected[..., 0] / unit[:, None, None, None]
 
     def each(values: Tensor) -> Tensor:
         return values.repeat_interleave(TARGETS, dim=0)
 
-    bvals = each(bval)
+    bvals, tracts = each(bval), cohort.maps.tracts_at(places)
     known = known_of(
         each(b0 / unit[:, None, None, None]), cohort.maps.adc_at(each(places), bvals), bvecs.flatten(0, 1), bvals,
-        each(places), size, None if cohort.maps.tracts is None else each(cohort.maps.tracts_at(places)),
+        each(places), size, None if tracts is None else each(tracts),
     )  # fmt: skip
     x0 = ((image.reshape(-1, 1, SIDE, SIDE) - known.centre) / known.scale).clamp(-10, 10)
     inside = each(mask)[:, None]
@@ -123,7 +124,7 @@ def rim_gain(mask: Tensor, strength: Tensor, generator: torch.Generator) -> Tens
     return torch.exp(strength[:, None, None, None] * sides * 2 * (1 - inside).clamp(0, 0.75))
 
 
-def _views(people: People, n: int, generator: torch.Generator):
+def _views(people: People, n: int, generator: torch.Generator) -> tuple[Slices, Tensor]:
     """Return axial blocks of three slices in the brain, and the places (n, 3, H, W), mm, of their middle slices."""
     device = people.device
     uniform, _ = numbers_from(generator)

@@ -127,6 +127,7 @@ class PopulationMaps:
         def first(maps: np.ndarray) -> Tensor:  # (X, Y, Z, C) -> (C, X, Y, Z)
             return torch.from_numpy(maps).permute(3, 0, 1, 2).contiguous().to(device)
 
+        assert population.adc is not None  # `phydiff` refuses to go on without
         tracts = None if population.tracts is None else first(population.tracts)
         bvals = torch.as_tensor(population.bvals, dtype=torch.float32, device=device)
         return cls(first(population.adc), bvals, affine, tracts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -58,6 +58,8 @@ class TractHDiT(nn.Module):
     the backbone, which makes the rest.
     """
 
+    physics = True  # which process it is trained and sampled with; see `PhyDiff.network`
+
     def __init__(self, spec: HDiTSpec, with_atlas: bool = False):
         super().__init__()
         self.atlas = TemplateAtlas() if with_atlas else None
@@ -103,8 +105,8 @@ class PhyDiff(TrainedAtOnce):
 
     def training_plan(self, size: str) -> Plan:
         """Return the training's default budget and settings: the paper's optimiser."""
-        common = {"learning_rate": 5e-4, "betas": (0.9, 0.95), "weight_decay": 1e-4, "ema": 0.999, "warmup": 200,
-                  "evaluate_every": 250, "patience": 1000, "save_every": 250}  # fmt: skip
+        common: dict[str, Any] = {"learning_rate": 5e-4, "betas": (0.9, 0.95), "weight_decay": 1e-4, "ema": 0.999}
+        common |= {"warmup": 200, "evaluate_every": 250, "patience": 1000, "save_every": 250}
         return Plan(steps=1_000_000 if size == "paper" else 200_000, **common)
 
     def subjects(
@@ -125,10 +127,11 @@ class PhyDiff(TrainedAtOnce):
             population = Population(_mean_adc(atlas), np.array(DEFAULT_BVALUES))
         return Cohort(people, PopulationMaps.of(population, atlas.affine, device))
 
-    def freeze(self, net: TractHDiT, source: Cohort) -> None:
+    def freeze(self, net: nn.Module, source: Cohort) -> None:
         """Leave one part of the network as it is: the adapter without tracts, the backbone with them."""
-        net.adapter.requires_grad_(source.maps.tracts is not None)
-        for part in (net.backbone, net.atlas):
+        own = cast("TractHDiT", net)
+        own.adapter.requires_grad_(source.maps.tracts is not None)
+        for part in (own.backbone, own.atlas):
             if part is not None:
                 part.requires_grad_(source.maps.tracts is None)
 
@@ -157,7 +160,7 @@ class PhyDiff(TrainedAtOnce):
         ScanError
             Where the population's maps are missing or on another grid.
         """
-        making = Making(self, net, request, STEPS)
+        making: Making[TractHDiT] = Making(self, net, request, STEPS)
         if request.population is None or request.population.adc is None:
             raise ScanError(NO_POPULATION)
         if request.population.adc.shape[:3] != scan.mask.shape:
@@ -167,10 +170,12 @@ class PhyDiff(TrainedAtOnce):
         bvals = sorted({round(b) for b in table.bvals if not BVALS[0] <= b <= BVALS[1]})
         warnings = [UNTRAINED_B.format(bvals=bvals, low=BVALS[0], high=BVALS[1])] if bvals else []
         with_tracts = request.population.tracts is not None
-        adapted = with_tracts and any(bool(out.weight.any()) for out in making.net.adapter.out)
+        learnt = making.net.adapter.out.named_parameters()
+        learnt = making.net.adapter.out.named_parameters()
+        adapted = with_tracts and any(bool(values.any()) for name, values in learnt if name.endswith("weight"))
         if not adapted:
             warnings.append(UNTRAINED_TRACTS if with_tracts else NO_TRACTS)
-        more = {"Tracts": adapted} | ({"TrustInBrightness": TRUST} if request.size == "small" else {})
+        more: dict[str, Any] = {"Tracts": adapted} | ({"TrustInBrightness": TRUST} if request.size == "small" else {})
         acquired = np.zeros(len(table), bool)
         return Generated(mean, std, table, (), acquired, making.record(**more), {}, tuple(warnings))
 
@@ -178,7 +183,7 @@ class PhyDiff(TrainedAtOnce):
 class _Maker:
     """Makes the images of one scan, slice by slice."""
 
-    def __init__(self, making: Making, scan: Scan, table: GradientTable):
+    def __init__(self, making: Making[TractHDiT], scan: Scan, table: GradientTable):
         self.making, self.scan, self.table, self.request = making, scan, table, making.request
         b0 = scan.mean_b0()
         self.unit = float(b0[scan.mask].mean())
@@ -224,6 +229,8 @@ class _Maker:
         """Return what is known of some images of a slice."""
         request, n = self.request, len(part)
         population, device = request.population, request.device
+        assert population is not None  # `generate` refuses to go on without
+        assert population.adc is not None
         around = [min(max(z + k, 0), self.b0.shape[2] - 1) for k in (-1, 0, 1)]
 
         def image(volume: np.ndarray) -> Tensor:  # (C, h, w)

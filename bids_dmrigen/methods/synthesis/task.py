@@ -44,7 +44,7 @@ class SynthesisSpec(MethodSpec):
     """Of a method that makes images from the b0."""
 
     def check_options(self, values: Mapping[str, Any], b0_threshold: float) -> None:
-        """Refuse b-values that would be those of a b0."""
+        """Refuse b-values that would be those of a b0, with an `OptionError`."""
         bvalues = values[BVALUES.name]
         if min(bvalues, default=0) <= b0_threshold:
             found = ", ".join(f"{b:g}" for b in bvalues) or "none"
