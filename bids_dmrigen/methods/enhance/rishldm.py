@@ -7,14 +7,9 @@ is, adds to that, and does nearly all of the work.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ...dwi.gradients import LEAST_DIRECTIONS
 from ..spec import RISH, TENSOR, Citation
 from .task import GOOD, VOXEL_SIZE, RishSpec
-
-if TYPE_CHECKING:
-    from .rishldm_model import RishLatentDiffusion
 
 FAST_STEPS, PAPER_STEPS = 4, 50  # of the inversion, and as many back
 
@@ -53,10 +48,3 @@ SPEC = RishSpec(
     fits=(TENSOR, RISH),
     paired=True,
 )
-
-
-def build() -> RishLatentDiffusion:
-    """Return the method."""
-    from .rishldm_model import RishLatentDiffusion
-
-    return RishLatentDiffusion()
