@@ -127,9 +127,8 @@ def _views(people: People, n: int, generator: torch.Generator):
     """Return axial blocks of three slices in the brain, and the places (n, 3, H, W), mm, of their middle slices."""
     device = people.device
     uniform, _ = numbers_from(generator)
-    person = torch.randint(len(people.table), (n,), generator=generator, device=device)
-    row = 1 + (uniform(n) * people.counts[person]).long()
-    corner = people.places[person, row] / GRID_MM
+    person = torch.randint(len(people), (n,), generator=generator, device=device)
+    corner = people.places(person, uniform(n)) / GRID_MM
     corner[:, :2] -= SIDE * (0.3 + 0.4 * uniform(n, 2))  # not always in the middle
     corner[:, 2] -= 1
     affine = torch.eye(4, device=device).repeat(n, 1, 1)

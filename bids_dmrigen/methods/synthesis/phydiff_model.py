@@ -22,9 +22,8 @@ from ...nets.hdit import HDiT, HDiTSpec
 from ...nets.template_atlas import IMAGES as ATLAS_IMAGES
 from ...nets.template_atlas import TemplateAtlas
 from ...simulate.adc import mean_adc
-from ...simulate.anatomy import deform
 from ...simulate.atlas import Atlas
-from ...simulate.examples import HELD_OUT, People, numbers_of_step
+from ...simulate.examples import People, numbers_of_step
 from ...simulate.individual import ALIGNED
 from ..base import Generated, Population, Request, TrainedAtOnce
 from ..making import Making, denoiser, slice_by_slice
@@ -119,8 +118,7 @@ class PhyDiff(TrainedAtOnce):
 
         `population` is on the atlas's grid; without one the ADC atlas is that of `ADC_PEOPLE` such people.
         """
-        first = HELD_OUT * held_out
-        people = People((deform(atlas.to(device), seed, ALIGNED) for seed in range(first, first + n)), device=device)
+        people = People.from_atlas(atlas, n, held_out, ALIGNED, device)
         if population is None:
             population = Population(_mean_adc(atlas), np.array(DEFAULT_BVALUES))
         return Cohort(people, PopulationMaps.of(population, atlas.affine, device))
