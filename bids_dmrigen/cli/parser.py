@@ -64,12 +64,15 @@ def _method_lines() -> str:
     return "\n" + "\n".join(f"  {name:{width}}  {spec_of(name).line}" for name in REGISTRY)
 
 
-def add_options(parser: argparse._ActionsContainer, methods: Iterable[str]) -> None:
-    """Add the options of methods, each once, with the names of the methods that have it."""
+def add_options(parser: argparse._ActionsContainer, methods: Iterable[str], of_weights: bool = False) -> None:
+    """Add the options of methods, each once, with the names of the methods that have it.
+
+    With `of_weights` only those that weights are trained for.
+    """
     specs = [spec_of(name) for name in methods]
     for option in options():
         owners = [spec.name for spec in specs if option in spec.options]
-        if owners:
+        if owners and (option.of_weights or not of_weights):
             names = dict.fromkeys([option.flag, f"--{option.name}"])
             parser.add_argument(
                 *names, dest=option.name, help=f"{', '.join(owners)}: {option.text}", **option_arguments(option)

@@ -59,5 +59,6 @@ def _verify(args) -> None:
 
     path = find_weights(args.name, args.weights_dir)
     card = verify_weights(path)
-    load_weights(load(card.method).network(card.size), path, card.method, card.size)
+    net = load(card.method).configured(card.configuration).network(card.size)
+    load_weights(net, path, card.method, card.size)
     print(f"{path}: whole and unchanged, fits {card.method} {card.size}; SHA-256 {card.sha256}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .base import Method
@@ -79,16 +79,25 @@ def given_weights(name: str, given: Mapping[str, str]) -> str | None:
     return given.get(name) or given.get(spec_of(name).weights_from)
 
 
-def check_weights(name: str, size: str, weights: str | None = None, weights_dir: Path | None = None) -> None:
+def check_weights(
+    name: str,
+    size: str,
+    weights: str | None = None,
+    weights_dir: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> None:
     """Verify and try the weights that a method would use, so that a fault shows before anything runs.
 
-    Parameters are those of `weights_of`; `WeightsError` where they are missing, damaged or of something else.
+    Parameters are those of `weights_of`, and the method's options by key; `WeightsError` where weights are missing,
+    damaged, of something else, or trained for other values of the options.
     """
     from ..diffusion.weights import load_weights
 
     path = weights_of(name, size, weights, weights_dir)
     if path is not None:
-        load_weights(load(name).network(size), path, spec_of(name).weights_from or name, size)
+        spec, options = spec_of(name), options or {}
+        net = load(name).configured(options).network(size)
+        load_weights(net, path, spec.weights_from or name, size, trained_for=spec.options_of_weights(options))
 
 
 def _module(name: str):

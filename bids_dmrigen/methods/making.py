@@ -104,9 +104,11 @@ def with_weights(method: Method, net: nn.Module | None, request: Request) -> tup
     """
     if net is not None:
         return net, {"Name": "given"}
-    net = method.network(request.size)
-    name = request.weights or default_name(method.spec.name, request.size)
-    _, card = load_weights(net, name, method.spec.name, request.size, request.weights_dir)
+    spec, options = method.spec, request.options
+    net = method.configured(options).network(request.size)
+    name = request.weights or default_name(spec.name, request.size)
+    trained_for = spec.options_of_weights(options)
+    _, card = load_weights(net, name, spec.name, request.size, request.weights_dir, trained_for)
     return net, card.record()
 
 

@@ -199,6 +199,7 @@ class People:
         batch: int,
         size: tuple[int, ...] = (96, 96),
         voxel_mm: tuple[float, float] = VOXEL_MM,
+        thickness_mm: tuple[float, float] = THICKNESS_MM,
     ) -> Slices:
         """Return random views of random people: axial, a little oblique, with random voxels.
 
@@ -210,8 +211,8 @@ class People:
             Number of examples.
         size
             (H, W) for slices, (H, W, D) for blocks of D slices.
-        voxel_mm
-            Smallest and largest edge of the voxels in the plane.
+        voxel_mm, thickness_mm
+            Smallest and largest edge of the voxels in the plane, and across.
         """
 
         def uniform(*shape):
@@ -219,7 +220,7 @@ class People:
 
         person = torch.randint(len(self), (batch,), generator=generator, device=self.device)
         in_plane = voxel_mm[0] * (voxel_mm[1] / voxel_mm[0]) ** uniform(batch)
-        thick = THICKNESS_MM[0] * (THICKNESS_MM[1] / THICKNESS_MM[0]) ** uniform(batch)
+        thick = thickness_mm[0] * (thickness_mm[1] / thickness_mm[0]) ** uniform(batch)
         zooms = torch.stack([in_plane, in_plane, thick], dim=1)
         flips = torch.where(uniform(batch, 3) < 0.5, -1.0, 1.0)
         frames = self._random_frames(generator, batch)
