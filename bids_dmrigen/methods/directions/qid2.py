@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import interp
-from .task import DIRECTIONS, DirectionsSpec
+from .task import DIRECTIONS, REFERENCES, DirectionsSpec
 
 if TYPE_CHECKING:
     from .qid2_model import QID2
@@ -32,12 +32,12 @@ SPEC = DirectionsSpec(
         "fast": "DPM-Solver++(2M)",
         "mean": "none: the mean of the distribution, estimated from noise alone",
     },
-    options=(DIRECTIONS,),
+    options=(DIRECTIONS, REFERENCES),
 )
 
 
 def build() -> QID2:
-    """Return the method."""
+    """Return the method, with as many references as its option has by default."""
     from .qid2_model import QID2
 
     return QID2()
