@@ -134,14 +134,14 @@ def operations(scan: Scan) -> float:
     """Return the floating-point operations of one evaluation on one slice of a scan's brain."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from bids_dmrigen.methods.directions.inputs import REFERENCES
     from bids_dmrigen.methods.directions.qid2_model import MARGIN
+    from bids_dmrigen.methods.directions.task import REFERENCES
 
     inside = np.argwhere(scan.mask)
     height, width = np.minimum(np.ptp(inside, axis=0)[:2] + 1 + 2 * MARGIN, scan.data.shape[:2])
     net = QID2().network("small")
     x = torch.zeros(1, net.spec.in_channels, int(height), int(width))
-    told = torch.zeros(1, REFERENCES + 1, 3), torch.zeros(1, REFERENCES + 1), torch.zeros(1)
+    told = torch.zeros(1, REFERENCES.default + 1, 3), torch.zeros(1, REFERENCES.default + 1), torch.zeros(1)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(x, torch.zeros(1), *told)
     return float(counter.get_total_flops())

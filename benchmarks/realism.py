@@ -55,7 +55,7 @@ def partner(scan: Scan, people: People, person: int, snr: float) -> Scan:
     generator = numbers_of_step(person, 0, people.device)
     affine = np.array(scan.affine, dtype=np.float64)
     middle = affine[:3, :3] @ np.argwhere(scan.mask).mean(axis=0)
-    affine[:3, 3] = people.centres[person].cpu().numpy() - middle
+    affine[:3, 3] = people.person(int(person)).centre.cpu().numpy() - middle
     bvals = torch.as_tensor(scan.gradients.bvals, dtype=torch.float32)[None]
     directions = torch.as_tensor(scan.gradients.world_directions(scan.affine), dtype=torch.float32)[None]
     tissue = people.tissues[person % len(people.tissues)][None]

@@ -62,12 +62,12 @@ SHARES = {"autoencoder_3t": 0.12, "autoencoder_7t": 0.08, "unet": 0.25, "refiner
 Arm = Callable[[Scan, float | None], Generated]
 
 
-def arms(args, net=None) -> dict[str, Arm]:
-    """Return the classical arms and the method: (scan, voxel size) -> series."""
+def arms(args, net=None, **options) -> dict[str, Arm]:
+    """Return the classical arms and the method with options of its own: (scan, voxel size) -> series."""
 
     def arm(name: str, own=None) -> Arm:
         def make(scan: Scan, voxel_mm: float | None) -> Generated:
-            request = Request(weights=args.weights, sampler=args.sampler, options={"voxel_mm": voxel_mm})
+            request = Request(weights=args.weights, sampler=args.sampler, options={"voxel_mm": voxel_mm, **options})
             return load(name).generate(own, scan, request)
 
         return make
@@ -77,7 +77,7 @@ def arms(args, net=None) -> dict[str, Arm]:
         "B-spline": spline,
         "RISH scaling": arm("rish", net),
         "RISH latent diffusion": own,
-        "measured features, no diffusion": replaced(own, "translate", lambda net, low, times: low),
+        "measured features, no diffusion": replaced(own, "translate", lambda net, low, *how: low),
     }
 
 
@@ -169,18 +169,9 @@ def simulated(args) -> None:
 
 def levels(args) -> None:
     """Print the errors for levels of noise and guidance, the same for all degrees."""
-    chosen, own = {}, arms(args)["RISH latent diffusion"]
+    chosen = {}
     for time_, guidance in ((50, 0.0), (100, 0.0), (200, 0.0), (400, 0.0), (200, 1.0)):
-        level = rishldm_stages.Level(time_, guidance)
-
-        def at_level(scan, voxel_mm, level=level):
-            before = rishldm_stages.LEVELS
-            rishldm_stages.LEVELS = rishldm.LEVELS = (level,) * 3
-            try:
-                return own(scan, voxel_mm)
-            finally:
-                rishldm_stages.LEVELS = rishldm.LEVELS = before
-
+        at_level = arms(args, noise=(time_,) * 3, guidance=(guidance,) * 3)["RISH latent diffusion"]
         chosen[f"t = {time_}, w = {guidance:g}"] = at_level
         chosen[f"t = {time_}, w = {guidance:g}, decoded alone"] = decoded_alone(at_level)
     table_1(args, chosen, "levels")

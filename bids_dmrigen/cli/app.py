@@ -235,11 +235,12 @@ def _plugin_exists(name: str) -> None:
 
 
 def _weights_fit(settings: Settings) -> None:
-    from ..methods import check_weights, given_weights
+    from ..methods import check_weights, given_weights, spec_of
 
     for method in settings.methods:
         given = given_weights(method, settings.method_weights)
-        check_weights(method, settings.size, given, settings.weights_dir)
+        options = spec_of(method).own_options(settings.method_options)
+        check_weights(method, settings.size, given, settings.weights_dir, options)
 
 
 def _atlases_fit(settings: Settings) -> None:

@@ -64,11 +64,15 @@ def _method_lines() -> str:
     return "\n" + "\n".join(f"  {name:{width}}  {spec_of(name).line}" for name in REGISTRY)
 
 
-def add_options(parser: argparse._ActionsContainer, methods: Iterable[str]) -> None:
-    """Add the options of methods, each once, with the names of the methods that have it."""
+def add_options(parser: argparse._ActionsContainer, methods: Iterable[str], of_weights: bool = False) -> None:
+    """Add the options of methods, each once, with the names of the methods that have it.
+
+    With `of_weights` only those that weights are trained for.
+    """
     for option in dict.fromkeys(option for name in methods for option in spec_of(name).options):
-        names = dict.fromkeys([option.flag, f"--{option.name}"])
-        parser.add_argument(*names, dest=option.name, help=option_help(option), **option_arguments(option))
+        if option.of_weights or not of_weights:
+            names = dict.fromkeys([option.flag, f"--{option.name}"])
+            parser.add_argument(*names, dest=option.name, help=option_help(option), **option_arguments(option))
 
 
 def option_help(option: Option) -> str:

@@ -15,8 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..methods import REGISTRY, spec_of
+from ..methods import REGISTRY, options, spec_of
+from ..methods.spec import OptionError
 from .atlases import EMBEDDED, HELP
+from .parser import add_options
 
 if TYPE_CHECKING:  # it imports torch
     from ..diffusion.training import Trained
@@ -38,6 +40,7 @@ NOT_ON_SCANS = "--data: {name} is trained on people in the template's space, and
 PAIRS = "{name} is trained on pairs: give the good scans of the subjects in --data with --good"
 FOR_PAIRED = "--good goes with --data and is for methods that are trained on pairs ({names}); leave it out"
 ANEW = "{name}: what it was trained on has changed since, so that it is trained anew, from where it ended"
+NOT_ITS_OWN = "{flag}: {name} has no such option; leave it out"
 NOT_TRAINABLE = "{name} has nothing to train beforehand: it needs no weights, or trains on each run itself"
 
 
@@ -64,7 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", choices=("small", "paper"), default="small", help="network size (default: small)")
     parser.add_argument("--minutes", type=float, metavar="M", help="longest training (default: no limit)")
     parser.add_argument("--steps", type=int, metavar="N", help="most optimiser steps (default: the method's own)")
-    parser.add_argument("--batch", type=int, default=32, metavar="B", help="examples per step (default: 32)")
+    parser.add_argument("--batch", type=int, metavar="B",
+                        help="examples per step (default: 32; with --size paper the method's own)")  # fmt: skip
     parser.add_argument("--people", type=int, metavar="K",
                         help=f"simulated people (default: {PEOPLE}, or none beside --data)")  # fmt: skip
     parser.add_argument("--atlas", default=EMBEDDED, metavar="DIR_OR_FILE", help=HELP)
@@ -86,6 +90,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                         help="arithmetic (default: auto, the faster one)")  # fmt: skip
     parser.add_argument("--half", action="store_true", help="store the weights as 16-bit numbers: half the file")
+    learnt = [name for name in REGISTRY if spec_of(name).needs_weights]
+    add_options(parser.add_argument_group("options of the methods"), learnt, of_weights=True)
     parser.set_defaults(run=run)
 
 
@@ -121,9 +127,13 @@ def _train(args, device) -> Path | None:
     from ..methods import load
     from ..methods.base import Trainable
 
-    method = load(args.method)
+    spec = spec_of(args.method)
+    trained_for = _options_of_weights(args, spec)
+    method = load(args.method).configured(trained_for)
     if not isinstance(method, Trainable):
         raise ValueError(NOT_TRAINABLE.format(name=args.method))
+    if args.batch is None:
+        args.batch = method.batch(args.size)
     if args.batch < 1 or (args.people is not None and args.people < 1) or (args.steps is not None and args.steps < 1):
         raise ValueError("--batch, --people and --steps: expected at least 1")
     if (args.xtract, args.adc_atlas) != (None, None) and not method.spec.in_template:
@@ -134,7 +144,7 @@ def _train(args, device) -> Path | None:
         raise ValueError(TRACTS_ALONE)
     net, start = method.network(args.size), {}
     if args.init is not None:  # before anything that takes long
-        path, card = load_weights(net, args.init, args.method, args.size, args.weights_dir)
+        path, card = load_weights(net, args.init, args.method, args.size, args.weights_dir, trained_for)
         told = {"steps": card.steps, "minutes": card.minutes, "trained_on": card.trained_on}
         start = {"started_from": {"name": path.stem, "sha256": card.sha256, **told}}
     net = net.to(device)
@@ -153,6 +163,18 @@ def _train(args, device) -> Path | None:
     return save_weights(args.out, name, net, card, dtype)
 
 
+def _options_of_weights(args, spec) -> dict[str, Any]:
+    """Return the method's options that its weights are trained for, by key; refuse those of other methods."""
+    given = {}
+    for option in options():
+        value = getattr(args, option.name, None)
+        if value is not None and option not in spec.options:
+            raise OptionError(NOT_ITS_OWN.format(flag=option.flag, name=spec.name))
+        if value is not None:
+            given[option.key or option.name] = option.checked(value)
+    return spec.options_of_weights(given)
+
+
 def _run_training(args, training: Training, earlier: Sequence[Training], net, sources, held_out, device):
     """Train the network, or a part of it; return how that went."""
     from ..diffusion.numerics import resolve_precision
@@ -169,7 +191,7 @@ def _run_training(args, training: Training, earlier: Sequence[Training], net, so
         if before is not None and rank() == 0:
             print(ANEW.format(name=training.name), flush=True)
     plan = replace(
-        training.training_plan(args.size), minutes=args.minutes and args.minutes * training.share,
+        training.training_plan(args.size), minutes=args.minutes and args.minutes * training.share(args.size),
         precision=resolve_precision(args.precision, device), **({} if args.steps is None else {"steps": args.steps}),
     )  # fmt: skip
     trained = train(

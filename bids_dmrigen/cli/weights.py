@@ -59,7 +59,7 @@ def _verify(args) -> None:
 
     path = find_weights(args.name, args.weights_dir)
     card = verify_weights(path)
-    network = load(card.method).network(card.size)
+    network = load(card.method).configured(card.configuration).network(card.size)
     if network is None:
         raise ValueError(f"{path}: {card.method} has no network")
     load_weights(network, path, card.method, card.size)

@@ -232,7 +232,7 @@ def _evaluate(run: Training, plan: Plan, held_out: Score) -> None:
     state.history.append(dict(zip(COLUMNS, row, strict=True)))
     state.stale = 0 if score < state.best_loss * (1 - plan.tolerance) else state.stale + 1
     if score < state.best_loss:
-        state.best_loss = score
+        state.best_loss, state.best_step = score, state.step
         run.best.load_state_dict(run.averaged.state_dict())
     if state.stale >= plan.patience:
         state.stopped = "no improvement"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ OTHER_FORMAT = "{card}: format version {found}, this program reads version {expe
 TRUNCATED = "{path}: {found} bytes, its card says {expected}; the file is incomplete, copy it again"
 CORRUPTED = "{path}: SHA-256 {found}, its card says {expected}; the file is damaged or not the card's, copy both again"
 OTHER_USE = "{path}: weights of method {found_method!r}, size {found_size!r}; needed are {method!r}, {size!r}"
+OTHER_SETTING = "{path}: its weights were trained for {key} = {found}, asked for is {key} = {wanted}"
 OTHER_NETWORK = "{path}: weights made with {configuration} do not fit this {network}: {reason}"
 TOO_LARGE = "weight {name} does not fit into {dtype}: its largest value is {largest:g}"
 
@@ -182,7 +183,12 @@ def verify_weights(path: Path) -> Card:
 
 
 def load_weights(
-    net: nn.Module, name: str | Path, method: str, size: str, weights_dir: Path | None = None
+    net: nn.Module,
+    name: str | Path,
+    method: str,
+    size: str,
+    weights_dir: Path | None = None,
+    trained_for: Mapping[str, Any] | None = None,
 ) -> tuple[Path, Card]:
     """Verify weights and put them into a network; return their path and card.
 
@@ -196,17 +202,22 @@ def load_weights(
         What they have to be weights of.
     weights_dir
         Folder that is searched before the package.
+    trained_for
+        Settings that must not be others in the card's configuration.
 
     Raises
     ------
     WeightsError
-        Where they are missing, damaged, of another method, size or format, or do not fit the network.
+        Where they are missing, damaged, of another method, size, setting or format, or do not fit the network.
     """
     path = find_weights(name, weights_dir)
     card, tensors = _verified(path)
     if (card.method, card.size) != (method, size):
         names = {"found_method": card.method, "found_size": card.size, "method": method, "size": size}
         raise WeightsError(OTHER_USE.format(path=path, **names))
+    for key, wanted in (trained_for or {}).items():
+        if (found := card.configuration.get(key, wanted)) != wanted:
+            raise WeightsError(OTHER_SETTING.format(path=path, key=key, found=found, wanted=wanted))
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:

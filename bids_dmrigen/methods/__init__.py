@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .base import Method
@@ -85,17 +85,26 @@ def given_weights(name: str, given: Mapping[str, str]) -> str | None:
     return given.get(name) or given.get(spec_of(name).weights_from)
 
 
-def check_weights(name: str, size: str, weights: str | None = None, weights_dir: Path | None = None) -> None:
+def check_weights(
+    name: str,
+    size: str,
+    weights: str | None = None,
+    weights_dir: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> None:
     """Verify and try the weights that a method would use, so that a fault shows before anything runs.
 
-    Parameters are those of `weights_of`; `WeightsError` where they are missing, damaged or of something else.
+    Parameters are those of `weights_of`, and the method's options by key; `WeightsError` where weights are missing,
+    damaged, of something else, or trained for other values of the options.
     """
     from ..diffusion.weights import load_weights
 
     path = weights_of(name, size, weights, weights_dir)
-    network = None if path is None else load(name).network(size)
+    spec, options = spec_of(name), options or {}
+    network = None if path is None else load(name).configured(options).network(size)
     if path is not None and network is not None:
-        load_weights(network, path, spec_of(name).weights_from or name, size)
+        trained_for = spec.options_of_weights(options)
+        load_weights(network, path, spec.weights_from or name, size, trained_for=trained_for)
 
 
 def _module(name: str) -> ModuleType:

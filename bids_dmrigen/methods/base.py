@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,6 +188,10 @@ class Method(ABC):
 
     spec: MethodSpec
 
+    def configured(self, options: Mapping[str, Any]) -> Method:
+        """Return the method for those of its options, by key, that weights are trained for (`Option.of_weights`)."""
+        return self
+
     def network(self, size: str) -> torch.nn.Module | None:
         """Return an untrained network of this size, always the same; None where there is nothing to learn."""
         return None
@@ -219,11 +223,18 @@ class Training(ABC):
 
     name = ""  # of the part of the network that is trained; none: all of it
     constants: tuple[str, ...] = ()  # buffers of the network that `begin` sets
-    share = 1.0  # of a budget in minutes
 
     @abstractmethod
     def training_plan(self, size: str) -> Plan:
         """Return the default budget and settings for a network of this size."""
+
+    def share(self, size: str) -> float:
+        """Return the share of a budget in minutes that this training takes."""
+        return 1.0
+
+    def scored_on(self, size: str) -> tuple[int, int]:
+        """Return how many fixed batches the network is scored on, and how many examples each has."""
+        return 8, 32
 
     @abstractmethod
     def examples(self, source: Any, size: str, batch: int, seed: int) -> Callable[[int], Any]:
@@ -233,12 +244,11 @@ class Training(ABC):
     def loss(self, net: torch.nn.Module, batch: Any) -> torch.Tensor:
         """Return the loss of a batch; `net` may be wrapped."""
 
-    def held_out(
-        self, source: Any, size: str, seed: int, batches: int = 8, batch: int = 32
-    ) -> Callable[[torch.nn.Module], float]:
+    def held_out(self, source: Any, size: str, seed: int) -> Callable[[torch.nn.Module], float]:
         """Return network -> mean loss on fixed examples of what is never trained on."""
         from ..diffusion.training import fixed_score
 
+        batches, batch = self.scored_on(size)
         return fixed_score(self.examples(source, size, batch, seed), self.loss, batches)
 
     def begin(self, source: Any, batch: int, seed: int) -> None:  # noqa: B027 - most have nothing to prepare
@@ -255,6 +265,10 @@ class Trainable(Method):
     @abstractmethod
     def trainings(self, net: torch.nn.Module) -> Sequence[Training]:
         """Return the trainings of a network, in order; each goes on from what those before it made."""
+
+    def batch(self, size: str) -> int:
+        """Return how many examples a training step takes where nothing else is asked for."""
+        return 32
 
     @abstractmethod
     def configuration(self, size: str) -> dict[str, Any]:

@@ -104,12 +104,18 @@ def with_weights(method: Trainable, net: nn.Module | None, request: Request) -> 
     ------
     WeightsError
         Where the weights are missing, damaged or of something else.
+    ValueError
+        Where the method has no network.
     """
     if net is not None:
         return net, {"Name": "given"}
-    net = method.network(request.size)
-    name = request.weights or default_name(method.spec.name, request.size)
-    _, card = load_weights(net, name, method.spec.name, request.size, request.weights_dir)
+    spec, options = method.spec, request.options
+    net = method.configured(options).network(request.size)
+    if net is None:
+        raise ValueError(f"{spec.name} has no network")
+    name = request.weights or default_name(spec.name, request.size)
+    trained_for = spec.options_of_weights(options)
+    _, card = load_weights(net, name, spec.name, request.size, request.weights_dir, trained_for)
     return net, card.record()
 
 

@@ -54,6 +54,9 @@ class Option:
         Numbers have to be at least this.
     metavar
         What stands for the value in the help.
+    of_weights
+        Weights are trained for one value: `dmrigen train` has the option too, the weights' card keeps the value under
+        its key, and weights of another value are refused.
     """
 
     name: str
@@ -61,10 +64,11 @@ class Option:
     default: Any = None
     kind: type = str
     key: str = ""
-    choices: tuple[str, ...] = ()
+    choices: tuple[Any, ...] = ()
     above: float | None = None
     least: float | None = None
     metavar: str | None = None
+    of_weights: bool = False
 
     @property
     def flag(self) -> str:
@@ -110,7 +114,7 @@ class Option:
         if not fits:
             raise OptionError(f"{self.flag}: expected {self.kind.__name__}, found {value!r}")
         if self.choices and value not in self.choices:
-            raise OptionError(f"{self.flag}: expected {', '.join(self.choices)}, found {value!r}")
+            raise OptionError(f"{self.flag}: expected {', '.join(map(str, self.choices))}, found {value!r}")
         if self.above is not None and not value > self.above:
             raise OptionError(f"{self.flag}: expected more than {self.above:g}, found {value}")
         if self.least is not None and not value >= self.least:
@@ -338,6 +342,11 @@ class MethodSpec:
     def own_options(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return values of the method's options by their key; those that are None are left out."""
         return {o.key or o.name: values[o.name] for o in self.options if values.get(o.name) is not None}
+
+    def options_of_weights(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return, of options by key, what the card of fitting weights has to say (`Option.of_weights`)."""
+        own = {o.key or o.name: o.default for o in self.options if o.of_weights}
+        return {key: options.get(key, default) for key, default in own.items()}
 
     def evaluation_options(self, wanted: GradientTable) -> dict[str, Any]:
         """Return options for `Request.options` that ask for these volumes, where the method takes such a wish."""

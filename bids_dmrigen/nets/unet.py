@@ -33,10 +33,12 @@ class UNetSpec:
         normalisation takes away.
     bottom
         Two more blocks at the lowest level, the first with attention.
-    heads
-        Heads of the attention; every width it works at divides by them.
+    heads, head
+        Number of heads of the attention, or where that is 0 the width of one; every width it works at divides by it.
     context
         Width of the tokens that attention also looks at (`DirectionUNet`), or 0 where there are none.
+    feed
+        Hidden width, in units of its width, of a gated network (GEGLU) after attention to tokens; 0 for none.
     zero_output
         Start the last convolution at zero, so that an untrained network predicts nothing.
     dims
@@ -52,9 +54,15 @@ class UNetSpec:
     groups: int = 32
     bottom: bool = True
     heads: int = 1
+    head: int = 0
     context: int = 0
+    feed: int = 0
     zero_output: bool = False
     dims: int = 2
+
+    def heads_of(self, width: int) -> int:
+        """Return how many heads attention has at a width."""
+        return self.heads or width // self.head
 
     @property
     def divisor(self) -> int:
@@ -187,16 +195,19 @@ class Stage(nn.Module):
         self.told = nn.Linear(spec.base, width)
         self.second = nn.Sequential(_norm(groups, width), nn.SiLU(), conv(width, width, 3, padding=1))
         self.skip = conv(width_in, width, 1) if width_in != width else nn.Identity()
-        self.attention = SelfAttention(width, groups, spec.heads, spec.dims) if attention else nn.Identity()
-        self.cross = None
+        heads = spec.heads_of(width)
+        self.attention = SelfAttention(width, groups, heads, spec.dims) if attention else nn.Identity()
+        self.cross = self.feed = None
         if attention and spec.context:
-            self.cross = CrossAttention(width, spec.context, groups, spec.heads, spec.dims)
+            self.cross = CrossAttention(width, spec.context, groups, heads, spec.dims)
+            self.feed = GatedNetwork(width, spec.feed, groups, spec.dims) if spec.feed else None
 
     def forward(self, x: Tensor, told: Tensor, tokens: Tensor | None = None) -> Tensor:
         h = self.first(x)
         h = h + self.told(told).reshape(*h.shape[:2], *[1] * (h.ndim - 2))
         h = self.attention(self.second(h) + self.skip(x))
-        return h if self.cross is None else self.cross(h, tokens)
+        h = h if self.cross is None else self.cross(h, tokens)
+        return h if self.feed is None else self.feed(h)
 
 
 class SelfAttention(nn.Module):
@@ -232,6 +243,20 @@ class CrossAttention(nn.Module):
         k, v = self.keys_values(tokens).chunk(2, dim=-1)  # each (B, N, C)
         mixed = attend(q, k, v, self.heads)
         return x + self.out(mixed.transpose(1, 2).reshape(x.shape))
+
+
+class GatedNetwork(nn.Module):
+    """A network for each pixel of a feature map, added to its input: W2 (a GELU(g)) with a, g = W1 x (Shazeer 2020)."""
+
+    def __init__(self, width: int, expansion: int, groups: int, dims: int = 2):
+        super().__init__()
+        self.norm = _norm(groups, width)
+        self.up = convolution(dims)(width, 2 * expansion * width, 1)
+        self.down = convolution(dims)(expansion * width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.up(self.norm(x)).chunk(2, dim=1)
+        return x + self.down(value * F.gelu(gate))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

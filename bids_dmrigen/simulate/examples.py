@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from .anatomy import deform
 from .atlas import Atlas
@@ -98,13 +98,46 @@ class Slices:
         return means.reshape(batch, -1, channels).transpose(1, 2).reshape(batch, channels, *self.shape)
 
 
+class Deformed:
+    """People of one atlas, by number; each is made when it is asked for, because that takes seconds.
+
+    Parameters
+    ----------
+    atlas
+        On the device on which they are made.
+    seeds
+        Of `deform`, one for each.
+    variation
+        How much they differ; None for the defaults.
+    """
+
+    def __init__(self, atlas: Atlas, seeds: Sequence[int], variation: Variation | None = None):
+        self.atlas, self.seeds, self.variation = atlas, seeds, variation
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def __getitem__(self, number: int) -> Atlas:
+        return deform(self.atlas, self.seeds[number], self.variation)
+
+
+class Person(NamedTuple):
+    """One anatomy, of which only the brain is kept: row 0 of the tables is air."""
+
+    table: torch.Tensor  # (rows, 18) tissue, as `mixture_signal` takes it
+    places: torch.Tensor  # (rows, 3) of the voxels in the world, mm
+    voxels: torch.Tensor  # row of every voxel; a layer of air around the grid takes up the points that fall outside
+    centre: torch.Tensor  # (3,) of the brain in the world, mm
+
+
 class People:
     """Simulated people on one device, whose slices are the training examples.
 
     Parameters
     ----------
     people
-        Anatomies on one grid, as `deform` makes them; of an iterator one is in memory at a time.
+        Anatomies on one grid, as `deform` makes them. Each is taken from the sequence when it is first drawn, so that
+        training begins before all of a `Deformed` are made.
     tissues
         What examples choose from; None for `N_TISSUES` random ones.
     device
@@ -116,28 +149,14 @@ class People:
         Where there is nobody.
     """
 
-    def __init__(self, people: Iterable[Atlas], tissues: Sequence[Tissue] | None = None, device="cpu"):
+    def __init__(self, people: Sequence[Atlas] | Deformed, tissues: Sequence[Tissue] | None = None, device="cpu"):
+        if not len(people):
+            raise ValueError(NO_PEOPLE)
         tissues = [Tissue.random(seed) for seed in range(N_TISSUES)] if tissues is None else tissues
         self.device = torch.device(device)
         self.tissues = torch.as_tensor(np.stack([t.numbers() for t in tissues]), device=self.device)
-        # Only the brain is kept: (person, row, channel), row 0 is air; `index` leads from a voxel to its row.
-        # A layer of air around the grid takes up the points that fall outside.
-        tables, places, indices = [], [], []
-        for person in people:
-            self.affine = torch.as_tensor(person.affine, dtype=torch.float32, device=self.device)
-            self.shape = person.shape
-            voxels = person.brain.nonzero().to(self.device)
-            maps = torch.cat([m.flatten(0, -4)[:, person.brain] for m in anatomy_maps(person)])
-            tables.append(F.pad(maps.to(self.device).T, (0, 0, 1, 0)))
-            places.append(F.pad(voxels.float() @ self.affine[:3, :3].T + self.affine[:3, 3], (0, 0, 1, 0)))
-            indices.append(torch.zeros([n + 2 for n in self.shape], dtype=torch.int32, device=self.device))
-            indices[-1][tuple((voxels + 1).T)] = torch.arange(1, len(voxels) + 1, device=self.device).int()
-        if not tables:
-            raise ValueError(NO_PEOPLE)
-        self.counts = torch.tensor([len(table) - 1 for table in tables], device=self.device)
-        self.table, self.places = pad_sequence(tables, batch_first=True), pad_sequence(places, batch_first=True)
-        self.index = torch.stack(indices)
-        self.centres = self.places.sum(dim=1) / self.counts[:, None]
+        self._sequence = people
+        self._taken: dict[int, Person] = {}
 
     @classmethod
     def from_atlas(
@@ -145,8 +164,35 @@ class People:
     ) -> People:
         """Return people number `first` to `first + n - 1`, of those to train on or of those held out."""
         first = first + HELD_OUT * held_out
-        atlas = atlas.to(device)
-        return cls((deform(atlas, seed, variation) for seed in range(first, first + n)), device=device)
+        return cls(Deformed(atlas.to(device), range(first, first + n), variation), device=device)
+
+    def __len__(self) -> int:
+        return len(self._sequence)
+
+    def person(self, number: int) -> Person:
+        """Return one of the people."""
+        if number not in self._taken:
+            anatomy = self._sequence[number]
+            self.affine = torch.as_tensor(anatomy.affine, dtype=torch.float32, device=self.device)
+            voxels = anatomy.brain.nonzero().to(self.device)
+            maps = torch.cat([m.flatten(0, -4)[:, anatomy.brain] for m in anatomy_maps(anatomy)])
+            places = voxels.float() @ self.affine[:3, :3].T + self.affine[:3, 3]
+            index = torch.zeros([n + 2 for n in anatomy.shape], dtype=torch.int32, device=self.device)
+            index[tuple((voxels + 1).T)] = torch.arange(1, len(voxels) + 1, device=self.device).int()
+            table = F.pad(maps.to(self.device).T, (0, 0, 1, 0))
+            self._taken[number] = Person(table, F.pad(places, (0, 0, 1, 0)), index, places.mean(dim=0))
+        return self._taken[number]
+
+    def centres(self, person: torch.Tensor) -> torch.Tensor:
+        """Return (B, 3) the middles of the brains of people (B,), mm."""
+        return torch.stack([self.person(number).centre for number in person.tolist()])
+
+    def places(self, person: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
+        """Return (B, 3) one of the places in the brain of each of some people (B,), mm; chance (B,) is in [0, 1)."""
+        everywhere = [self.person(number).places for number in person.tolist()]
+        counts = torch.tensor([len(places) - 1 for places in everywhere], device=self.device)
+        rows = 1 + (chance * counts).long()
+        return torch.stack([places[row] for places, row in zip(everywhere, rows, strict=True)])
 
     def slices(
         self,
@@ -154,6 +200,7 @@ class People:
         batch: int,
         size: tuple[int, ...] = (96, 96),
         voxel_mm: tuple[float, float] = VOXEL_MM,
+        thickness_mm: tuple[float, float] = THICKNESS_MM,
     ) -> Slices:
         """Return random views of random people: axial, a little oblique, with random voxels.
 
@@ -165,28 +212,28 @@ class People:
             Number of examples.
         size
             (H, W) for slices, (H, W, D) for blocks of D slices.
-        voxel_mm
-            Smallest and largest edge of the voxels in the plane.
+        voxel_mm, thickness_mm
+            Smallest and largest edge of the voxels in the plane, and across.
         """
 
         def uniform(*shape):
             return torch.rand(shape, generator=generator, device=self.device)
 
-        person = torch.randint(len(self.table), (batch,), generator=generator, device=self.device)
+        person = torch.randint(len(self), (batch,), generator=generator, device=self.device)
         in_plane = voxel_mm[0] * (voxel_mm[1] / voxel_mm[0]) ** uniform(batch)
-        thick = THICKNESS_MM[0] * (THICKNESS_MM[1] / THICKNESS_MM[0]) ** uniform(batch)
+        thick = thickness_mm[0] * (thickness_mm[1] / thickness_mm[0]) ** uniform(batch)
         zooms = torch.stack([in_plane, in_plane, thick], dim=1)
         flips = torch.where(uniform(batch, 3) < 0.5, -1.0, 1.0)
         frames = self._random_frames(generator, batch)
         linear = frames * (zooms * flips)[:, None]
         # At the height of one of the brain's voxels, and the nearer to it in the plane the less of the brain is seen.
         shape = (*size, 1)[:3]
-        row = 1 + (uniform(batch) * self.counts[person]).long()
-        offset = torch.einsum("bij,bi->bj", frames, self.places[person, row] - self.centres[person])
+        centres = self.centres(person)
+        offset = torch.einsum("bij,bi->bj", frames, self.places(person, uniform(batch)) - centres)
         seen = in_plane[:, None] * torch.tensor(shape[:2], device=self.device) / HEAD_MM
         offset[:, :2] *= (1 - seen).clamp_min(0)
         offset[:, :2] += OFF_CENTRE_MM * torch.randn((batch, 2), generator=generator, device=self.device)
-        centre = self.centres[person] + torch.einsum("bij,bj->bi", frames, offset)
+        centre = centres + torch.einsum("bij,bj->bi", frames, offset)
         half = (torch.tensor(shape, device=self.device) - 1) / 2
         affine = torch.eye(4, device=self.device).repeat(batch, 1, 1)
         affine[:, :3, :3] = linear
@@ -210,17 +257,18 @@ class People:
         """
         shape = (*size, 1)[:3]
         points = _jittered_lattice(shape, supersample, generator)  # (3, V * K)
+        people = [self.person(number) for number in person.tolist()]
         to_anatomy = torch.linalg.inv(self.affine) @ affine
         voxels = torch.baddbmm(to_anatomy[:, :3, 3:] + 1, to_anatomy[:, :3, :3], points.expand(len(person), -1, -1))
         # Single precision holds every index of a grid of up to 16 million voxels.
         flat = torch.zeros((), device=voxels.device)
-        for axis, n in enumerate(self.index.shape[1:]):
+        for axis, n in enumerate(people[0].voxels.shape):
             flat = flat * n + voxels[:, axis].round_().clamp_(0, n - 1)
-        rows = self.index.flatten()[person[:, None] * self.index[0].numel() + flat.long()].long()
-        kept, inside = _compact(rows, self.table.shape[1])
+        rows = torch.stack([own.voxels.flatten()[at] for own, at in zip(people, flat.long(), strict=True)]).long()
+        kept, inside = _compact(rows, max(len(own.table) for own in people))
         inside = inside.reshape(len(person), int(np.prod(shape)), -1)
-        tissue_points = self.table[person[:, None], kept].transpose(1, 2).contiguous()
-        return Slices(tissue_points, inside, tuple(size), tissue, affine, person)
+        tissues = torch.stack([own.table[at].T for own, at in zip(people, kept, strict=True)])
+        return Slices(tissues, inside, tuple(size), tissue, affine, person)
 
     def finer(self, seen: Slices, size: tuple[int, int, int], generator: torch.Generator) -> Slices:
         """Return views of the same people and tissues, of the same extent as blocks but with `size` voxels."""

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from bids_dmrigen.diffusion.checkpoints import best_weights
 from bids_dmrigen.diffusion.noise import generator
+from bids_dmrigen.diffusion.storage import write_tensors
 from bids_dmrigen.diffusion.training import Plan, train
 
 PLAN = Plan(steps=30, evaluate_every=5, save_every=7, warmup=3, learning_rate=0.05, patience=100)
@@ -63,6 +65,55 @@ def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(tmp_path):
     for column in ("step", "learning_rate", "loss", "held_out"):
         assert [h[column] for h in resumed.history[1:]] == [h[column] for h in expected.history[1:]]
     assert resumed.steps == expected.steps == 30
+
+
+def score_that_is_best_at(step):
+    """Return a score that is lowest when it is asked for the time that belongs to a step."""
+    asked = iter(range(0, 1000, PLAN.evaluate_every))
+    return lambda net: abs(next(asked) - step) + 1.0
+
+
+def test_the_best_weights_come_back_though_they_are_older_than_the_checkpoint(tmp_path):
+    whole, broken, path = network(), network(), tmp_path / "state.safetensors"
+    train(whole, batch, loss, score_that_is_best_at(10), PLAN)
+    with pytest.raises(Interrupted):
+        train(broken, batch, loss, score_that_is_best_at(10), PLAN, checkpoint=path, progress=interrupt_at(23))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["state-best-10.safetensors", "state.safetensors"]
+    resumed = network()
+    train(resumed, batch, loss, lambda net: 50.0, PLAN, checkpoint=path)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    weights, stood = best_weights(path, network())
+    assert (stood.step, stood.best_step) == (30, 10)
+    assert all(torch.equal(value, weights[name]) for name, value in whole.state_dict().items())
+    (tmp_path / "state-best-10.safetensors").unlink()
+    with pytest.raises(ValueError, match="its best weights, state-best-10"):
+        train(network(), batch, loss, held_out, PLAN, checkpoint=path)
+
+
+def test_best_weights_of_another_training_are_not_taken_for_its_own(tmp_path):
+    path = tmp_path / "state.safetensors"
+    nothing = {name: torch.zeros_like(value) for name, value in network().state_dict().items()}
+    write_tensors(tmp_path / "state-best-10.safetensors", nothing)
+    net = network()
+    train(net, batch, loss, score_that_is_best_at(10), PLAN, checkpoint=path)
+    assert torch.equal(best_weights(path, network())[0]["0.weight"], net[0].weight)
+
+
+@pytest.mark.parametrize("best_at", [10, 30])
+def test_a_checkpoint_holds_weights_average_and_optimiser_once(tmp_path, best_at):
+    """Bytes of 32-bit numbers: two networks and two moments of what is trained; what is frozen once."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 200), nn.Linear(200, 200), nn.BatchNorm1d(200), nn.Linear(200, 1))
+    net[1].requires_grad_(False)
+    learnt, frozen = (sum(p.numel() for p in net.parameters() if p.requires_grad is w) for w in (True, False))
+    path = tmp_path / "state.safetensors"
+    train(net, batch, loss, score_that_is_best_at(best_at), PLAN, checkpoint=path)
+    buffers = sum(b.numel() * b.element_size() for b in net.buffers())
+    expected, header = 4 * (4 * learnt + frozen) + buffers, 8192
+    assert expected <= path.stat().st_size <= expected + header
+    beside = [p.stat().st_size for p in tmp_path.iterdir() if p != path]
+    assert len(beside) == (best_at != 30)
+    assert all(4 * learnt + buffers <= size <= 4 * learnt + buffers + header for size in beside)
 
 
 def test_a_finished_training_is_not_repeated(tmp_path):

@@ -140,8 +140,8 @@ def test_views_hold_brain_and_have_the_size_asked_for(crowd):
 def test_people_held_out_are_others_than_those_trained_on(ball):
     atlas = ball()
     training, held_out = People.from_atlas(atlas, 1), People.from_atlas(atlas, 1, held_out=True)
-    torch.testing.assert_close(held_out.table, People([deform(atlas, HELD_OUT)]).table)
-    assert training.counts != held_out.counts
+    torch.testing.assert_close(held_out.person(0).table, People([deform(atlas, HELD_OUT)]).person(0).table)
+    assert len(training.person(0).table) != len(held_out.person(0).table)
     with pytest.raises(ValueError, match=NO_PEOPLE):
         People([])
 
@@ -156,3 +156,19 @@ def test_people_of_the_embedded_atlas_have_the_anisotropy_and_diffusivity_of_rea
     maps = tensor_maps(fit_tensor(signal, bvals[0].numpy(), directions[0].numpy(), "wls"))
     assert 0.19 < float(maps["fa"].mean()) < 0.34  # means over the brains of nine real scans
     assert 0.65e-3 < float(maps["md"].median()) < 0.85e-3
+
+
+def test_people_are_made_when_they_are_drawn(ball):
+    asked = []
+
+    class Watched(list):
+        def __getitem__(self, number):
+            asked.append(number)
+            return super().__getitem__(number)
+
+    people = People(Watched([deform(ball(), seed) for seed in range(5)]))
+    assert not asked
+    first = people.slices(numbers_of_step(0, 0), 2, (8, 8))
+    assert sorted(asked) == sorted(set(first.person.tolist()))
+    people.slices(numbers_of_step(0, 0), 2, (8, 8))
+    assert len(asked) == len(set(asked)), "each is made once"

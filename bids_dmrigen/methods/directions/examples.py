@@ -15,12 +15,15 @@ from ...diffusion.arrays import Prepared
 from ...diffusion.processes import linear
 from ...dwi.gradients import even_directions, even_subset
 from ...dwi.noise import rician_mean
+from ...simulate.examples import VOXEL_MM as VOXEL_MM_OF_SCANS
 from ...simulate.examples import People, numbers_from
 from ...simulate.imaging import measure
-from .inputs import REFERENCES, Known, known_of
+from .inputs import Known, known_of
+from .task import REFERENCES
 
-SIDE = 64  # of training slices
-TARGETS = 4  # directions per training slice
+SIDE = {"small": (64, 64), "paper": (145, 174)}  # of training slices
+VOXEL_MM = {"small": VOXEL_MM_OF_SCANS, "paper": (1.25, 2.5)}  # in the plane; the paper's are 1.25 mm
+TARGETS = {"small": 4, "paper": 1}  # directions per training slice
 DIRECTIONS = (6, 64)  # acquired directions of training examples
 BVALS = (600.0, 3200.0)  # s/mm²
 SIGMA_ERROR = 0.25  # relative: how well a noise level is known
@@ -55,22 +58,23 @@ class Acquisition(NamedTuple):
     mask: Tensor  # (S, H, W)
 
 
-def simulated(people: People, batch: int, generator: torch.Generator) -> Acquisition:
+def simulated(people: People, size: str, batch: int, generator: torch.Generator) -> Acquisition:
     """Return slices of people, measured along some even directions; the targets are along others, without noise.
 
     Acquired volumes are magnitudes: a target is what one would be on average.
     """
     uniform, normal = numbers_from(generator)
-    n_slices = max(batch // TARGETS, 1)
+    targets = TARGETS[size]
+    n_slices = max(batch // targets, 1)
     n = int(_log_uniform(*DIRECTIONS, uniform(1)))
     bval = BVALS[0] * (BVALS[1] / BVALS[0]) ** uniform(n_slices)
     turn = torch.linalg.qr(normal(n_slices, 3, 3)).Q
     scheme = torch.tensor(_even(n), dtype=torch.float32, device=people.device)
     acquired = F.normalize(scheme @ turn + 0.1 * normal(n_slices, n, 3), dim=2)
-    wanted = F.normalize(normal(n_slices, TARGETS, 3), dim=2)
-    slices = people.slices(generator, n_slices, (SIDE, SIDE, 3))
+    wanted = F.normalize(normal(n_slices, targets, 3), dim=2)
+    slices = people.slices(generator, n_slices, (*SIDE[size], 3), VOXEL_MM[size])
     directions = torch.cat([torch.zeros_like(acquired[:, :1]), acquired, wanted], dim=1)
-    bvals = bval[:, None].repeat(1, 1 + n + TARGETS)
+    bvals = bval[:, None].repeat(1, 1 + n + targets)
     bvals[:, 0] = 0
     clean = slices.signal(bvals, directions)  # (S, 1 + n + T, H, W, 3)
     measured = measure(clean[:, : 1 + n], torch.ones_like(bval), generator, noiseless=clean[:, 1 + n :, :, :, 1:2])
@@ -83,7 +87,7 @@ def simulated(people: People, batch: int, generator: torch.Generator) -> Acquisi
     )  # fmt: skip
 
 
-def measured(scans: Prepared, batch: int, generator: torch.Generator) -> Acquisition:
+def measured(scans: Prepared, size: str, batch: int, generator: torch.Generator) -> Acquisition:
     """Return slices of a measured shell: some directions are known, and others, with their noise, are the targets.
 
     Raises
@@ -92,10 +96,10 @@ def measured(scans: Prepared, batch: int, generator: torch.Generator) -> Acquisi
         Where no scan has a shell with enough directions.
     """
     uniform, _ = numbers_from(generator)
-    needed, n_slices = REFERENCES + TARGETS, max(batch // TARGETS, 1)
-    views, b0s, volumes = scans.shell_slices(generator, n_slices, (SIDE, SIDE, 3), needed, (0.0, math.inf))
-    targets, rest = volumes[:TARGETS], volumes[TARGETS:]
-    n = int(_log_uniform(REFERENCES, min(len(rest), DIRECTIONS[1]), uniform(1)))
+    needed, n_slices = DIRECTIONS[0] + TARGETS[size], max(batch // TARGETS[size], 1)
+    views, b0s, volumes = scans.shell_slices(generator, n_slices, (*SIDE[size], 3), needed, (0.0, math.inf))
+    targets, rest = volumes[: TARGETS[size]], volumes[TARGETS[size] :]
+    n = int(_log_uniform(DIRECTIONS[0], min(len(rest), DIRECTIONS[1]), uniform(1)))
     directions = views.directions
     kept = rest[even_subset(directions[rest].cpu().numpy(), n)]
     ones = torch.ones(len(views.signal), device=scans.device)
@@ -109,7 +113,9 @@ def measured(scans: Prepared, batch: int, generator: torch.Generator) -> Acquisi
     )  # fmt: skip
 
 
-def examples(source: People | Prepared, size: str, batch: int, generator: torch.Generator) -> Batch:
+def examples(
+    source: People | Prepared, size: str, batch: int, generator: torch.Generator, references: int = REFERENCES.default
+) -> Batch:
     """Return a batch of training examples.
 
     Parameters
@@ -122,18 +128,23 @@ def examples(source: People | Prepared, size: str, batch: int, generator: torch.
         Images.
     generator
         The only source of chance.
+    references
+        How many the network sees.
     """
     noisy = isinstance(source, Prepared)
-    a = measured(source, batch, generator) if isinstance(source, Prepared) else simulated(source, batch, generator)
+    if isinstance(source, Prepared):
+        a = measured(source, size, batch, generator)
+    else:
+        a = simulated(source, size, batch, generator)
     uniform, normal = numbers_from(generator)
     brain = a.mask.sum(dim=(1, 2)).clamp_min(1)
     unit = ((a.shell[..., 1].mean(dim=1) * a.mask).sum(dim=(1, 2)) / brain).clamp_min(1e-3)
     unit = unit * torch.exp(0.2 * normal(len(unit)))  # of a whole brain it would be another than of the slice
     sigma = a.sigma * torch.exp(SIGMA_ERROR * normal(len(unit)))
-    known = known_of(a.b0, a.shell, a.acquired, a.wanted, a.bval, sigma, unit, size)
-    x0 = (a.target.reshape(-1, 1, SIDE, SIDE) - known.centre) / known.scale
+    known = known_of(a.b0, a.shell, a.acquired, a.wanted, a.bval, sigma, unit, size, references)
+    x0 = (a.target.flatten(0, 1)[:, None] - known.centre) / known.scale
     # Nothing is known of a measured scan outside its mask.
-    weight = torch.where(a.mask, 1.0, 0.0 if noisy else OUTSIDE).repeat_interleave(TARGETS, dim=0)[:, None]
+    weight = torch.where(a.mask, 1.0, 0.0 if noisy else OUTSIDE).repeat_interleave(TARGETS[size], dim=0)[:, None]
     # From a time at which x_t tells nothing of x0 the best answer is the mean, without the target's own noise; from
     # earlier ones it would be learnt.
     # The mean is also what is wanted most often: half of all images aim at it.

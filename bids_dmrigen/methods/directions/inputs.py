@@ -10,9 +10,8 @@ from torch import Tensor
 
 from ...dwi.harmonics import order_for, prediction_weights
 from ...dwi.series import Scan
-from .task import Shell
+from .task import REFERENCES, Shell
 
-REFERENCES = 6
 EXTRA = 5  # prediction, its slices below and above, mean of the shell, b0
 LEAST_SCALE = 0.03  # of the shell's mean signal: what a prediction errs by where there is no noise
 
@@ -47,7 +46,7 @@ class Known:
     @property
     def with_prediction(self) -> bool:
         """Whether more than the references is known: the network then makes the image, else (`paper`) the noise."""
-        return self.images.shape[1] > REFERENCES
+        return self.images.shape[1] > self.bvecs.shape[1] - 1
 
 
 def known_of(
@@ -59,6 +58,7 @@ def known_of(
     sigma: Tensor,
     unit: Tensor,
     size: str,
+    references: int = REFERENCES.default,
 ) -> Known:
     """Return what the network is told of T wanted directions in each of S slices; B = S T.
 
@@ -72,17 +72,19 @@ def known_of(
         (S, N, 3) and (S, T, 3) unit vectors in the slice's voxel axes.
     bval, sigma, unit
         (S,) b-value, noise level, and the shell's mean signal in the brain, by which all is divided.
+    size, references
+        Of the network, and how many references it sees.
     """
     n_slices, n = acquired.shape[:2]
     n_wanted = wanted.shape[1]
-    near = nearest_references(acquired, wanted, REFERENCES)  # (S, T, R)
+    near = nearest_references(acquired, wanted, references)  # (S, T, R)
     each = torch.arange(n_slices, device=near.device)[:, None, None]
-    references = shell[each, near, :, :, 1]  # (S, T, R, H, W)
+    beside = shell[each, near, :, :, 1]  # (S, T, R, H, W)
     bvecs = torch.cat([acquired[each, near], wanted[:, :, None]], dim=2)
     unit5 = unit.reshape(-1, 1, 1, 1, 1)
     if size == "paper":
-        images = references / unit5 - 1
-        centre = unit5.expand(-1, n_wanted, 1, *references.shape[3:])
+        images = beside / unit5 - 1
+        centre = unit5.expand(-1, n_wanted, 1, *beside.shape[3:])
         scale = unit5.expand(-1, n_wanted, 1, 1, 1)
     else:
         weights = prediction_weights(acquired, wanted, order_for(n))  # (S, T, N)
@@ -90,17 +92,17 @@ def known_of(
         spread = (sigma[:, None] * weights.norm(dim=2)).square() + (LEAST_SCALE * unit[:, None]).square()
         scale = spread.sqrt()[:, :, None, None, None]  # (S, T, 1, 1, 1)
         centre = predicted[..., 1][:, :, None]  # (S, T, 1, H, W)
-        beside = predicted[..., [0, 2]].permute(0, 1, 4, 2, 3)
+        layers = predicted[..., [0, 2]].permute(0, 1, 4, 2, 3)  # below and above
         shared = torch.stack([shell[..., 1].mean(dim=1), b0[..., 1] / 4], dim=1) / unit5[:, 0]  # (S, 2, H, W)
         shared = shared[:, None].expand(-1, n_wanted, -1, -1, -1)
-        images = torch.cat([(references - centre) / scale, centre / unit5, (beside - centre) / scale, shared], dim=2)
+        images = torch.cat([(beside - centre) / scale, centre / unit5, (layers - centre) / scale, shared], dim=2)
     batch = n_slices * n_wanted
     return Known(
         images.reshape(batch, *images.shape[2:]).contiguous(memory_format=torch.channels_last),
         centre.reshape(batch, *centre.shape[2:]),
         scale.reshape(batch, 1, 1, 1),
-        bvecs.reshape(batch, REFERENCES + 1, 3),
-        bval.repeat_interleave(n_wanted)[:, None].expand(-1, REFERENCES + 1),
+        bvecs.reshape(batch, references + 1, 3),
+        bval.repeat_interleave(n_wanted)[:, None].expand(-1, references + 1),
         (sigma / unit).clamp_min(1e-3).log().repeat_interleave(n_wanted),
     )
 

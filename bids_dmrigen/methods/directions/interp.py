@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from ..spec import Citation
-from .task import DIRECTIONS, DirectionsSpec
+from .task import DIRECTIONS, REFERENCES, DirectionsSpec
 from .weighted_sum import WeightedSum
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-REFERENCES = 6
 
 SPEC = DirectionsSpec(
     name="interp",
@@ -36,7 +35,7 @@ SPEC = DirectionsSpec(
     good_directions=6,
     needs_weights=False,
     samplers={"fast": "none: a weighted sum", "paper": "none: a weighted sum"},
-    options=(DIRECTIONS,),
+    options=(DIRECTIONS, REFERENCES),
     sizes=("small",),
     draws=False,
 )
@@ -47,7 +46,7 @@ class LinearInterpolation(WeightedSum):
 
     spec = SPEC
 
-    def weights(self, acquired: Tensor, wanted: Tensor) -> Tensor:
+    def weights(self, acquired: Tensor, wanted: Tensor, options: Mapping[str, Any]) -> Tensor:
         """Return the coefficients of wanted = sum_k c_k r_k (least norm), r_k the nearest references, sum c_k = 1.
 
         References are turned to the wanted direction's side first: a direction and its antipode measure the same.
@@ -56,7 +55,8 @@ class LinearInterpolation(WeightedSum):
 
         from .inputs import nearest_references
 
-        nearest = nearest_references(acquired, wanted, min(REFERENCES, len(acquired)))
+        n = options.get(REFERENCES.key, REFERENCES.default)
+        nearest = nearest_references(acquired, wanted, min(n, len(acquired)))
         references = acquired[nearest]  # (T, R, 3)
         side = torch.where((references @ wanted[:, :, None]) < 0, -1.0, 1.0)
         coefficients = torch.linalg.pinv((side * references).mT) @ wanted[:, :, None]

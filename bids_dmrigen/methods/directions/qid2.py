@@ -8,7 +8,7 @@ difference from it, in units of that prediction's own noise: what the references
 from __future__ import annotations
 
 from . import interp
-from .task import DIRECTIONS, DirectionsSpec
+from .task import DIRECTIONS, REFERENCES, DirectionsSpec
 
 SPEC = DirectionsSpec(
     name="qid2",
@@ -27,5 +27,5 @@ SPEC = DirectionsSpec(
         "fast": "DPM-Solver++(2M)",
         "mean": "none: the mean of the distribution, estimated from noise alone",
     },
-    options=(DIRECTIONS,),
+    options=(DIRECTIONS, REFERENCES),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,39 +24,71 @@ from ..base import Generated, Request, TrainedAtOnce
 from ..making import Making, denoiser, slice_by_slice
 from . import sh
 from .examples import BVALS, DIRECTIONS, PROCESS, Batch, examples
-from .inputs import EXTRA, REFERENCES, Known, known_of
+from .inputs import EXTRA, Known, known_of
 from .qid2 import SPEC
-from .task import Shell, assemble, check_left_out, shells_to_fill, wanted_directions
+from .task import REFERENCES, Shell, assemble, check_left_out, shells_to_fill, wanted_directions
 
 STEPS = (1000, 1, 8)  # of the paper's sampler, of the fast one for one sample and for several
 IMAGES_AT_ONCE = 24
 CHECKED = 4  # acquired directions of a shell that are left out to find how far the network is to be trusted
 MARGIN = 4  # voxels around the brain that the network sees
-SIZES = {
-    "small": UNetSpec(1 + REFERENCES + EXTRA, base=24, multipliers=(1, 2, 4), blocks=1, attention=(2,), groups=0,
+NEEDED = SPEC.min_directions  # on a shell
+SIZES = {  # with six references
+    "small": UNetSpec(1 + 6 + EXTRA, base=24, multipliers=(1, 2, 4), blocks=1, attention=(2,), groups=0,
                       bottom=False, heads=4, context=64, zero_output=True),
-    "paper": UNetSpec(1 + REFERENCES, base=128, multipliers=(1, 1, 2), blocks=1, attention=(1, 2), bottom=False,
-                      heads=4, context=256),
+    # Levels, blocks, heads of 128, the blocks at the bottom and the networks after each attention as the authors' code
+    # takes them from MONAI.
+    "paper": UNetSpec(1 + 6, base=128, multipliers=(1, 1, 2), blocks=1, attention=(1, 2), heads=0, head=128,
+                      context=256, feed=4),
 }  # fmt: skip
 UNTRAINED_B = "shells at b = {bvals} s/mm² lie outside what the weights were trained on, {low:.0f} to {high:.0f}"
 
 
 class QID2(TrainedAtOnce):
-    """QID²."""
+    """QID².
+
+    Parameters
+    ----------
+    references
+        How many of the nearest directions the network sees.
+    """
 
     spec = SPEC
+
+    def __init__(self, references: int = REFERENCES.default):
+        self.references = references
+
+    def configured(self, options: Mapping[str, Any]) -> QID2:
+        """Return the method with as many references as the options say."""
+        return QID2(options.get(REFERENCES.key, REFERENCES.default))
 
     def network(self, size: str) -> DirectionUNet:
         """Return an untrained network, always the same."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return DirectionUNet(SIZES[size], REFERENCES)
+            return DirectionUNet(self._architecture(size), self.references)
+
+    def _architecture(self, size: str) -> UNetSpec:
+        return replace(SIZES[size], in_channels=SIZES[size].in_channels + self.references - 6)
 
     def configuration(self, size: str) -> dict[str, Any]:
         """Return what the network of this size is built from and trained within."""
-        return {**vars(SIZES[size]), "references": REFERENCES, "bvals": list(BVALS), "directions": list(DIRECTIONS)}
+        return {
+            **vars(self._architecture(size)),
+            REFERENCES.key: self.references,
+            "bvals": list(BVALS),
+            "directions": list(DIRECTIONS),
+        }
 
     # -- training
+
+    def batch(self, size: str) -> int:
+        """Return the examples of a step; the paper does not say, its authors' code takes four."""
+        return 4 if size == "paper" else 32
+
+    def scored_on(self, size: str) -> tuple[int, int]:
+        """Return the fixed batches, and the examples of each; whole slices cost more and hold more."""
+        return (8, 1) if size == "paper" else (8, 32)
 
     def training_plan(self, size: str) -> Plan:
         """Return the training's default budget and settings; `paper` has the paper's rate and moments."""
@@ -73,7 +105,7 @@ class QID2(TrainedAtOnce):
 
     def examples(self, source: People | Prepared, size: str, batch: int, seed: int) -> Callable[[int], Batch]:
         """Return index -> batch of examples on the source's device."""
-        return lambda index: examples(source, size, batch, numbers_of_step(seed, index, source.device))
+        return lambda index: examples(source, size, batch, numbers_of_step(seed, index, source.device), self.references)
 
     def loss(self, net: nn.Module, batch: Batch) -> Tensor:
         """Return the weighted mean squared error of the network's prediction: noise (`paper`) or image (`small`)."""
@@ -96,14 +128,14 @@ class QID2(TrainedAtOnce):
 
         if request.size == "small":
             trust = trust_in_correction(fill, scan, request)
-        return replace(fill(scan, request), left_out=check_left_out(fill, scan, request, REFERENCES))
+        return replace(fill(scan, request), left_out=check_left_out(fill, scan, request, NEEDED))
 
     def _fill(
         self, making: Making[DirectionUNet], scan: Scan, request: Request, trust: dict[float, float]
     ) -> Generated:
         making = making.again(request)
         warnings = self.spec.check(scan)
-        shells, more = shells_to_fill(scan, self.spec.title, REFERENCES, wanted_directions(request))
+        shells, more = shells_to_fill(scan, self.spec.title, NEEDED, wanted_directions(request))
         warnings += more + _outside(shells)
         filler = _Filler(making, scan)
         made, first = [], 0
@@ -112,6 +144,7 @@ class QID2(TrainedAtOnce):
             made.append(filler.fill(shell, first, trusted[shell.bval]))
             first += len(shell.wanted)
         record = making.record(
+            References=making.net.references,
             TrustInCorrection={f"b={bval:.0f}": round(value, 3) for bval, value in trusted.items()},
             NoiseLevel={f"b={shell.bval:.0f}": round(shell_sigma(scan, shell.volumes), 4) for shell in shells},
         )
@@ -170,6 +203,7 @@ class _Filler:
             torch.tensor([sigma], device=device, dtype=torch.float32),
             torch.tensor([unit], device=device),
             self.request.size,
+            self.making.net.references,
         )
 
     def _sample(self, known: Known, z: int, first: int, sample: int) -> Tensor:
@@ -199,9 +233,9 @@ def trust_in_correction(fill: Callable[[Scan, Request], Generated], scan: Scan, 
     sum (y - s)(q - s) / sum (q - s)². The noise in y is in neither s nor q, so that it costs precision, not truth.
     Shells with too few directions to leave any out are not in the result.
     """
-    asked = replace(request, n_samples=1, sampler="fast", steps=None, left_out=CHECKED, options={})
-    made = check_left_out(fill, scan, asked, REFERENCES)
-    classical = check_left_out(lambda *few: sh.build().generate(None, *few), scan, asked, REFERENCES)
+    asked = replace(request, n_samples=1, sampler="fast", steps=None, left_out=CHECKED)
+    made = check_left_out(fill, scan, asked, NEEDED)
+    classical = check_left_out(lambda *few: sh.build().generate(None, *few), scan, asked, NEEDED)
     if made is None or classical is None:
         return {}
     trust = {}
@@ -227,5 +261,5 @@ def _outside(shells: list[Shell]) -> list[str]:
 
 
 def build() -> QID2:
-    """Return the method."""
+    """Return the method, with as many references as its option has by default."""
     return QID2()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from ..spec import Citation
 from .task import DIRECTIONS, DirectionsSpec
@@ -45,7 +46,7 @@ class HarmonicInterpolation(WeightedSum):
 
     spec = SPEC
 
-    def weights(self, acquired: Tensor, wanted: Tensor) -> Tensor:
+    def weights(self, acquired: Tensor, wanted: Tensor, options: Mapping[str, Any]) -> Tensor:
         """Return the weights of a fit of the highest order, up to 4, that the directions determine."""
         from ...dwi.harmonics import order_for, prediction_weights
 

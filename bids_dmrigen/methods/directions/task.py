@@ -35,6 +35,16 @@ DIRECTIONS = Option(
     key="directions",
     metavar="N|FILE",
 )
+REFERENCES = Option(
+    "qid2_references",
+    "nearest acquired directions that a new one is made from, 3 or 6 (default: 6); weights of qid2 are trained for one "
+    "of the two",
+    6,
+    int,
+    key="references",
+    choices=(3, 6),
+    of_weights=True,
+)
 
 
 class DirectionsSpec(MethodSpec):
@@ -175,7 +185,8 @@ def check_left_out(
         hidden = members[once[even_subset(world[once], n)]]
         shown = np.sort(np.r_[np.flatnonzero(scan.gradients.is_b0), np.setdiff1d(members, hidden)])
         few = Scan(scan.data[..., shown], scan.affine, scan.gradients[shown], scan.mask)
-        asked = replace(request, n_samples=1, left_out=0, options={DIRECTIONS.key: scan.gradients.bvecs[hidden]})
+        options = {**request.options, DIRECTIONS.key: scan.gradients.bvecs[hidden]}
+        asked = replace(request, n_samples=1, left_out=0, options=options)
         result = generate(few, asked)
         volumes.append(hidden)
         made.append(result.mean[..., ~result.acquired])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...dwi.series import Scan
 from ..base import Generated, Method, Request
@@ -19,8 +20,8 @@ class WeightedSum(Method):
     """A method that fills shells with weighted sums of their volumes."""
 
     @abstractmethod
-    def weights(self, acquired: Tensor, wanted: Tensor) -> Tensor:
-        """Return the weights (T, N) of a shell's volumes for directions (N, 3) and (T, 3)."""
+    def weights(self, acquired: Tensor, wanted: Tensor, options: Mapping[str, Any]) -> Tensor:
+        """Return the weights (T, N) of a shell's volumes for directions (N, 3) and (T, 3); options by key."""
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Fill every shell of the scan."""
@@ -38,7 +39,8 @@ class WeightedSum(Method):
         shells, more = shells_to_fill(scan, self.spec.title, self.spec.min_directions, wanted_directions(request))
         made = []
         for shell in shells:
-            weights = self.weights(torch.from_numpy(shell.acquired), torch.from_numpy(shell.wanted)).float()
+            acquired, wanted = torch.from_numpy(shell.acquired), torch.from_numpy(shell.wanted)
+            weights = self.weights(acquired, wanted, request.options).float()
             made.append(((shell_signal(scan, shell) @ weights.T).clamp_min(0).numpy(), None))
         record = classical_record(self.spec, begun)
         return assemble(scan, shells, made, record, warnings=tuple(warnings + more))

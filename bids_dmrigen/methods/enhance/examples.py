@@ -13,13 +13,15 @@ from torch.nn import functional as F
 
 from ...dwi.gradients import even_directions
 from ...dwi.harmonics import order_for
-from ...simulate.examples import People, Slices, numbers_from
+from ...simulate.examples import THICKNESS_MM, People, Slices, numbers_from
 from ...simulate.imaging import Imaging, measure
 from .inputs import ORDER, Shell, fitted
 from .task import BVALS
 
-SIDE = (32, 32, 16)  # voxels of a training block, at least
-VOXEL_MM = (1.5, 3.5)
+SIDE = {"small": (32, 32, 16), "paper": (96, 96, 96)}  # voxels of a training block, at least
+# Edges of the poor scan's voxels in the plane and across. Blocks of size `paper` hold a whole head, as the paper's do.
+VOXEL_MM = {"small": (1.5, 3.5), "paper": (1.5, 2.5)}
+ACROSS_MM = {"small": THICKNESS_MM, "paper": (1.5, 2.5)}
 DIRECTIONS = (6, 8, 12, 16, 20, 30, 45, 64)
 B0S = (1, 1, 2, 4)
 # Voxels of the good scan for one of the poor one, along each axis.
@@ -42,7 +44,12 @@ class Pair(NamedTuple):
 
 
 def simulated(
-    people: People, batch: int, generator: torch.Generator, both: bool = True, side: tuple[int, int, int] = SIDE
+    people: People,
+    batch: int,
+    generator: torch.Generator,
+    both: bool = True,
+    side: tuple[int, int, int] = SIDE["small"],
+    network: str = "small",
 ) -> Pair:
     """Return pairs of blocks of simulated people.
 
@@ -58,6 +65,8 @@ def simulated(
         False: the fine grid is not needed, and `fine` is `coarse`.
     side
         Voxels of the poor scan's blocks.
+    network
+        Its size.
     """
     device = people.device
     uniform, normal = numbers_from(generator)
@@ -69,7 +78,7 @@ def simulated(
     bval = BVALS[0] * (BVALS[1] / BVALS[0]) ** uniform(batch)
     turn = torch.linalg.qr(normal(batch, 3, 3)).Q
     bvecs = F.normalize(_even(n, device) @ turn + UNEVEN * uniform(batch, 1, 1) * normal(batch, n, 3), dim=2)
-    blocks = people.slices(generator, batch, side, VOXEL_MM)
+    blocks = people.slices(generator, batch, side, VOXEL_MM[network], ACROSS_MM[network])
     b0, dwis = _signal(blocks, bval, bvecs)
     clean = torch.cat([b0.expand(-1, b0s, -1, -1, -1), dwis], dim=1)
     seen = measure(clean, torch.ones_like(bval), generator, IMAGING)

@@ -66,7 +66,7 @@ class MeasuredPairs:
             self._check_place(k, other)
 
     def pair(
-        self, batch: int, generator: torch.Generator, both: bool = True, side: tuple[int, int, int] = SIDE
+        self, batch: int, generator: torch.Generator, both: bool = True, side: tuple[int, int, int] = SIDE["small"]
     ) -> Pair:
         """Return blocks of one poor scan along some of a shell's directions, and the good scan's features there.
 

@@ -7,13 +7,49 @@ is, adds to that, and does nearly all of the work.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ...dwi.gradients import LEAST_DIRECTIONS
-from ..spec import RISH, TENSOR, Citation
+from ..spec import RISH, TENSOR, Citation, Option, OptionError
 from .task import GOOD, VOXEL_SIZE, RishSpec
 
 FAST_STEPS, PAPER_STEPS = 4, 50  # of the inversion, and as many back
+TIMES = 1000  # of the diffusion
+ONE_EACH = "{flag}: expected three numbers, for degrees 0, 2 and 4, found {found}"
+TOO_LATE = "{flag}: expected times of at most {most}, found {found}"
 
-SPEC = RishSpec(
+GUIDANCE = Option(
+    "rishldm_guidance",
+    "strength w of classifier-free guidance for degrees 0, 2 and 4 (default: 0 0 0, none)",
+    (0.0, 0.0, 0.0),
+    float,
+    key="guidance",
+    least=0,
+    metavar="W",
+)
+NOISE = Option(
+    "rishldm_noise",
+    f"time to which features of degrees 0, 2 and 4 are noised, of {TIMES} (default: 100 100 100)",
+    (100, 100, 100),
+    int,
+    key="noise",
+    least=1,
+    metavar="T",
+)
+
+
+class _Spec(RishSpec):
+    def check_options(self, values: Mapping[str, Any], b0_threshold: float) -> None:
+        """Refuse anything but one value for each degree, and times beyond the diffusion's last."""
+        for option in (GUIDANCE, NOISE):
+            if len(values[option.name]) != 3:
+                raise OptionError(ONE_EACH.format(flag=option.flag, found=len(values[option.name])))
+        if max(values[NOISE.name]) > TIMES:
+            raise OptionError(TOO_LATE.format(flag=NOISE.flag, most=TIMES, found=max(values[NOISE.name])))
+
+
+SPEC = _Spec(
     name="rishldm",
     title="RISH latent diffusion",
     line="the shell as a better scanner would show it, on finer voxels where asked for, by latent diffusion",
@@ -43,7 +79,7 @@ SPEC = RishSpec(
         "paper": f"DDIM inversion and DDIM, {PAPER_STEPS} steps each",
         "fast": f"DDIM inversion and DDIM, {FAST_STEPS} steps each",
     },
-    options=(VOXEL_SIZE,),
+    options=(VOXEL_SIZE, GUIDANCE, NOISE),
     draws=False,
     fits=(TENSOR, RISH),
     paired=True,

@@ -29,7 +29,7 @@ from .grid import finer_grid
 from .inputs import DEGREES, ORDER, TOLD, Shell, fitted, on_grid, scales, signals
 from .pairs import MeasuredPairs
 from .rishldm import FAST_STEPS, PAPER_STEPS, SPEC
-from .stages import LEVELS, STAGES, Stage, known_for, refined, times_of, translate
+from .stages import STAGES, Stage, known_for, levels_of, refined, times_of, translate
 from .task import BVALS, GOOD, VOXEL_SIZE
 
 STEPS = (2 * PAPER_STEPS, 2 * FAST_STEPS, 2 * FAST_STEPS)  # evaluations
@@ -45,7 +45,8 @@ SIZES = {
     ),
     "paper": RishLDMSpec(
         VQVAESpec(widths=(256, 256)),
-        UNetSpec(32, 32, base=128, multipliers=(1, 2, 3, 4), blocks=2, attention=(2, 3), heads=8, context=128, dims=3),
+        UNetSpec(32, 32, base=128, multipliers=(1, 2, 3, 4), blocks=2, attention=(2, 3), heads=8, context=128, feed=4,
+                 dims=3),
         width=64,
     ),
 }  # fmt: skip
@@ -59,7 +60,11 @@ FINER_THAN_TRAINED = (
 
 
 class RishLatentDiffusion(Trainable):
-    """RISH latent diffusion. `Request.options`: `voxel_mm`, edge of the result's voxels; None for the scan's own."""
+    """RISH latent diffusion.
+
+    `Request.options`: `voxel_mm`, edge of the result's voxels, None for the scan's own; `guidance` and `noise`, three
+    numbers each, for degrees 0, 2 and 4.
+    """
 
     spec = SPEC
 
@@ -75,7 +80,12 @@ class RishLatentDiffusion(Trainable):
 
     def trainings(self, net: nn.Module) -> list[Stage]:
         """Return the four trainings, in order."""
-        return [stage(cast("RishLDM", net)) for stage in STAGES]
+        size = "small" if cast("RishLDM", net).spec.told else "paper"
+        return [stage(cast("RishLDM", net), size) for stage in STAGES]
+
+    def batch(self, size: str) -> int:
+        """Return the examples of a step; the paper does not say, and a GPU of its time holds one whole brain."""
+        return 1 if size == "paper" else 32
 
     def measured(self, scans: Prepared, good: Prepared | None = None) -> MeasuredPairs:
         """Return pairs of prepared scans: of each poor one what the good one of its subject shows.
@@ -95,7 +105,8 @@ class RishLatentDiffusion(Trainable):
         warnings = self.spec.check(scan)
         maker = _Maker(making, scan)
         mean, scale, changed = maker.make()
-        record = making.record(maker.evaluations, Scales=scale)
+        guidance, noise = ([getattr(level, name) for level in maker.levels] for name in ("guidance", "time"))
+        record = making.record(maker.evaluations, Guidance=guidance, NoiseTimes=noise, Scales=scale)
         kept = ~changed & (maker.grid is None)
         return Generated(
             mean, None, scan.gradients, (), kept, record, warnings=tuple(warnings + maker.warnings), grid=maker.grid
@@ -116,8 +127,10 @@ class _Maker:
 
     def __init__(self, making: Making[RishLDM], scan: Scan):
         self.net, self.scan, self.request, self.precision = making.net, scan, making.request, making.precision
-        # Half of the evaluations lead to the noise, and half back.
-        self.times, self.evaluations, self.warnings = times_of(max(making.steps // 2, 1)), 0, []
+        self.levels, self.warnings = levels_of(self.request.options), []
+        self.times = times_of(making.steps, self.levels)
+        # Of each image: features of a degree are images of their own.
+        self.evaluations = max(len(own) * level.cost for own, level in zip(self.times, self.levels, strict=True))
         self.brain = _with_b0(scan)
         self.points = [np.arange(float(n)) for n in scan.mask.shape]
         self.grid, edge = None, SPEC.edge_mm(scan.zooms_mm, self.request.options.get(VOXEL_SIZE.key))
@@ -155,10 +168,7 @@ class _Maker:
         device = self.request.device
         basis = harmonics(torch.as_tensor(self.world[volumes], dtype=torch.float32), ORDER).to(device)
         with autocast(device, self.precision):
-            made = translate(self.net, shell.features, self.times).float()
-        self.evaluations += sum(
-            len(times) * (2 + (level.guidance != 0)) for times, level in zip(self.times, LEVELS, strict=True)
-        )
+            made = translate(self.net, shell.features, self.levels, self.times).float()
         trust = torch.tensor(TRUST, device=device)[:, None, None, None]
         parts, sums, voxels, slabs = [], torch.zeros(len(DEGREES)), 0, list(self._slabs())
         for done, (first, last, halo) in enumerate(slabs):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,13 +20,15 @@ from ..base import Training
 from .examples import SIDE, Pair, simulated
 from .inputs import Known, Shell, known_of, on_grid
 from .pairs import MeasuredPairs
+from .rishldm import GUIDANCE, NOISE
 
 Source = People | MeasuredPairs
 Predicted = Callable[[Tensor, int, int], Tensor]  # (x_t, t, field) -> estimate of the noise in x_t
 PROCESS = linear()
 UNTOLD = 0.15  # share of the examples whose field strength the U-Net is not told
-CONSTANT_BATCHES = 16  # that constants of the network are read from
-TRAINING_STEPS = 4  # of the diffusion that makes super-resolution's examples
+CONSTANT_BATCHES = {"small": 16, "paper": 2}  # that constants of the network are read from
+TRAINING_EVALUATIONS = 8  # of the diffusion that makes super-resolution's examples
+PATCH = 64  # voxels, of super-resolution's examples of size `paper`
 
 
 class Level(NamedTuple):
@@ -35,27 +37,52 @@ class Level(NamedTuple):
     time: int  # that latents are noised to
     guidance: float  # w of classifier-free guidance
 
+    @property
+    def cost(self) -> int:
+        """Evaluations of a step there and back: guidance asks twice on the way back."""
+        return 3 if self.guidance else 2
 
-LEVELS = (Level(100, 0.0), Level(100, 0.0), Level(100, 0.0))  # of l = 0, 2, 4
+
+def levels_of(options: Mapping[str, Any]) -> tuple[Level, ...]:
+    """Return the level of each degree, l = 0, 2, 4, of the method's options by key."""
+    noise, guidance = (options.get(option.key, option.default) for option in (NOISE, GUIDANCE))
+    return tuple(Level(int(time), float(w)) for time, w in zip(noise, guidance, strict=True))
+
+
+LEVELS = levels_of({})  # what super-resolution learns from
 
 
 class Stage(Training):
     """One of the trainings: which part of the network, on what, by which loss."""
 
     rate: float
+    small_share: float  # of a budget in minutes, size `small`
+    passes: tuple[int, int]  # epochs, and scans in each, of size `paper`
     fine = False  # whether its examples need the fine grid
 
-    def __init__(self, net: RishLDM):
-        self.net = net
+    def __init__(self, net: RishLDM, size: str):
+        self.net, self.size = net, size
         divisor = net.spec.divisor
-        height, width, depth = (-(-n // divisor) * divisor for n in SIDE)
+        height, width, depth = (-(-n // divisor) * divisor for n in SIDE[size])
         self.side = (height, width, depth)  # of the poor scan's blocks
+
+    @classmethod
+    def paper_steps(cls) -> int:
+        """Return the steps of as many epochs as the paper's, a scan each."""
+        epochs, scans = cls.passes
+        return epochs * scans
+
+    def share(self, size: str) -> float:
+        """Return the share of a budget in minutes: `paper` splits it as the paper's epochs do."""
+        if size == "paper":
+            return self.paper_steps() / sum(stage.paper_steps() for stage in STAGES)
+        return self.small_share
 
     def training_plan(self, size: str) -> Plan:
         """Return the default budget and settings; the paper's: AdamW, 1e-4, 200 and 1000 epochs."""
         common: dict[str, Any] = {"evaluate_every": 100, "patience": 1000, "save_every": 100, "ema": 0.998}
         if size == "paper":
-            return Plan(steps=200_000, learning_rate=1e-4, warmup=0, weight_decay=0.01, **common)
+            return Plan(steps=self.paper_steps(), learning_rate=1e-4, warmup=0, weight_decay=0.01, **common)
         return Plan(steps=50_000, learning_rate=self.rate, warmup=100, **common)
 
     def begin(self, source: Source, batch: int, seed: int) -> None:
@@ -68,15 +95,13 @@ class Stage(Training):
 
         def make(index: int) -> Any:
             generator = numbers_of_step(seed, index, source.device)
-            return self.example(pair_of(source, batch, generator, self.fine, self.side), generator)
+            return self.example(pair_of(source, batch, generator, self.fine, self.side, self.size), generator)
 
         return make
 
-    def held_out(
-        self, source: Source, size: str, seed: int, batches: int = 8, batch: int = 2
-    ) -> Callable[[nn.Module], float]:
-        """Return a score on fixed examples of subjects who are never trained on; they are blocks, not slices."""
-        return super().held_out(source, size, seed, batches, batch)
+    def scored_on(self, size: str) -> tuple[int, int]:
+        """Return the fixed batches, and the examples of each: blocks, or (`paper`) one whole brain."""
+        return (1, 1) if size == "paper" else (8, 2)
 
     def example(self, pair: Pair, generator: torch.Generator) -> Any:
         """Return a batch from a pair of blocks."""
@@ -88,8 +113,15 @@ class Stage(Training):
 
     def _some_pairs(self, source: Source, batch: int, seed: int) -> Iterator[Pair]:
         """Yield pairs on the poor scan's grid, to read the network's constants from; none of them is trained on."""
-        for k in range(CONSTANT_BATCHES):
-            yield pair_of(source, batch, numbers_of_step(seed + 1, k, source.device), False, self.side)
+        for k in range(CONSTANT_BATCHES[self.size]):
+            yield pair_of(source, batch, numbers_of_step(seed + 1, k, source.device), False, self.side, self.size)
+
+    def _chosen(self, features: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the features (B, F, ...) that a step sees: all, or of one degree (`paper`, of whole brains)."""
+        if self.size != "paper":
+            return features
+        degree = int(torch.randint(features.shape[1], (), generator=generator, device=generator.device))
+        return features[:, degree : degree + 1]
 
 
 class Autoencoder(Stage):
@@ -105,23 +137,23 @@ class Autoencoder(Stage):
 class Autoencoder3T(Autoencoder):
     """The poor scans' autoencoder."""
 
-    name, share = "autoencoder_3t", 0.03
+    name, small_share, passes = "autoencoder_3t", 0.03, (200, 958)  # nine tenths of 1065 scans
 
     def example(self, pair: Pair, generator: torch.Generator) -> Tensor:
-        return pair.low.features
+        return self._chosen(pair.low.features, generator)
 
 
 class Autoencoder7T(Autoencoder):
     """The good scans' autoencoder, which starts as that of the poor ones."""
 
-    name, share = "autoencoder_7t", 0.02
+    name, small_share, passes = "autoencoder_7t", 0.02, (200, 154)  # of 171 scans
 
     def begin(self, source: Source, batch: int, seed: int) -> None:
         super().begin(source, batch, seed)
         self.net.autoencoder_7t.load_state_dict(self.net.autoencoder_3t.state_dict())
 
     def example(self, pair: Pair, generator: torch.Generator) -> Tensor:
-        return pair.coarse
+        return self._chosen(pair.coarse, generator)
 
 
 class NoisyLatents(NamedTuple):
@@ -136,21 +168,28 @@ class NoisyLatents(NamedTuple):
 class LatentDiffusion(Stage):
     """The U-Net: the mean squared error of the noise that it finds in latents of either field strength."""
 
-    name, share, rate = "unet", 0.07, 1e-3
+    name, rate = "unet", 1e-3
+    small_share, passes = 0.07, (1000, 308)  # of 342 scans
     constants = ("latent_scale",)
 
     @torch.no_grad()
     def begin(self, source: Source, batch: int, seed: int) -> None:
         super().begin(source, batch, seed)
         self.net.latent_scale.fill_(1)
-        latents = torch.cat([self._latents(pair) for pair in self._some_pairs(source, batch, seed)])
+        pairs = self._some_pairs(source, batch, seed)
+        latents = torch.cat([self._latents(*self._both(pair)) for pair in pairs])
         self.net.latent_scale.copy_(latents.std(dim=(0, 2, 3, 4)).clamp_min(1e-3).reshape(-1, 1, 1, 1))
 
     @torch.no_grad()
     def example(self, pair: Pair, generator: torch.Generator) -> NoisyLatents:
         uniform, normal = numbers_from(generator)
-        latents = self._latents(pair)
-        labels = labels_of(len(pair.coarse), pair.coarse.shape[1], latents.device)
+        low, high = self._both(pair)
+        degree = None
+        if self.size == "paper":
+            degree = int(torch.randint(low.shape[1], (), generator=generator, device=generator.device))
+            low, high = low[:, degree : degree + 1], high[:, degree : degree + 1]
+        latents = self._latents(low, high)
+        labels = labels_of(len(low), latents.device, range(pair.coarse.shape[1]) if degree is None else [degree])
         untold = uniform(len(latents)) < UNTOLD
         labels[:, 0] = torch.where(untold, self.net.unet.untold, labels[:, 0])
         t = 1 + (uniform(len(latents)) * PROCESS.steps).long()
@@ -160,9 +199,13 @@ class LatentDiffusion(Stage):
         x_t = PROCESS.add_noise(batch.latents, batch.t.reshape(-1, 1, 1, 1, 1), batch.noise)
         return (net("unet", x_t, batch.t.float(), batch.labels) - batch.noise).square().mean()
 
-    def _latents(self, pair: Pair) -> Tensor:
-        low = self.net.encode(FIELDS[0], pair.low.features * pair.coarse_mask[:, None])  # as much brain in both
-        return torch.cat([low, self.net.encode(FIELDS[1], pair.coarse)])
+    @staticmethod
+    def _both(pair: Pair) -> tuple[Tensor, Tensor]:
+        """Return the features of the poor and of the good scan, with as much brain in both."""
+        return pair.low.features * pair.coarse_mask[:, None], pair.coarse
+
+    def _latents(self, low: Tensor, high: Tensor) -> Tensor:
+        return torch.cat([self.net.encode(field, own) for field, own in zip(FIELDS, (low, high), strict=True)])
 
 
 class Refinement(NamedTuple):
@@ -177,7 +220,8 @@ class Refinement(NamedTuple):
 class SuperResolution(Stage):
     """The refiner, on what the diffusion makes of poor scans: mean squared error."""
 
-    name, share, rate, fine = "refiner", 0.88, 1e-3, True
+    name, rate, fine = "refiner", 1e-3, True
+    small_share, passes = 0.88, (200, 154)
     constants = ("ratios",)
 
     @torch.no_grad()
@@ -195,15 +239,21 @@ class SuperResolution(Stage):
         points = [even_points(n, wanted) for n, wanted in zip(self.side, pair.fine.shape[2:], strict=True)]
         device = pair.fine.device
         with autocast(device, resolve_precision("auto", device)):
-            made = translate(self.net, pair.low.features, times_of(TRAINING_STEPS)).float()
+            made = translate(self.net, pair.low.features, LEVELS, times_of(TRAINING_EVALUATIONS, LEVELS)).float()
+        truth, fine_mask = pair.fine, pair.fine_mask
+        if self.size == "paper":  # on patches, as SRCNN is trained
+            part = _patch(fine_mask.shape[1:], generator)
+            points = [p[own] for p, own in zip(points, part, strict=True)]
+            rows, columns, slices = part
+            truth, fine_mask = truth[..., rows, columns, slices], fine_mask[..., rows, columns, slices]
         shell = on_grid(pair.low, points)
-        known, inside = known_for(self.net, shell), (shell.mask & pair.fine_mask)[:, None]
+        known, inside = known_for(self.net, shell), (shell.mask & fine_mask)[:, None]
         decoded = resampled(made, points)
         # From brain to brain errors count relative to what was to be expected.
         expected, voxels = inside * known.scale.square(), inside.sum(dim=(2, 3, 4)).clamp_min(1)
         mean = expected.sum(dim=(2, 3, 4)) / voxels
         weight = expected / mean.clamp_min(1e-12)[:, :, None, None, None] * shell.determined[:, :, None, None, None]
-        return Refinement(decoded, known, pair.fine, weight)
+        return Refinement(decoded, known, truth, weight)
 
     def loss(self, net: nn.Module, batch: Refinement) -> Tensor:
         found = refined(net, batch.decoded, batch.known)
@@ -214,27 +264,39 @@ class SuperResolution(Stage):
 STAGES = (Autoencoder3T, Autoencoder7T, LatentDiffusion, SuperResolution)
 
 
-def pair_of(source: Source, batch: int, generator: torch.Generator, both: bool, side: tuple[int, int, int]) -> Pair:
+def pair_of(
+    source: Source, batch: int, generator: torch.Generator, both: bool, side: tuple[int, int, int], size: str
+) -> Pair:
     """Return pairs of simulated people's blocks, or of measured scans'."""
     if isinstance(source, People):
-        return simulated(source, batch, generator, both, side)
+        return simulated(source, batch, generator, both, side, size)
     return source.pair(batch, generator, both, side)
 
 
-def labels_of(n: int, kinds: int, device: torch.device) -> Tensor:
-    """Return the U-Net's labels (2 n kinds, 2) of n brains' features, poor and then good: field strength, degree."""
-    degree = torch.arange(kinds, device=device).repeat(2 * n)
-    return torch.stack([torch.arange(2, device=device).repeat_interleave(n * kinds), degree], dim=1)
+def labels_of(n: int, device: torch.device, degrees: Sequence[int]) -> Tensor:
+    """Return the U-Net's labels (2 n F, 2) of n brains' features, poor and then good: field strength, degree."""
+    degree = torch.tensor(list(degrees), device=device).repeat(2 * n)
+    return torch.stack([torch.arange(2, device=device).repeat_interleave(n * len(degrees)), degree], dim=1)
 
 
-def times_of(steps: int) -> tuple[list[int], ...]:
-    """Return the rising times of inversion of each degree: so many, or as many as its level has."""
-    return tuple(
-        [round(k * level.time / n) for k in range(1, n + 1)] for level in LEVELS for n in [min(steps, level.time)]
-    )
+def _patch(shape: Sequence[int], generator: torch.Generator) -> tuple[slice, ...]:
+    """Return a random part of volumes, of `PATCH` voxels along each axis that has as many."""
+    starts = [
+        int(torch.randint(max(n - PATCH, 0) + 1, (), generator=generator, device=generator.device)) for n in shape
+    ]
+    return tuple(slice(start, start + PATCH) for start in starts)
 
 
-def translate(net: RishLDM, low: Tensor, times: Sequence[Sequence[int]]) -> Tensor:
+def times_of(evaluations: int, levels: Sequence[Level]) -> tuple[list[int], ...]:
+    """Return the rising times of inversion of each degree, on which so many evaluations are spent, there and back.
+
+    Fewer where the level has no more times; one time takes two evaluations, or with guidance three.
+    """
+    steps = [min(max(evaluations // level.cost, 1), level.time) for level in levels]
+    return tuple([round(k * level.time / n) for k in range(1, n + 1)] for level, n in zip(levels, steps, strict=True))
+
+
+def translate(net: RishLDM, low: Tensor, levels: Sequence[Level], times: Sequence[Sequence[int]]) -> Tensor:
     """Return features (B, 3, H, W, D) as a better scanner would show them, of those of a poor scan.
 
     Encoded; noised by inverting DDIM as "3t" (Eq. 8); denoised as "7t" with guidance, (1 + w) e(x, c) - w e(x)
@@ -246,12 +308,12 @@ def translate(net: RishLDM, low: Tensor, times: Sequence[Sequence[int]]) -> Tens
         In evaluation mode, or without gradients.
     low
         (B, 3, H, W, D) that divides by `net.spec.divisor`.
-    times
-        Of inversion, for each degree.
+    levels, times
+        Of each degree: how far and how strongly, and the times of inversion.
     """
     latents = net.encode(FIELDS[0], low).unflatten(0, low.shape[:2])
     made = torch.empty_like(latents)
-    for degree, (level, rising) in enumerate(zip(LEVELS, times, strict=True)):
+    for degree, (level, rising) in enumerate(zip(levels, times, strict=True)):
         own = latents[:, degree]
 
         def predicted(x: Tensor, t: int, field: int, degree: int = degree) -> Tensor:

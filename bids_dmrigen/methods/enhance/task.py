@@ -54,7 +54,9 @@ class EnhanceSpec(MethodSpec):
     def plan(self, values: Mapping[str, Any], header: Header) -> MethodPlan:
         """Return the plan: the acquired table, on the grid that was asked for."""
         edge = self.edge_mm(header.zooms_mm, values[VOXEL_SIZE.name])
-        options = {} if edge is None else {VOXEL_SIZE.key: edge}
+        options = self.own_options(values) | {VOXEL_SIZE.key: edge}
+        if edge is None:
+            del options[VOXEL_SIZE.key]
         return MethodPlan(options, header.gradients, edge_mm=edge)
 
     def sentences(self, values: Mapping[str, Any]) -> Sequence[str]:

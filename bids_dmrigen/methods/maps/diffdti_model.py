@@ -9,11 +9,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ...diffusion.arrays import Prepared
 from ...diffusion.noise import NoiseSource
 from ...diffusion.samplers import dpm_solver_pp_2m, karras_times, predictor_corrector
 from ...diffusion.training import Plan
+from ...dwi.gradients import distinct
 from ...dwi.noise import shell_sigma
 from ...dwi.series import Scan
 from ...nets.fefm import FENSpec, FusedUNet
@@ -22,14 +24,27 @@ from ...simulate.examples import People, numbers_of_step
 from ..base import Generated, Request, TrainedAtOnce
 from ..making import Making, denoiser, slice_by_slice
 from .diffdti import SPEC
-from .examples import PROCESS, Batch, examples
+from .examples import PROCESS, Batch, examples, zeros_around
 from .inputs import IMAGES, MD_UNIT, NUMBERS, Known, known_of, noise_levels
-from .task import BVALS, CHANNELS, LEAST, MAPS, MOST, choose_volumes
+from .task import (
+    BVALS,
+    CHANNELS,
+    LEAST,
+    MAPS,
+    MOST,
+    NOT_ALL,
+    OTHER_SCHEME,
+    SCHEME_DEGREES,
+    SCHEMES,
+    choose_volumes,
+    nearest_to_scheme,
+)
 
 STEPS = (2000, 1, 24)  # of the paper's sampler, which asks twice at each time, of the fast one for one and several
 CORRECTOR_SNR = 0.075
 SLICES_AT_ONCE = 8
-CALIBRATION_BATCH, CALIBRATION_SAMPLES = 16, 16
+CALIBRATION_BATCH = {"small": 16, "paper": 2}  # of slices; those of `paper` have nine times the voxels
+CALIBRATION_SAMPLES = 16
 FEWEST_VOXELS = 200  # for a tissue to have factors of its own
 TISSUES = ("white matter", "grey matter", "CSF")  # by the maps
 WHITE_FA, FLUID_MD = 0.25, 1.5e-3  # above which it is white matter, and (mm²/s) fluid
@@ -40,7 +55,7 @@ MARGIN = 4  # voxels around the brain that the network sees
 SIZES = {
     "small": UNetSpec(CHANNELS + IMAGES, CHANNELS, base=24, multipliers=(1, 2, 3, 4), blocks=1, attention=(3,),
                       groups=0, bottom=False, heads=4, zero_output=True),
-    "paper": UNetSpec(CHANNELS + 1 + MOST, CHANNELS, base=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(2,)),
+    "paper": UNetSpec(CHANNELS + 1 + MOST, CHANNELS, base=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(3,)),
 }  # fmt: skip
 FEN = {
     "small": FENSpec(),
@@ -64,9 +79,18 @@ class DiffDTI(TrainedAtOnce):
 
     def configuration(self, size: str) -> dict[str, Any]:
         """Return what the network of this size is built from and trained within."""
-        return {**vars(SIZES[size]), "fen": vars(FEN[size]), "bvals": list(BVALS), "directions": [LEAST, MOST]}
+        made_of = {**vars(SIZES[size]), "fen": vars(FEN[size]), "bvals": list(BVALS), "directions": [LEAST, MOST]}
+        return made_of | ({"schemes": [own.tolist() for own in SCHEMES.values()]} if size == "paper" else {})
 
     # -- training
+
+    def batch(self, size: str) -> int:
+        """Return the examples of a step: the paper's eight."""
+        return 8 if size == "paper" else 32
+
+    def scored_on(self, size: str) -> tuple[int, int]:
+        """Return the fixed batches, and the examples of each; whole slices cost more and hold more."""
+        return (8, 1) if size == "paper" else (8, 32)
 
     def training_plan(self, size: str) -> Plan:
         """Return the training's default budget and settings; `paper` has the paper's rate, clipping and average."""
@@ -98,9 +122,11 @@ class DiffDTI(TrainedAtOnce):
         factor included; of people who were not trained on. Every number of directions and every tissue (as the mean
         shows it) has factors of its own, from so many `batches` of each number of directions.
         """
-        make, times = self.examples(source, size, CALIBRATION_BATCH, seed + 1), _times("fast", STEPS[2])
+        slices = CALIBRATION_BATCH[size]
+        make, times = self.examples(source, size, slices, seed + 1), _times("fast", STEPS[2])
         own_net = cast("FusedUNet", net.eval())
-        found: dict[int, list[tuple[Tensor, Tensor]]] = {n: [] for n in range(LEAST, MOST + 1)}
+        numbers = SCHEMES if size == "paper" else range(LEAST, MOST + 1)
+        found: dict[int, list[tuple[Tensor, Tensor]]] = {n: [] for n in numbers}
         for index in count():
             if all(len(own) == batches for own in found.values()):
                 break
@@ -108,7 +134,7 @@ class DiffDTI(TrainedAtOnce):
             own = found[batch.known.bvecs.shape[1]]
             if len(own) == batches:
                 continue
-            addresses = [(index, k, 0) for k in range(CALIBRATION_BATCH)]
+            addresses = [(index, k, 0) for k in range(slices)]
             drawn = []
             for sample in range(CALIBRATION_SAMPLES):
                 noise = NoiseSource(
@@ -135,10 +161,18 @@ class DiffDTI(TrainedAtOnce):
         making: Making[FusedUNet] = Making(self, net, request, STEPS, precision)
         making.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch types leave it out
         warnings = self.spec.check(scan)
-        bval, volumes, _ = choose_volumes(scan.gradients)
+        bval, volumes, found = choose_volumes(scan.gradients)
+        more: dict[str, Any] = {}
+        if request.size == "paper":
+            volumes, apart = _of_scheme(scan, bval)
+            if len(volumes) < found <= MOST:
+                warnings.append(NOT_ALL.format(used=len(volumes), found=found, bval=bval))
+            more["DegreesFromScheme"] = round(apart, 1)
+            if apart > SCHEME_DEGREES:
+                warnings.append(OTHER_SCHEME.format(apart=apart))
         maker = _Maker(making, scan, bval, volumes)
         mean, std, mismatch = maker.make()
-        more: dict[str, Any] = {
+        more |= {
             "Volumes": {"b0": np.flatnonzero(scan.gradients.is_b0).tolist(), f"b={bval:.0f}": volumes.tolist()},
             "NoiseLevel": [round(float(level), 4) for level in maker.noise],
         }
@@ -150,6 +184,14 @@ class DiffDTI(TrainedAtOnce):
             }
         acquired, checks = np.zeros(CHANNELS, bool), {"colour_mismatch": mismatch}
         return Generated(mean, std, None, MAPS, acquired, making.record(**more), checks, tuple(warnings))
+
+
+def _of_scheme(scan: Scan, bval: float) -> tuple[np.ndarray, float]:
+    """Return the volumes of a shell that stand for a scheme's, in its order, and by how many degrees they differ."""
+    volumes = dict(scan.gradients.shells())[bval]
+    volumes = volumes[distinct(scan.gradients.bvecs[volumes])]
+    chosen, apart = nearest_to_scheme(scan.gradients.world_directions(scan.affine)[volumes])
+    return volumes[chosen], apart
 
 
 class _Maker:
@@ -164,6 +206,10 @@ class _Maker:
         self.bvecs = torch.as_tensor(scan.gradients.world_directions(scan.affine)[volumes], dtype=torch.float32)
         self.times = _times(self.request.sampler, making.steps)
         self.box, self.slices = scan.brain_window(MARGIN)
+        # A network of size `paper` has only seen slices with zeros around them.
+        self.around = (0, 0, 0, 0)
+        if self.request.size == "paper":
+            self.around = zeros_around(*(part.stop - part.start for part in self.box))
         self.factors = making.net.spread[len(volumes) - LEAST].cpu()  # (tissues, 5)
 
     @torch.no_grad()  # inference mode would not reach the threads of the tensor maps
@@ -207,7 +253,9 @@ class _Maker:
         around = np.clip(part[:, None] + [-1, 0, 1], 0, self.scan.mask.shape[2] - 1)  # (S, 3)
 
         def block(volume: np.ndarray) -> Tensor:  # (h, w, S, 3, ...)
-            return torch.from_numpy(np.ascontiguousarray(volume[self.box][:, :, around], dtype=np.float32))
+            part = torch.from_numpy(np.ascontiguousarray(volume[self.box][:, :, around], dtype=np.float32))
+            columns, rows = self.around[:2], self.around[2:]
+            return F.pad(part, (0, 0) * (part.ndim - 2) + (*columns, *rows))
 
         device, n = self.request.device, len(part)
         return known_of(
@@ -224,9 +272,12 @@ class _Maker:
         """Return one sample (S, 5, h, w) of the maps of some slices, MD in units of `MD_UNIT`."""
         request = self.request
         addresses = [(0, int(z), sample) for z in part]
-        shape = (CHANNELS, *known.centre.shape[2:])
+        left, right, top, bottom = self.around
+        height, width = known.centre.shape[2:]
+        shape = (CHANNELS, height, width)
         noise = NoiseSource(request.seed, request.subject, request.run, SPEC.name, addresses, shape, request.device)
-        return draw(self.making.net, known, request.sampler, self.times, noise, self.making.precision).cpu()
+        made = draw(self.making.net, known, request.sampler, self.times, noise, self.making.precision).cpu()
+        return made[..., top : height - bottom, left : width - right]
 
 
 def draw(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
@@ -17,15 +18,23 @@ from ...dwi.noise import rician_mean
 from ...simulate.examples import People, numbers_from
 from ...simulate.imaging import Imaging, measure
 from .inputs import Known, fitted_maps, known_of, noise_levels
-from .task import BVALS, LEAST, MOST
+from .task import BVALS, LEAST, MOST, SCHEME_DEGREES, SCHEMES, nearest_to_scheme
 
-SIDE = 64  # of training slices
-VOXEL_MM = (2.0, 5.0)  # smaller ones show how smooth the anatomies are, and a network learns to smooth real detail
+SIDE = {"small": (64, 64), "paper": (145, 174)}  # of training slices
+PADDED = 192  # height and width to which zeros bring slices of size `paper`
+# In the plane. Smaller voxels show how smooth the anatomies are, and a network learns to smooth real detail; those of
+# the paper are 1.25 mm.
+VOXEL_MM = {"small": (2.0, 5.0), "paper": (1.25, 2.5)}
 IMAGING = Imaging(acquired=(0.75, 1.0), noise_alone=True)
-UNEVEN = 0.25  # how far directions stray from even ones
+UNEVEN = {"small": 0.25, "paper": 0.05}  # how far directions stray from even ones, and from the paper's scheme
 SIGMA_ERROR = 0.1  # relative, beyond what a slice's reading of its noise varies
 TRUTH_DIRECTIONS = 12  # without random noise their FA is within 1e-3 of that of 90
 MEASURED_DIRECTIONS = 12  # at least, of a measured shell whose maps are to be made
+
+NOT_OF_SCHEME = (
+    "{name}: its directions differ by {apart:.0f} degrees from the scheme that networks of size paper are trained for, "
+    "expected at most {most:.0f}; leave the scan out, or train size small"
+)
 
 PROCESS = VarianceExploding()
 UNTOLD_SIGMA = 30.0  # noise in x_t beside which an image of about unit variance does not show
@@ -54,16 +63,19 @@ class Acquisition(NamedTuple):
     truth: Tensor  # (B, 5, H, W) as `fitted_maps`
 
 
-def simulated(people: People, batch: int, generator: torch.Generator) -> Acquisition:
+def simulated(people: People, size: str, batch: int, generator: torch.Generator) -> Acquisition:
     """Return slices of simulated people; the maps are those of even directions' mean magnitudes, by least squares."""
     device = people.device
     uniform, normal = numbers_from(generator)
-    n = LEAST + int(uniform(1) * (MOST - LEAST + 1))
+    n = _number(size, uniform)
     bval = BVALS[0] * (BVALS[1] / BVALS[0]) ** uniform(batch)
-    turn = torch.linalg.qr(normal(batch, 3, 3)).Q
-    bvecs = F.normalize(_even(n, device) @ turn + UNEVEN * uniform(batch, 1, 1) * normal(batch, n, 3), dim=2)
+    if size == "paper":
+        even = torch.tensor(SCHEMES[n], dtype=torch.float32, device=device)
+    else:
+        even = _even(n, device) @ torch.linalg.qr(normal(batch, 3, 3)).Q
+    bvecs = F.normalize(even + UNEVEN[size] * uniform(batch, 1, 1) * normal(batch, n, 3), dim=2)
     nothing = torch.zeros_like(bvecs[:, :1])
-    slices = people.slices(generator, batch, (SIDE, SIDE, 3), VOXEL_MM)
+    slices = people.slices(generator, batch, (*SIDE[size], 3), VOXEL_MM[size])
     clean = slices.signal(F.pad(bval[:, None].expand(-1, n), (1, 0)), torch.cat([nothing, bvecs], dim=1))
     middle = slices.layer(1)
     dense = _even(TRUTH_DIRECTIONS, device)
@@ -77,18 +89,25 @@ def simulated(people: People, batch: int, generator: torch.Generator) -> Acquisi
     return Acquisition(measured.signal[:, 0], measured.signal[:, 1:], bvecs, bval, measured.sigma, middle.mask(), truth)
 
 
-def measured(scans: Prepared, batch: int, generator: torch.Generator) -> Acquisition:
+def measured(scans: Prepared, size: str, batch: int, generator: torch.Generator) -> Acquisition:
     """Return slices of a measured shell: few of its directions, and the least-squares maps of all of them.
 
     Raises
     ------
     ValueError
-        Where no scan has a shell in range with enough directions.
+        Where no scan has a shell in range with enough directions, or (`paper`) one has not those of the scheme.
     """
     uniform, _ = numbers_from(generator)
-    views, b0s, volumes = scans.shell_slices(generator, batch, (SIDE, SIDE, 3), MEASURED_DIRECTIONS, BVALS)
-    n = LEAST + int(uniform(1) * (MOST - LEAST + 1))
-    few = volumes[even_subset(views.directions[volumes].cpu().numpy(), n)]
+    views, b0s, volumes = scans.shell_slices(generator, batch, (*SIDE[size], 3), MEASURED_DIRECTIONS, BVALS)
+    n, directions = _number(size, uniform), views.directions[volumes].cpu().numpy()
+    if size == "paper":
+        chosen, apart = nearest_to_scheme(directions, n)
+        if apart > SCHEME_DEGREES:
+            name = scans.about[views.scan]["name"]
+            raise ValueError(NOT_OF_SCHEME.format(name=name, apart=apart, most=SCHEME_DEGREES))
+    else:
+        chosen = even_subset(directions, n)
+    few = volumes[chosen]
     ones = torch.ones(batch, device=scans.device)
     bval = views.bvals[volumes].mean() * ones
     b0 = views.signal[:, b0s].mean(dim=1)
@@ -113,7 +132,12 @@ def examples(source: People | Prepared, size: str, batch: int, generator: torch.
     generator
         The only source of chance.
     """
-    a = simulated(source, batch, generator) if isinstance(source, People) else measured(source, batch, generator)
+    if isinstance(source, People):
+        a = simulated(source, size, batch, generator)
+    else:
+        a = measured(source, size, batch, generator)
+    if size == "paper":
+        a = _padded(a)
     uniform, normal = numbers_from(generator)
     unit = ((a.b0[..., 1] * a.mask).sum(dim=(1, 2)) / a.mask.sum(dim=(1, 2)).clamp_min(1)).clamp_min(1e-3)
     unit = unit * torch.exp(0.2 * normal(batch))  # of a whole brain it would be another than of the slice
@@ -130,6 +154,28 @@ def examples(source: People | Prepared, size: str, batch: int, generator: torch.
     first = torch.where((uniform(batch) < 0.5) & known.with_fit, FIRST_UNTOLD, 1)
     t = first + (uniform(batch) * (PROCESS.steps + 1 - first)).long()
     return Batch(known, x0, weight, t, normal(*x0.shape))
+
+
+def _number(size: str, uniform: Callable[..., Tensor]) -> int:
+    """Return how many directions a batch has: three to six, or (`paper`) those of one of the schemes."""
+    numbers = sorted(SCHEMES) if size == "paper" else range(LEAST, MOST + 1)
+    return numbers[int(uniform(1) * len(numbers))]
+
+
+def _padded(a: Acquisition) -> Acquisition:
+    """Return slices with zeros around them, so that they are `PADDED` voxels high and wide."""
+    height, width = a.mask.shape[1:]
+    around = zeros_around(height, width)
+    return a._replace(
+        b0=F.pad(a.b0, (0, 0, *around)), dwis=F.pad(a.dwis, (0, 0, *around)), mask=F.pad(a.mask, around),
+        truth=F.pad(a.truth, around),
+    )  # fmt: skip
+
+
+def zeros_around(height: int, width: int) -> tuple[int, int, int, int]:
+    """Return as `F.pad` takes it how many zeros bring slices to `PADDED`; none where they are larger."""
+    rows, columns = (max(PADDED - n, 0) for n in (height, width))
+    return columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
 
 
 @cache

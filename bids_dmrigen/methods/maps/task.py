@@ -17,10 +17,24 @@ MAPS = ("fa", "md", "dec")
 CHANNELS = 5  # FA, MD, and colour FA's red, green and blue
 BVALS = (600.0, 3200.0)  # s/mm², of training examples
 BEST_B = 1000.0  # s/mm²: of several shells the nearest to it is used
+GOLDEN = (1 + 5**0.5) / 2
+# Directions in the scanner's frame, world RAS+, that networks of size `paper` are trained for, in the order of their
+# images: the axes, and the six through the corners of an icosahedron, as even as six can be.
+SCHEMES = {
+    3: np.eye(3),
+    6: np.array([[0, 1, GOLDEN], [0, -1, GOLDEN], [1, GOLDEN, 0], [-1, GOLDEN, 0], [GOLDEN, 0, 1], [GOLDEN, 0, -1]])
+    / np.hypot(1, GOLDEN),
+}
+SCHEME_DEGREES = 10.0  # by which directions may differ from the scheme before the maps are no longer trusted
 
 TOO_FEW = "{title} needs at least {least} different directions on a shell, found {found}"
 UNTRAINED_B = "b = {bval:.0f} s/mm² lies outside what the weights were trained on, {low:.0f} to {high:.0f}"
 NOT_ALL = "{used} of {found} directions at b = {bval:.0f} s/mm² were used; see Volumes in the sidecar"
+
+OTHER_SCHEME = (
+    "the directions differ by up to {apart:.0f} degrees from the scheme that networks of size paper are trained for: "
+    "they are told no directions, so colour FA is not to be trusted, and FA less than that of size small"
+)
 
 MISMATCH = Definition(
     "Colour mismatch", "1", "lower",
@@ -65,6 +79,26 @@ def choose_volumes(gradients: GradientTable, title: str = "the method") -> tuple
     if found > MOST:
         volumes = np.sort(volumes[best_conditioned(gradients.bvecs[volumes], MOST)])
     return float(bval), volumes, found
+
+
+def nearest_to_scheme(world: np.ndarray, n: int | None = None) -> tuple[np.ndarray, float]:
+    """Return which of some directions stand for a scheme's, in its order, and by how much they differ at most, degrees.
+
+    Parameters
+    ----------
+    world
+        (N, 3) unit vectors in world RAS+.
+    n
+        Of the scheme; None: six where there are as many, else three.
+    """
+    scheme = SCHEMES[n or (MOST if len(world) >= MOST else LEAST)]
+    likeness = np.abs(scheme @ np.asarray(world, dtype=np.float64).T)
+    chosen, least, left = np.zeros(len(scheme), int), 1.0, likeness.copy()
+    for _ in scheme:  # the likest pair first, each direction once
+        wanted, own = np.unravel_index(left.argmax(), left.shape)
+        chosen[wanted], least = own, min(least, likeness[wanted, own])
+        left[wanted], left[:, own] = -1, -1
+    return chosen, float(np.rad2deg(np.arccos(least)))
 
 
 def best_conditioned(bvecs: np.ndarray, n: int) -> np.ndarray:

@@ -14,7 +14,9 @@ from ...simulate.imaging import measure
 from .inputs import PROCESS, Known, PopulationMaps, known_of
 from .task import GRID_MM
 
-SIDE = 64  # of training slices
+# Of training slices; those of size `paper` hold a whole brain of the template, and zeros around it.
+SIDE = {"small": (64, 64), "paper": (112, 128)}
+PADDED = 256  # height and width of the latter with the zeros
 TARGETS = 4  # directions per slice
 BVALS = (500.0, 3200.0)  # s/mm²
 RIM_GAIN, RIM_MM = 0.7, 10.0  # largest logarithm of the coils' gain at the brain's rim, and how far in it reaches
@@ -65,7 +67,7 @@ def examples(cohort: Cohort, size: str, batch: int, generator: torch.Generator) 
     n = max(batch // TARGETS, 1)
     bval = BVALS[0] * (BVALS[1] / BVALS[0]) ** uniform(n)
     bvecs = F.normalize(normal(n, TARGETS, 3), dim=2)
-    slices, places = _views(people, n, generator)
+    slices, places = _views(people, size, n, generator)
     clean = slices.signal(torch.zeros(n, 1, device=people.device), torch.zeros(n, 1, 3, device=people.device))
     middle = slices.layer(1)
     wanted = middle.signal(bval[:, None].repeat(1, TARGETS), bvecs)
@@ -78,6 +80,10 @@ def examples(cohort: Cohort, size: str, batch: int, generator: torch.Generator) 
     unit = unit * torch.exp(0.2 * normal(n))  # of a whole brain it would be another than of the slice
     assert measured.expected is not None  # it was asked for: `noiseless`
     image = measured.expected[..., 0] / unit[:, None, None, None]
+    if size == "paper":
+        around = zeros_around(*mask.shape[1:])
+        b0, image, mask = F.pad(b0, (0, 0, *around)), F.pad(image, around), F.pad(mask, around)
+        places = continued(places, around)
 
     def each(values: Tensor) -> Tensor:
         return values.repeat_interleave(TARGETS, dim=0)
@@ -87,7 +93,7 @@ def examples(cohort: Cohort, size: str, batch: int, generator: torch.Generator) 
         each(b0 / unit[:, None, None, None]), cohort.maps.adc_at(each(places), bvals), bvecs.flatten(0, 1), bvals,
         each(places), size, None if tracts is None else each(tracts),
     )  # fmt: skip
-    x0 = ((image.reshape(-1, 1, SIDE, SIDE) - known.centre) / known.scale).clamp(-10, 10)
+    x0 = ((image.flatten(0, 1)[:, None] - known.centre) / known.scale).clamp(-10, 10)
     inside = each(mask)[:, None]
     # Within a slice errors count as they are, from slice to slice relative to the signal there is.
     expected, voxels = inside * known.scale.square(), inside.sum(dim=(2, 3), keepdim=True).clamp_min(1)
@@ -124,20 +130,40 @@ def rim_gain(mask: Tensor, strength: Tensor, generator: torch.Generator) -> Tens
     return torch.exp(strength[:, None, None, None] * sides * 2 * (1 - inside).clamp(0, 0.75))
 
 
-def _views(people: People, n: int, generator: torch.Generator) -> tuple[Slices, Tensor]:
+def zeros_around(height: int, width: int) -> tuple[int, int, int, int]:
+    """Return as `F.pad` takes it how many zeros bring slices to `PADDED`; none where they are larger."""
+    rows, columns = (max(PADDED - n, 0) for n in (height, width))
+    return columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
+
+
+def continued(places: Tensor, around: tuple[int, int, int, int]) -> Tensor:
+    """Return places (B, 3, H, W) of voxels, mm, and of as many more on each side, as `F.pad` takes them."""
+    left, right, top, bottom = around
+    height, width = places.shape[2:]
+    rows = torch.arange(-top, height + bottom, device=places.device, dtype=places.dtype)[:, None]
+    columns = torch.arange(-left, width + right, device=places.device, dtype=places.dtype)
+    corner = places[:, :, :1, :1]
+    down, across = places[:, :, 1:2, :1] - corner, places[:, :, :1, 1:2] - corner
+    return corner + rows * down + columns * across
+
+
+def _views(people: People, size: str, n: int, generator: torch.Generator) -> tuple[Slices, Tensor]:
     """Return axial blocks of three slices in the brain, and the places (n, 3, H, W), mm, of their middle slices."""
     device = people.device
     uniform, _ = numbers_from(generator)
-    person = torch.randint(len(people.table), (n,), generator=generator, device=device)
-    row = 1 + (uniform(n) * people.counts[person]).long()
-    corner = people.places[person, row] / GRID_MM
-    corner[:, :2] -= SIDE * (0.3 + 0.4 * uniform(n, 2))  # not always in the middle
+    person = torch.randint(len(people), (n,), generator=generator, device=device)
+    corner = people.places(person, uniform(n)) / GRID_MM
+    side = torch.tensor(SIDE[size], device=device)
+    if size == "paper":  # the template's middle in the middle
+        corner[:, :2] = people.centres(person)[:, :2] / GRID_MM - side / 2
+    else:
+        corner[:, :2] -= side * (0.3 + 0.4 * uniform(n, 2))  # not always in the middle
     corner[:, 2] -= 1
     affine = torch.eye(4, device=device).repeat(n, 1, 1)
     affine[:, :3, :3] *= GRID_MM
     affine[:, :3, 3] = GRID_MM * corner.round()
     kind = torch.randint(len(people.tissues), (n,), generator=generator, device=device)
-    slices = people.view(person, affine, (SIDE, SIDE, 3), people.tissues[kind], generator)
-    index = torch.stack(torch.meshgrid(*(torch.arange(SIDE, device=device),) * 2, indexing="ij")).float()
+    slices = people.view(person, affine, (*SIDE[size], 3), people.tissues[kind], generator)
+    index = torch.stack(torch.meshgrid(*(torch.arange(k, device=device) for k in SIDE[size]), indexing="ij")).float()
     index = torch.cat([index, torch.ones_like(index[:1])])  # the middle slice
     return slices, GRID_MM * index + affine[:, :3, 3, None, None]

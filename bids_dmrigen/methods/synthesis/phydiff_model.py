@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ...diffusion.noise import NoiseSource
 from ...diffusion.numerics import autocast
@@ -22,13 +23,12 @@ from ...nets.hdit import HDiT, HDiTSpec
 from ...nets.template_atlas import IMAGES as ATLAS_IMAGES
 from ...nets.template_atlas import TemplateAtlas
 from ...simulate.adc import mean_adc
-from ...simulate.anatomy import deform
 from ...simulate.atlas import Atlas
-from ...simulate.examples import HELD_OUT, People, numbers_of_step
+from ...simulate.examples import People, numbers_of_step
 from ...simulate.individual import ALIGNED
 from ..base import Generated, Population, Request, TrainedAtOnce
 from ..making import Making, denoiser, slice_by_slice
-from .examples import BVALS, Batch, Cohort, examples
+from .examples import BVALS, Batch, Cohort, continued, examples, zeros_around
 from .inputs import IMAGES, PROCESS, Known, PopulationMaps, adc_for, known_of
 from .phydiff import SPEC
 from .task import DEFAULT_BVALUES, wanted_table
@@ -103,6 +103,10 @@ class PhyDiff(TrainedAtOnce):
 
     # -- training
 
+    def scored_on(self, size: str) -> tuple[int, int]:
+        """Return the fixed batches, and the examples of each; whole slices cost more and hold more."""
+        return (2, 4) if size == "paper" else (8, 32)
+
     def training_plan(self, size: str) -> Plan:
         """Return the training's default budget and settings: the paper's optimiser."""
         common: dict[str, Any] = {"learning_rate": 5e-4, "betas": (0.9, 0.95), "weight_decay": 1e-4, "ema": 0.999}
@@ -121,8 +125,7 @@ class PhyDiff(TrainedAtOnce):
 
         `population` is on the atlas's grid; without one the ADC atlas is that of `ADC_PEOPLE` such people.
         """
-        first = HELD_OUT * held_out
-        people = People((deform(atlas.to(device), seed, ALIGNED) for seed in range(first, first + n)), device=device)
+        people = People.from_atlas(atlas, n, held_out, ALIGNED, device)
         if population is None:
             population = Population(_mean_adc(atlas), np.array(DEFAULT_BVALUES))
         return Cohort(people, PopulationMaps.of(population, atlas.affine, device))
@@ -193,6 +196,10 @@ class _Maker:
         self.box, own = scan.brain_window(MARGIN)
         # Around the brain too: what is read back on another grid needs neighbours.
         self.slices = np.arange(max(own[0] - MARGIN, 0), min(own[-1] + MARGIN + 1, self.b0.shape[2]))
+        # A network of size `paper` has only seen slices with zeros around them.
+        self.around = (0, 0, 0, 0)
+        if self.request.size == "paper":
+            self.around = zeros_around(*(part.stop - part.start for part in self.box))
         start = PROCESS.steps if self.request.sampler == "fast" else round(STRENGTH * PROCESS.steps)
         self.times = even_times(start, making.steps)
 
@@ -218,7 +225,9 @@ class _Maker:
             images = draw(self.making.net, known, request.sampler, self.times, noise, self.making.precision)
             parts.append(images[:, 0].cpu())
             centres.append(known.centre[:, 0].cpu())
-        images, centre = torch.cat(parts), torch.cat(centres)
+        left, right, top, bottom = self.around
+        inside = (..., slice(top, known.centre.shape[2] - bottom), slice(left, known.centre.shape[3] - right))
+        images, centre = torch.cat(parts)[inside], torch.cat(centres)[inside]
         if _makes_image(known):
             # A direction's part is taken whole: a share of it would cost FA.
             for _, own in self.table.shells():
@@ -235,17 +244,18 @@ class _Maker:
 
         def image(volume: np.ndarray) -> Tensor:  # (C, h, w)
             own = np.ascontiguousarray(volume[(*self.box, z)], dtype=np.float32)
-            return torch.from_numpy(own).permute(2, 0, 1).to(device)
+            return F.pad(torch.from_numpy(own).permute(2, 0, 1), self.around).to(device)
 
         bvals = self.bvals[part].to(device)
         adc = adc_for(image(population.adc).expand(n, -1, -1, -1), torch.as_tensor(population.bvals), bvals)
         index = np.meshgrid(*(np.arange(s.start, s.stop) for s in self.box), indexing="ij")
         places = np.einsum("ij,jhw->ihw", self.scan.affine[:3, :3], np.stack([*index, np.full_like(index[0], z)]))
-        places = torch.from_numpy((places + self.scan.affine[:3, 3, None, None]).astype(np.float32)).to(device)
+        places = torch.from_numpy((places + self.scan.affine[:3, 3, None, None]).astype(np.float32))[None].to(device)
+        b0 = F.pad(self.b0[self.box][:, :, around], (0, 0, *self.around))
         tracts = None if population.tracts is None else image(population.tracts).expand(n, -1, -1, -1)
         return known_of(
-            self.b0[self.box][:, :, around].expand(n, -1, -1, -1).to(device), adc, self.bvecs[part].to(device), bvals,
-            places.expand(n, -1, -1, -1), request.size, tracts,
+            b0.expand(n, -1, -1, -1).to(device), adc, self.bvecs[part].to(device), bvals,
+            continued(places, self.around).expand(n, -1, -1, -1), request.size, tracts,
         )  # fmt: skip
 
 

@@ -69,7 +69,7 @@ def test_both_scans_of_a_pair_show_the_same_place(tmp_path):
     for step in range(8):
         pair = pairs.pair(2, numbers_of_step(0, step))
         low = pair.low.features
-        assert low.shape == (2, 3, *SIDE)
+        assert low.shape == (2, 3, *SIDE["small"])
         # The brain's rim is half air in the one and not in the other.
         inner = 1 - torch.nn.functional.max_pool3d(1 - pair.low.mask.float(), 5, stride=1, padding=2) > 0
         assert inner.sum() > 500
@@ -151,7 +151,7 @@ def test_where_the_good_scan_has_no_brain_nothing_is_trained(tmp_path):
         elsewhere = made._replace(truth=made.truth + 100.0 * ~pair.fine_mask[:, None])
         assert refiner.loss(net, elsewhere) == refiner.loss(net, made)
         seen = pair.low.features * pair.coarse_mask[:, None]
-        torch.testing.assert_close(diffusion._latents(pair)[: 3 * 2], net.encode("3t", seen))
+        torch.testing.assert_close(diffusion._latents(*diffusion._both(pair))[: 3 * 2], net.encode("3t", seen))
     assert missing > 500
 
 

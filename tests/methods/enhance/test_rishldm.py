@@ -16,7 +16,7 @@ from bids_dmrigen.methods.base import Request
 from bids_dmrigen.methods.enhance.examples import SIDE, simulated
 from bids_dmrigen.methods.enhance.inputs import ORDER, UNITS, features, fitted, known_of, on_grid, scales, signals
 from bids_dmrigen.methods.enhance.rishldm_model import RishLatentDiffusion
-from bids_dmrigen.methods.enhance.stages import STAGES, times_of
+from bids_dmrigen.methods.enhance.stages import LEVELS, STAGES, times_of
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import procedural_atlas
 from bids_dmrigen.simulate.examples import People, numbers_of_step
@@ -76,7 +76,7 @@ def test_the_paper_size_has_what_the_paper_states():
     assert (spec.autoencoder.code_width, spec.autoencoder.codes) == (32, 256)
     assert spec.unet.attention == (2, 3)
     assert spec.told == 0
-    plan = STAGES[0](RishLatentDiffusion().network("small")).training_plan("paper")
+    plan = STAGES[0](RishLatentDiffusion().network("small"), "paper").training_plan("paper")
     assert plan.learning_rate == 1e-4
 
 
@@ -160,7 +160,7 @@ def test_what_was_acquired_stays_where_nothing_is_made():
     assert changed.mean() > 0.9  # the lowest of a place may stay
     assert (made.grid, made.std) == (None, None)
     assert set(made.record["Scales"]) == {"b=1000"}
-    assert made.record["Sampler"]["NetworkEvaluations"] == 3 * 2 * rishldm.FAST_STEPS
+    assert made.record["Sampler"]["NetworkEvaluations"] == 2 * rishldm.FAST_STEPS
 
 
 def test_fibres_keep_their_directions():
@@ -264,7 +264,7 @@ def test_pairs_are_of_the_same_brains_and_repeat(people):
     pair = simulated(people, 2, numbers_of_step(0, 3))
     again = simulated(people, 2, numbers_of_step(0, 3))
     torch.testing.assert_close(pair.fine, again.fine, rtol=0, atol=0)
-    assert pair.coarse.shape == (2, 3, *SIDE)
+    assert pair.coarse.shape == (2, 3, *SIDE["small"])
     low = pair.low.features[:, 0][pair.low.mask]
     true = pair.coarse[:, 0][pair.low.mask]
     assert torch.corrcoef(torch.stack([low, true]))[0, 1] > 0.9
@@ -284,7 +284,8 @@ def test_each_training_changes_its_own_part_alone(people):
         assert changed == {stage.name}
         assert loss.isfinite()
         optimiser.zero_grad()
-    assert sum(stage.share for stage in STAGES) == pytest.approx(1)
+    for size in ("small", "paper"):
+        assert sum(stage(net, size).share(size) for stage in STAGES) == pytest.approx(1)
     assert 0.5 < net.ratios[0] < 1.1  # noise adds little to the mean, and more the weaker a degree is
     assert net.ratios[0] > net.ratios[1] > net.ratios[2] > 0
 
@@ -296,6 +297,7 @@ def test_a_network_as_deep_as_the_papers_trains_and_runs(people, monkeypatch):
     unet = replace(paper.unet, in_channels=4, out_channels=4, base=4, groups=2, heads=2, context=4, blocks=1)
     narrow = replace(paper, autoencoder=autoencoder, unet=unet, width=4, blocks=1)
     monkeypatch.setitem(rishldm.SIZES, "narrow", narrow)
+    monkeypatch.setitem(SIDE, "paper", (32, 32, 32))
     net = RishLatentDiffusion().network("narrow")
     for stage in RishLatentDiffusion().trainings(net):
         stage.begin(people, 1, 0)
@@ -333,8 +335,8 @@ def test_the_loss_of_a_perfect_answer_is_zero(people):
 
 
 def test_inversion_rises_to_the_level_of_each_degree():
-    for times, level in zip(times_of(4), rishldm.LEVELS, strict=True):
+    for times, level in zip(times_of(8, LEVELS), LEVELS, strict=True):
         assert times[-1] == level.time
         assert len(times) == 4
-    for times, level in zip(times_of(150), rishldm.LEVELS, strict=True):  # more than there are
+    for times, level in zip(times_of(300, LEVELS), LEVELS, strict=True):  # more than there are
         assert times == list(range(1, level.time + 1))
