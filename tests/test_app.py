@@ -517,3 +517,10 @@ def test_dry_run_writes_nothing(dataset, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "sub-02_desc-difusion_dwi.nii.gz" in result.stdout
     assert not (tmp_path / "out").exists()
+
+
+def test_the_methods_text_alone_is_printed(dataset, tmp_path):
+    result = call(dataset, tmp_path / "out", "--methods", "difusion", "--boilerplate-only")
+    assert result.returncode == 0
+    assert "Di-Fusion" in result.stdout
+    assert "### References" in result.stdout

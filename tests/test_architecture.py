@@ -12,6 +12,8 @@ import pytest
 import bids_dmrigen
 from bids_dmrigen.methods import REGISTRY, spec_of
 
+from .imports import circles, sources
+
 ROOT = Path(bids_dmrigen.__file__).parent
 ROOMS = ["cli", "workflow", "interfaces", "qc", "spatial", "bids", "methods", "simulate", "diffusion", "nets", "dwi"]
 LIGHT = {"methods", "simulate", "diffusion", "nets", "dwi"}
@@ -104,3 +106,15 @@ def test_every_import_resolves(path):
             module = import_module(".".join(parts))
             for alias in node.names:
                 assert hasattr(module, alias.name) or find_spec(f"{module.__name__}.{alias.name}"), alias.name
+
+
+def test_no_module_imports_one_that_imports_it():
+    assert not circles(sources(ROOT.parent))
+
+
+def test_a_circle_is_found(tmp_path):
+    for name, text in {"a": "def f():\n    from .b import g", "b": "from . import c", "c": "from .a import f"}.items():
+        path = tmp_path / "bids_dmrigen" / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert circles(sources(tmp_path)) == {frozenset(f"bids_dmrigen.{name}" for name in "abc")}

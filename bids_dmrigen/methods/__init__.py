@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from .base import Method
     from .spec import MethodSpec, Option
 
-# Name on the command line -> module that holds its specification, `SPEC`, and `build()`, which returns the method; one
-# whose name begins with a dot is of this package.
+# Name on the command line -> module that holds its specification, `SPEC`, and `build()`, which returns the method.
+# Where the latter imports torch it stands beside it in a file of its own, MODULE_model: the command line reads every
+# specification, and must not wait. A name that begins with a dot is of this package.
 REGISTRY = {
     "difusion": ".denoise.difusion",
     "qid2": ".directions.qid2",
@@ -37,7 +38,11 @@ def spec_of(name: str) -> MethodSpec:
 
 def load(name: str) -> Method:
     """Return the method of this name, which imports torch; `ValueError` where there is none."""
-    return _module(name).build()
+    module = _module(name)
+    if not hasattr(module, "build"):
+        module = import_module(f"{module.__name__}_model")
+    made: Method = module.build()
+    return made
 
 
 def options() -> list[Option]:

@@ -123,8 +123,6 @@ def subject_report(
     ReportError
         Where a record, a sidecar or the quality metrics cannot be read.
     """
-    from nireports.assembler.report import Report
-
     # nireports takes figures under a relative path for another dataset's, and copies them.
     out_dir = Path(out_dir).resolve()
     runs = find_records(out_dir, subject, session)
@@ -137,12 +135,21 @@ def subject_report(
     for run in runs:
         _write_fragments(out_dir, run, made[run.name], titles)
     _write_subject_fragments(out_dir, subject, session, runs, methods, versions or {})
+    return _assemble(out_dir, subject, session, present, titles)
+
+
+def _assemble(
+    out_dir: Path, subject: str, session: str | None, methods: Sequence[str], titles: Mapping[str, str]
+) -> Path:
+    """Put the figures and fragments on disk together to the page, by nireports; return its path."""
+    from nireports.assembler.report import Report
+
     page = out_dir / names.report_path(subject, session)
     folder = out_dir / names.figure_path({"subject": subject, "session": session or ""}, "summary").parent
     page_title = f"Report of {names.stem({'subject': subject, 'session': session or ''})}"
     with tempfile.TemporaryDirectory() as scratch:
         specification = Path(scratch) / "report.yml"
-        specification.write_text(expand_methods((DATA / "report.yml").read_text(), present, titles))
+        specification.write_text(expand_methods((DATA / "report.yml").read_text(), methods, titles))
         filters = {"subject": subject} | ({"session": session} if session else {})
         report = Report(
             out_dir,

@@ -163,64 +163,72 @@ def _draw_extra(run: RunData, method: str, path: Path) -> None:
     comparison.extra(run.extra(method), run.preproc.affine, run.preproc.mask, method, path)
 
 
+def _draw_input_output(run: RunData, method: str, path: Path) -> None:
+    scan = run.preproc
+    data, gradients, made, _ = run.generated(method)
+    if scan.gradients.is_b0.all():
+        raise Missing(ONLY_B0S)
+    comparison.input_output(
+        scan.data,
+        scan.gradients,
+        data,
+        gradients,
+        made,
+        scan.affine,
+        scan.mask,
+        method,
+        path,
+        comparison.GENERATED if run.files.preproc_generated else comparison.ACQUIRED,
+    )
+
+
+def _draw_added(run: RunData, method: str, path: Path) -> None:
+    _, gradients, made, _ = run.generated(method)
+    if made[~gradients.is_b0].all() and not run.preproc.gradients.is_b0.all():
+        raise Missing("every volume was made anew, none was added")
+    figures.added_directions(gradients, made, run.preproc.affine, path)
+
+
+def _draw_left_out(run: RunData, method: str, path: Path) -> None:
+    scan, (volumes, mean) = run.preproc, run.left_out(method)
+    labels = [f"volume {v}\nb = {scan.gradients.bvals[v]:.0f}" for v in volumes]
+    comparison.left_out(scan.data[..., volumes], mean, labels, scan.affine, scan.mask, method, path)
+
+
+def _draw_residual(run: RunData, method: str, path: Path) -> None:
+    scan = run.preproc
+    comparison.residual(run.removed(method), run.known_sigma(), scan.affine, scan.mask, method, path)
+
+
+def _draw_histogram(run: RunData, method: str, path: Path) -> None:
+    removed = run.removed(method)
+    comparison.residual_histogram(removed, run.known_sigma(), run.preproc.mask, method, path)
+
+
+def _draw_spread(run: RunData, method: str, path: Path) -> None:
+    std, scan = run.spread(method), run.preproc
+    data, gradients, made, _ = run.generated(method)
+    shown = made & ~gradients.is_b0
+    images = {"signal": (data[..., shown].mean(axis=3), std[..., shown].mean(axis=3), "signal")}
+    comparison.spread(images, scan.affine, scan.mask, method, path)
+
+
+def _draw_rish(run: RunData, method: str, path: Path) -> None:
+    (before, after), scan = run.rish(method), run.preproc
+    provenance = comparison.GENERATED if run.files.preproc_generated else comparison.ACQUIRED
+    comparison.rish(before, after, scan.affine, scan.mask, method, path, provenance)
+
+
 def _method_figures(run: RunData, method: str) -> list[Drawing]:
-    def input_output(path):
-        scan = run.preproc
-        data, gradients, made, _ = run.generated(method)
-        if scan.gradients.is_b0.all():
-            raise Missing(ONLY_B0S)
-        comparison.input_output(
-            scan.data,
-            scan.gradients,
-            data,
-            gradients,
-            made,
-            scan.affine,
-            scan.mask,
-            method,
-            path,
-            comparison.GENERATED if run.files.preproc_generated else comparison.ACQUIRED,
-        )
-
-    def added(path):
-        _, gradients, made, _ = run.generated(method)
-        if made[~gradients.is_b0].all() and not run.preproc.gradients.is_b0.all():
-            raise Missing("every volume was made anew, none was added")
-        figures.added_directions(gradients, made, run.preproc.affine, path)
-
-    def left_out(path):
-        scan, (volumes, mean) = run.preproc, run.left_out(method)
-        labels = [f"volume {v}\nb = {scan.gradients.bvals[v]:.0f}" for v in volumes]
-        comparison.left_out(scan.data[..., volumes], mean, labels, scan.affine, scan.mask, method, path)
-
-    def residual(path):
-        scan = run.preproc
-        comparison.residual(run.removed(method), run.known_sigma(), scan.affine, scan.mask, method, path)
-
-    def histogram(path):
-        removed = run.removed(method)
-        comparison.residual_histogram(removed, run.known_sigma(), run.preproc.mask, method, path)
-
-    def spread(path):
-        std, scan = run.spread(method), run.preproc
-        data, gradients, made, _ = run.generated(method)
-        shown = made & ~gradients.is_b0
-        images = {"signal": (data[..., shown].mean(axis=3), std[..., shown].mean(axis=3), "signal")}
-        comparison.spread(images, scan.affine, scan.mask, method, path)
-
-    def rish(path):
-        (before, after), scan = run.rish(method), run.preproc
-        provenance = comparison.GENERATED if run.files.preproc_generated else comparison.ACQUIRED
-        comparison.rish(before, after, scan.affine, scan.mask, method, path, provenance)
-
+    """Return the figures of one method's series."""
     changed = run.has("rish_methods") and method in run.files.rish_methods
-    strengths = [(f"rish{method}", f"{method}: RISH features", rish)] if changed else []
+    strengths = [(f"rish{method}", f"{method}: RISH features", partial(_draw_rish, run, method))] if changed else []
     return [
-        (f"inputoutput{method}", f"{method}: acquired against generated", input_output),
-        (f"added{method}", f"{method}: added directions", added),
-        (f"leftout{method}", f"{method}: directions left out", left_out),
-        (f"residual{method}", f"{method}: input minus output", residual),
-        (f"histogram{method}", f"{method}: distribution of the residual", histogram),
-        (f"spread{method}", f"{method}: spread of the samples", spread),
+        (f"inputoutput{method}", f"{method}: acquired against generated", partial(_draw_input_output, run, method)),
+        (f"added{method}", f"{method}: added directions", partial(_draw_added, run, method)),
+        (f"leftout{method}", f"{method}: directions left out", partial(_draw_left_out, run, method)),
+        (f"residual{method}", f"{method}: input minus output", partial(_draw_residual, run, method)),
+        (f"histogram{method}", f"{method}: distribution of the residual", partial(_draw_histogram, run, method)),
+        (f"spread{method}", f"{method}: spread of the samples", partial(_draw_spread, run, method)),
         *strengths,
     ]

@@ -107,8 +107,6 @@ def generate_in_template(
         Of the result, those that a tensor may be fitted to, for the record; None for all.
     """
     from .io import read_image
-    from .population import population_on
-    from .templates import read_anatomy
 
     brain, image = read_image(files.brain)
     space = TemplateSpace.of(
@@ -131,37 +129,51 @@ def generate_in_template(
     )
     hidden = _checked(scan.gradients, request.left_out)
     table = space.table_on_template(_joined(wanted, scan.gradients[hidden]))
-    told = method.spec.population
-    maps, xtract = Population(), files.xtract if "tracts" in told else None
-    if "adc" in told:
-        maps = population_on(space.shape, space.affine, files.adc_atlas, xtract)
-    if "fibres" in told:
-        maps = replace(maps, anatomy=read_anatomy(files.fibres))
+    kinds = method.spec.population
+    maps = _population(kinds, files, space)
     made = method.generate(None, there, replace(request, population=maps, options={**options, "table": table}))
+    fitted = {"TensorVolumes": list(tensor_volumes)} if tensor_volumes else {}
+    record = made.record | fitted | {"Population": {kind: files.record(kind) for kind in kinds}}
+    in_template = InTemplate(
+        np.concatenate([there.data, made.mean[..., : len(wanted)]], axis=3),
+        _joined(there.gradients, table[: len(wanted)]),
+        space.affine,
+    )
+    return replace(
+        _onto_scan(made, space, scan, wanted, hidden),
+        record=record,
+        warnings=(*made.warnings, *files.warnings(kinds)),
+        in_template=in_template,
+    )
+
+
+def _population(kinds: Sequence[str], files: TemplateFiles, space: TemplateSpace) -> Population:
+    """Return the maps of the population that a method asks for, on the grid over the template."""
+    from .population import population_on
+    from .templates import read_anatomy
+
+    maps = Population()
+    if "adc" in kinds:
+        maps = population_on(space.shape, space.affine, files.adc_atlas, files.xtract if "tracts" in kinds else None)
+    return replace(maps, anatomy=read_anatomy(files.fibres)) if "fibres" in kinds else maps
+
+
+def _onto_scan(
+    made: Generated, space: TemplateSpace, scan: Scan, wanted: GradientTable, hidden: np.ndarray
+) -> Generated:
+    """Return the scan's own volumes followed by the wanted ones, on its grid; the hidden ones are a check."""
     mean = space.onto_scan(made.mean).clip(0) * scan.mask[..., None]
     std = None
     if made.std is not None:
-        own = space.onto_scan(made.std[..., : len(wanted)], order=1) * scan.mask[..., None]
-        std = np.concatenate([np.zeros(scan.data.shape, np.float32), own], axis=3)
-    left_out = LeftOut(hidden, mean[..., len(wanted) :]) if len(hidden) else None
-    mean = np.concatenate([np.asarray(scan.data, np.float32), mean[..., : len(wanted)]], axis=3)
-    acquired = np.arange(mean.shape[3]) < len(scan.gradients)
-    own = table[: len(wanted)]
-    in_template = InTemplate(
-        np.concatenate([there.data, made.mean[..., : len(wanted)]], axis=3), _joined(there.gradients, own), space.affine
-    )
-    fitted = {"TensorVolumes": list(tensor_volumes)} if tensor_volumes else {}
-    record = made.record | fitted | {"Population": {kind: files.record(kind) for kind in told}}
+        spread = space.onto_scan(made.std[..., : len(wanted)], order=1) * scan.mask[..., None]
+        std = np.concatenate([np.zeros(scan.data.shape, np.float32), spread], axis=3)
     return replace(
         made,
-        record=record,
-        warnings=(*made.warnings, *files.warnings(told)),
-        mean=mean,
+        mean=np.concatenate([np.asarray(scan.data, np.float32), mean[..., : len(wanted)]], axis=3),
         std=std,
         gradients=_joined(scan.gradients, wanted),
-        acquired=acquired,
-        left_out=left_out,
-        in_template=in_template,
+        acquired=np.arange(len(scan.gradients) + len(wanted)) < len(scan.gradients),
+        left_out=LeftOut(hidden, mean[..., len(wanted) :]) if len(hidden) else None,
     )
 
 

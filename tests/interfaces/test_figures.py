@@ -16,7 +16,7 @@ def test_the_inputs_are_those_of_the_functions():
     fields = {field.name: field.default for field in dataclasses.fields(RunFiles)}
     inputs = RunInput()
     assert set(inputs.copyable_trait_names()) == set(fields)
-    given = {name: value for name, value in fields.items() if value is not None}
+    given = {name: value for name, value in fields.items() if value not in (None, ())}
     assert {name: getattr(inputs, name) for name in given} == given
 
 

@@ -9,13 +9,10 @@ volume by its noise level: what the published fusion aims at, made optimal.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..spec import Citation, Definition, Header, MethodPlan, Option
 from .task import DenoiseSpec
-
-if TYPE_CHECKING:
-    from .difusion_model import DiFusion
 
 VARIANTS = ("extended", "published")
 STEPS = 800  # of a training, at most
@@ -97,10 +94,3 @@ SPEC = _Spec(
         ),
     },
 )  # fmt: skip
-
-
-def build() -> DiFusion:
-    """Return the method."""
-    from .difusion_model import DiFusion
-
-    return DiFusion()

@@ -478,3 +478,8 @@ def _loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Return the mean squared error over the brain (L_simple), weighted."""
     error = (net(batch["image"], batch["level"]).float() - batch["target"]) ** 2
     return (error * batch["weight"]).sum() / batch["weight"].sum()
+
+
+def build() -> DiFusion:
+    """Return the method."""
+    return DiFusion()

@@ -7,13 +7,8 @@ difference from it, in units of that prediction's own noise: what the references
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from . import interp
 from .task import DIRECTIONS, REFERENCES, DirectionsSpec
-
-if TYPE_CHECKING:
-    from .qid2_model import QID2
 
 SPEC = DirectionsSpec(
     name="qid2",
@@ -34,10 +29,3 @@ SPEC = DirectionsSpec(
     },
     options=(DIRECTIONS, REFERENCES),
 )
-
-
-def build() -> QID2:
-    """Return the method, with as many references as its option has by default."""
-    from .qid2_model import QID2
-
-    return QID2()

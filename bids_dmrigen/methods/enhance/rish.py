@@ -64,7 +64,9 @@ class LinearHarmonisation(Method):
 
     def network(self, size: str) -> RishLDM:
         """Return the networks that the ratios come with."""
-        return rishldm.build().network(size)
+        from .rishldm_model import RishLatentDiffusion
+
+        return RishLatentDiffusion().network(size)
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Harmonise the shells of a scan with the ratios of `net`, or of stored weights where there is none."""
@@ -72,9 +74,10 @@ class LinearHarmonisation(Method):
 
         from ..making import with_weights
         from .resampling import generated, upsampled
+        from .rishldm_model import RishLatentDiffusion
 
         begun = time.monotonic()
-        asked, weights = with_weights(rishldm.build(), net, request)
+        asked, weights = with_weights(RishLatentDiffusion(), net, request)
         ratios = cast("RishLDM", asked).ratios.cpu().double()
         warnings = SPEC.check(scan)
         series, grid = upsampled(SPEC, scan, request)

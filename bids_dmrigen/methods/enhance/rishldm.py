@@ -8,14 +8,11 @@ is, adds to that, and does nearly all of the work.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...dwi.gradients import LEAST_DIRECTIONS
 from ..spec import RISH, TENSOR, Citation, Option, OptionError
 from .task import GOOD, VOXEL_SIZE, RishSpec
-
-if TYPE_CHECKING:
-    from .rishldm_model import RishLatentDiffusion
 
 FAST_STEPS, PAPER_STEPS = 4, 50  # of the inversion, and as many back
 TIMES = 1000  # of the diffusion
@@ -87,10 +84,3 @@ SPEC = _Spec(
     fits=(TENSOR, RISH),
     paired=True,
 )
-
-
-def build() -> RishLatentDiffusion:
-    """Return the method."""
-    from .rishldm_model import RishLatentDiffusion
-
-    return RishLatentDiffusion()

@@ -252,3 +252,8 @@ def _with_b0(scan: Scan) -> np.ndarray:
     if not brain.any():
         raise ScanError(NO_BRAIN.format(title=SPEC.title))
     return brain
+
+
+def build() -> RishLatentDiffusion:
+    """Return the method."""
+    return RishLatentDiffusion()

@@ -6,13 +6,8 @@ fit says of the tensor, how noisy that is and which directions it stands on, and
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..spec import Citation
 from .task import LEAST, MAPS, MISMATCH, MapsSpec
-
-if TYPE_CHECKING:
-    from .diffdti_model import DiffDTI
 
 SPEC = MapsSpec(
     name="diffdti",
@@ -47,10 +42,3 @@ SPEC = MapsSpec(
     },
     definitions={"colour_mismatch": MISMATCH},
 )
-
-
-def build() -> DiffDTI:
-    """Return the method."""
-    from .diffdti_model import DiffDTI
-
-    return DiffDTI()

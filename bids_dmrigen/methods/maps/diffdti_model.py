@@ -363,3 +363,8 @@ def _times(sampler: str, evaluations: int) -> list[int]:
     if sampler == "paper" and steps == PROCESS.steps:
         return list(range(steps, 0, -1))
     return karras_times(PROCESS, PROCESS.steps, steps)
+
+
+def build() -> DiffDTI:
+    """Return the method."""
+    return DiffDTI()

@@ -6,13 +6,8 @@ isotropic diffusion by the ADC atlas predicts and where in the template it is, a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..spec import Citation
 from .task import BVALUES, DIRECTIONS, GRID_MM, SynthesisSpec
-
-if TYPE_CHECKING:
-    from .phydiff_model import PhyDiff
 
 SPEC = SynthesisSpec(
     name="phydiff",
@@ -48,10 +43,3 @@ SPEC = SynthesisSpec(
     population=("adc", "tracts"),
     grid_mm=GRID_MM,
 )
-
-
-def build() -> PhyDiff:
-    """Return the method."""
-    from .phydiff_model import PhyDiff
-
-    return PhyDiff()

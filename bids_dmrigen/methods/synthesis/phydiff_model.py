@@ -303,3 +303,8 @@ def _makes_image(known: Known) -> bool:
 
 def _physics(net: nn.Module) -> bool:
     return getattr(getattr(net, "module", net), "physics", True)
+
+
+def build() -> PhyDiff:
+    """Return the method."""
+    return PhyDiff()

@@ -1,0 +1,171 @@
+"""How the house stands: what a newcomer has to touch, and which habits the code keeps, at two states of the repository.
+
+    python benchmarks/house.py                    # the working tree beside the state before the walls were moved
+    python benchmarks/house.py --rev HEAD~20      # ... beside another commit
+
+Nothing is imported from the states that are compared: their files are read as text, and given to the same mypy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.imports import PACKAGE, circles, sources
+from tests.test_docstrings import public, raised
+
+BEFORE = "f088cf9"
+LONG = 60  # lines of a function, docstring included
+PASSED_ON = ("settings", "plan", "method")
+APP = ("workflow", "cli", "interfaces")
+NIPYPE = ("SimpleInterface", "TraitedSpec", "BaseInterfaceInputSpec", "BaseInterface")
+# Names of the methods that are registered in both states: who mentions one of them knows the methods.
+METHODS = ("difusion", "qid2", "diffdti", "phydiff", "rishldm")
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def functions(tree: ast.Module) -> Iterator[Function]:
+    """Yield every function and method of a module, those inside others too."""
+    yield from (node for node in ast.walk(tree) if isinstance(node, Function))
+
+
+def files_of_an_arm(root: Path, modules: dict[str, ast.Module]) -> int:
+    """Return how many code files an arm takes: its own, and those of the package that name the methods one by one.
+
+    A file names a method where one of `METHODS` is a whole string or a name in it. Files in `methods/` that are a
+    method's own do not count, but the registry does.
+    """
+    naming = set()
+    for name, tree in modules.items():
+        room = name.split(".")[1] if "." in name else ""
+        own = room == "methods" and name != f"{PACKAGE}.methods"
+        if not own and room not in ("nets", "simulate") and _names_a_method(tree):
+            naming.add(name)
+    return 1 + len(naming)
+
+
+def _names_a_method(tree: ast.Module) -> bool:
+    for node in ast.walk(tree):
+        text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+        if text in METHODS or any(text.startswith((f"{m}_", f"--{m}")) for m in METHODS):
+            return True
+    return False
+
+
+def lines_beside_nipype(root: Path, modules: dict[str, ast.Module]) -> int:
+    """Return the lines of `interfaces/` outside Nipype classes, without imports, docstrings and blank lines."""
+    lines = 0
+    for path in sorted((root / PACKAGE / "interfaces").glob("*.py")):
+        text = path.read_text()
+        tree, kept = ast.parse(text), set(range(1, len(text.splitlines()) + 1))
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+        known = set(NIPYPE)
+        for node in [*classes, *classes]:  # a second time: a base may stand below
+            if any(
+                ast.unparse(base).split(".")[-1] in known or "InputSpec" in ast.unparse(base) for base in node.bases
+            ):
+                known.add(node.name)
+        for node in tree.body:
+            doc = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            nipype = isinstance(node, ast.ClassDef) and node.name in known
+            if doc or nipype or isinstance(node, ast.Import | ast.ImportFrom):
+                kept -= set(range(_first_line(node), node.end_lineno + 1))
+        every = text.splitlines()
+        lines += sum(1 for k in kept if every[k - 1].strip() and not every[k - 1].strip().startswith("#"))
+    return lines
+
+
+def _first_line(node: ast.stmt) -> int:
+    decorators = getattr(node, "decorator_list", [])
+    return min([node.lineno, *(d.lineno for d in decorators)])
+
+
+def long_functions(root: Path, modules: dict[str, ast.Module]) -> int:
+    """Return how many functions have more than `LONG` lines, docstring included."""
+    return sum(f.end_lineno - f.lineno >= LONG for tree in modules.values() for f in functions(tree))
+
+
+def silent_raises(root: Path, modules: dict[str, ast.Module]) -> int:
+    """Return how many public functions and methods raise an error that their docstring does not name."""
+    return sum(
+        any(error not in (ast.get_docstring(node) or "") for error in raised(node))
+        for tree in modules.values()
+        for _, node, _ in public(tree)
+        if isinstance(node, Function)
+    )
+
+
+def type_errors(root: Path, modules: dict[str, ast.Module]) -> int:
+    """Return what mypy finds under this repository's settings."""
+    settings = Path(__file__).parents[1] / "pyproject.toml"
+    command = [sys.executable, "-m", "mypy", "--config-file", str(settings), "--cache-dir", str(root / ".mypy_cache")]
+    answer = subprocess.run([*command, PACKAGE], cwd=root, capture_output=True, text=True, check=False).stdout
+    return sum(": error:" in line for line in answer.splitlines())
+
+
+def passed_on(name: str):
+    """Return the count of functions in the rooms of the app that take a parameter of this name."""
+
+    def count(root: Path, modules: dict[str, ast.Module]) -> int:
+        rooms = [tree for module, tree in modules.items() if module.split(".")[1:2] and module.split(".")[1] in APP]
+        every = [f for tree in rooms for f in functions(tree)]
+        return sum(name in [a.arg for a in [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs]] for f in every)
+
+    return count
+
+
+ROWS = {
+    "code files of an arm: its own, and who names methods": files_of_an_arm,
+    "lines of interfaces/ that are no Nipype class": lines_beside_nipype,
+    "circles of imports": lambda root, modules: len(circles(modules)),
+    f"functions over {LONG} lines": long_functions,
+    "public functions that raise without saying so": silent_raises,
+    "mypy errors": type_errors,
+    **{f"functions of the app that take `{name}`": passed_on(name) for name in PASSED_ON},
+}
+
+
+def state(rev: str | None, folder: Path) -> Path:
+    """Return a folder with the files of a commit; of None, the working tree itself."""
+    repository = Path(__file__).parents[1]
+    if rev is None:
+        return repository
+    archive = subprocess.run(["git", "archive", rev, PACKAGE], cwd=repository, capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=BytesIO(archive)) as tar:
+        tar.extractall(folder, filter="data")
+    return folder
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rev", default=BEFORE, help=f"the commit to compare with (default: {BEFORE})")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        table = {}
+        for title, rev in ((args.rev, args.rev), ("now", None)):
+            root = state(rev, Path(folder))
+            modules = sources(root)
+            table[title] = {row: count(root, modules) for row, count in ROWS.items()}
+    if args.json:
+        print(json.dumps(table, indent=2))
+        return
+    width = max(map(len, ROWS))
+    print(f"{'':{width}}  {args.rev:>10}  {'now':>10}")
+    for row in ROWS:
+        print(f"{row:{width}}  {table[args.rev][row]:>10}  {table['now'][row]:>10}")
+
+
+if __name__ == "__main__":
+    main()
