@@ -123,6 +123,17 @@ def test_partner_need_not_be_selected(dataset):
     assert second.partner is None  # the other session's is another scan
 
 
+def test_partner_is_of_the_same_acquisition_run_and_chunk(dataset):
+    """Between repeated pairs the head has moved, and with it the field."""
+    for label in ("acq-a", "acq-b", "run-1", "run-2"):
+        for name, direction in (("AP", "j-"), ("PA", "j")):
+            stem = f"sub-03_{label}_dir-{name}" if label.startswith("acq") else f"sub-03_dir-{name}_{label}"
+            add(dataset, stem, {"PhaseEncodingDirection": direction})
+    for run in runs_of(dataset, participants=["03"]):
+        other = run.image.name.replace("dir-AP", "dir-XX").replace("dir-PA", "dir-AP").replace("dir-XX", "dir-PA")
+        assert run.partner.image.name == other
+
+
 @pytest.mark.parametrize("link", ["IntendedFor", "IntendedFor old", "B0FieldIdentifier"])
 def test_fieldmap_epi_is_a_partner(dataset, link):
     sidecar = {"PhaseEncodingDirection": "j-"}

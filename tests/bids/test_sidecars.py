@@ -5,8 +5,10 @@ import json
 import nibabel as nib
 import numpy as np
 
-from bids_dmrigen.bids.sidecars import image_sidecar
+from bids_dmrigen.bids.sidecars import generative_model, image_sidecar, kept_volumes, template_record
 from bids_dmrigen.interfaces.sink import Sink
+from bids_dmrigen.methods import spec_of
+from bids_dmrigen.methods.base import Generated, LeftOut
 
 SOURCE = "bids::sub-1/dwi/sub-1_desc-preproc_dwi.nii.gz"
 
@@ -58,3 +60,24 @@ def test_a_rish_map_says_how_it_was_fitted_and_on_which_voxels():
     finer = image_sidecar("rish_map", [], param="rish2", source="rishldm", shell="1000", order="4", voxel_mm="1.25")
     assert finer["Resolution"].startswith("Cubes of 1.25 mm")
     assert image_sidecar("generated_bval", [], method="rishldm", title="RISH", voxel_mm="1.25") == {}
+
+
+def test_a_reader_of_the_record_finds_which_volumes_were_acquired_and_which_generated():
+    """The keys are those of docs/outputs.md: whoever uses the data tells real from synthetic by them."""
+    series = np.zeros((2, 2, 2, 5), np.float32)
+    acquired = np.array([True, False, True, False, True])
+    made = Generated(series, None, None, (), acquired, {}, left_out=LeftOut(np.array([2]), series[..., :1]))
+    sidecar = generative_model(spec_of("qid2"), made)
+    record = sidecar["GenerativeModel"]
+    assert sidecar["Synthetic"] is True
+    assert record["AcquiredVolumes"] == [0, 2, 4] == kept_volumes(record)
+    assert record["GeneratedVolumes"] == [1, 3]
+    assert record["LeftOutVolumes"] == [2]
+    second = generative_model(spec_of("qid2"), made, source=sidecar)["GenerativeModel"]
+    assert "AcquiredVolumes" not in second, "what was kept of a generated series was not acquired"
+    assert second["InputVolumes"] == [0, 2, 4] == kept_volumes(second)
+    assert second["Input"] == record
+    there = template_record(sidecar)["GenerativeModel"]
+    assert there["ResampledVolumes"] == [0]
+    assert there["GeneratedVolumes"] == [1, 2]
+    assert not {"AcquiredVolumes", "LeftOutVolumes"} & set(there)

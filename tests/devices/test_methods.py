@@ -14,7 +14,9 @@ from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.methods import REGISTRY, load
 from bids_dmrigen.methods.base import Population, Request
+from bids_dmrigen.methods.enhance import stages
 from bids_dmrigen.methods.enhance.pairs import MeasuredPairs
+from bids_dmrigen.methods.maps import diffdti_model
 from bids_dmrigen.methods.synthesis import phydiff_model as phydiff
 from bids_dmrigen.nets.rish_ldm import RishLDM, RishLDMSpec
 from bids_dmrigen.nets.unet import UNetSpec
@@ -133,8 +135,8 @@ def test_in_bfloat16_it_is_near(case, strict):
 @pytest.fixture
 def _small_blocks(monkeypatch):
     """Let RISH latent diffusion's stages begin and step quickly."""
-    monkeypatch.setattr("bids_dmrigen.methods.enhance.stages.CONSTANT_BATCHES", 1)
-    monkeypatch.setattr("bids_dmrigen.methods.enhance.stages.SIDE", (12, 12, 6))
+    monkeypatch.setitem(stages.CONSTANT_BATCHES, "small", 1)
+    monkeypatch.setitem(stages.SIDE, "small", (12, 12, 6))
 
 
 def people(method, device):
@@ -185,7 +187,7 @@ def test_training_on_measured_scans(name, strict, tmp_path):
 
 
 def test_diffdti_is_calibrated(strict, monkeypatch):
-    monkeypatch.setattr("bids_dmrigen.methods.maps.diffdti_model.CALIBRATION_BATCH", 2)
+    monkeypatch.setitem(diffdti_model.CALIBRATION_BATCH, "small", 2)
     monkeypatch.setattr("bids_dmrigen.methods.maps.diffdti_model.CALIBRATION_SAMPLES", 2)
     monkeypatch.setattr("bids_dmrigen.methods.maps.diffdti_model.STEPS", (2, 1, 2))
     method, factors = load("diffdti"), []

@@ -161,6 +161,31 @@ def test_averaged_weights_follow_their_recursion():
         torch.testing.assert_close(seen[step + 1], expected)
 
 
+def test_the_averaged_network_has_the_buffers_of_the_trained_one():
+    """Codebooks and running statistics are buffers: averaged weights beside those of the start would not fit them."""
+
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 1)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            if self.training:
+                self.calls += 1
+            return self.layer(x)
+
+    seen, net = [], Counting()
+
+    def score(model):
+        seen.append(float(model.calls))
+        return -seen[-1]
+
+    train(net, batch, loss, score, replace(PLAN, steps=10, evaluate_every=5))
+    assert seen == [0, 5, 10]
+    assert float(net.calls) == 10, "the network that is returned has them too"
+
+
 def test_no_improvement_stops_it():
     result = train(network(), batch, loss, lambda net: 1.0, replace(PLAN, patience=2))
     assert result.stopped_because == "no improvement"

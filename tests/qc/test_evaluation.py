@@ -130,6 +130,21 @@ def test_held_out_directions_beside_kept_ones_are_not_asked_for():
     np.testing.assert_array_equal(evaluation.wanted_volumes(gradients, kept), [7, 8, 9, 10])
 
 
+def test_volumes_are_paired_within_their_shell():
+    """Two shells of the same directions: those of one are no neighbours of the other's."""
+    v = even_directions(8)
+    gradients = GradientTable(np.r_[0, np.full(8, 1000), np.full(8, 2000)], np.r_[np.zeros((1, 3)), v, v])
+    kept = np.r_[True, np.full(8, True), np.full(4, True), np.full(4, False)]
+    np.testing.assert_array_equal(evaluation.wanted_volumes(gradients, kept), [13, 14, 15, 16])
+    order = [3, 11, 2, 10, 1, 9, 0, 8]  # both shells, mixed
+    table = GradientTable(np.r_[0, gradients.bvals[1:][order]], np.r_[np.zeros((1, 3)), gradients.bvecs[1:][order]])
+    made = Generated(None, None, table, (), np.arange(9) < 1, {})
+    places = evaluation.generated_places(made, gradients[np.array([1, 2, 9, 12])])
+    assert places.tolist() == [7, 5, 8, 2]
+    only_high = Generated(None, None, gradients[np.r_[0, 9:17]], (), np.arange(9) < 1, {})
+    assert evaluation.generated_places(only_high, gradients[np.array([1, 2])]) is None
+
+
 def test_an_arm_that_cannot_work_is_named_with_its_reason_and_the_others_go_on(tmp_path):
     def refuses(kept, wanted):
         raise ScanError("needs a second shell")

@@ -88,7 +88,7 @@ class QID2(TrainedAtOnce):
 
     def scored_on(self, size: str) -> tuple[int, int]:
         """Return the fixed batches, and the examples of each; whole slices cost more and hold more."""
-        return (8, 1) if size == "paper" else (8, 32)
+        return (4, 1) if size == "paper" else (8, 32)
 
     def training_plan(self, size: str) -> Plan:
         """Return the training's default budget and settings; `paper` has the paper's rate and moments."""
@@ -144,6 +144,7 @@ class QID2(TrainedAtOnce):
             made.append(filler.fill(shell, first, trusted[shell.bval]))
             first += len(shell.wanted)
         record = making.record(
+            len(filler.times),
             References=making.net.references,
             TrustInCorrection={f"b={bval:.0f}": round(value, 3) for bval, value in trusted.items()},
             NoiseLevel={f"b={shell.bval:.0f}": round(shell_sigma(scan, shell.volumes), 4) for shell in shells},

@@ -90,7 +90,7 @@ class DiffDTI(TrainedAtOnce):
 
     def scored_on(self, size: str) -> tuple[int, int]:
         """Return the fixed batches, and the examples of each; whole slices cost more and hold more."""
-        return (8, 1) if size == "paper" else (8, 32)
+        return (4, 1) if size == "paper" else (8, 32)
 
     def training_plan(self, size: str) -> Plan:
         """Return the training's default budget and settings; `paper` has the paper's rate, clipping and average."""
@@ -183,7 +183,16 @@ class DiffDTI(TrainedAtOnce):
                 name: {t: p[k].tolist() for k, t in enumerate(TISSUES)} for name, p in zip(MAPS, parts, strict=True)
             }
         acquired, checks = np.zeros(CHANNELS, bool), {"colour_mismatch": mismatch}
-        return Generated(mean, std, None, MAPS, acquired, making.record(**more), checks, tuple(warnings))
+        return Generated(
+            mean,
+            std,
+            None,
+            MAPS,
+            acquired,
+            making.record(len(maker.times) * (2 if request.sampler == "paper" else 1), **more),
+            checks,
+            tuple(warnings),
+        )
 
 
 def _of_scheme(scan: Scan, bval: float) -> tuple[np.ndarray, float]:

@@ -105,7 +105,7 @@ class PhyDiff(TrainedAtOnce):
 
     def scored_on(self, size: str) -> tuple[int, int]:
         """Return the fixed batches, and the examples of each; whole slices cost more and hold more."""
-        return (2, 4) if size == "paper" else (8, 32)
+        return (1, 4) if size == "paper" else (8, 32)
 
     def training_plan(self, size: str) -> Plan:
         """Return the training's default budget and settings: the paper's optimiser."""
@@ -169,7 +169,8 @@ class PhyDiff(TrainedAtOnce):
         if request.population.adc.shape[:3] != scan.mask.shape:
             raise ScanError(OTHER_GRID.format(found=request.population.adc.shape[:3], expected=scan.mask.shape))
         table = request.options.get("table") or wanted_table(scan)
-        mean, std = _Maker(making, scan, table).make()
+        maker = _Maker(making, scan, table)
+        mean, std = maker.make()
         bvals = sorted({round(b) for b in table.bvals if not BVALS[0] <= b <= BVALS[1]})
         warnings = [UNTRAINED_B.format(bvals=bvals, low=BVALS[0], high=BVALS[1])] if bvals else []
         with_tracts = request.population.tracts is not None
@@ -180,7 +181,7 @@ class PhyDiff(TrainedAtOnce):
             warnings.append(UNTRAINED_TRACTS if with_tracts else NO_TRACTS)
         more: dict[str, Any] = {"Tracts": adapted} | ({"TrustInBrightness": TRUST} if request.size == "small" else {})
         acquired = np.zeros(len(table), bool)
-        return Generated(mean, std, table, (), acquired, making.record(**more), {}, tuple(warnings))
+        return Generated(mean, std, table, (), acquired, making.record(len(maker.times), **more), {}, tuple(warnings))
 
 
 class _Maker:

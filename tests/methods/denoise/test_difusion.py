@@ -173,6 +173,28 @@ def test_nothing_the_network_is_told_holds_the_volumes_own_noise(scan):
     assert not torch.equal(changed.x, given.x)
 
 
+def test_no_image_that_is_denoised_holds_the_volumes_own_noise(scan):
+    """The central promise: the mean of x_t and all that the network sees beside its noise is blind to volume j.
+
+    The noise that is added is the shuffled residual of j itself, so it is left out here: a shuffled pixel says nothing
+    of the pixel that is denoised.
+    """
+    stack = slice_stack(scan, 4, torch.device("cpu"))
+    work = _Extended(scan, stack, QUICK, SIGMA)
+    for j in (1, 5, 12):
+        block, seen = stack.block(1), []
+        again = block.clone()
+        again[:, j] += 0.2 * torch.randn(again[:, j].shape, generator=torch.Generator().manual_seed(j))
+        for signals in (block, again):
+            given = work.given(signals, np.array([j]), stack.mask[1])
+            for t in (1, 100, 300):
+                time = torch.tensor([t])
+                mean = work.process.add_noise(work.fused(given, time), time[:, None, None], torch.zeros_like(given.x))
+                seen.append(torch.cat([work.network_input(mean, given)[0], work.base(given), mean]))
+        for first, second in zip(seen[:3], seen[3:], strict=True):
+            torch.testing.assert_close(second, first, rtol=0, atol=0)
+
+
 def test_published_fusion_is_equation_6(scan):
     stack = slice_stack(scan, 4, torch.device("cpu"))
     work = _Published(scan, stack, QUICK, SIGMA)

@@ -1,0 +1,341 @@
+"""Whether tests notice mistakes: each is made alone in a copy of the repository, and the tests that should fail run.
+
+Usage: python benchmarks/mutations.py [--list] [--only WORD ...]
+
+A mistake that no test notices has survived. It is a gap in the tests, or the line that it changes is not needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+LONGEST_S = 300  # of the tests of one mutation: what hangs is noticed, too
+KILLED, SURVIVED = "killed", "SURVIVED"
+TESTS_FAILED, ALL_PASSED, BROKEN_IMPORT = 1, 0, 2  # pytest's exit statuses
+
+
+class Mutation(NamedTuple):
+    """A mistake in one place."""
+
+    what: str
+    file: str  # in bids_dmrigen/
+    before: str  # found exactly once
+    after: str
+    tests: tuple[str, ...]  # in tests/; a name behind :: is one of a file
+
+
+def mutation(what: str, file: str, before: str, after: str, *tests: str) -> Mutation:
+    """Return a `Mutation` of these tests."""
+    return Mutation(what, file, before, after, tests)
+
+
+FRAMES = "methods/test_frames.py::test_"
+MUTATIONS = [
+    # -- frames, and promises that hold the results up
+    mutation("Diff-DTI is told voxel axes", "methods/maps/diffdti_model.py",
+             "scan.gradients.world_directions(scan.affine)[volumes]", "scan.gradients.bvecs[volumes]",
+             FRAMES + "diffdti_is_told_world_directions"),
+    mutation("QID2's wanted direction is in another frame", "methods/directions/qid2_model.py",
+             "torch.as_tensor(shell.wanted, dtype=torch.float32, device=device)[None] @ self.axes.to(device)",
+             "torch.as_tensor(shell.wanted, dtype=torch.float32, device=device)[None]",
+             FRAMES + "qid2_is_told_acquired_and_wanted_directions_in_the_voxel_axes"),
+    mutation("Phy-Diff's places lack the translation", "methods/synthesis/phydiff_model.py",
+             "(places + self.scan.affine[:3, 3, None, None])", "places",
+             FRAMES + "phydiff_makes_the_same_of_a_place_and_a_direction_on_every_grid_of_the_template"),
+    mutation("Phy-Diff's directions are in voxel axes", "methods/synthesis/phydiff_model.py",
+             "torch.as_tensor(table.world_directions(scan.affine), dtype=torch.float32)",
+             "torch.as_tensor(table.bvecs.copy(), dtype=torch.float32)",
+             FRAMES + "phydiff_makes_the_same_of_a_place_and_a_direction_on_every_grid_of_the_template"),
+    mutation("Di-Fusion noises the noisy target", "methods/denoise/difusion_model.py",
+             "        return given.other\n\n    def network_input", "        return given.x\n\n    def network_input",
+             "methods/denoise/test_difusion.py::test_no_image_that_is_denoised_holds_the_volumes_own_noise"),
+    mutation("buffers are not copied to the averaged network", "diffusion/training.py",
+             "            mean.copy_(new)\n", "            pass\n", "diffusion/test_training.py"),
+    mutation("a partner may be of another run", "bids/query.py",
+             '("acquisition", "run", "chunk")', '("acquisition", "chunk")', "bids/test_query.py"),
+    mutation("GeneratedVolumes is misspelt", "bids/sidecars.py",
+             'record["GeneratedVolumes"] = [v', 'record["GeneratedVolume"] = [v', "bids/test_sidecars.py"),
+    mutation("volumes are paired across shells", "qc/evaluation.py",
+             "    cosine[np.abs(wanted.bvals[:, None] - there.bvals) > SAME_BVAL * wanted.bvals[:, None]] = -1\n", "",
+             "qc/test_evaluation.py"),
+    mutation("QID2's axes are those of the world", "methods/directions/qid2_model.py",
+             "self.axes = torch.as_tensor(linear_part / np.linalg.norm(linear_part, axis=0), dtype=torch.float32)",
+             "self.axes = torch.eye(3)", FRAMES + "qid2_is_told_acquired_and_wanted_directions_in_the_voxel_axes"),
+    mutation("a finer grid is not shifted to its first voxel", "methods/enhance/grid.py",
+             "    finer[:3, 3] += finer[:3, :3] @ [p[0] for p in points]\n", "", "methods/enhance/test_rish_arms.py"),
+    mutation("directions come back turned the wrong way", "spatial/template_space.py",
+             "gradients.world_directions(self.affine) @ self.rotation\n",
+             "gradients.world_directions(self.affine) @ self.rotation.T\n", "spatial/test_template_space.py"),
+    mutation("what was made in the template is not masked", "spatial/in_template.py",
+             "space.onto_scan(made.mean).clip(0) * scan.mask[..., None]", "space.onto_scan(made.mean).clip(0)",
+             "spatial/test_in_template.py"),
+    # -- dwi
+    mutation("the FSL sign is the other one", "dwi/gradients.py",
+             "-1.0 if np.linalg.det(linear) > 0", "-1.0 if np.linalg.det(linear) < 0", "dwi/test_gradients.py"),
+    mutation("an antipode is no neighbour", "dwi/gradients.py",
+             "cosine = np.abs(self.bvecs[members] @ self.bvecs[members].T)",
+             "cosine = self.bvecs[members] @ self.bvecs[members].T", "dwi/test_gradients.py"),
+    mutation("a shell spans half of its b-value", "dwi/gradients.py", "0.05 * lowest", "0.5 * lowest",
+             "dwi/test_gradients.py"),
+    mutation("negative b-values are let through", "dwi/gradients.py", "if (bvals < 0).any():", "if False:",
+             "dwi/test_gradients.py"),
+    mutation("a table is turned the wrong way", "dwi/gradients.py",
+             'np.einsum("nij,nj->ni", nearest_rotation', 'np.einsum("nji,nj->ni", nearest_rotation',
+             "dwi/test_gradients.py"),
+    mutation("a Rician mean lacks a factor", "dwi/noise.py", "laguerre = (1 + 2 * half)", "laguerre = (1 + half)",
+             "dwi/test_noise.py"),
+    mutation("the mean of a shell costs no degree of freedom", "dwi/noise.py",
+             "freedom = dwis.shape[1] - 1", "freedom = dwis.shape[1]", "dwi/test_noise.py"),
+    mutation("noise is taken whole in every band", "dwi/fusion.py",
+             "((v - share * local_mean(noise, inside))", "((v - local_mean(noise, inside))", "dwi/test_fusion.py"),
+    mutation("bands ignore the mask", "dwi/fusion.py", "found, rest = [], image * mask", "found, rest = [], image",
+             "dwi/test_fusion.py"),
+    mutation("harmonics lack the Condon-Shortley phase", "dwi/harmonics.py",
+             "diagonal = -(2 * m + 1) * diagonal", "diagonal = (2 * m + 1) * diagonal", "dwi/test_harmonics.py"),
+    mutation("an off-diagonal element counts once", "dwi/tensor.py",
+             "b_matrix = np.stack([x * x, 2 * x * y,", "b_matrix = np.stack([x * x, x * y,", "dwi/test_tensor.py"),
+    mutation("weights of the tensor fit are signals, not their squares", "dwi/tensor.py",
+             "exponent = 2 * (design", "exponent = 1 * (design", "dwi/test_tensor.py"),
+    mutation("RISH features are of the wrong shell", "dwi/rish.py",
+             "return min(found, key=", "return max(found, key=", "dwi/test_rish.py"),
+    mutation("ADC where there is no b0", "dwi/adc.py", ".mean(axis=-1) * present)", ".mean(axis=-1))",
+             "dwi/test_adc.py"),
+    mutation("the tensor that predicts a volume has seen it", "dwi/prediction.py",
+             "rest = np.delete(np.arange(len(design)), j)", "rest = np.arange(len(design))", "dwi/test_prediction.py"),
+    mutation("a volume is among the others", "dwi/prediction.py", "    np.fill_diagonal(weights, 0.0)\n", "",
+             "dwi/test_prediction.py"),
+    mutation("voxel centres are half a voxel off", "dwi/spline.py",
+             "(np.arange(wanted) + 0.5) * (n / wanted) - 0.5", "(np.arange(wanted) + 0.5) * (n / wanted)",
+             "dwi/test_spline.py"),
+    mutation("the slice above is the one below", "dwi/stack.py", "[z - 1, z, z + 1]", "[z - 1, z, z - 1]",
+             "dwi/test_stack.py"),
+    mutation("Gibbs: left and right change places", "dwi/gibbs.py",
+             "torch.lerp(left, right, weight)", "torch.lerp(right, left, weight)", "dwi/test_gibbs.py"),
+    # -- nets
+    mutation("the learnt atlas is read with exchanged axes", "nets/template_atlas.py",
+             "(high - low)[:, None, None] - 1).flip(1)", "(high - low)[:, None, None] - 1)",
+             "nets/test_template_atlas.py"),
+    mutation("products of directions lack the root", "nets/direction_unet.py", "root = 2**0.5", "root = 1.0",
+             "nets/test_direction_unet.py"),
+    mutation("fusion starts as nothing", "nets/fefm.py", "return f * (1 + scale) + shift", "return f * scale + shift",
+             "nets/test_fefm.py"),
+    mutation("latents are decoded in another unit", "nets/rish_ldm.py",
+             "autoencoder.decode(latents * self.latent_scale)", "autoencoder.decode(latents)", "nets/test_rish_ldm.py"),
+    # -- diffusion
+    mutation("the posterior's mean has the wrong alpha", "diffusion/processes.py", "alpha_s * b2 * x0)",
+             "alpha_t * b2 * x0)", "diffusion/test_processes.py"),
+    mutation("DDIM adds what it should take off", "diffusion/samplers.py", "_as(alpha_s - keep * alpha, x)",
+             "_as(alpha_s + keep * alpha, x)", "diffusion/test_samplers.py"),
+    mutation("the multistep correction is twice too large", "diffusion/samplers.py", "_as(h / (2 * h_before), x)",
+             "_as(h / h_before, x)", "diffusion/test_samplers.py"),
+    mutation("inversion asks for the time after", "diffusion/samplers.py", "noise = predicted(x, max(t, 1))",
+             "noise = predicted(x, s)", "diffusion/test_samplers.py"),
+    mutation("draws of one address overlap", "diffusion/noise.py", "counter=[0, 0, 0, draw]",
+             "counter=[draw, 0, 0, 0]", "diffusion/test_noise.py"),
+    mutation("patience is one longer", "diffusion/training.py", "state.stale >= plan.patience",
+             "state.stale > plan.patience", "diffusion/test_training.py"),
+    mutation("damaged weights are loaded", "diffusion/weights.py", "if _digest(data) != card.sha256:", "if False:",
+             "diffusion/test_weights.py"),
+    mutation("weights of another method are loaded", "diffusion/weights.py",
+             "if (card.method, card.size) != (method, size):", "if card.size != size:", "diffusion/test_weights.py"),
+    # -- simulate
+    mutation("heads turn the wrong way", "simulate/signal.py", '"nji,nj->ni", turns', '"nij,nj->ni", turns',
+             "simulate/test_signal.py"),
+    mutation("dispersion is doubled", "simulate/signal.py", "torch.exp(-0.5 * (orders", "torch.exp(-1.0 * (orders",
+             "simulate/test_signal.py"),
+    mutation("the ADC of a shell takes in its neighbour's volumes", "simulate/adc.py",
+             "slice(1 + k * n_directions, 1 + (k + 1) * n_directions)",
+             "slice(1 + k * n_directions, 1 + (k + 1) * n_directions + 1)", "simulate/test_adc.py"),
+    mutation("eddy currents grow with b, not its root", "simulate/artefacts.py",
+             "strength = np.sqrt(gradients.bvals / max(gradients.bvals.max(), 1e-12))",
+             "strength = (gradients.bvals / max(gradients.bvals.max(), 1e-12))", "simulate/test_artefacts.py"),
+    mutation("b0s lose slices", "simulate/artefacts.py", "< dropout) & ~gradients.is_b0", "< dropout)",
+             "simulate/test_artefacts.py"),
+    mutation("coils each have the whole signal", "simulate/scanner.py",
+             "amplitude = signal / np.float32(np.sqrt(coils))", "amplitude = signal", "simulate/test_scanner.py"),
+    # -- methods
+    mutation("left-out directions are shown", "methods/directions/task.py", "np.setdiff1d(members, hidden)", "members",
+             "methods/directions/test_task.py"),
+    mutation("gaps are filled beside antipodes", "methods/directions/task.py",
+             "nearest = np.abs(candidates @ acquired.T).max(axis=1)", "nearest = (candidates @ acquired.T).max(axis=1)",
+             "methods/directions/test_task.py"),
+    mutation("MD has no unit", "methods/maps/diffdti_model.py", "        mean[..., 1] *= MD_UNIT\n", "",
+             "methods/maps/test_diffdti.py"),
+    mutation("colour is not as long as FA", "methods/maps/diffdti_model.py", "colour * fa / length.clamp_min(1e-6)",
+             "colour", "methods/maps/test_diffdti.py"),
+    mutation("ADC of other b-values is read the wrong way round", "methods/synthesis/inputs.py",
+             "return (1 - share) * adc[each, place - 1][:, None] + share * adc[each, place][:, None]",
+             "return share * adc[each, place - 1][:, None] + (1 - share) * adc[each, place][:, None]",
+             "methods/synthesis/test_phydiff.py"),
+    mutation("the wrong share of brightness is trusted", "methods/synthesis/phydiff_model.py",
+             "images[own] -= (1 - TRUST) *", "images[own] -= TRUST *", "methods/synthesis/test_phydiff.py"),
+    mutation("an atlas reads b0s as weighted", "methods/synthesis/atlas.py", "found[..., 1:] / found[..., :1]",
+             "found[..., 1:] / found[..., 1:2]", "methods/synthesis/test_atlas.py"),
+    mutation("coarser voxels are allowed", "methods/enhance/task.py", "np.min(zooms_mm) + SAME_MM",
+             "np.max(zooms_mm) + SAME_MM", "methods/enhance/test_rish_arms.py"),
+    mutation("change of strength is trusted whole", "methods/enhance/rishldm_model.py", "scale = 1 + trust * (scales(",
+             "scale = 1 + (scales(", "methods/enhance/test_rishldm.py"),
+    mutation("noise hides the direction contrast", "methods/denoise/difusion_model.py",
+             "covariance[:2, :2] - sigma**2 * np.eye(2)", "covariance[:2, :2]", "methods/denoise/test_difusion.py"),
+    mutation("an option may be at its bound", "methods/spec.py", "not value > self.above", "not value >= self.above",
+             "cli/test_parser.py"),
+    # -- bids
+    mutation("any readout time will do", "bids/query.py", "READOUT_TOLERANCE * max(own, other)", "max(own, other)",
+             "bids/test_query.py"),
+    mutation("a resolution has a point in its name", "bids/names.py", "voxel_mm.replace('.', 'p')", "voxel_mm",
+             "bids/test_names.py"),
+    mutation("values that are not finite are stored", "bids/store.py", "if not np.isfinite(data).all():", "if False:",
+             "bids/test_store.py"),
+    mutation("figures of an earlier call stay", "bids/store.py", "            stale.unlink(missing_ok=True)\n",
+             "            pass\n", "bids/test_store.py"),
+    # -- spatial
+    mutation("the middle axis's row has the wrong sign", "spatial/rigid.py", "* (-1.0 if axis == 1 else 1.0)", "",
+             "spatial/test_rigid.py"),
+    mutation("rotations count as radians, not mm", "spatial/motion.py", "turns = HEAD_RADIUS_MM * np.abs",
+             "turns = np.abs", "spatial/test_motion.py"),
+    mutation("displacement in mm is taken for voxels", "spatial/resample.py",
+             "displacement = field / scan.zooms_mm[axis]", "displacement = field", "spatial/test_resample.py"),
+    mutation("signal is not multiplied by the stretch", "spatial/resample.py",
+             "moved if stretch is None else moved * stretch", "moved", "spatial/test_resample.py"),
+    mutation("the table turns with the transform, not its inverse", "spatial/resample.py",
+             "turned(np.linalg.inv(rigid)[:, :3, :3]", "turned(rigid[:, :3, :3]", "spatial/test_resample.py"),
+    mutation("b-vectors in columns are read as rows", "spatial/io.py", "if bvecs.shape[0] == 3:",
+             "if bvecs.shape[1] != 3:", "spatial/test_io.py"),
+    mutation("a mask of shares takes in every voxel", "spatial/io.py", "read_volume(mask)[0] > 0.5",
+             "read_volume(mask)[0] > -0.5", "spatial/test_io.py"),
+    mutation("a mask is grown by voxels, not mm", "spatial/brain_mask.py",
+             "ndimage.distance_transform_edt(~mask, sampling=zooms_mm)", "ndimage.distance_transform_edt(~mask)",
+             "spatial/test_brain_mask.py"),
+    mutation("Dice is half", "spatial/similarity.py", "float(2 * (one & other).sum() / total)",
+             "float((one & other).sum() / total)", "spatial/test_similarity.py"),
+    # -- qc
+    mutation("PSNR of the range, not its square", "qc/metrics.py", "np.log10(top**2 / error)", "np.log10(top / error)",
+             "qc/test_metrics.py"),
+    mutation("an antipode is another direction", "qc/metrics.py", "cosine = np.abs((e * r).sum(axis=1)[ok]",
+             "cosine = ((e * r).sum(axis=1)[ok]", "qc/test_metrics.py"),
+    mutation("SSIM looks beyond the mask", "qc/metrics.py", "np.pad(image[..., c] * mask,", "np.pad(image[..., c],",
+             "qc/test_metrics.py"),
+    mutation("neighbours are of any shell", "qc/iqm.py",
+             "q = np.sqrt(gradients.bvals[dwi])[:, None] * gradients.bvecs[dwi]", "q = gradients.bvecs[dwi].copy()",
+             "qc/test_iqm.py"),
+    mutation("residuals are not inflated by the fit's parameters", "qc/iqm.py",
+             "inflation = count / (count - TENSOR_PARAMETERS)", "inflation = 1.0", "qc/test_iqm.py"),
+    mutation("DWI SNR is of the lowest shell", "qc/iqm.py", "shells[-1][1]][mask].mean", "shells[0][1]][mask].mean",
+             "qc/test_iqm.py"),
+    mutation("the mask of scores is eroded once", "qc/evaluation.py", "iterations=EROSIONS", "iterations=1",
+             "qc/test_evaluation.py"),
+    # -- interfaces, workflow, cli
+    mutation("a tensor is fitted to all volumes", "interfaces/maps.py", "if i.volumes is not None:", "if False:",
+             "interfaces/test_maps.py"),
+    mutation("noise has no address", "interfaces/generate.py", 'subject=i.subject or "",', 'subject="",',
+             "interfaces/test_generate.py"),
+    mutation("a mask of the series is not read", "interfaces/denoise.py",
+             "mask = inputs.in_mask if inputs.in_mask else None", "mask = None", "interfaces/test_denoise.py"),
+    mutation("a method without its normalisation goes on", "workflow/failures.py",
+             "failed |= {method.name for method in plan.methods if method.spec.in_template}", "pass",
+             "workflow/test_failures.py"),
+    mutation("memory is counted in half precision", "workflow/plan.py", "float(np.prod(self.shape)) * 4 / 1e9",
+             "float(np.prod(self.shape)) * 2 / 1e9", "workflow/test_plan.py"),
+    mutation("a run of b0s alone is not told apart", "workflow/plan.py",
+             "if plan.only_b0 and plan.run.image in served:", "if plan.only_b0:", "workflow/test_plan.py"),
+    mutation("eight slices are too few", "workflow/plan.py", "    flat = min(shape[:3]) < MIN_SLICES\n",
+             "    flat = min(shape[:3]) <= MIN_SLICES\n", "workflow/test_plan.py"),
+    mutation("a clock enters a deterministic result", "workflow/generate.py",
+             "minutes=None if settings.deterministic else method.plan.minutes", "minutes=method.plan.minutes",
+             "workflow/test_plan.py", "workflow/test_execution.py"),
+    mutation("SLURM is asked for gigabytes as megabytes", "workflow/plugin.py", "math.ceil(1024 * node.mem_gb)",
+             "math.ceil(node.mem_gb)", "workflow/test_execution.py"),
+    mutation("b-values and numbers of directions need not match", "cli/simulate.py",
+             "if len(args.directions) != len(args.bvals):", "if False:", "cli/test_tools.py"),
+    mutation("a simulated dataset overwrites another", "cli/simulate.py",
+             "if args.out_dir.exists() and (", "if False and (", "cli/test_tools.py"),
+    mutation("an evaluation tells methods nothing of what is wanted", "cli/evaluate.py",
+             "options={**plan.options, **spec.evaluation_options(wanted)}", "options={**plan.options}",
+             "methods/test_new_arm.py", "cli/test_tools.py"),
+]  # fmt: skip
+
+
+def place(one: Mutation, root: Path = ROOT) -> tuple[Path, str]:
+    """Return the file of a mutation and its text with the mistake; `SystemExit` where it is not found exactly once."""
+    path = root / "bids_dmrigen" / one.file
+    text = path.read_text()
+    if (found := text.count(one.before)) != 1:
+        raise SystemExit(f"{one.what}: expected the text once in {one.file}, found it {found} times: {one.before!r}")
+    return path, text.replace(one.before, one.after)
+
+
+def copy_of_repository(folder: Path) -> Path:
+    """Copy the files that git knows, as they are now, and return where they lie."""
+    known = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, known.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+def run_tests(copy: Path, tests: Sequence[str], longest_s: float | None = None) -> int:
+    """Return pytest's exit status of some tests in a copy; what takes too long has failed."""
+    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *(f"tests/{t}" for t in tests)]
+    try:
+        return subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=longest_s).returncode
+    except subprocess.TimeoutExpired:
+        return TESTS_FAILED
+
+
+def outcome(one: Mutation, copy: Path) -> str:
+    """Make a mistake in a copy, run its tests and undo it."""
+    path, mistaken = place(one, copy)
+    right = path.read_text()
+    path.write_text(mistaken)
+    try:
+        status = run_tests(copy, one.tests, LONGEST_S)
+    finally:
+        path.write_text(right)
+    if status not in (ALL_PASSED, TESTS_FAILED, BROKEN_IMPORT):
+        raise SystemExit(f"{one.what}: pytest ended with status {status}; are its tests there? {one.tests}")
+    return SURVIVED if status == ALL_PASSED else KILLED
+
+
+def main() -> int:
+    """Make all mistakes, print what became of each, and return 1 where one survived."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--list", action="store_true", help="say what there is, and run nothing")
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="mutations with one of these in file or description")
+    args = parser.parse_args()
+    chosen = [m for m in MUTATIONS if not args.only or any(word in f"{m.file} {m.what}" for word in args.only)]
+    for one in chosen:
+        place(one)
+        if args.list:
+            print(f"{one.file:42} {one.what}")
+    if args.list:
+        print(f"{len(chosen)} mutations")
+        return 0
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy, begun = copy_of_repository(Path(folder)), time.monotonic()
+        if status := run_tests(copy, sorted({test for one in chosen for test in one.tests})):
+            raise SystemExit(f"the tests fail without any mutation (status {status}): nothing would be learnt")
+        print(f"{time.monotonic() - begun:6.1f} s  all tests pass without a mutation", flush=True)
+        for one in chosen:
+            begun = time.monotonic()
+            results.append(outcome(one, copy))
+            print(f"{time.monotonic() - begun:6.1f} s  {results[-1]:8}  {one.file:42} {one.what}", flush=True)
+    survived = results.count(SURVIVED)
+    print(f"{len(results)} mutations, {len(results) - survived} killed, {survived} survived")
+    return int(survived > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
