@@ -1,9 +1,9 @@
-"""Diff-DTI against least squares: the paper's tables on simulated people, real scans, samplers, spread, cost, ablation.
+"""Diff-DTI against least squares: tables of simulated subjects, real scans, samplers, spread, cost, ablation.
 
 python benchmarks/diffdti.py [simulated] [real] [rotations] [scans] [share] [samplers] [spread] [cost] [ablation]
     [--data DATA] [--atlas ATLAS] [--weights NAME_OR_PATH] [--minutes M]
 
-simulated: people who were not trained on, b = 1000, SNR 20, six and three directions (Tables II and III of Zhang et
+simulated: subjects who were not trained on, b = 1000, SNR 20, six and three directions (Tables II and III of Zhang et
 al. 2024), against the noise-free signal's maps. real: a dense scan of 84 directions, six and three kept; rotations:
 five selections of them. scans: six of the acquired directions of other scans against all. share: what of the network's
 correction is best taken, on four more scans. samplers: the mean, the fast one and the paper's. spread: what share of
@@ -38,11 +38,11 @@ from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.methods.base import Request
 from bids_dmrigen.methods.maps.diffdti_model import NORMAL_90, STEPS, TISSUES, DiffDTI, tissue, trust
 from bids_dmrigen.qc import evaluation, metrics
-from bids_dmrigen.simulate.examples import People
+from bids_dmrigen.simulate.examples import SimulatedSubjects
 from bids_dmrigen.spatial.brain_mask import brain_of
 from bids_dmrigen.spatial.io import read_scan
 
-PEOPLE, SLICES, SNR = 2, 6, 20.0
+SUBJECTS, SLICES, SNR = 2, 6, 20.0
 SAMPLES = 16
 SCANS = ("elition", "prisma", "sagittal")  # of data/bids: their first run each
 CHOOSING = ("uih", "ge15t", "slab", "thick")  # scans that settings are chosen on, and no figure reported for
@@ -78,7 +78,7 @@ def show(results: list[evaluation.Evaluation], keep: int, title: str) -> None:
         print(f"{arm:>16s}" + "".join(f"{value:12.3f}" for value in values), flush=True)
 
 
-def people(args, n: int, first: int = 0, voxel_mm: float = 2.5):
+def subjects(args, n: int, first: int = 0, voxel_mm: float = 2.5):
     """Return held-out scans of 60 directions and their noise-free signals."""
     gradients = GradientTable(
         np.r_[np.zeros(1), np.full(60, 1000.0)], np.concatenate([np.zeros((1, 3)), even_directions(60)])
@@ -89,14 +89,14 @@ def people(args, n: int, first: int = 0, voxel_mm: float = 2.5):
 
 
 def simulated(args) -> None:
-    """Print the paper's Tables II and III on simulated people."""
-    scans = list(people(args, PEOPLE))
+    """Print the paper's Tables II and III on simulated subjects."""
+    scans = list(subjects(args, SUBJECTS))
     for keep in (6, 3):
         results = [evaluation.evaluate(s, [keep], arms(args), truth=clean) for s, clean in scans]
         show(
             results,
             keep,
-            f"simulated, SNR {SNR:g}, one b0 and {keep} directions, {PEOPLE} people, {SLICES} slices each",
+            f"simulated, SNR {SNR:g}, one b0 and {keep} directions, {SUBJECTS} subjects, {SLICES} slices each",
         )
 
 
@@ -152,7 +152,7 @@ def share(args) -> None:
 
 def samplers(args) -> None:
     """Print FA PSNR against the truth with every sampler."""
-    (scan, clean), *_ = people(args, 1, 7, 4.0)
+    (scan, clean), *_ = subjects(args, 1, 7, 4.0)
     settings = {
         "the mean, 1 evaluation": {},
         "mean of 3 draws, fast": {"n_samples": 3},
@@ -174,7 +174,7 @@ def samplers(args) -> None:
 def spread(args) -> None:
     """Print the share of the true values in the 90 % interval of 16 samples, by map and tissue."""
     inside = {}
-    for seed, (scan, clean) in enumerate(people(args, PEOPLE, 20)):
+    for seed, (scan, clean) in enumerate(subjects(args, SUBJECTS, 20)):
         for keep in (6, 3):
             kept = evaluation.kept_volumes(scan.gradients, keep)
             few = Scan(scan.data[..., kept], scan.affine, scan.gradients[kept], scan.mask)
@@ -188,7 +188,7 @@ def spread(args) -> None:
                 for k in range(3):
                     inside.setdefault((keep, name, TISSUES[k]), []).append(within[own[scan.mask] == k])
                 inside.setdefault((keep, name, "all"), []).append(within)
-        print(f"person {seed + 1} of {PEOPLE}", flush=True)
+        print(f"subject {seed + 1} of {SUBJECTS}", flush=True)
     print(f"\nshare of true values in the 90 % interval of {SAMPLES} samples, simulated, SNR {SNR:g}")
     for (keep, name, where), found in inside.items():
         print(f"{keep} directions, {name:>4s}, {where:>13s}: {np.concatenate(found).mean():.3f}")
@@ -213,7 +213,10 @@ def trained(fefm: bool, atlas: str, minutes: float) -> tuple[dict, int]:
     """Return the state of a network trained for these minutes, and its steps; in a process of its own."""
     torch.set_num_threads(1)
     method, anatomy = DiffDTI(), load_atlas(atlas)
-    source, held_out = People.from_atlas(anatomy, 20), People.from_atlas(anatomy, 4, held_out=True)
+    source, held_out = (
+        SimulatedSubjects.from_atlas(anatomy, 20),
+        SimulatedSubjects.from_atlas(anatomy, 4, held_out=True),
+    )
     plan = replace(method.training_plan("small"), minutes=minutes, precision=resolve_precision("auto", source.device))
     net = method.network("small", fefm)
     make, score = method.examples(source, "small", 32, 0), method.held_out(held_out, "small", 0)
@@ -230,7 +233,7 @@ def ablation(args) -> None:
         args.net = DiffDTI().network("small", fefm)
         args.net.load_state_dict(state)
         for keep in (6, 3):
-            results = [evaluation.evaluate(s, [keep], arms(args), truth=clean) for s, clean in people(args, PEOPLE)]
+            results = [evaluation.evaluate(s, [keep], arms(args), truth=clean) for s, clean in subjects(args, SUBJECTS)]
             title = f"{'with' if fefm else 'without'} FEFM, {keep} directions, {steps} steps, {args.minutes:g} minutes"
             show(results, keep, title)
         show([evaluation.evaluate(dense_scan(args.data), [6], arms(args))], 6, f"{REAL}, 6 directions of 84")
@@ -244,7 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all but ablation")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--atlas", default=EMBEDDED, help="of the simulated people (default: the embedded one)")
+    parser.add_argument("--atlas", default=EMBEDDED, help="of the simulated subjects (default: the embedded one)")
     parser.add_argument("--weights", help="default: diffdti-small")
     parser.add_argument("--minutes", type=float, default=20, help="of each training of the ablation (default: 20)")
     args = parser.parse_args()

@@ -5,7 +5,7 @@ python benchmarks/difusion.py [--snr 10 20] [--shape 96 112 16] [--real DATA] [-
 
 Simulated: 3 b0 + 30 directions, b = 1000 s/mm². PSNR of the diffusion-weighted volumes against the noise-free
 signal and of the FA map against that of the noise-free signal. Real: FA of a run with 1 b0 + 12 directions against
-that of seven runs of the same person, as it is and in the mask eroded twice. The data range of every PSNR is the
+that of seven runs of the same subject, as it is and in the mask eroded twice. The data range of every PSNR is the
 99.9th percentile of the reference in the mask; tensors are weighted least squares.
 """
 
@@ -82,8 +82,8 @@ def denoisers(args) -> dict:
 def simulated(snr: float, shape, args) -> dict[str, np.ndarray]:
     """Print the scores on a simulated scan; return the series."""
     arrays, affine = embedded_mni(2)
-    person = deform(procedural_atlas(**arrays, affine=affine), seed=3)
-    simulation = demo_like(person, snr=snr, seed=1, shape=shape)
+    subject = deform(procedural_atlas(**arrays, affine=affine), seed=3)
+    simulation = demo_like(subject, snr=snr, seed=1, shape=shape)
     scan, truth = simulation.scan, simulation.clean
     weighted, fa_truth = ~scan.gradients.is_b0, fa_map(scan, simulation.clean)
     print(f"simulated, SNR {snr:g}, {scan.data.shape}")

@@ -1,14 +1,14 @@
-"""Phy-Diff against the registered atlas: simulated people, real scans, there and back, samplers, cost.
+"""Phy-Diff against the registered atlas: simulated subjects, real scans, there and back, samplers, cost.
 
 python benchmarks/phydiff.py [roundtrip] [simulated] [real] [samplers] [cost] [ablation]
     [--data DATA] [--atlas ATLAS] [--weights NAME_OR_PATH] [--xtract DIR_OR_FILE] [--fibres DIR] [--minutes M]
 
-roundtrip: a scan to the template's grid and back, for a dense scan and a whole brain. simulated: people who were not
+roundtrip: a scan to the template's grid and back, for a dense scan and a whole brain. simulated: subjects who were not
 trained on, as registration leaves them in the template; b = 1000, 2000 and 3000 and any, against the noise-free images:
 absolute PSNR and SSIM in the mask, and those of the paper (every slice of both images brought to 0 ... 1 before).
 real: the acquired directions of two scans from the b0 alone, and how well the colour FA of the generated shell agrees
-with the acquired one's. samplers: fast against 800 ancestral steps, on simulated people. cost: 30 directions of the
-dense scan. ablation: the paper's Tables 1 and 2 on simulated people, every variant trained anew for the same
+with the acquired one's. samplers: fast against 800 ancestral steps, on simulated subjects. cost: 30 directions of the
+dense scan. ablation: the paper's Tables 1 and 2 on simulated subjects, every variant trained anew for the same
 minutes on a core of its own, and an adapter for a third of them beside one; not part of the default. The arms are the
 atlas of `--fibres` (default: analytic bundles) and, where there are weights, Phy-Diff.
 """
@@ -57,8 +57,8 @@ from bids_dmrigen.spatial.normalize import load_template, register_to_template
 from bids_dmrigen.spatial.population import PACKAGED_ADC_ATLAS, population_on
 from bids_dmrigen.spatial.template_space import TemplateSpace
 
-PEOPLE, SLICES, SNR, DIRECTIONS = 2, 8, 25.0, 6
-TRAINED_ON = 20  # people, of the ablation
+SUBJECTS, SLICES, SNR, DIRECTIONS = 2, 8, 25.0, 6
+TRAINED_ON = 20  # subjects, of the ablation
 SHELLS = (1000.0, 2000.0, 3000.0)
 GRID = np.diag([2.0, 2, 2, 1])
 GRID[:3, 3] = [-80, -112, -4]
@@ -102,24 +102,24 @@ class Arm:
 
 
 def simulated(args) -> None:
-    """Print the scores of every arm on simulated people, in the paper's metric and in the absolute one."""
+    """Print the scores of every arm on simulated subjects, in the paper's metric and in the absolute one."""
     show_simulated(args, {name: Arm(method) for name, method in arms(args).items()})
 
 
-def show_simulated(args, chosen: dict[str, Arm], people=PEOPLE, slices=SLICES, directions=DIRECTIONS) -> None:
+def show_simulated(args, chosen: dict[str, Arm], subjects=SUBJECTS, slices=SLICES, directions=DIRECTIONS) -> None:
     """Print the scores of these arms."""
     atlas, shape = load_atlas(args.atlas), (80, 96, slices)
     maps = population_on(shape, GRID, args.adc or PACKAGED_ADC_ATLAS, args.xtract)
     maps = replace(maps, anatomy=atlas)
     rows: dict[tuple[str, str], list] = {}
-    for seed in range(people):
-        person = deform(atlas, HELD_OUT + 100 + seed, ALIGNED)
+    for seed in range(subjects):
+        subject = deform(atlas, HELD_OUT + 100 + seed, ALIGNED)
         any_b = np.random.default_rng(seed).uniform(500, 3200, directions)
         bvals = np.concatenate([np.repeat(SHELLS, directions), any_b])
         world = np.tile(even_directions(directions), (4, 1))
         table = GradientTable.from_world(bvals, world, GRID)
         whole = GradientTable.from_world(np.r_[0.0, bvals], np.concatenate([np.zeros((1, 3)), world]), GRID)
-        made = acquire(person, whole, GRID, shape, SNR, seed, tissue=Tissue.random(HELD_OUT + seed))
+        made = acquire(subject, whole, GRID, shape, SNR, seed, tissue=Tissue.random(HELD_OUT + seed))
         b0 = Scan(made.scan.data[..., :1], GRID, made.scan.gradients[:1], made.scan.mask)
         for name, arm in chosen.items():
             told = maps if arm.tracts else replace(maps, tracts=None)
@@ -130,7 +130,7 @@ def show_simulated(args, chosen: dict[str, Arm], people=PEOPLE, slices=SLICES, d
                     truth = made.clean[..., 1 + v] * b0.mask
                     own = metrics.psnr(result[..., v], truth, b0.mask), metrics.ssim(result[..., v], truth, b0.mask)
                     rows.setdefault((name, b), []).append([*own, *in_papers_metric(result[..., v], truth)])
-    print(f"\nsimulated, b0 of SNR {SNR:g}, {people} people, {slices} slices, {directions} directions each")
+    print(f"\nsimulated, b0 of SNR {SNR:g}, {subjects} subjects, {slices} slices, {directions} directions each")
     print(f"{'arm':>30s}{'b':>6s}{'PSNR':>9s}{'SSIM':>9s}{'PSNR, paper':>13s}{'SSIM, paper':>13s}")
     for (name, b), values in rows.items():
         psnr, ssim, paper_psnr, paper_ssim = np.mean(values, axis=0)
@@ -263,14 +263,14 @@ def real(args) -> None:
 
 
 def samplers(args) -> None:
-    """Print the scores of every sampler on a few images of a simulated person."""
+    """Print the scores of every sampler on a few images of a simulated subject."""
     method = load("phydiff")
     chosen = {
         "the mean, 1 evaluation": Arm(method),
         f"a draw, {STEPS[2]} evaluations": Arm(method, settings={"steps": STEPS[2]}),
         "a draw, the paper's 800": Arm(method, settings={"sampler": "paper"}),
     }
-    show_simulated(args, chosen, people=1, slices=2, directions=2)
+    show_simulated(args, chosen, subjects=1, slices=2, directions=2)
 
 
 def cost(args) -> None:
@@ -292,7 +292,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all but ablation")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--atlas", default=EMBEDDED, help="of the simulated people (default: the embedded one)")
+    parser.add_argument("--atlas", default=EMBEDDED, help="of the simulated subjects (default: the embedded one)")
     parser.add_argument("--weights", help="default: phydiff-small")
     parser.add_argument("--adc", type=Path, help="ADC atlas (default: the packaged one)")
     parser.add_argument("--xtract", type=Path, help="tracts (default: none)")

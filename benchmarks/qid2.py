@@ -2,7 +2,7 @@
 
 python benchmarks/qid2.py [simulated] [real] [samplers] [cost] [--data DATA] [--atlas ATLAS] [--weights NAME_OR_PATH]
 
-simulated: held-out people, 90 directions at b = 1000, 30 even ones kept, 60 made, SNR 15 and 30 (the setting of Table 1
+simulated: subjects held out, 90 directions at b = 1000, 30 even ones kept, 60 made, SNR 15 and 30 (setting of Table 1
 of Chen et al. 2024), against the noise-free signal and its FA. real: a dense scan of 84 directions, 12 and 30 kept.
 samplers: FA of the mean, of the fast sampler and of the paper's 1000 steps. cost: 12 directions to 60.
 """
@@ -31,7 +31,7 @@ from bids_dmrigen.methods.base import Request
 from bids_dmrigen.methods.directions.qid2_model import QID2, STEPS
 from bids_dmrigen.qc import evaluation, metrics
 
-PEOPLE = 2
+SUBJECTS = 2
 SLICES = 6  # of each simulated scan that are scored
 ARMS = ("none", "interp", "sh", "qid2")
 TABLE = ("dwi_psnr", "dwi_ssim", "fa_error", "fa_ssim", "fa_psnr", "dec_psnr", "direction_angle")
@@ -60,18 +60,18 @@ def show(result: evaluation.Evaluation, keep: int, title: str) -> None:
 
 
 def simulated(args) -> None:
-    """Print the paper's Table 1 on simulated people."""
+    """Print the paper's Table 1 on simulated subjects."""
     atlas = load_atlas(args.atlas)
     b = np.r_[np.zeros(6), np.full(90, 1000.0)]
     gradients = GradientTable(b, np.concatenate([np.zeros((6, 3)), even_directions(90)]))
     for snr in (15.0, 30.0):
         results = []
-        for seed in range(PEOPLE):
+        for seed in range(SUBJECTS):
             scan, clean = middle(*held_out_scan(atlas, seed, snr, gradients), SLICES)
             arms = {name: arm(name, args) for name in ARMS}
             results += evaluation.evaluate(scan, [30], arms, truth=clean).outcomes
         merged = evaluation.Evaluation(tuple(results), {}, np.zeros(0))
-        show(merged, 30, f"simulated, SNR {snr:g}, 30 directions to 90, {PEOPLE} people, {SLICES} slices each")
+        show(merged, 30, f"simulated, SNR {snr:g}, 30 directions to 90, {SUBJECTS} subjects, {SLICES} slices each")
 
 
 def real(args) -> None:
@@ -155,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--atlas", default=EMBEDDED, help="of the simulated people (default: the embedded one)")
+    parser.add_argument("--atlas", default=EMBEDDED, help="of the simulated subjects (default: the embedded one)")
     parser.add_argument("--weights", help="default: qid2-small")
     args = parser.parse_args()
     for part in args.parts or PARTS:

@@ -3,7 +3,7 @@
 python benchmarks/realism.py DATA_DIR [--atlas FOLDER] [--figure docs/figures/realism.png]
 
 Every real scan (one run per subject of DATA_DIR/bids, and the dense reference) gets a simulated partner with its grid,
-b-values, directions and noise level; each partner is another person with other tissue.
+b-values, directions and noise level; each partner is another subject with other tissue.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.dwi.tensor import fit_maps
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import fibre_atlas, procedural_atlas
-from bids_dmrigen.simulate.examples import HELD_OUT, People, numbers_of_step
+from bids_dmrigen.simulate.examples import HELD_OUT, SimulatedSubjects, numbers_of_step
 from bids_dmrigen.simulate.imaging import Imaging, measure
 from bids_dmrigen.spatial.brain_mask import brain_of, erode
 from bids_dmrigen.spatial.io import read_image, read_scan
@@ -50,21 +50,21 @@ def _with_mask(path: Path, mask: np.ndarray | None = None) -> Scan:
     return Scan(np.asarray(scan.data, np.float32), scan.affine, scan.gradients, mask)
 
 
-def partner(scan: Scan, people: People, person: int, snr: float) -> Scan:
-    """Return a simulated scan of one person on the grid of a real one, brain over brain."""
-    generator = numbers_of_step(person, 0, people.device)
+def partner(scan: Scan, subjects: SimulatedSubjects, subject: int, snr: float) -> Scan:
+    """Return a simulated scan of one subject on the grid of a real one, brain over brain."""
+    generator = numbers_of_step(subject, 0, subjects.device)
     affine = np.array(scan.affine, dtype=np.float64)
     middle = affine[:3, :3] @ np.argwhere(scan.mask).mean(axis=0)
-    affine[:3, 3] = people.person(int(person)).centre.cpu().numpy() - middle
+    affine[:3, 3] = subjects.subject(int(subject)).centre.cpu().numpy() - middle
     bvals = torch.as_tensor(scan.gradients.bvals, dtype=torch.float32)[None]
     directions = torch.as_tensor(scan.gradients.world_directions(scan.affine), dtype=torch.float32)[None]
-    tissue = people.tissues[person % len(people.tissues)][None]
+    tissue = subjects.tissues[subject % len(subjects.tissues)][None]
     series, mask = [], []
     for start in range(0, scan.mask.shape[2], BLOCK):
         shape = (*scan.mask.shape[:2], min(BLOCK, scan.mask.shape[2] - start))
         moved = torch.as_tensor(affine, dtype=torch.float32)[None].clone()
         moved[:, :3, 3] += start * moved[:, :3, 2]
-        view = people.view(torch.tensor([person]), moved, shape, tissue, generator)
+        view = subjects.view(torch.tensor([subject]), moved, shape, tissue, generator)
         series.append(view.signal(bvals, directions))
         mask.append(view.mask())
     clean, mask = torch.cat(series, dim=-1), torch.cat(mask, dim=-1)[0].numpy()
@@ -189,9 +189,9 @@ def main() -> None:
     else:
         arrays, affine = embedded_mni(2)
         atlas = procedural_atlas(**arrays, affine=affine)
-    people = People([deform(atlas, HELD_OUT + k) for k in range(len(scans))])
+    subjects = SimulatedSubjects([deform(atlas, HELD_OUT + k) for k in range(len(scans))])
     partners = {
-        label: partner(scan, people, k, 1 / float(real[label]["sigma / b0"][0]))
+        label: partner(scan, subjects, k, 1 / float(real[label]["sigma / b0"][0]))
         for k, (label, scan) in enumerate(scans.items())
     }
     simulated = {label: describe(scan) for label, scan in partners.items()}

@@ -3,12 +3,12 @@
 python benchmarks/rishldm.py [simulated] [levels] [real] [repeat] [cost] [ablation]
     [--data DATA] [--atlas ATLAS] [--weights NAME_OR_PATH] [--minutes M] [--sampler paper|fast]
 
-simulated: people who were not trained on, 2.5 mm, b = 1000, SNR 20, 30 directions, against the noise-free 2 mm scan of
-the same person (Table 1 of Zhu et al. 2024: NMSE and SSIM of the RISH features and of FA), for cubic-spline up-sampling
+simulated: subjects who were not trained on, 2.5 mm, b = 1000, SNR 20, 30 directions, against the noise-free 2 mm scan
+of the same one (Table 1 of Zhu et al. 2024: NMSE and SSIM of the RISH features and of FA), for cubic-spline up-sampling
 alone, scaling of each degree by the mean ratio of the training pairs (linear RISH harmonisation), the method, and the
 method with the measured features in place of what the diffusion decodes. levels: how far the latents are noised, by the
 same errors. real: one run of 12 directions of a dense scan against all 84, with and without voxels that lack a volume.
-repeat: two runs of a scan, each enhanced by itself: the within-person standard deviation of FA, white and grey matter,
+repeat: two runs of a scan, each enhanced by itself: the within-subject standard deviation of FA, white and grey matter,
 and the angle between fibres before and after. cost: a whole brain. ablation (Table 2): without fine-tuning the second
 autoencoder, which is trained anew beside the other, and without super-resolution; not part of the default.
 """
@@ -45,13 +45,13 @@ from bids_dmrigen.methods.enhance import rishldm_model as rishldm
 from bids_dmrigen.methods.enhance import stages as rishldm_stages
 from bids_dmrigen.qc import evaluation, metrics
 from bids_dmrigen.simulate.anatomy import deform
-from bids_dmrigen.simulate.examples import HELD_OUT, People
+from bids_dmrigen.simulate.examples import HELD_OUT, SimulatedSubjects
 from bids_dmrigen.simulate.scanner import acquire, protocol, scan_grid
 from bids_dmrigen.simulate.signal import Tissue
 from bids_dmrigen.spatial.brain_mask import brain_of
 from bids_dmrigen.spatial.io import read_scan
 
-PEOPLE, SNR, DIRECTIONS, BVAL = 4, 20.0, 30, 1000.0
+SUBJECTS, SNR, DIRECTIONS, BVAL = 4, 20.0, 30, 1000.0
 POOR_MM, GOOD_MM, SHAPE = 2.5, 2.0, (64, 76, 32)
 COLUMNS = ("L0", "L2", "L4", "FA")
 WHITE_FA, GREY_FA, FIBRE_FA = 0.35, 0.15, 0.3
@@ -102,17 +102,17 @@ def spline(scan: Scan, voxel_mm: float | None) -> Generated:
     return load("bspline").generate(None, scan, Request(options={"voxel_mm": voxel_mm}))
 
 
-def pairs(args, n: int = PEOPLE):
-    """Yield poor scans of people who were not trained on, and a function affine, shape -> the same without noise."""
+def pairs(args, n: int = SUBJECTS):
+    """Yield poor scans of subjects who were not trained on, and a function affine, shape -> the same without noise."""
     atlas = load_atlas(args.atlas)
     for seed in range(n):
-        person, tissue = deform(atlas, HELD_OUT + 300 + seed), Tissue.random(HELD_OUT + 300 + seed)
-        affine = scan_grid(person, POOR_MM, SHAPE)
+        subject, tissue = deform(atlas, HELD_OUT + 300 + seed), Tissue.random(HELD_OUT + 300 + seed)
+        affine = scan_grid(subject, POOR_MM, SHAPE)
         table = protocol(affine, DIRECTIONS, 1, BVAL)
-        poor = acquire(person, table, affine, SHAPE, SNR, seed, tissue=tissue).scan
+        poor = acquire(subject, table, affine, SHAPE, SNR, seed, tissue=tissue).scan
 
-        def good(affine, shape, person=person, tissue=tissue, table=table, seed=seed):
-            return acquire(person, table, affine, shape, np.inf, seed, tissue=tissue).clean
+        def good(affine, shape, subject=subject, tissue=tissue, table=table, seed=seed):
+            return acquire(subject, table, affine, shape, np.inf, seed, tissue=tissue).clean
 
         yield poor, good
 
@@ -143,7 +143,7 @@ def scored(made: Generated, poor: Scan, good) -> dict[str, float]:
 
 
 def show(rows: dict[str, list[dict[str, float]]], title: str) -> None:
-    """Print mean and standard deviation of each arm's scores over people."""
+    """Print mean and standard deviation of each arm's scores over subjects."""
     names = list(next(iter(rows.values()))[0])
     print(f"\n{title}\n{'':>34s}" + "".join(f"{name:>16s}" for name in names))
     for arm, scores in rows.items():
@@ -164,7 +164,7 @@ def table_1(args, chosen: dict[str, Arm], title: str) -> None:
 
 def simulated(args) -> None:
     """Print the paper's Table 1."""
-    table_1(args, arms(args), f"simulated, {PEOPLE} people")
+    table_1(args, arms(args), f"simulated, {SUBJECTS} subjects")
 
 
 def levels(args) -> None:
@@ -239,7 +239,7 @@ def repeat(args) -> None:
         contrast = [float(((maps["fa"] + second) / 2)[part].mean()) for part in (white, grey)]
         cosine = np.abs((maps["direction"] * raw["direction"]).sum(axis=-1)[fibres]).clip(0, 1)
         print(
-            f"{name:>34s}  within-person sd {deviation:.4f}, white {contrast[0]:.3f}, grey {contrast[1]:.3f}, "
+            f"{name:>34s}  within-subject sd {deviation:.4f}, white {contrast[0]:.3f}, grey {contrast[1]:.3f}, "
             f"difference {contrast[0] - contrast[1]:.4f}, median angle {np.degrees(np.median(np.arccos(cosine))):.2f}",
             flush=True,
         )
@@ -259,7 +259,7 @@ def cost(args) -> None:
 def ablation(args) -> None:
     """Train with and without fine-tuning for the same minutes, and print both, without super-resolution too."""
     method, atlas = load("rishldm"), load_atlas(args.atlas)
-    source, held_out = People.from_atlas(atlas, 20), People.from_atlas(atlas, 4, held_out=True)
+    source, held_out = SimulatedSubjects.from_atlas(atlas, 20), SimulatedSubjects.from_atlas(atlas, 4, held_out=True)
     first = method.network("small")
     stages = [kind.name for kind in rishldm_stages.STAGES]
 
@@ -293,7 +293,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all but levels and ablation")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--atlas", default=EMBEDDED, help="of the simulated people (default: the embedded one)")
+    parser.add_argument("--atlas", default=EMBEDDED, help="of the simulated subjects (default: the embedded one)")
     parser.add_argument("--weights", help="default: rishldm-small")
     parser.add_argument("--sampler", choices=("paper", "fast"), default="fast")
     parser.add_argument("--minutes", type=float, default=20, help="of each training of the ablation (default: 20)")

@@ -1,4 +1,4 @@
-"""Scans that benchmarks of several methods share: people who were not trained on, a real dense scan."""
+"""Scans that benchmarks of several methods share: subjects who were not trained on, a real dense scan."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ REAL = "reference/sub-canon_desc-merged"
 
 def held_out_scan(atlas, seed: int, snr: float, gradients: GradientTable, voxel_mm: float = 2.5):
     """Return a scan of somebody who was not trained on, and its noise-free signals."""
-    person = deform(atlas, HELD_OUT + 100 + seed)
+    subject = deform(atlas, HELD_OUT + 100 + seed)
     shape = (72, 88, 64) if voxel_mm < 3 else (46, 56, 40)
-    affine = scan_grid(person, voxel_mm, shape)
-    simulated = acquire(person, gradients, affine, shape, snr, seed, tissue=Tissue.random(HELD_OUT + seed))
+    affine = scan_grid(subject, voxel_mm, shape)
+    simulated = acquire(subject, gradients, affine, shape, snr, seed, tissue=Tissue.random(HELD_OUT + seed))
     return simulated.scan, simulated.clean
 
 

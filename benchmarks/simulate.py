@@ -18,7 +18,7 @@ import torch
 
 from bids_dmrigen.dwi.gradients import even_directions
 from bids_dmrigen.simulate.atlas import procedural_atlas
-from bids_dmrigen.simulate.examples import People, numbers_of_step
+from bids_dmrigen.simulate.examples import SimulatedSubjects, numbers_of_step
 from bids_dmrigen.simulate.imaging import measure
 from bids_dmrigen.spatial.templates import embedded_mni
 
@@ -37,7 +37,9 @@ def schemes(batch: int, generator: torch.Generator) -> tuple[torch.Tensor, torch
 def work(device: str, batch: int, steps: int, worker: int, start, results) -> None:
     """Make examples and report how many per second of wall clock and of processor time, per stage."""
     arrays, affine = embedded_mni(2)
-    people = People.from_atlas(procedural_atlas(**arrays, affine=affine), 2, device=device, first=2 * worker)
+    subjects = SimulatedSubjects.from_atlas(
+        procedural_atlas(**arrays, affine=affine), 2, device=device, first=2 * worker
+    )
 
     def now() -> float:
         if device != "cpu":
@@ -48,7 +50,7 @@ def work(device: str, batch: int, steps: int, worker: int, start, results) -> No
         generator = numbers_of_step(worker, number, device)
         bvals, directions = schemes(batch, generator)
         times = [now()]
-        slices = people.slices(generator, batch, SIZE)
+        slices = subjects.slices(generator, batch, SIZE)
         times.append(now())
         clean = slices.signal(bvals, directions)
         times.append(now())

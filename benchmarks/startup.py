@@ -1,4 +1,4 @@
-"""How long a person waits for the first word: --version, --help, and the first line of a run, seconds.
+"""How long the user waits for the first word: --version, --help, and the first line of a run, seconds.
 
 Usage: python benchmarks/startup.py [COMMAND ...]
 

@@ -1,4 +1,4 @@
-"""The app as a person meets it: broken datasets, kills, full disks, foreign users, no network.
+"""The app as a subject meets it: broken datasets, kills, full disks, foreign users, no network.
 
 The series are tiny and too flat for registration, so that a call takes seconds; registration has its own tests.
 """

@@ -5,4 +5,4 @@
 set -eu
 out=$1
 
-dmrigen prepare --adc-atlas embedded "$out/adc_atlas.nii.gz" --people 20 --bvalues 1000 2000 3000 --voxel-mm 3
+dmrigen prepare --adc-atlas embedded "$out/adc_atlas.nii.gz" --subjects 20 --bvalues 1000 2000 3000 --voxel-mm 3

@@ -6,13 +6,13 @@
 # XTRACT  FSL's folder of tracts, or a 4-D file with labels: the adapter is trained too, in OUT/adapter
 #
 # The training goes on where it stopped when this is called again. The shipped weights had another history, which their
-# card has: 61 minutes before the learnt atlas was added, 31 minutes with it, 33 more on people with bright rims.
+# card has: 61 minutes before the learnt atlas was added, 31 minutes with it, 33 more on subjects with bright rims.
 # Their adapter had 8.5 minutes.
 set -eu
 atlas=$1 out=$2 xtract=${3:-}
 
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE # a process per core: one alone waits between short operations
-train="torchrun --nproc-per-node 2 -m bids_dmrigen.cli.train phydiff --atlas $atlas --people 40 --batch 16 --precision bf16 --device cpu --half"
+train="torchrun --nproc-per-node 2 -m bids_dmrigen.cli.train phydiff --atlas $atlas --subjects 40 --batch 16 --precision bf16 --device cpu --half"
 $train --out "$out" --minutes 90
 dmrigen weights verify "$out/phydiff-small.safetensors"
 if [ -n "$xtract" ]; then

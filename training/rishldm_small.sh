@@ -9,6 +9,6 @@ set -eu
 atlas=$1 out=$2
 
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE # a process per core: one alone waits between short operations
-torchrun --nproc-per-node 2 -m bids_dmrigen.cli.train rishldm --atlas "$atlas" --people 40 --batch 2 --precision bf16 \
+torchrun --nproc-per-node 2 -m bids_dmrigen.cli.train rishldm --atlas "$atlas" --subjects 40 --batch 2 --precision bf16 \
     --device cpu --out "$out" --minutes 112
 dmrigen weights verify "$out/rishldm-small.safetensors"

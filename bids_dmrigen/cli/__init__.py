@@ -1,1 +1,1 @@
-"""What a person types: the BIDS App, the tools beside it, and their settings."""
+"""What the user types: the BIDS App, the tools beside it, and their settings."""

@@ -1,4 +1,4 @@
-"""Which anatomy people are simulated from: the embedded one, a folder of images, or an array file."""
+"""Which anatomy subjects are simulated from: the embedded one, a folder of images, or an array file."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ README = """\
 Synthetic diffusion MRI dataset
 
 Made by `dmrigen demo` (seed {seed}): brains simulated from the MNI152NLin2009aSym tissue maps with analytic
-fibre bundles, a multi-compartment diffusion signal and Rician noise. No person was scanned.
+fibre bundles, a multi-compartment diffusion signal and Rician noise. Nobody was scanned.
 
 sub-01  T1w, DWI ({n} volumes) and a reverse-phase b0 in fmap/; oblique slices, susceptibility distortion
 sub-02  DWI only
@@ -84,26 +84,26 @@ def write_demo(out_dir: str | Path, seed: int = 0, protocol: Protocol | None = N
     write_descriptions(root, readme, ("01", "02"))
     atlas = load_atlas(EMBEDDED, protocol.atlas_mm)
     for number, label in enumerate(("01", "02")):
-        person = deform(atlas, seed=2 * seed + number)
-        _write_subject(root, label, person, seed=2 * seed + number, full=number == 0, protocol=protocol)
+        subject = deform(atlas, seed=2 * seed + number)
+        _write_subject(root, label, subject, seed=2 * seed + number, full=number == 0, protocol=protocol)
     return root
 
 
-def _write_subject(root: Path, label: str, person: Atlas, seed: int, full: bool, protocol: Protocol) -> None:
+def _write_subject(root: Path, label: str, subject: Atlas, seed: int, full: bool, protocol: Protocol) -> None:
     """Simulate and write one subject; `full` adds distortion, a reverse-phase b0, T1w, oblique slices."""
     from ..dwi.gradients import GradientTable
     from ..simulate import scanner
     from ..simulate.anatomy import rigid
 
     linear = rigid([0, 0, 0, 12, -4, 3], np.zeros(3))[:3, :3] @ np.diag([-1.0, 1, 1]) if full else None
-    affine = scanner.scan_grid(person, protocol.voxel_mm, protocol.shape, linear)
+    affine = scanner.scan_grid(subject, protocol.voxel_mm, protocol.shape, linear)
     gradients = scanner.protocol(affine, protocol.n_directions, protocol.n_b0, protocol.bval)
     centre = (affine @ [*((np.array(protocol.shape) - 1) / 2), 1])[:3]
     poses = scanner.random_poses(seed, len(gradients), translation_mm=0.6, rotation_degrees=0.6)
     motion = np.stack([rigid(pose, centre) for pose in poses])
     field = scanner.susceptibility(affine, protocol.shape, DISTORTION_MM) if full else None
     result = scanner.acquire(
-        person, gradients, affine, protocol.shape, SNR, seed, motion=motion, displacement=field,
+        subject, gradients, affine, protocol.shape, SNR, seed, motion=motion, displacement=field,
         phase_axis=PHASE_AXIS,
     )  # fmt: skip
     dwi = root / f"sub-{label}" / "dwi" / f"sub-{label}_dwi.nii.gz"
@@ -116,7 +116,7 @@ def _write_subject(root: Path, label: str, person: Atlas, seed: int, full: bool,
         return
     b0 = GradientTable(np.zeros(1), np.zeros((1, 3)))
     reverse = scanner.acquire(
-        person,
+        subject,
         b0,
         affine,
         protocol.shape,
@@ -129,17 +129,17 @@ def _write_subject(root: Path, label: str, person: Atlas, seed: int, full: bool,
     write_image(epi.with_suffix(".nii.gz"), reverse.scan.data[..., 0], affine, np.int16)
     links = {"B0FieldIdentifier": "reverse", "IntendedFor": [f"bids::sub-{label}/dwi/{dwi.name}"]}
     write_json(epi.with_suffix(".json"), sidecar("j-") | links)
-    _write_t1w(root / f"sub-{label}" / "anat" / f"sub-{label}_T1w", person, seed, protocol.t1w_mm)
+    _write_t1w(root / f"sub-{label}" / "anat" / f"sub-{label}_T1w", subject, seed, protocol.t1w_mm)
 
 
-def _write_t1w(stem: Path, person: Atlas, seed: int, voxel_mm: float) -> None:
+def _write_t1w(stem: Path, subject: Atlas, seed: int, voxel_mm: float) -> None:
     """Write a T1-weighted image of the head at rest, with noise and coil bias; brain only."""
     from ..simulate import scanner
     from ..simulate.anatomy import resample
 
     shape = tuple(int(np.ceil(extent / voxel_mm)) for extent in (160, 200, 170))
-    affine = scanner.scan_grid(person, voxel_mm, shape)
-    image = resample(person, affine, shape, supersample=1).t1w.numpy()
+    affine = scanner.scan_grid(subject, voxel_mm, shape)
+    image = resample(subject, affine, shape, supersample=1).t1w.numpy()
     image = 1000 * image * scanner.coil_bias(seed + 2000, affine, shape, 0.1).numpy()
     noisy = scanner.add_noise(image[..., None], 20.0, seed + 2000)[..., 0]
     write_image(stem.with_suffix(".nii.gz"), noisy, affine, np.int16)

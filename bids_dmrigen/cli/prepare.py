@@ -9,7 +9,7 @@ from pathlib import Path
 from .atlases import EMBEDDED
 
 BVALUES = (1000.0, 2000.0, 3000.0)
-PEOPLE = 20
+SUBJECTS = 20
 
 
 def add(tools) -> None:
@@ -31,12 +31,12 @@ def add(tools) -> None:
                       help=f"write an atlas instead: SOURCE is a folder of images, or {EMBEDDED}")  # fmt: skip
     kind.add_argument("--adc-atlas", action="store_true",
                       help="write the mean apparent diffusion coefficient, mm²/s, in the template's space instead: "
-                      "of simulated people where SOURCE is an anatomy in MNI coordinates, as for `dmrigen train "
+                      "of simulated subjects where SOURCE is an anatomy in MNI coordinates, as for `dmrigen train "
                       "--atlas`, or of the preprocessed runs of a dataset that bids_dmrigen wrote")  # fmt: skip
     adc = parser.add_argument_group("with --adc-atlas")
     adc.add_argument("--bvalues", type=float, nargs="+", metavar="B",
                      help="b-values, s/mm²; a shell counts for the nearest (default: 1000 2000 3000)")  # fmt: skip
-    adc.add_argument("--people", type=int, metavar="N", help=f"simulated people (default: {PEOPLE})")
+    adc.add_argument("--subjects", type=int, metavar="N", help=f"simulated subjects (default: {SUBJECTS})")
     adc.add_argument("--voxel-mm", type=float, metavar="MM",
                      help="edge of the atlas's voxels, mm (default: the source's; 2 for a dataset)")  # fmt: skip
     parser.set_defaults(run=run)
@@ -55,7 +55,7 @@ def run(args) -> int:
         raise ValueError(f"{args.out}: the file's name has to end with {suffix}")
     if args.adc_atlas:
         return _write_adc_atlas(args)
-    for option in ("bvalues", "people", "voxel_mm"):
+    for option in ("bvalues", "subjects", "voxel_mm"):
         if getattr(args, option) is not None:
             raise ValueError(f"--{option.replace('_', '-')} is for --adc-atlas alone; leave it out, or add --adc-atlas")
     if args.atlas:
@@ -88,7 +88,7 @@ def _scans(args, left_out: list[str]):
 
 
 def _write_adc_atlas(args) -> int:
-    """Write the ADC atlas of simulated people or of a dataset's runs; return 1 where a run was left out."""
+    """Write the ADC atlas of simulated subjects or of a dataset's runs; return 1 where a run was left out."""
     from ..spatial.population import coarser, write_adc_atlas
 
     bvals = sorted(set(args.bvalues or BVALUES))
@@ -104,7 +104,7 @@ def _write_adc_atlas(args) -> int:
             "run bids_dmrigen on it and give its output"
         )
     else:
-        data, affine, about = _adc_of_people(args, bvals)
+        data, affine, about = _adc_of_simulated(args, bvals)
     if args.voxel_mm is not None:
         data, affine = coarser(data, affine, args.voxel_mm)
     write_adc_atlas(args.out, data, bvals, affine, about)
@@ -115,25 +115,25 @@ def _write_adc_atlas(args) -> int:
     return _said(left_out)
 
 
-def _adc_of_people(args, bvals):
-    """Return the mean ADC of simulated people, its affine, and what its sidecar says."""
+def _adc_of_simulated(args, bvals):
+    """Return the mean ADC of simulated subjects, its affine, and what its sidecar says."""
     from ..simulate.adc import mean_adc
     from ..spatial.templates import EMBEDDED_NAME
     from .atlases import load_atlas
 
-    n_people, atlas = PEOPLE if args.people is None else args.people, load_atlas(args.source)
-    data = mean_adc(atlas, bvals, n_people, progress=lambda n: print(f"{n} of {n_people} people", flush=True))
+    n_subjects, atlas = SUBJECTS if args.subjects is None else args.subjects, load_atlas(args.source)
+    data = mean_adc(atlas, bvals, n_subjects, progress=lambda n: print(f"{n} of {n_subjects} subjects", flush=True))
     source = EMBEDDED if args.source == EMBEDDED else Path(args.source).resolve().name
     space = EMBEDDED_NAME if args.source == EMBEDDED else "MNI152"
-    return data, atlas.affine, {"Source": f"simulated people of {source}", "People": n_people, "Space": space}
+    return data, atlas.affine, {"Source": f"simulated subjects of {source}", "Subjects": n_subjects, "Space": space}
 
 
 def _adc_of_runs(args, bvals, left_out: list[str]):
     """Return the mean ADC of the subjects of a preprocessed dataset, its affine, and what its sidecar says."""
     from ..spatial.adc_atlas import GRID_AFFINE, find_transform, mean_of_runs, shells_on_template
 
-    if args.people is not None:
-        raise ValueError(f"--people is for simulated people, but {args.source} is a dataset; leave it out")
+    if args.subjects is not None:
+        raise ValueError(f"--subjects is for simulated subjects, but {args.source} is a dataset; leave it out")
     templates: set[str] = set()
 
     def read(item):

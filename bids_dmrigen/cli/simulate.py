@@ -1,4 +1,4 @@
-"""`dmrigen simulate`: scans of simulated people as a BIDS dataset, with everything that is known about them."""
+"""`dmrigen simulate`: scans of simulated subjects as a BIDS dataset, with everything that is known about them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ HEAD_MM = (175.0, 215.0, 170.0)  # field of view, right-left, back-front, down-u
 README = """\
 Simulated diffusion MRI
 
-Made by `dmrigen simulate` (atlas {atlas}, seed {seed}): {n} people, {volumes} volumes each, with a
-multi-compartment diffusion signal, partial volume, coil bias and Rician noise, without motion and distortion. No person
+Made by `dmrigen simulate` (atlas {atlas}, seed {seed}): {n} subjects, {volumes} volumes each, with a
+multi-compartment diffusion signal, partial volume, coil bias and Rician noise, without motion and distortion. Nobody
 was scanned. What is known about each run (noise-free series, tensor maps) lies in derivatives/truth.
 """
 
 
 def add(tools) -> None:
     """Add the tool to the parser of `dmrigen`."""
-    text = "write scans of simulated people as a BIDS dataset, with known truth"
+    text = "write scans of simulated subjects as a BIDS dataset, with known truth"
     parser = tools.add_parser("simulate", help=text, description=text)
     parser.add_argument("out_dir", type=Path, metavar="OUT", help="folder to write; must be empty or absent")
-    parser.add_argument("--n", type=int, default=1, metavar="N", help="people (default: 1)")
+    parser.add_argument("--n", type=int, default=1, metavar="N", help="subjects (default: 1)")
     parser.add_argument("--directions", type=int, nargs="+", default=[30], metavar="N",
                         help="directions on each shell (default: 30)")  # fmt: skip
     parser.add_argument("--bvals", type=float, nargs="+", default=[1000.0], metavar="B",
@@ -29,11 +29,11 @@ def add(tools) -> None:
     parser.add_argument("--b0", type=int, default=3, metavar="N", help="b0 volumes (default: 3)")
     parser.add_argument("--snr", type=float, nargs="+", default=[25.0], metavar="SNR",
                         help="b0 signal of white matter over the noise; two numbers: drawn between them for each "
-                        "person, log-uniformly; inf for no noise (default: 25)")  # fmt: skip
+                        "subject, log-uniformly; inf for no noise (default: 25)")  # fmt: skip
     parser.add_argument("--voxel-mm", type=float, default=2.5, metavar="MM", help="voxel size, mm (default: 2.5)")
     parser.add_argument("--atlas", default=EMBEDDED, metavar="DIR_OR_FILE", help=HELP)
     parser.add_argument("--seed", type=int, default=0, metavar="N",
-                        help="of the first person; the next ones follow (default: 0)")  # fmt: skip
+                        help="of the first subject; the next ones follow (default: 0)")  # fmt: skip
     parser.set_defaults(run=run)
 
 
@@ -50,7 +50,7 @@ def run(args) -> None:
     volumes = args.b0 + sum(args.directions)
     write_descriptions(args.out_dir, README.format(atlas=name, seed=args.seed, n=args.n, volumes=volumes), labels)
     for number, label in enumerate(labels):
-        snr = _write_person(args, deform(atlas, args.seed + number), label, args.seed + number)
+        snr = _write_subject(args, deform(atlas, args.seed + number), label, args.seed + number)
         print(f"sub-{label}: {volumes} volumes, SNR {snr:.3g}", flush=True)
 
 
@@ -65,19 +65,19 @@ def _check(args) -> None:
         raise ValueError("--snr: expected one number, or two")
 
 
-def _write_person(args, person, label: str, seed: int) -> float:
-    """Scan one person and write the run with its truth; return the SNR."""
+def _write_subject(args, subject, label: str, seed: int) -> float:
+    """Scan one subject and write the run with its truth; return the SNR."""
     import numpy as np
 
     from ..simulate import scanner
     from .simulated import sidecar, write_gradients, write_image, write_json, write_truth
 
     shape = tuple(int(np.ceil(extent / args.voxel_mm)) for extent in HEAD_MM)
-    affine = scanner.scan_grid(person, args.voxel_mm, shape)
+    affine = scanner.scan_grid(subject, args.voxel_mm, shape)
     gradients = scanner.protocol(affine, args.directions, args.b0, args.bvals)
     low, high = min(args.snr), max(args.snr)
     snr = low if low == high else float(np.exp(np.random.default_rng(seed).uniform(np.log(low), np.log(high))))
-    result = scanner.acquire(person, gradients, affine, shape, snr, seed)
+    result = scanner.acquire(subject, gradients, affine, shape, snr, seed)
     dwi = args.out_dir / f"sub-{label}" / "dwi" / f"sub-{label}_dwi.nii.gz"
     write_image(dwi, result.scan.data, affine, np.int16)
     write_gradients(dwi, gradients)

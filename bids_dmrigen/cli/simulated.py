@@ -56,7 +56,7 @@ def write_descriptions(root: Path, readme: str, labels: Sequence[str]) -> None:
     (root / "participants.tsv").write_text(f"participant_id\torigin\n{rows}")
     write_json(
         root / "participants.json",
-        {"origin": {"Description": "Simulated: these are no people", "Levels": {"simulated": "a program"}}},
+        {"origin": {"Description": "Simulated: nobody was scanned", "Levels": {"simulated": "a program"}}},
     )
 
 

@@ -1,4 +1,4 @@
-"""`dmrigen train`: a method's network, trained on simulated people or on prepared scans; alone or under torchrun.
+"""`dmrigen train`: a method's network, trained on simulated subjects or on prepared scans; alone or under torchrun.
 
 `python -m bids_dmrigen.cli.train` does the same with nothing installed but torch, numpy and safetensors, where the
 atlas comes as an array file.
@@ -25,18 +25,18 @@ if TYPE_CHECKING:  # it imports torch
     from ..methods.base import Training
 
 DESCRIPTION = (
-    "Train a method's network on simulated people, or on scans that `dmrigen prepare` wrote, and write its weights "
+    "Train a method's network on simulated subjects, or on scans that `dmrigen prepare` wrote, and write its weights "
     "with their card. Called again with the same folder it goes on where it stopped. Several GPUs: "
     "torchrun --nproc-per-node N -m bids_dmrigen.cli.train METHOD ..."
 )
-PEOPLE, HELD_OUT_PEOPLE = 100, 10
+SUBJECTS, HELD_OUT_SUBJECTS = 100, 10
 REPORT_EVERY_S = 20.0
 SIMULATED = "simulated"
 FOR_PLACED = "--adc-atlas and --xtract are for methods that know brains by their place ({names}); leave them out"
 TRACTS_ALONE = "--xtract trains what tells a network of tracts, beside a trained network: give that with --init"
 TRACTS_WITH_SIMULATED = "--xtract goes with an ADC atlas from a file; leave --adc-atlas simulated out"
 NO_IMAGES = "an ADC atlas is read with {module}, which is not installed; install it, or give --adc-atlas simulated"
-NOT_ON_SCANS = "--data: {name} is trained on people in the template's space, and prepared scans are not; leave it out"
+NOT_ON_SCANS = "--data: {name} is trained on subjects in the template's space, and prepared scans are not; leave it out"
 PAIRS = "{name} is trained on pairs: give the good scans of the subjects in --data with --good"
 FOR_PAIRED = "--good goes with --data and is for methods that are trained on pairs ({names}); leave it out"
 ANEW = "{name}: what it was trained on has changed since, so that it is trained anew, from where it ended"
@@ -69,17 +69,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="most optimiser steps (default: the method's own)")
     parser.add_argument("--batch", type=int, metavar="B",
                         help="examples per step (default: 32; with --size paper the method's own)")  # fmt: skip
-    parser.add_argument("--people", type=int, metavar="K",
-                        help=f"simulated people (default: {PEOPLE}, or none beside --data)")  # fmt: skip
+    parser.add_argument("--subjects", type=int, metavar="K",
+                        help=f"simulated subjects (default: {SUBJECTS}, or none beside --data)")  # fmt: skip
     parser.add_argument("--atlas", default=EMBEDDED, metavar="DIR_OR_FILE", help=HELP)
     parser.add_argument("--xtract", type=Path, metavar="DIR_OR_FILE",
                         help=f"{placed}: XTRACT's tracts, FSL's folder or a 4-D file with labels; trained is then the "
                         "adapter that tells of them, beside the network of --init, which stays as it is")  # fmt: skip
     parser.add_argument("--adc-atlas", metavar="FILE",
                         help=f"{placed}: the ADC atlas that its weights will be used with, which `dmrigen prepare "
-                        f"--adc-atlas` wrote, or {SIMULATED}: of people of --atlas (default: packaged)")  # fmt: skip
+                        f"--adc-atlas` wrote, or {SIMULATED}: of subjects of --atlas (default: packaged)")  # fmt: skip
     parser.add_argument("--data", type=Path, metavar="FILE",
-                        help="prepared scans to train on; with --people on both, in turn")  # fmt: skip
+                        help="prepared scans to train on; with --subjects on both, in turn")  # fmt: skip
     parser.add_argument("--good", type=Path, metavar="FILE",
                         help=f"{paired}: prepared scans of the same subjects by a better scanner, in the "
                         "place of those of --data: what it is to make of them")  # fmt: skip
@@ -134,8 +134,12 @@ def _train(args, device) -> Path | None:
         raise ValueError(NOT_TRAINABLE.format(name=args.method))
     if args.batch is None:
         args.batch = method.batch(args.size)
-    if args.batch < 1 or (args.people is not None and args.people < 1) or (args.steps is not None and args.steps < 1):
-        raise ValueError("--batch, --people and --steps: expected at least 1")
+    if (
+        args.batch < 1
+        or (args.subjects is not None and args.subjects < 1)
+        or (args.steps is not None and args.steps < 1)
+    ):
+        raise ValueError("--batch, --subjects and --steps: expected at least 1")
     if (args.xtract, args.adc_atlas) != (None, None) and not method.spec.in_template:
         raise ValueError(FOR_PLACED.format(names=", ".join(_PLACED)))
     if args.good is not None and (not method.spec.paired or args.data is None):
@@ -248,24 +252,24 @@ def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:
         scans = {p.part: [a["name"] for a, c in zip(p.about, p.counts, strict=True) if c.any()] for p in parts}
         words = {"file": args.data.name, **scans, **words} | ({} if good is None else {"good": args.good.name})
         sources, held_out = ([method.measured(part, good)] for part in parts)
-    if args.data is None or args.people is not None:
+    if args.data is None or args.subjects is not None:
         from .atlases import load_atlas
 
-        atlas, n = load_atlas(args.atlas), args.people or PEOPLE
-        words |= {"atlas": args.atlas if args.atlas == EMBEDDED else Path(args.atlas).name, "people": n}
+        atlas, n = load_atlas(args.atlas), args.subjects or SUBJECTS
+        words |= {"atlas": args.atlas if args.atlas == EMBEDDED else Path(args.atlas).name, "subjects": n}
         population = None
         if method.spec.in_template:
             population = _population(args, atlas)
             words |= {"adc_atlas": _adc_atlas_name(args)} | ({"tracts": args.xtract.name} if args.xtract else {})
         sources.append(method.subjects(atlas, n, device=device, population=population))
-        few = min(n, HELD_OUT_PEOPLE)
+        few = min(n, HELD_OUT_SUBJECTS)
         held_out.append(method.subjects(atlas, few, held_out=True, device=device, population=population))
-    kinds = ["prepared scans"] * (args.data is not None) + ["simulated people"] * ("people" in words)
+    kinds = ["prepared scans"] * (args.data is not None) + ["simulated subjects"] * ("subjects" in words)
     return sources, held_out, {"examples": " and ".join(kinds), **words}
 
 
 def _population(args, atlas):
-    """Return what is known of people in general, on the atlas's grid; None where only their simulation tells."""
+    """Return what is known of the population, on the atlas's grid; None where only their simulation tells."""
     if args.adc_atlas == SIMULATED:
         if args.xtract is not None:
             raise ValueError(TRACTS_WITH_SIMULATED)

@@ -1,4 +1,4 @@
-"""The apparent diffusion coefficient: of a shell, and its mean over runs and people."""
+"""The apparent diffusion coefficient: of a shell, and its mean over runs and subjects."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class MeanOverBrains:
         self._sum, self._brains = np.zeros(()), np.zeros((), np.int64)
 
     def add(self, values: np.ndarray, brain: np.ndarray) -> None:
-        """Add one person's, or one run's: values (X, Y, Z) or (X, Y, Z, K), and brain (X, Y, Z) bool."""
+        """Add one subject's, or one run's: values (X, Y, Z) or (X, Y, Z, K), and brain (X, Y, Z) bool."""
         inside = brain.reshape(*brain.shape, *[1] * (values.ndim - brain.ndim))
         self._sum = self._sum + np.where(inside, values, 0.0)
         self._brains = self._brains + inside

@@ -26,7 +26,7 @@ MAP_WIDTHS = {"dec": 3}  # volumes of maps that have more than one
 
 @dataclass(frozen=True, eq=False)
 class Population:
-    """What is known of people in general, on the grid of a scan in the template's space; None where it is not told.
+    """What is known of the population, on the grid of a scan in the template's space; None where it is not told.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class Population:
     bvals
         (K,) s/mm², rising.
     tracts
-        (X, Y, Z, 42) share of people in whom a voxel belongs to each of XTRACT's tracts, 0 to 1.
+        (X, Y, Z, 42) share of subjects in whom a voxel belongs to each of XTRACT's tracts, 0 to 1.
     anatomy
         Mean tissue and fibre directions, on a grid of their own in the template's world.
     """
@@ -284,11 +284,11 @@ class Trainable(Method):
     ) -> Any:
         """Return simulated subjects to train on; `held_out` ones are others.
 
-        `population` is what is known of people in general, on the atlas's grid, for methods that are told of it.
+        `population` is what is known of the population, on the atlas's grid, for methods that are told of it.
         """
-        from ..simulate.examples import People
+        from ..simulate.examples import SimulatedSubjects
 
-        return People.from_atlas(atlas, n, held_out=held_out, device=device)
+        return SimulatedSubjects.from_atlas(atlas, n, held_out=held_out, device=device)
 
     def measured(self, scans: Prepared, good: Prepared | None = None) -> Any:
         """Return prepared scans to train on; `good` are a better scanner's, of methods that are trained on pairs."""

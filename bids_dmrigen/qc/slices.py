@@ -129,7 +129,7 @@ class Geometry:
 
 
 def mosaic(rows: list[Row], affine: np.ndarray, mask: np.ndarray, title: str, n_slices: int = 7) -> Figure:
-    """Return a figure of rows of slices, left of the picture = left of the person (neurological).
+    """Return a figure of rows of slices, left of the picture = left of the subject (neurological).
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The apparent diffusion coefficient that simulated people have in common, in the template's space."""
+"""The apparent diffusion coefficient that simulated subjects have in common, in the template's space."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from .signal import Tissue, simulate_signal
 
 DIRECTIONS = 12  # the mean over an even dozen is a third of a tensor's trace, to a percent
 WRONG_BVALS = "b-values: expected rising ones above {threshold:g} s/mm², found {found}"
-NO_PEOPLE = "people: expected at least one, found {found}"
+NO_SUBJECTS = "subjects: expected at least one, found {found}"
 
 
 def mean_adc(
     atlas: Atlas,
     bvals: Sequence[float],
-    n_people: int,
+    n_subjects: int,
     n_directions: int = DIRECTIONS,
     variation: Variation = ALIGNED,
     tissue: Tissue | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """Return the mean ADC of simulated people who lie in the template.
+    """Return the mean ADC of simulated subjects who lie in the template.
 
-    D(b) = mean of ln(S0 / S(b, g)) / b over people and directions g, without noise: the ADC atlas of Phy-Diff
+    D(b) = mean of ln(S0 / S(b, g)) / b over subjects and directions g, without noise: the ADC atlas of Phy-Diff
     (arXiv 2406.03002, Eq. 4; the sum that is printed there is N times the average of which the text speaks).
 
     Parameters
@@ -38,21 +38,21 @@ def mean_adc(
         In the template's space; its grid is that of the result.
     bvals
         (K,) s/mm², rising.
-    n_people
-        People number 0 to n - 1.
+    n_subjects
+        Subjects number 0 to n - 1.
     n_directions
         Of each b-value, even over the sphere.
     variation
-        How people differ from the atlas; by default as after registration.
+        How subjects differ from the atlas; by default as after registration.
     tissue
         Microstructure of everybody; None for everybody's own random one.
     progress
-        Called with the number of people done.
+        Called with the number of subjects done.
 
     Returns
     -------
     numpy.ndarray
-        (X, Y, Z, K) float32, mm²/s; 0 where fewer than half of the people have brain.
+        (X, Y, Z, K) float32, mm²/s; 0 where fewer than half of the subjects have brain.
 
     Raises
     ------
@@ -62,16 +62,16 @@ def mean_adc(
     rising = np.diff(np.asarray(bvals, dtype=np.float64), prepend=B0_THRESHOLD_S_PER_MM2)
     if not len(bvals) or (rising <= 0).any():
         raise ValueError(WRONG_BVALS.format(threshold=B0_THRESHOLD_S_PER_MM2, found=[float(b) for b in bvals]))
-    if n_people < 1:
-        raise ValueError(NO_PEOPLE.format(found=n_people))
+    if n_subjects < 1:
+        raise ValueError(NO_SUBJECTS.format(found=n_subjects))
     directions = even_directions(n_directions)
     world = np.concatenate([np.zeros((1, 3)), *[directions] * len(bvals)])
     table = GradientTable.from_world(np.r_[0.0, np.repeat(bvals, n_directions)], world, atlas.affine)
     common = MeanOverBrains()
-    for seed in range(n_people):
-        person = deform(atlas, seed, variation)
-        brain = person.brain.cpu().numpy()
-        signal = simulate_signal(person, table, atlas.affine, tissue or Tissue.random(seed)).cpu().numpy()[brain]
+    for seed in range(n_subjects):
+        subject = deform(atlas, seed, variation)
+        brain = subject.brain.cpu().numpy()
+        signal = simulate_signal(subject, table, atlas.affine, tissue or Tissue.random(seed)).cpu().numpy()[brain]
         adc = np.zeros((*brain.shape, len(bvals)), np.float32)
         for k, b in enumerate(bvals):
             shell = slice(1 + k * n_directions, 1 + (k + 1) * n_directions)

@@ -1,4 +1,4 @@
-"""New people from one atlas: random pose and deformation; any atlas on other grids."""
+"""New subjects from one atlas: random pose and deformation; any atlas on other grids."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FOLDS = "the deformation folds: lower its amplitude (largest local stretch found
 
 
 def deform(atlas: Atlas, seed: int, variation: Variation | None = None) -> Atlas:
-    """Return a new person on the atlas's grid: pose, smooth invertible warp, own edges and texture.
+    """Return a new subject on the atlas's grid: pose, smooth invertible warp, own edges and texture.
 
     The warp is the flow of a stationary random velocity field (scaling and squaring), hence invertible.
     Fibre directions are carried by the inverse of its Jacobian and normalised (preservation of principal
@@ -28,7 +28,7 @@ def deform(atlas: Atlas, seed: int, variation: Variation | None = None) -> Atlas
     atlas
         On the CPU or another device; the result is on the same one.
     seed
-        The same seed gives the same person.
+        The same seed gives the same subject.
     variation
         Amplitudes; None for the defaults.
     """

@@ -1,4 +1,4 @@
-"""Endless training examples: random slices of many simulated people, made on the device that trains."""
+"""Endless training examples: random slices of many simulated subjects, made on the device that trains."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from .atlas import Atlas
 from .individual import Variation
 from .signal import Tissue, anatomy_maps, mixture_signal
 
-HELD_OUT = 1 << 20  # people with this seed or a higher one are never trained on
+HELD_OUT = 1 << 20  # subjects with this seed or a higher one are never trained on
 N_TISSUES = 512  # random tissues that examples choose from
 SUPERSAMPLE = (2, 2, 2)  # points per voxel along the slice's axes and through it
 VOXEL_MM, THICKNESS_MM = (1.5, 4.0), (2.0, 5.0)
 TILT_DEGREES, OFF_CENTRE_MM = 10.0, 8.0
 HEAD_MM = 180.0  # a view smaller than this looks anywhere in the brain, a larger one at its middle
 OTHER_PLANE = 0.1  # share of examples that are sagittal or coronal
-NO_PEOPLE = "people: expected at least one seed, found none"
+NO_SUBJECTS = "subjects: expected at least one seed, found none"
 
 
 @dataclass(frozen=True, eq=False)
 class Slices:
-    """A batch of views of simulated people, ready to be measured with any gradient table.
+    """A batch of views of simulated subjects, ready to be measured with any gradient table.
 
     Parameters
     ----------
@@ -41,8 +41,8 @@ class Slices:
         (B, 13) microstructure of every example.
     affine
         (B, 4, 4) voxel indices (H, W, D) to world, mm; for a slice D has one index, 0.
-    person
-        (B,) which of the `People` they are of.
+    subject
+        (B,) which of the `SimulatedSubjects` they are of.
     """
 
     points: torch.Tensor
@@ -50,7 +50,7 @@ class Slices:
     shape: tuple[int, ...]
     tissue: torch.Tensor
     affine: torch.Tensor
-    person: torch.Tensor
+    subject: torch.Tensor
 
     def signal(self, bvals: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
         """Return the noise-free signals (B, N, *shape): the mean over the points in each voxel.
@@ -87,7 +87,7 @@ class Slices:
         affine = self.affine.clone()
         affine[:, :, 3] += k * self.affine[:, :, 2]
         inside = inside.reshape(batch, -1, per_voxel)
-        return Slices(points, inside, self.shape[:2], self.tissue, affine, self.person)
+        return Slices(points, inside, self.shape[:2], self.tissue, affine, self.subject)
 
     def _averaged(self, values: torch.Tensor) -> torch.Tensor:
         """Return (B, C, *shape) means over the points in every voxel of values (B, C, P)."""
@@ -99,7 +99,7 @@ class Slices:
 
 
 class Deformed:
-    """People of one atlas, by number; each is made when it is asked for, because that takes seconds.
+    """Simulated subjects of one atlas, by number; each is made when it is asked for, because that takes seconds.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ class Deformed:
         return deform(self.atlas, self.seeds[number], self.variation)
 
 
-class Person(NamedTuple):
+class SimulatedSubject(NamedTuple):
     """One anatomy, of which only the brain is kept: row 0 of the tables is air."""
 
     table: torch.Tensor  # (rows, 18) tissue, as `mixture_signal` takes it
@@ -130,18 +130,18 @@ class Person(NamedTuple):
     centre: torch.Tensor  # (3,) of the brain in the world, mm
 
 
-class People:
-    """Simulated people on one device, whose slices are the training examples.
+class SimulatedSubjects:
+    """Simulated subjects on one device, whose slices are the training examples.
 
     Parameters
     ----------
-    people
+    subjects
         Anatomies on one grid, as `deform` makes them. Each is taken from the sequence when it is first drawn, so that
         training begins before all of a `Deformed` are made.
     tissues
         What examples choose from; None for `N_TISSUES` random ones.
     device
-        Where all of it is kept and computed: some 20 MB per person on a 2 mm grid.
+        Where all of it is kept and computed: some 20 MB per subject on a 2 mm grid.
 
     Raises
     ------
@@ -149,28 +149,28 @@ class People:
         Where there is nobody.
     """
 
-    def __init__(self, people: Sequence[Atlas] | Deformed, tissues: Sequence[Tissue] | None = None, device="cpu"):
-        if not len(people):
-            raise ValueError(NO_PEOPLE)
+    def __init__(self, subjects: Sequence[Atlas] | Deformed, tissues: Sequence[Tissue] | None = None, device="cpu"):
+        if not len(subjects):
+            raise ValueError(NO_SUBJECTS)
         tissues = [Tissue.random(seed) for seed in range(N_TISSUES)] if tissues is None else tissues
         self.device = torch.device(device)
         self.tissues = torch.as_tensor(np.stack([t.numbers() for t in tissues]), device=self.device)
-        self._sequence = people
-        self._taken: dict[int, Person] = {}
+        self._sequence = subjects
+        self._taken: dict[int, SimulatedSubject] = {}
 
     @classmethod
     def from_atlas(
         cls, atlas: Atlas, n: int, held_out: bool = False, variation: Variation | None = None, device="cpu", first=0
-    ) -> People:
-        """Return people number `first` to `first + n - 1`, of those to train on or of those held out."""
+    ) -> SimulatedSubjects:
+        """Return subjects number `first` to `first + n - 1`, of those to train on or of those held out."""
         first = first + HELD_OUT * held_out
         return cls(Deformed(atlas.to(device), range(first, first + n), variation), device=device)
 
     def __len__(self) -> int:
         return len(self._sequence)
 
-    def person(self, number: int) -> Person:
-        """Return one of the people."""
+    def subject(self, number: int) -> SimulatedSubject:
+        """Return one of the subjects."""
         if number not in self._taken:
             anatomy = self._sequence[number]
             self.affine = torch.as_tensor(anatomy.affine, dtype=torch.float32, device=self.device)
@@ -180,16 +180,16 @@ class People:
             index = torch.zeros([n + 2 for n in anatomy.shape], dtype=torch.int32, device=self.device)
             index[tuple((voxels + 1).T)] = torch.arange(1, len(voxels) + 1, device=self.device).int()
             table = F.pad(maps.to(self.device).T, (0, 0, 1, 0))
-            self._taken[number] = Person(table, F.pad(places, (0, 0, 1, 0)), index, places.mean(dim=0))
+            self._taken[number] = SimulatedSubject(table, F.pad(places, (0, 0, 1, 0)), index, places.mean(dim=0))
         return self._taken[number]
 
-    def centres(self, person: torch.Tensor) -> torch.Tensor:
-        """Return (B, 3) the middles of the brains of people (B,), mm."""
-        return torch.stack([self.person(number).centre for number in person.tolist()])
+    def centres(self, subject: torch.Tensor) -> torch.Tensor:
+        """Return (B, 3) the middles of the brains of subjects (B,), mm."""
+        return torch.stack([self.subject(number).centre for number in subject.tolist()])
 
-    def places(self, person: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
-        """Return (B, 3) one of the places in the brain of each of some people (B,), mm; chance (B,) is in [0, 1)."""
-        everywhere = [self.person(number).places for number in person.tolist()]
+    def places(self, subject: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
+        """Return (B, 3) one of the places in the brain of each of some subjects (B,), mm; chance (B,) is in [0, 1)."""
+        everywhere = [self.subject(number).places for number in subject.tolist()]
         counts = torch.tensor([len(places) - 1 for places in everywhere], device=self.device)
         rows = 1 + (chance * counts).long()
         return torch.stack([places[row] for places, row in zip(everywhere, rows, strict=True)])
@@ -202,7 +202,7 @@ class People:
         voxel_mm: tuple[float, float] = VOXEL_MM,
         thickness_mm: tuple[float, float] = THICKNESS_MM,
     ) -> Slices:
-        """Return random views of random people: axial, a little oblique, with random voxels.
+        """Return random views of random subjects: axial, a little oblique, with random voxels.
 
         Parameters
         ----------
@@ -219,7 +219,7 @@ class People:
         def uniform(*shape):
             return torch.rand(shape, generator=generator, device=self.device)
 
-        person = torch.randint(len(self), (batch,), generator=generator, device=self.device)
+        subject = torch.randint(len(self), (batch,), generator=generator, device=self.device)
         in_plane = voxel_mm[0] * (voxel_mm[1] / voxel_mm[0]) ** uniform(batch)
         thick = thickness_mm[0] * (thickness_mm[1] / thickness_mm[0]) ** uniform(batch)
         zooms = torch.stack([in_plane, in_plane, thick], dim=1)
@@ -228,8 +228,8 @@ class People:
         linear = frames * (zooms * flips)[:, None]
         # At the height of one of the brain's voxels, and the nearer to it in the plane the less of the brain is seen.
         shape = (*size, 1)[:3]
-        centres = self.centres(person)
-        offset = torch.einsum("bij,bi->bj", frames, self.places(person, uniform(batch)) - centres)
+        centres = self.centres(subject)
+        offset = torch.einsum("bij,bi->bj", frames, self.places(subject, uniform(batch)) - centres)
         seen = in_plane[:, None] * torch.tensor(shape[:2], device=self.device) / HEAD_MM
         offset[:, :2] *= (1 - seen).clamp_min(0)
         offset[:, :2] += OFF_CENTRE_MM * torch.randn((batch, 2), generator=generator, device=self.device)
@@ -239,44 +239,44 @@ class People:
         affine[:, :3, :3] = linear
         affine[:, :3, 3] = centre - linear @ half
         kind = torch.randint(len(self.tissues), (batch,), generator=generator, device=self.device)
-        return self.view(person, affine, size, self.tissues[kind], generator)
+        return self.view(subject, affine, size, self.tissues[kind], generator)
 
     def view(
         self,
-        person: torch.Tensor,
+        subject: torch.Tensor,
         affine: torch.Tensor,
         size: tuple[int, ...],
         tissue: torch.Tensor,
         generator: torch.Generator,
         supersample: tuple[int, int, int] = SUPERSAMPLE,
     ) -> Slices:
-        """Return given people on given grids: person (B,), affine (B, 4, 4), tissue (B, 13).
+        """Return given subjects on given grids: subject (B,), affine (B, 4, 4), tissue (B, 13).
 
         A voxel holds the points of a jittered lattice, each with the tissue of the anatomy's voxel that it
-        lies in: edges stay as sharp as the person's, and partial volume comes from averaging signals.
+        lies in: edges stay as sharp as the subject's, and partial volume comes from averaging signals.
         """
         shape = (*size, 1)[:3]
         points = _jittered_lattice(shape, supersample, generator)  # (3, V * K)
-        people = [self.person(number) for number in person.tolist()]
+        subjects = [self.subject(number) for number in subject.tolist()]
         to_anatomy = torch.linalg.inv(self.affine) @ affine
-        voxels = torch.baddbmm(to_anatomy[:, :3, 3:] + 1, to_anatomy[:, :3, :3], points.expand(len(person), -1, -1))
+        voxels = torch.baddbmm(to_anatomy[:, :3, 3:] + 1, to_anatomy[:, :3, :3], points.expand(len(subject), -1, -1))
         # Single precision holds every index of a grid of up to 16 million voxels.
         flat = torch.zeros((), device=voxels.device)
-        for axis, n in enumerate(people[0].voxels.shape):
+        for axis, n in enumerate(subjects[0].voxels.shape):
             flat = flat * n + voxels[:, axis].round_().clamp_(0, n - 1)
-        rows = torch.stack([own.voxels.flatten()[at] for own, at in zip(people, flat.long(), strict=True)]).long()
-        kept, inside = _compact(rows, max(len(own.table) for own in people))
-        inside = inside.reshape(len(person), int(np.prod(shape)), -1)
-        tissues = torch.stack([own.table[at].T for own, at in zip(people, kept, strict=True)])
-        return Slices(tissues, inside, tuple(size), tissue, affine, person)
+        rows = torch.stack([own.voxels.flatten()[at] for own, at in zip(subjects, flat.long(), strict=True)]).long()
+        kept, inside = _compact(rows, max(len(own.table) for own in subjects))
+        inside = inside.reshape(len(subject), int(np.prod(shape)), -1)
+        tissues = torch.stack([own.table[at].T for own, at in zip(subjects, kept, strict=True)])
+        return Slices(tissues, inside, tuple(size), tissue, affine, subject)
 
     def finer(self, seen: Slices, size: tuple[int, int, int], generator: torch.Generator) -> Slices:
-        """Return views of the same people and tissues, of the same extent as blocks but with `size` voxels."""
+        """Return views of the same subjects and tissues, of the same extent as blocks but with `size` voxels."""
         scale = torch.tensor([n / m for n, m in zip(seen.shape, size, strict=True)], device=self.device)
         affine = seen.affine.clone()
         affine[:, :3, :3] *= scale  # the edges of the extent stay: so does the centre
         affine[:, :3, 3] += seen.affine[:, :3, :3] @ ((scale - 1) / 2)
-        return self.view(seen.person, affine, size, seen.tissue, generator)
+        return self.view(seen.subject, affine, size, seen.tissue, generator)
 
     def _random_frames(self, generator: torch.Generator, batch: int) -> torch.Tensor:
         """Return (B, 3, 3) rotations whose columns are the view's axes in the world, nearly axial mostly."""

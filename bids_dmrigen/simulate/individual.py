@@ -1,4 +1,4 @@
-"""What makes a person differ from a population's average: folds, microstructure, texture along fibres."""
+"""What makes a subject differ from a population's average: folds, microstructure, texture along fibres."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .fields import random_field, sample
 
 @dataclass(frozen=True)
 class Variation:
-    """How much simulated people differ from the atlas and from each other; all are standard deviations.
+    """How much simulated subjects differ from the atlas and from each other; all are standard deviations.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ class Variation:
     warp_mm, warp_length_mm
         Amplitudes and correlation lengths of the octaves of the smooth deformation.
     sharpness
-        Power to which tissue probabilities are raised: a population's blurred edges become a person's.
+        Power to which tissue probabilities are raised: a population's blurred edges become a subject's.
     sulci
         Added to the log-odds of CSF: narrow sulci are lost in a population's average.
     tissue, tilt_degrees, edge_length_mm
@@ -59,13 +59,13 @@ class Variation:
     streak_mm: float = 5.0
 
 
-# People whom registration has brought into the template. Of pose and warp this is what it leaves, one to two mm per
-# axis; tissue edges and microstructure stay each person's own.
+# Subjects whom registration has brought into the template. Of pose and warp this is what it leaves, one to two mm per
+# axis; tissue edges and microstructure stay each subject's own.
 ALIGNED = Variation(rotation_degrees=0.5, translation_mm=0.7, scale=0.01, warp_mm=(1.0, 0.6))
 
 
 def individual(atlas: Atlas, rng: np.random.Generator, variation: Variation) -> Atlas:
-    """Return the atlas with a person's own tissue edges, microstructure and direction detail."""
+    """Return the atlas with a subject's own tissue edges, microstructure and direction detail."""
     device, zooms = atlas.brain.device, np.linalg.norm(atlas.affine[:3, :3], axis=0)
     edges = random_field(rng, 6, atlas.shape, *(length / zooms for length in variation.edge_length_mm), device=device)
     detail = random_field(

@@ -82,7 +82,7 @@ def acquire(
     Parameters
     ----------
     atlas
-        The person.
+        The subject.
     gradients
         N volumes, in the voxel axes of the scan.
     affine, shape

@@ -57,7 +57,7 @@ class Tissue:
 
     @classmethod
     def random(cls, seed: int) -> Tissue:
-        """Return tissue of a random person and protocol, spread about the default as real scans are."""
+        """Return tissue of a random subject and protocol, spread about the default as real scans are."""
         rng = stream(seed, 10)
 
         def vary(c: Compartments) -> Compartments:

@@ -1,4 +1,4 @@
-"""The ADC of preprocessed runs in the template's space: what an ADC atlas of real people is averaged from."""
+"""The ADC of preprocessed runs in the template's space: what an ADC atlas of real subjects is averaged from."""
 
 from __future__ import annotations
 

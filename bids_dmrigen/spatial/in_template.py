@@ -61,7 +61,7 @@ class TemplateFiles:
         return self.adc or PACKAGED_ADC_ATLAS
 
     def called(self, kind: str) -> str:
-        """Return what the adc, tracts or fibres that are used are called: no path, which may tell of people."""
+        """Return what the adc, tracts or fibres that are used are called: no path, which may tell who was scanned."""
         path = {"adc": self.adc, "tracts": self.xtract, "fibres": self.fibres}[kind]
         return DEFAULTS[kind] if path is None else path.name
 

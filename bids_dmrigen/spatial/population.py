@@ -1,4 +1,4 @@
-"""What is known of people in general, from files in a template's space: the ADC atlas and XTRACT's tracts."""
+"""What is known of the population, from files in a template's space: the ADC atlas and XTRACT's tracts."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def read_xtract(path: str | Path) -> tuple[np.ndarray, tuple[str, ...], np.ndarr
     Returns
     -------
     tracts
-        (X, Y, Z, 42) float32, share of people in whom a voxel belongs to the tract, 0 to 1.
+        (X, Y, Z, 42) float32, share of subjects in whom a voxel belongs to the tract, 0 to 1.
     names
         `TRACTS`.
     affine
@@ -210,8 +210,8 @@ def read_xtract(path: str | Path) -> tuple[np.ndarray, tuple[str, ...], np.ndarr
     low, high = float(tracts.min()), float(tracts.max())
     if not (low >= 0 and 1 < high <= 100):  # NaN fails too
         raise AtlasError(
-            f"{image}: expected percent of people, 0 to 100, found {low:g} to {high:g}; take the probabilistic atlas, "
-            "not one of labels or of shares of 1"
+            f"{image}: expected percent of subjects, 0 to 100, found {low:g} to {high:g}; take the "
+            "probabilistic atlas, not one of labels or of shares of 1"
         )
     tracts /= 100  # in place: at 1 mm it is more than a gigabyte
     if names != TRACTS:
@@ -222,7 +222,7 @@ def read_xtract(path: str | Path) -> tuple[np.ndarray, tuple[str, ...], np.ndarr
 def population_on(
     shape: Sequence[int], affine: np.ndarray, adc_atlas: str | Path, xtract: str | Path | None = None
 ) -> Population:
-    """Return what is known of people in general on a grid in MNI space.
+    """Return what is known of the population on a grid in MNI space.
 
     Parameters
     ----------

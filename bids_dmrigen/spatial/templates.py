@@ -1,4 +1,4 @@
-"""Standard brains: the one embedded in nilearn, and those in a directory that a person names."""
+"""Standard brains: the one embedded in nilearn, and those in a directory that the user names."""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ def _plugin_file(path: Path | None) -> dict:
 
 
 def _weights(wf, plans: Sequence[RunPlan]) -> dict[str, tuple[str, str, float]]:
-    """Return (run, step, weight) of every node that a person would call a step, by its full name."""
+    """Return (run, step, weight) of every node that the user would call a step, by its full name."""
     from .progress import DENOISE, GENERATE, STEPS
 
     by_node = {plan.node_name: plan for plan in plans}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-# Node name -> (what a person reads, seconds per 10 million values of the series on one core: a weight for the
+# Node name -> (what the user reads, seconds per 10 million values of the series on one core: a weight for the
 # time left, measured once; only their ratios matter)
 STEPS = {
     "conform": ("reading and checking", 1),

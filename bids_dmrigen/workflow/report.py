@@ -1,4 +1,4 @@
-"""What a person reads: the figure and metric nodes of a run, the dataset's own files, the reports."""
+"""What the user reads: the figure and metric nodes of a run, the dataset's own files, the reports."""
 
 from __future__ import annotations
 

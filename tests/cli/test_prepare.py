@@ -1,4 +1,4 @@
-"""`dmrigen prepare --adc-atlas`: of simulated people and of preprocessed runs, and what it refuses."""
+"""`dmrigen prepare --adc-atlas`: of simulated subjects and of preprocessed runs, and what it refuses."""
 
 import json
 
@@ -59,9 +59,9 @@ def adc(source, out, *options):
     return main(["prepare", "--adc-atlas", str(source), str(out), *map(str, options)])
 
 
-def test_simulated_people_become_an_atlas(tmp_path, atlas, capsys):
+def test_simulated_subjects_become_an_atlas(tmp_path, atlas, capsys):
     out = tmp_path / "adc.nii.gz"
-    assert adc(atlas, out, "--people", 2, "--bvalues", 2000, 700) == 0
+    assert adc(atlas, out, "--subjects", 2, "--bvalues", 2000, 700) == 0
     data, bvals, affine = read_adc_atlas(out)
     np.testing.assert_array_equal(bvals, [700, 2000])
     np.testing.assert_array_equal(affine, AFFINE)
@@ -71,12 +71,12 @@ def test_simulated_people_become_an_atlas(tmp_path, atlas, capsys):
     assert json.loads((tmp_path / "adc.json").read_text()) == {
         "BValues": [700.0, 2000.0],
         "Units": "mm^2/s",
-        "Source": "simulated people of ball.safetensors",
-        "People": 2,
+        "Source": "simulated subjects of ball.safetensors",
+        "Subjects": 2,
         "Space": "MNI152",
     }
-    assert "2 of 2 people" in capsys.readouterr().out
-    assert adc(atlas, out, "--people", 1, "--bvalues", 1000, "--voxel-mm", 4) == 0
+    assert "2 of 2 subjects" in capsys.readouterr().out
+    assert adc(atlas, out, "--subjects", 1, "--bvalues", 1000, "--voxel-mm", 4) == 0
     coarse, _, affine = read_adc_atlas(out)
     assert coarse.shape == (15, 16, 14, 1)
     np.testing.assert_allclose(np.diag(affine)[:3], 4)
@@ -102,8 +102,8 @@ def test_preprocessed_runs_are_averaged_in_the_template(tmp_path, derivative, ca
     assert adc(derivative, out) == 1  # b=3000 is nobody's
     message = capsys.readouterr().err
     assert "no run has a shell near b = 3000 s/mm² (found: 900, 1050, 2000)" in message
-    assert adc(derivative, out, "--bvalues", 1000, "--people", 3) == 1
-    assert "--people is for simulated people" in capsys.readouterr().err
+    assert adc(derivative, out, "--bvalues", 1000, "--subjects", 3) == 1
+    assert "--subjects is for simulated subjects" in capsys.readouterr().err
 
 
 def test_every_subject_weighs_the_same_however_many_runs(tmp_path, derivative):
@@ -139,14 +139,14 @@ def test_what_cannot_be_an_adc_atlas_says_so(tmp_path, atlas, capsys):
         (atlas, tmp_path / "adc.safetensors", (), 1, "has to end with .nii.gz"),
         (write_dataset(tmp_path / "raw"), out, (), 1, "found a raw dataset; run bids_dmrigen on it"),
         (tmp_path / "absent", out, (), 4, "no such file"),
-        (atlas, out, ("--people", 0), 1, "at least one, found 0"),
+        (atlas, out, ("--subjects", 0), 1, "at least one, found 0"),
         (atlas, out, ("--bvalues", 0), 1, "expected rising ones above 50"),
         (atlas, out, ("--voxel-mm", 0), 1, "expected an edge in mm above 0"),
     ):
         assert adc(source, target, *options) == status
         assert message in capsys.readouterr().err
-    assert main(["prepare", "--atlas", str(atlas), str(tmp_path / "a.safetensors"), "--people", "2"]) == 1
-    assert "--people is for --adc-atlas alone" in capsys.readouterr().err
+    assert main(["prepare", "--atlas", str(atlas), str(tmp_path / "a.safetensors"), "--subjects", "2"]) == 1
+    assert "--subjects is for --adc-atlas alone" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         adc(atlas, out, "--atlas")
     assert stop.value.code == 2

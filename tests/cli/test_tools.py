@@ -13,7 +13,7 @@ from bids_dmrigen.methods.denoise.difusion_model import DiFusion
 from tests.conftest import tiny_gradients, tiny_series, write_run
 
 CARD = Card(
-    method="difusion", size="small", configuration={}, trained_on={"people": 3}, steps=7, minutes=0.5, seed=0,
+    method="difusion", size="small", configuration={}, trained_on={"subjects": 3}, steps=7, minutes=0.5, seed=0,
     hardware="a test", held_out={"loss": 0.25}, licence="Apache-2.0",
 )  # fmt: skip
 
@@ -92,7 +92,7 @@ def test_evaluate_runs_a_method_on_the_kept_volumes(tmp_path, monkeypatch):
     assert (seen["net"], seen["volumes"], seen["directions"].shape) == (None, 10, (12, 3))
 
 
-def test_simulated_people_are_a_dataset_with_truth(tmp_path, monkeypatch):
+def test_simulated_subjects_are_a_dataset_with_truth(tmp_path, monkeypatch):
     import nibabel as nib
 
     from bids_dmrigen.cli import simulate

@@ -1,4 +1,4 @@
-"""`dmrigen train`: on simulated people and on prepared scans, from given weights, under torchrun, with torch alone."""
+"""`dmrigen train`: on simulated subjects and on prepared scans, from given weights, under torchrun, torch alone."""
 
 import csv
 import json
@@ -42,13 +42,13 @@ def command(out, *options):
 
 
 @pytest.mark.usefixtures("trainable")
-def test_people_then_a_user_s_own_scans(tmp_path, atlas, capsys):
+def test_subjects_then_a_user_s_own_scans(tmp_path, atlas, capsys):
     first, second = tmp_path / "first", tmp_path / "second"
-    assert main(command(first, "--atlas", str(atlas), "--people", "1", "--steps", "30")) == 0
+    assert main(command(first, "--atlas", str(atlas), "--subjects", "1", "--steps", "30")) == 0
     card = read_card(first / "mean-small.safetensors")
     assert (card.method, card.steps, card.seed, card.configuration) == ("mean", 30, 0, {"size": "small"})
     assert card.trained_on == {
-        "examples": "simulated people", "atlas": "ball.safetensors", "people": 1, "batch": 2,
+        "examples": "simulated subjects", "atlas": "ball.safetensors", "subjects": 1, "batch": 2,
         "numerics": {"Precision": "fp32", "TF32": False, "Deterministic": True},
     }  # fmt: skip
     assert card.held_out["best"] < card.held_out["start"]
@@ -66,10 +66,10 @@ def test_people_then_a_user_s_own_scans(tmp_path, atlas, capsys):
     assert tuned.trained_on["train"] == ["sub-02"]
     assert tuned.trained_on["held out"] == ["sub-01"]
     both = tmp_path / "both"
-    options_of_both = ("--data", str(arrays), "--atlas", str(atlas), "--people", "1", "--steps", "10")
+    options_of_both = ("--data", str(arrays), "--atlas", str(atlas), "--subjects", "1", "--steps", "10")
     assert main(command(both, *options_of_both)) == 0
     mixed = read_card(both / "mean-small.safetensors").trained_on
-    assert (mixed["examples"], mixed["people"]) == ("prepared scans and simulated people", 1)
+    assert (mixed["examples"], mixed["subjects"]) == ("prepared scans and simulated subjects", 1)
     assert mixed["train"] == ["sub-02"]
     capsys.readouterr()
     assert main(command(second, *options)) == 0  # it goes on where it stopped: nothing is left to do
@@ -144,7 +144,7 @@ def weights_in(folder):
 
 @pytest.mark.usefixtures("in_parts")
 def test_a_method_in_parts_is_trained_part_after_part(tmp_path, atlas, capsys):
-    options = ("--atlas", str(atlas), "--people", "1", "--steps", "20")
+    options = ("--atlas", str(atlas), "--subjects", "1", "--steps", "20")
     assert main(command(tmp_path, *options)) == 0
     assert {f"{kind}-{part}" for kind in ("log", "checkpoint") for part in ("first", "second")} <= {
         path.stem for path in tmp_path.iterdir()
@@ -160,7 +160,7 @@ def test_a_method_in_parts_is_trained_part_after_part(tmp_path, atlas, capsys):
 
 @pytest.mark.usefixtures("in_parts")
 def test_parts_that_go_on_take_those_after_them_along(tmp_path, atlas, capsys):
-    options = ("--atlas", str(atlas), "--people", "1")
+    options = ("--atlas", str(atlas), "--subjects", "1")
     runs = []
     for minutes in ("1", "1", "2", "2"):
         assert main(command(tmp_path, *options, "--minutes", minutes)) == 0
@@ -218,7 +218,7 @@ def test_a_method_that_trains_on_each_run_is_refused(tmp_path, capsys):
 def test_two_processes_with_nothing_but_torch_numpy_and_safetensors(tmp_path, atlas):
     script = Path(__file__).with_name("trainable.py")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    options = command(tmp_path / "out", "--atlas", str(atlas), "--people", "1", "--steps", "10")[1:]
+    options = command(tmp_path / "out", "--atlas", str(atlas), "--subjects", "1", "--steps", "10")[1:]
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launch, str(script), *options], capture_output=True, text=True, env=environment)

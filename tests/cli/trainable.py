@@ -9,7 +9,7 @@ from bids_dmrigen import methods
 from bids_dmrigen.diffusion.training import Plan
 from bids_dmrigen.methods.base import TrainedAtOnce
 from bids_dmrigen.methods.spec import Citation, MethodSpec
-from bids_dmrigen.simulate.examples import People, numbers_of_step
+from bids_dmrigen.simulate.examples import SimulatedSubjects, numbers_of_step
 
 SPEC = MethodSpec("mean", "Mean", "the mean b0", "learns the mean b0", Citation("mean", "", ""), 0, 0, True)
 HEAVY = ("nibabel", "nilearn", "scipy", "nipype", "bids", "matplotlib", "pandas", "dipy", "ants")
@@ -39,7 +39,7 @@ class Mean(TrainedAtOnce):
     def examples(self, source, size, batch, seed):
         def make(index):
             slices = source.slices(numbers_of_step(seed, index, source.device), batch, (16, 16))
-            if isinstance(source, People):
+            if isinstance(source, SimulatedSubjects):
                 return slices.signal(torch.zeros(batch, 1), torch.zeros(batch, 1, 3))
             return slices.signal[:, :1]
 

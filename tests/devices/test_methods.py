@@ -139,7 +139,7 @@ def _small_blocks(monkeypatch):
     monkeypatch.setitem(stages.SIDE, "small", (12, 12, 6))
 
 
-def people(method, device):
+def subjects(method, device):
     return method.subjects(make_ball(), 1, device=device)
 
 
@@ -167,7 +167,7 @@ def steps_of(name: str, source, precision: str) -> list:
 @pytest.mark.parametrize("name", ["qid2", "diffdti", "phydiff", "rishldm"])
 @pytest.mark.usefixtures("_small_blocks")
 def test_training_takes_the_processor_s_steps(name, precision, strict):
-    made, expected = (steps_of(name, people(load(name), d), p) for d, p in ((strict, precision), (CPU, "fp32")))
+    made, expected = (steps_of(name, subjects(load(name), d), p) for d, p in ((strict, precision), (CPU, "fp32")))
     for (scores, weights), (expected_scores, expected_weights) in zip(made, expected, strict=True):
         assert scores == pytest.approx(expected_scores, rel=1e-3 if precision == "fp32" else 0.1)
         if precision == "fp32":
@@ -194,7 +194,7 @@ def test_diffdti_is_calibrated(strict, monkeypatch):
     for device in (strict, CPU):
         net = network("diffdti").to(device)
         with policy(deterministic=True, strict=True):
-            method.calibrate(net, people(method, device), "small", 0, batches=1)
+            method.calibrate(net, subjects(method, device), "small", 0, batches=1)
         factors.append(net.spread.cpu())
     torch.testing.assert_close(*factors, rtol=1e-2, atol=1e-3)
 

@@ -1,4 +1,4 @@
-"""The apparent diffusion coefficient against exponentials, and which people a mean is made of."""
+"""The apparent diffusion coefficient against exponentials, and which subjects a mean is made of."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_noise_does_not_lead_beyond_free_water():
     np.testing.assert_allclose(found, [FREE_WATER_MM2_PER_S, 0, 0], rtol=1e-5)
 
 
-def test_a_voxel_counts_where_half_of_the_people_have_brain():
+def test_a_voxel_counts_where_half_of_the_subjects_have_brain():
     common = MeanOverBrains()
     brains = np.array([[True, True, True, False], [True, True, False, False], [True, False, False, False]])
     for value, brain in zip((1.0, 2.0, 6.0), brains, strict=True):

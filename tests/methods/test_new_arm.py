@@ -27,7 +27,7 @@ def test_a_new_arm_goes_through_everything(toy, tmp_path, capsys, monkeypatch):
     assert "--toy-strength" in text
 
     atlas = save_atlas(tmp_path / "ball.safetensors", make_ball())
-    train = ["train", "toy", "--out", "weights", "--atlas", str(atlas), "--people", "1", "--batch", "2"]
+    train = ["train", "toy", "--out", "weights", "--atlas", str(atlas), "--subjects", "1", "--batch", "2"]
     assert tools.main([*train, "--device", "cpu", "--precision", "fp32"]) == 0
     assert tools.main(["weights", "verify", "toy-small", "--weights-dir", "weights"]) == 0
 

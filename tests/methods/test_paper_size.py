@@ -18,7 +18,7 @@ from bids_dmrigen.methods.maps import diffdti_model
 from bids_dmrigen.methods.maps.task import SCHEMES, nearest_to_scheme
 from bids_dmrigen.methods.spec import OptionError
 from bids_dmrigen.nets.unet import Stage
-from bids_dmrigen.simulate.examples import People
+from bids_dmrigen.simulate.examples import SimulatedSubjects
 from tests.methods.test_evaluations import AFFINE, narrow, request_for, scan_of
 from tests.simulate.conftest import make_ball
 
@@ -47,13 +47,13 @@ def test_steps_take_as_many_examples_as_the_papers(name, batch):
     assert (load(name).batch("paper"), load(name).batch("small")) == (batch, 32)
 
 
-def people():
-    return People([make_ball()])
+def subjects():
+    return SimulatedSubjects([make_ball()])
 
 
 def test_examples_have_the_papers_sizes():
-    assert QID2().examples(people(), "paper", 1, 0)(0).x0.shape == (1, 1, 145, 174)
-    made = load("diffdti").examples(people(), "paper", 1, 0)(0)
+    assert QID2().examples(subjects(), "paper", 1, 0)(0).x0.shape == (1, 1, 145, 174)
+    made = load("diffdti").examples(subjects(), "paper", 1, 0)(0)
     assert made.x0.shape == (1, 5, 192, 192)
     assert not made.weight[..., :23, :].any()  # zeros around 145 rows
     assert made.known.images.shape == (1, 7, 192, 192)
@@ -104,7 +104,7 @@ def test_diff_dti_says_where_a_scan_has_other_directions(stray, warned):
 
 def test_the_training_examples_of_diff_dti_have_one_scheme():
     for index in range(3):
-        bvecs = load("diffdti").examples(people(), "paper", 2, 0)(index).known.bvecs
+        bvecs = load("diffdti").examples(subjects(), "paper", 2, 0)(index).known.bvecs
         scheme = torch.tensor(SCHEMES[bvecs.shape[1]], dtype=torch.float32)
         assert ((bvecs * scheme).sum(dim=2) > np.cos(np.deg2rad(20))).all()
 
@@ -126,7 +126,7 @@ def test_three_references_can_be_trained(tmp_path, capsys):
     from bids_dmrigen.simulate.atlas_file import save_atlas
 
     save_atlas(atlas, make_ball())
-    command = ["train", "qid2", "--out", str(tmp_path), "--atlas", str(atlas), "--people", "1", "--steps", "1",
+    command = ["train", "qid2", "--out", str(tmp_path), "--atlas", str(atlas), "--subjects", "1", "--steps", "1",
                "--batch", "4", "--device", "cpu", "--qid2-references", "3"]  # fmt: skip
     monkey = pytest.MonkeyPatch()
     monkey.setattr(QID2, "scored_on", lambda self, size: (1, 4))

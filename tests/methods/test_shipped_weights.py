@@ -28,11 +28,11 @@ def needs(name: str):
 def held_out_scan(directions: np.ndarray, n_b0: int, snr: float):
     """Return a scan at b = 1000 of somebody who was not trained on, and its noise-free signals."""
     arrays, affine = embedded_mni(4)
-    person = deform(procedural_atlas(**arrays, affine=affine), HELD_OUT + 500)
+    subject = deform(procedural_atlas(**arrays, affine=affine), HELD_OUT + 500)
     shape = (46, 54, 4)
     b = np.r_[np.zeros(n_b0), np.full(len(directions), 1000.0)]
     gradients = GradientTable(b, np.concatenate([np.zeros((n_b0, 3)), directions]))
-    made = acquire(person, gradients, scan_grid(person, 4.0, shape), shape, snr=snr, seed=1)
+    made = acquire(subject, gradients, scan_grid(subject, 4.0, shape), shape, snr=snr, seed=1)
     return made.scan, made.clean
 
 
@@ -68,14 +68,14 @@ def test_diffdti_is_nearer_to_the_truth_than_least_squares_on_six(n):
 def test_phydiff_is_nearer_to_the_truth_than_isotropic_diffusion():
     """On the embedded anatomy, whose bundles it has not seen: brightness and shells are right, directions by chance."""
     arrays, affine = embedded_mni(4)
-    person = deform(procedural_atlas(**arrays, affine=affine), HELD_OUT + 500, ALIGNED)
+    subject = deform(procedural_atlas(**arrays, affine=affine), HELD_OUT + 500, ALIGNED)
     grid, shape = np.diag([2.0, 2, 2, 1]), (80, 96, 3)
     grid[:3, 3] = [-80, -112, 6]
     bvals = np.repeat([1000.0, 2000], 6)
     world = np.tile(even_directions(6), (2, 1))
     table = GradientTable.from_world(bvals, world, grid)
     whole = GradientTable.from_world(np.r_[0.0, bvals], np.concatenate([np.zeros((1, 3)), world]), grid)
-    made = acquire(person, whole, grid, shape, snr=25, seed=1)
+    made = acquire(subject, whole, grid, shape, snr=25, seed=1)
     b0 = Scan(made.scan.data[..., :1], grid, made.scan.gradients[:1], made.scan.mask)
     request = Request(population=population_on(shape, grid, PACKAGED_ADC_ATLAS), options={"table": table})
     method, errors = load("phydiff"), {}

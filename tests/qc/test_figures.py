@@ -48,7 +48,7 @@ def test_slices_are_upright_whatever_the_voxel_order(marked, codes):
     figure = slices.mosaic([slices.Row("axial", volume, 0, 8)], affine, mask, "t", n_slices=3)
     picture = np.asarray(figure.axes[1].images[0].get_array())  # (rows upwards, columns)
     assert figure.axes[1].images[0].origin == "lower"
-    assert picture[:, -1].mean() > picture[:, 0].mean()  # right of the person on the right
+    assert picture[:, -1].mean() > picture[:, 0].mean()  # right of the subject on the right
     assert picture[-1].mean() > picture[0].mean()  # front at the top
     assert [text.get_text() for text in figure.axes[0].texts][1:] == ["L", "R"]
 
@@ -197,7 +197,7 @@ def test_small_palette_keeps_grey_values():
 
 @pytest.mark.real
 def test_two_real_runs_stored_in_opposite_orders_look_alike(real_data):
-    """One person, sagittal slices stored right to left in one run and left to right in the other."""
+    """One subject, sagittal slices stored right to left in one run and left to right in the other."""
     shown = []
     for run in (1, 2):
         image = nib.load(real_data / "bids/sub-sagittal/dwi" / f"sub-sagittal_dir-AP_run-{run}_dwi.nii.gz")

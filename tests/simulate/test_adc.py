@@ -1,4 +1,4 @@
-"""The ADC of simulated people against tensors and free water."""
+"""The ADC of simulated subjects against tensors and free water."""
 
 import dataclasses
 
@@ -59,7 +59,7 @@ def test_tissue_that_is_no_tensor_slows_down_with_the_b_value(ball):
     assert 0.5e-3 < mean[2] < mean[1] < mean[0] < 0.85e-3
 
 
-def test_people_are_averaged_and_half_of_them_decide_where_brain_is(ball, monkeypatch):
+def test_subjects_are_averaged_and_half_of_them_decide_where_brain_is(ball, monkeypatch):
     shifts = iter((0.0, 0.0, 12.0, 12.0, 12.0))
 
     def shifted(atlas, seed, variation):
@@ -74,7 +74,7 @@ def test_people_are_averaged_and_half_of_them_decide_where_brain_is(ball, monkey
     np.testing.assert_array_equal(found, warped(ball(), pose).brain.numpy())
 
 
-def test_aligned_people_are_off_by_what_registration_leaves(ball):
+def test_aligned_subjects_are_off_by_what_registration_leaves(ball):
     atlas, offsets = ball(), []
     world = np.moveaxis(anatomy.world_grid(AFFINE, SHAPE).numpy(), 0, -1)[atlas.brain.numpy()]
     for seed in range(8):
@@ -101,8 +101,8 @@ def test_everybody_has_a_place_and_a_tissue_of_their_own(ball):
     table = GradientTable.from_world(np.r_[0, np.full(12, 1500.0)], np.r_[np.zeros((1, 3)), directions], AFFINE)
     each = []
     for seed in range(2):
-        person = anatomy.deform(atlas, seed, ALIGNED)
-        signal = simulate_signal(person, table, AFFINE, Tissue.random(seed)).numpy()
+        subject = anatomy.deform(atlas, seed, ALIGNED)
+        signal = simulate_signal(subject, table, AFFINE, Tissue.random(seed)).numpy()
         with np.errstate(invalid="ignore"):  # outside the brain
             each.append(np.log(signal[..., :1] / signal[..., 1:]).mean(axis=-1) / 1500)
     both = np.isfinite(each).all(axis=0)

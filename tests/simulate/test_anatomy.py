@@ -55,7 +55,7 @@ def test_folding_is_refused(ball):
         warped(ball(), np.eye(4), warp)
 
 
-def test_people_are_reproducible_different_and_valid(ball):
+def test_subjects_are_reproducible_different_and_valid(ball):
     atlas = ball()
     one, same, other = deform(atlas, 3), deform(atlas, 3), deform(atlas, 4)
     for field in dataclasses.fields(Atlas):

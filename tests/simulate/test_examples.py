@@ -10,7 +10,7 @@ from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.tensor import fit_tensor, tensor_maps
 from bids_dmrigen.simulate.anatomy import deform, rigid, warped
 from bids_dmrigen.simulate.atlas import procedural_atlas
-from bids_dmrigen.simulate.examples import HELD_OUT, NO_PEOPLE, People, numbers_of_step
+from bids_dmrigen.simulate.examples import HELD_OUT, NO_SUBJECTS, SimulatedSubjects, numbers_of_step
 from bids_dmrigen.simulate.imaging import Imaging, measure
 from bids_dmrigen.simulate.signal import Compartments, Tissue, simulate_signal
 from bids_dmrigen.spatial.templates import embedded_mni
@@ -28,14 +28,14 @@ def scheme(batch: int, n: int = 20, bvals=(1000.0,)) -> tuple[torch.Tensor, torc
 
 @pytest.fixture(scope="module")
 def one(ball):
-    """A person without any variation, all of whose white matter follows one direction."""
+    """A subject without any variation, all of whose white matter follows one direction."""
     atlas = ball((0.6, 0.8, 0.0))
     return dataclasses.replace(atlas, weights=atlas.weights / 0.9)
 
 
 @pytest.fixture(scope="module")
 def crowd(ball):
-    return People([deform(ball(), seed) for seed in range(2)])
+    return SimulatedSubjects([deform(ball(), seed) for seed in range(2)])
 
 
 def test_on_the_anatomys_own_grid_the_signal_is_that_of_the_whole_anatomy(ball):
@@ -43,8 +43,8 @@ def test_on_the_anatomys_own_grid_the_signal_is_that_of_the_whole_anatomy(ball):
     tissue = Tissue.random(2)
     bvals, directions = scheme(1)
     affine = torch.tensor(atlas.affine, dtype=torch.float32)[None]
-    people = People([atlas], [tissue])
-    view = people.view(torch.tensor([0]), affine, atlas.shape, people.tissues, numbers_of_step(0, 0))
+    subjects = SimulatedSubjects([atlas], [tissue])
+    view = subjects.view(torch.tensor([0]), affine, atlas.shape, subjects.tissues, numbers_of_step(0, 0))
     table = GradientTable.from_world(bvals[0].numpy(), directions[0].numpy(), atlas.affine)
     expected = simulate_signal(atlas, table, atlas.affine, tissue).permute(3, 0, 1, 2)
     torch.testing.assert_close(view.signal(bvals, directions)[0], expected, atol=1e-5, rtol=1e-5)
@@ -53,7 +53,7 @@ def test_on_the_anatomys_own_grid_the_signal_is_that_of_the_whole_anatomy(ball):
 
 
 def test_a_tensor_fit_of_noise_free_tensor_tissue_returns_its_diffusivities(one):
-    batch = People([one], [PURE]).slices(numbers_of_step(0, 0), 6, (24, 24))
+    batch = SimulatedSubjects([one], [PURE]).slices(numbers_of_step(0, 0), 6, (24, 24))
     bvals, directions = scheme(6, bvals=(700.0, 1500.0, 3000.0))
     signal, white = batch.signal(bvals, directions), batch.fractions()[:, 0] > 0.999
     assert white.sum() > 300
@@ -66,12 +66,12 @@ def test_a_tensor_fit_of_noise_free_tensor_tissue_returns_its_diffusivities(one)
         assert cosine.abs().min() > 0.9999
 
 
-def test_directions_turn_with_the_person_and_not_with_the_view(ball):
+def test_directions_turn_with_the_subject_and_not_with_the_view(ball):
     direction = np.array([0.48, 0.6, 0.64])
     pose = rigid([0, 0, 0, 20, -30, 45], np.zeros(3))
     straight = ball(direction)
     turned = warped(dataclasses.replace(straight, weights=straight.weights / 0.9), pose)
-    batch = People([turned], [PURE]).slices(numbers_of_step(0, 0), 4, (24, 24))
+    batch = SimulatedSubjects([turned], [PURE]).slices(numbers_of_step(0, 0), 4, (24, 24))
     bvals, directions = scheme(4)
     signal = batch.signal(bvals, directions).permute(0, 2, 3, 1)[batch.fractions()[:, 0] > 0.99]
     maps = tensor_maps(fit_tensor(signal, bvals[0].numpy(), directions[0].numpy(), "ols"))
@@ -109,14 +109,17 @@ def test_a_voxel_across_an_edge_averages_signals(ball):
     white = (torch.arange(atlas.shape[0]) < 15).float()[:, None, None].expand(*atlas.shape)
     atlas = dataclasses.replace(atlas, fractions=torch.stack([white, torch.zeros_like(white), 1 - white]))
     affine = torch.tensor([[[12.0, 0, 0, 0], [0, 4, 0, -20], [0, 0, 4, -20], [0, 0, 0, 1]]])  # voxel 0 on the edge
-    people = People([atlas], [PURE])
-    where = torch.tensor([0]), affine, (1, 10, 10), people.tissues
-    view = people.view(*where, numbers_of_step(0, 0), supersample=(4, 4, 4))
+    subjects = SimulatedSubjects([atlas], [PURE])
+    where = torch.tensor([0]), affine, (1, 10, 10), subjects.tissues
+    view = subjects.view(*where, numbers_of_step(0, 0), supersample=(4, 4, 4))
     mixed = view.signal(*scheme(1))[0].mean(dim=(1, 2, 3))
     share = view.fractions()[0, 0].mean()
     assert float(share) == pytest.approx(0.5, abs=0.02)
     pure = [dataclasses.replace(atlas, fractions=torch.eye(3)[t][:, None, None, None] * atlas.brain) for t in (0, 2)]
-    sides = [People([p], [PURE]).view(*where, numbers_of_step(0, 0)).signal(*scheme(1))[0, :, 0, 5, 5] for p in pure]
+    sides = [
+        SimulatedSubjects([p], [PURE]).view(*where, numbers_of_step(0, 0)).signal(*scheme(1))[0, :, 0, 5, 5]
+        for p in pure
+    ]
     torch.testing.assert_close(mixed, share * sides[0] + (1 - share) * sides[1], atol=1e-3, rtol=1e-3)
 
 
@@ -137,19 +140,19 @@ def test_views_hold_brain_and_have_the_size_asked_for(crowd):
     torch.testing.assert_close(flat.axes().mT @ flat.axes(), torch.eye(3).expand(32, 3, 3), atol=1e-5, rtol=0)
 
 
-def test_people_held_out_are_others_than_those_trained_on(ball):
+def test_subjects_held_out_are_others_than_those_trained_on(ball):
     atlas = ball()
-    training, held_out = People.from_atlas(atlas, 1), People.from_atlas(atlas, 1, held_out=True)
-    torch.testing.assert_close(held_out.person(0).table, People([deform(atlas, HELD_OUT)]).person(0).table)
-    assert len(training.person(0).table) != len(held_out.person(0).table)
-    with pytest.raises(ValueError, match=NO_PEOPLE):
-        People([])
+    training, held_out = SimulatedSubjects.from_atlas(atlas, 1), SimulatedSubjects.from_atlas(atlas, 1, held_out=True)
+    torch.testing.assert_close(held_out.subject(0).table, SimulatedSubjects([deform(atlas, HELD_OUT)]).subject(0).table)
+    assert len(training.subject(0).table) != len(held_out.subject(0).table)
+    with pytest.raises(ValueError, match=NO_SUBJECTS):
+        SimulatedSubjects([])
 
 
-def test_people_of_the_embedded_atlas_have_the_anisotropy_and_diffusivity_of_real_scans():
+def test_subjects_of_the_embedded_atlas_have_the_anisotropy_and_diffusivity_of_real_scans():
     arrays, affine = embedded_mni(3)
-    people = People.from_atlas(procedural_atlas(**arrays, affine=affine), 1, held_out=True)
-    batch = people.slices(numbers_of_step(0, 0), 8, (64, 64))
+    subjects = SimulatedSubjects.from_atlas(procedural_atlas(**arrays, affine=affine), 1, held_out=True)
+    batch = subjects.slices(numbers_of_step(0, 0), 8, (64, 64))
     bvals, directions = scheme(8, bvals=(1000.0,))
     noisy = measure(batch.signal(bvals, directions), batch.tissue[:, 5], numbers_of_step(0, 1), Imaging(snr=(40, 40)))
     signal = noisy.signal.permute(0, 2, 3, 1)[batch.mask()]
@@ -158,7 +161,7 @@ def test_people_of_the_embedded_atlas_have_the_anisotropy_and_diffusivity_of_rea
     assert 0.65e-3 < float(maps["md"].median()) < 0.85e-3
 
 
-def test_people_are_made_when_they_are_drawn(ball):
+def test_subjects_are_made_when_they_are_drawn(ball):
     asked = []
 
     class Watched(list):
@@ -166,9 +169,9 @@ def test_people_are_made_when_they_are_drawn(ball):
             asked.append(number)
             return super().__getitem__(number)
 
-    people = People(Watched([deform(ball(), seed) for seed in range(5)]))
+    subjects = SimulatedSubjects(Watched([deform(ball(), seed) for seed in range(5)]))
     assert not asked
-    first = people.slices(numbers_of_step(0, 0), 2, (8, 8))
-    assert sorted(asked) == sorted(set(first.person.tolist()))
-    people.slices(numbers_of_step(0, 0), 2, (8, 8))
+    first = subjects.slices(numbers_of_step(0, 0), 2, (8, 8))
+    assert sorted(asked) == sorted(set(first.subject.tolist()))
+    subjects.slices(numbers_of_step(0, 0), 2, (8, 8))
     assert len(asked) == len(set(asked)), "each is made once"

@@ -19,21 +19,21 @@ def neighbour_correlation(values, inside, axis):
 
 
 def test_texture_in_white_matter_runs_along_the_fibres(ball):
-    person = deform(ball((1.0, 0, 0)), 0, dataclasses.replace(STILL, texture=(0.2, 0, 0)))
-    white = person.fractions[0] > 0.99
-    along, across = (neighbour_correlation(person.texture[0], white, axis) for axis in (0, 1))
+    subject = deform(ball((1.0, 0, 0)), 0, dataclasses.replace(STILL, texture=(0.2, 0, 0)))
+    white = subject.fractions[0] > 0.99
+    along, across = (neighbour_correlation(subject.texture[0], white, axis) for axis in (0, 1))
     assert along > 0.8
     assert across < 0.6
-    assert 0.1 < float(person.texture[0][white].std()) < 0.3, "as strong as without streaks"
+    assert 0.1 < float(subject.texture[0][white].std()) < 0.3, "as strong as without streaks"
 
 
 def test_free_water_takes_the_place_of_tissue(ball):
-    person = deform(ball(), 0, dataclasses.replace(STILL, free_water=0.05))
+    subject = deform(ball(), 0, dataclasses.replace(STILL, free_water=0.05))
     white = ball().fractions[0] > 0.99
-    added = person.fractions[2][white]
+    added = subject.fractions[2][white]
     assert 0.02 < float(added.mean()) < 0.08
     assert float(added.min()) > 0
-    torch.testing.assert_close(person.fractions.sum(dim=0), person.brain.float())
+    torch.testing.assert_close(subject.fractions.sum(dim=0), subject.brain.float())
 
 
 def test_fibres_that_share_a_voxel_are_more_dispersed(ball):

@@ -160,7 +160,7 @@ def test_the_record_names_what_was_used_by_its_files(tmp_path, files):
 )
 def test_an_adc_atlas_in_another_space_is_warned_of(tmp_path, files, space, template, warned):
     about = {} if space is None else {"Space": space}
-    adc = write_adc_atlas(tmp_path / "people.nii.gz", ball_adc(), (1000.0, 2000.0), ATLAS_AFFINE, about)
+    adc = write_adc_atlas(tmp_path / "subjects.nii.gz", ball_adc(), (1000.0, 2000.0), ATLAS_AFFINE, about)
     said = replace(files, adc=adc, template=template).warnings(["adc", "tracts"])
     if template == "Infant":
         assert said[0].startswith("the template is Infant: weights and atlases know brains by their place in MNI152")
@@ -169,7 +169,7 @@ def test_an_adc_atlas_in_another_space_is_warned_of(tmp_path, files, space, temp
     assert len(said) == warned
     if warned:
         assert said[0].startswith(
-            f"the ADC atlas (people.nii.gz) is in {space}, the template is {template}: the two lie"
+            f"the ADC atlas (subjects.nii.gz) is in {space}, the template is {template}: the two lie"
         )
 
 

@@ -1,4 +1,4 @@
-"""What is known of people in general: files that are read as they are, and those that are refused."""
+"""What is known of the population: files that are read as they are, and those that are refused."""
 
 import json
 
@@ -37,7 +37,7 @@ def ball_adc(shape=SHAPE, affine=AFFINE, radius=18.0):
 
 @pytest.fixture
 def adc_atlas(tmp_path):
-    return write_adc_atlas(tmp_path / "adc.nii.gz", ball_adc(), BVALS, AFFINE, {"Source": "a test", "People": 3})
+    return write_adc_atlas(tmp_path / "adc.nii.gz", ball_adc(), BVALS, AFFINE, {"Source": "a test", "Subjects": 3})
 
 
 def tract_maps(seed=0, n=42):
@@ -78,7 +78,7 @@ def test_an_adc_atlas_is_read_as_it_was_written(adc_atlas):
     assert image.get_data_dtype() == np.int16
     assert int(image.header["sform_code"]) == 4  # MNI
     sidecar = json.loads((adc_atlas.parent / "adc.json").read_text())
-    assert sidecar == {"BValues": [1000.0, 2000.0], "Units": "mm^2/s", "Source": "a test", "People": 3}
+    assert sidecar == {"BValues": [1000.0, 2000.0], "Units": "mm^2/s", "Source": "a test", "Subjects": 3}
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_labels_may_lie_in_fsl_s_folder_and_the_coarse_image_is_taken(tmp_path):
         (TRACTS[1:], tract_maps(), "found 41 labels .*Anterior Commissure"),
         (("Bundle 1", *TRACTS[1:]), tract_maps(), r"found 42 labels .*Anterior Commissure, Bundle 1"),
         (TRACTS, tract_maps(n=41), "42 tracts .* found 41 volumes"),
-        (TRACTS, (tract_maps() / 100).astype(np.float32), "expected percent of people, 0 to 100, found 0 to 0.91"),
+        (TRACTS, (tract_maps() / 100).astype(np.float32), "expected percent of subjects, 0 to 100, found 0 to 0.91"),
         (TRACTS, 2 * tract_maps(), "found 0 to 182"),
         (TRACTS, tract_maps()[..., 0], "expected a 4-D image"),
     ],

@@ -1,4 +1,4 @@
-"""What QID² is trained on: slices of simulated people, and of prepared scans."""
+"""What QID² is trained on: slices of simulated subjects, and of prepared scans."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...diffusion.processes import linear
 from ...dwi.gradients import even_directions, even_subset
 from ...dwi.noise import rician_mean
 from ...simulate.examples import VOXEL_MM as VOXEL_MM_OF_SCANS
-from ...simulate.examples import People, numbers_from
+from ...simulate.examples import SimulatedSubjects, numbers_from
 from ...simulate.imaging import measure
 from .inputs import Known, known_of
 from .task import REFERENCES
@@ -58,8 +58,8 @@ class Acquisition(NamedTuple):
     mask: Tensor  # (S, H, W)
 
 
-def simulated(people: People, size: str, batch: int, generator: torch.Generator) -> Acquisition:
-    """Return slices of people, measured along some even directions; the targets are along others, without noise.
+def simulated(subjects: SimulatedSubjects, size: str, batch: int, generator: torch.Generator) -> Acquisition:
+    """Return slices of subjects, measured along some even directions; the targets are along others, without noise.
 
     Acquired volumes are magnitudes: a target is what one would be on average.
     """
@@ -69,10 +69,10 @@ def simulated(people: People, size: str, batch: int, generator: torch.Generator)
     n = int(_log_uniform(*DIRECTIONS, uniform(1)))
     bval = BVALS[0] * (BVALS[1] / BVALS[0]) ** uniform(n_slices)
     turn = torch.linalg.qr(normal(n_slices, 3, 3)).Q
-    scheme = torch.tensor(_even(n), dtype=torch.float32, device=people.device)
+    scheme = torch.tensor(_even(n), dtype=torch.float32, device=subjects.device)
     acquired = F.normalize(scheme @ turn + 0.1 * normal(n_slices, n, 3), dim=2)
     wanted = F.normalize(normal(n_slices, targets, 3), dim=2)
-    slices = people.slices(generator, n_slices, (*SIDE[size], 3), VOXEL_MM[size])
+    slices = subjects.slices(generator, n_slices, (*SIDE[size], 3), VOXEL_MM[size])
     directions = torch.cat([torch.zeros_like(acquired[:, :1]), acquired, wanted], dim=1)
     bvals = bval[:, None].repeat(1, 1 + n + targets)
     bvals[:, 0] = 0
@@ -114,14 +114,18 @@ def measured(scans: Prepared, size: str, batch: int, generator: torch.Generator)
 
 
 def examples(
-    source: People | Prepared, size: str, batch: int, generator: torch.Generator, references: int = REFERENCES.default
+    source: SimulatedSubjects | Prepared,
+    size: str,
+    batch: int,
+    generator: torch.Generator,
+    references: int = REFERENCES.default,
 ) -> Batch:
     """Return a batch of training examples.
 
     Parameters
     ----------
     source
-        Simulated people or measured scans.
+        Simulated subjects or measured scans.
     size
         Of the network.
     batch

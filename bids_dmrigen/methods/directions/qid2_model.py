@@ -19,7 +19,7 @@ from ...dwi.noise import shell_sigma
 from ...dwi.series import Scan
 from ...nets.direction_unet import DirectionUNet
 from ...nets.unet import UNetSpec
-from ...simulate.examples import People, numbers_of_step
+from ...simulate.examples import SimulatedSubjects, numbers_of_step
 from ..base import Generated, Request, TrainedAtOnce
 from ..making import Making, denoiser, slice_by_slice
 from . import sh
@@ -103,7 +103,9 @@ class QID2(TrainedAtOnce):
             return Plan(steps=1_000_000, learning_rate=2.5e-5, betas=(0.5, 0.999), **common)
         return Plan(steps=200_000, learning_rate=1e-3, **common)
 
-    def examples(self, source: People | Prepared, size: str, batch: int, seed: int) -> Callable[[int], Batch]:
+    def examples(
+        self, source: SimulatedSubjects | Prepared, size: str, batch: int, seed: int
+    ) -> Callable[[int], Batch]:
         """Return index -> batch of examples on the source's device."""
         return lambda index: examples(source, size, batch, numbers_of_step(seed, index, source.device), self.references)
 

@@ -1,4 +1,4 @@
-"""What methods of this room are trained on: pairs of a poor scan of simulated people and what a good one shows."""
+"""What methods of this room are trained on: pairs of a poor scan of simulated subjects and what a good one shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ...dwi.gradients import even_directions
 from ...dwi.harmonics import order_for
-from ...simulate.examples import THICKNESS_MM, People, Slices, numbers_from
+from ...simulate.examples import THICKNESS_MM, SimulatedSubjects, Slices, numbers_from
 from ...simulate.imaging import Imaging, measure
 from .inputs import ORDER, Shell, fitted
 from .task import BVALS
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class Pair(NamedTuple):
-    """A poor scan and a good one of the same blocks of the same people."""
+    """A poor scan and a good one of the same blocks of the same subjects."""
 
     low: Shell
     coarse: Tensor  # (B, 3, H, W, D) the good scan's features on the poor one's grid
@@ -44,18 +44,18 @@ class Pair(NamedTuple):
 
 
 def simulated(
-    people: People,
+    subjects: SimulatedSubjects,
     batch: int,
     generator: torch.Generator,
     both: bool = True,
     side: tuple[int, int, int] = SIDE["small"],
     network: str = "small",
 ) -> Pair:
-    """Return pairs of blocks of simulated people.
+    """Return pairs of blocks of simulated subjects.
 
     Parameters
     ----------
-    people
+    subjects
         To draw from.
     batch
         Blocks.
@@ -68,7 +68,7 @@ def simulated(
     network
         Its size.
     """
-    device = people.device
+    device = subjects.device
     uniform, normal = numbers_from(generator)
 
     def one_of(options: Sequence[T]) -> T:
@@ -78,7 +78,7 @@ def simulated(
     bval = BVALS[0] * (BVALS[1] / BVALS[0]) ** uniform(batch)
     turn = torch.linalg.qr(normal(batch, 3, 3)).Q
     bvecs = F.normalize(_even(n, device) @ turn + UNEVEN * uniform(batch, 1, 1) * normal(batch, n, 3), dim=2)
-    blocks = people.slices(generator, batch, side, VOXEL_MM[network], ACROSS_MM[network])
+    blocks = subjects.slices(generator, batch, side, VOXEL_MM[network], ACROSS_MM[network])
     b0, dwis = _signal(blocks, bval, bvecs)
     clean = torch.cat([b0.expand(-1, b0s, -1, -1, -1), dwis], dim=1)
     seen = measure(clean, torch.ones_like(bval), generator, IMAGING)
@@ -89,7 +89,7 @@ def simulated(
     coarse = fine = _true_features(blocks, bval)
     if zoom != ZOOMS[0]:
         size = tuple(round(z * n) for z, n in zip(zoom, side, strict=True))
-        fine = _true_features(people.finer(blocks, size, generator), bval)
+        fine = _true_features(subjects.finer(blocks, size, generator), bval)
     everywhere = [torch.ones_like(features[:, 0], dtype=torch.bool) for features in (coarse, fine)]
     return Pair(low, coarse, fine, *everywhere)
 

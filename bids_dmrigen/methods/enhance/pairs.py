@@ -1,4 +1,4 @@
-"""Measured pairs for RISH latent diffusion: a poor and a good scan of the same people, in the same place."""
+"""Measured pairs for RISH latent diffusion: a poor and a good scan of the same subjects, in the same place."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ SPEC = RishSpec(
     line="the shell with its spherical harmonics scaled degree by degree (one number each is learnt)",
     summary=(
         "multiplies the signal's spherical harmonics of each degree by one number, the ratio of their strengths "
-        "in good and in poor scans of the same people"
+        "in good and in poor scans of the same subjects"
     ),
     citation=Citation(
         key="mirzaalian2016",

@@ -15,14 +15,14 @@ from ...diffusion.samplers import ddim, ddim_inverse
 from ...diffusion.training import Plan
 from ...dwi.spline import even_points, resampled
 from ...nets.rish_ldm import FIELDS, RishLDM
-from ...simulate.examples import People, numbers_from, numbers_of_step
+from ...simulate.examples import SimulatedSubjects, numbers_from, numbers_of_step
 from ..base import Training
 from .examples import SIDE, Pair, simulated
 from .inputs import Known, Shell, known_of, on_grid
 from .pairs import MeasuredPairs
 from .rishldm import GUIDANCE, NOISE
 
-Source = People | MeasuredPairs
+Source = SimulatedSubjects | MeasuredPairs
 Predicted = Callable[[Tensor, int, int], Tensor]  # (x_t, t, field) -> estimate of the noise in x_t
 PROCESS = linear()
 UNTOLD = 0.15  # share of the examples whose field strength the U-Net is not told
@@ -267,8 +267,8 @@ STAGES = (Autoencoder3T, Autoencoder7T, LatentDiffusion, SuperResolution)
 def pair_of(
     source: Source, batch: int, generator: torch.Generator, both: bool, side: tuple[int, int, int], size: str
 ) -> Pair:
-    """Return pairs of simulated people's blocks, or of measured scans'."""
-    if isinstance(source, People):
+    """Return pairs of simulated subjects' blocks, or of measured scans'."""
+    if isinstance(source, SimulatedSubjects):
         return simulated(source, batch, generator, both, side, size)
     return source.pair(batch, generator, both, side)
 

@@ -20,7 +20,7 @@ from ...dwi.noise import shell_sigma
 from ...dwi.series import Scan
 from ...nets.fefm import FENSpec, FusedUNet
 from ...nets.unet import UNetSpec
-from ...simulate.examples import People, numbers_of_step
+from ...simulate.examples import SimulatedSubjects, numbers_of_step
 from ..base import Generated, Request, TrainedAtOnce
 from ..making import Making, denoiser, slice_by_slice
 from .diffdti import SPEC
@@ -99,7 +99,9 @@ class DiffDTI(TrainedAtOnce):
             return Plan(steps=1_000_000, learning_rate=2e-4, warmup=0, **common)
         return Plan(steps=200_000, learning_rate=1e-3, warmup=200, **common)
 
-    def examples(self, source: People | Prepared, size: str, batch: int, seed: int) -> Callable[[int], Batch]:
+    def examples(
+        self, source: SimulatedSubjects | Prepared, size: str, batch: int, seed: int
+    ) -> Callable[[int], Batch]:
         """Return index -> batch of examples on the source's device."""
         return lambda index: examples(source, size, batch, numbers_of_step(seed, index, source.device))
 
@@ -115,11 +117,13 @@ class DiffDTI(TrainedAtOnce):
         return ((found - target).square() * batch.weight).sum() / batch.weight.sum()
 
     @torch.no_grad()
-    def calibrate(self, net: nn.Module, source: People | Prepared, size: str, seed: int, batches: int = 2) -> None:
+    def calibrate(
+        self, net: nn.Module, source: SimulatedSubjects | Prepared, size: str, seed: int, batches: int = 2
+    ) -> None:
         """Set the factors of the samples' spread so that a 90 % interval holds 90 % of the true values.
 
         The interval is the mean of `CALIBRATION_SAMPLES` samples plus and minus 1.645 of their standard deviations, the
-        factor included; of people who were not trained on. Every number of directions and every tissue (as the mean
+        factor included; of subjects who were not trained on. Every number of directions and every tissue (as the mean
         shows it) has factors of its own, from so many `batches` of each number of directions.
         """
         slices = CALIBRATION_BATCH[size]
@@ -333,7 +337,7 @@ def draw(
 def trust(n: int) -> tuple[float, ...]:
     """Return the share (5,) of the network's correction that is taken from n directions.
 
-    Simulated people are smoother than real ones, so what is learnt from them corrects too much. Chosen on real scans
+    Simulated subjects are smoother than real ones, so what is learnt from them corrects too much. Chosen on real scans
     that no figure is reported for (docs/decisions.md): all of FA and colour where three directions leave much open,
     less where six leave noise alone to be taken away; of MD little.
     """

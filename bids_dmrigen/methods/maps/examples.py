@@ -15,7 +15,7 @@ from ...diffusion.arrays import Prepared
 from ...diffusion.processes import VarianceExploding
 from ...dwi.gradients import even_directions, even_subset
 from ...dwi.noise import rician_mean
-from ...simulate.examples import People, numbers_from
+from ...simulate.examples import SimulatedSubjects, numbers_from
 from ...simulate.imaging import Imaging, measure
 from .inputs import Known, fitted_maps, known_of, noise_levels
 from .task import BVALS, LEAST, MOST, SCHEME_DEGREES, SCHEMES, nearest_to_scheme
@@ -63,9 +63,9 @@ class Acquisition(NamedTuple):
     truth: Tensor  # (B, 5, H, W) as `fitted_maps`
 
 
-def simulated(people: People, size: str, batch: int, generator: torch.Generator) -> Acquisition:
-    """Return slices of simulated people; the maps are those of even directions' mean magnitudes, by least squares."""
-    device = people.device
+def simulated(subjects: SimulatedSubjects, size: str, batch: int, generator: torch.Generator) -> Acquisition:
+    """Return slices of simulated subjects; the maps are those of even directions' mean magnitudes, by least squares."""
+    device = subjects.device
     uniform, normal = numbers_from(generator)
     n = _number(size, uniform)
     bval = BVALS[0] * (BVALS[1] / BVALS[0]) ** uniform(batch)
@@ -75,7 +75,7 @@ def simulated(people: People, size: str, batch: int, generator: torch.Generator)
         even = _even(n, device) @ torch.linalg.qr(normal(batch, 3, 3)).Q
     bvecs = F.normalize(even + UNEVEN[size] * uniform(batch, 1, 1) * normal(batch, n, 3), dim=2)
     nothing = torch.zeros_like(bvecs[:, :1])
-    slices = people.slices(generator, batch, (*SIDE[size], 3), VOXEL_MM[size])
+    slices = subjects.slices(generator, batch, (*SIDE[size], 3), VOXEL_MM[size])
     clean = slices.signal(F.pad(bval[:, None].expand(-1, n), (1, 0)), torch.cat([nothing, bvecs], dim=1))
     middle = slices.layer(1)
     dense = _even(TRUTH_DIRECTIONS, device)
@@ -118,13 +118,13 @@ def measured(scans: Prepared, size: str, batch: int, generator: torch.Generator)
     )  # fmt: skip
 
 
-def examples(source: People | Prepared, size: str, batch: int, generator: torch.Generator) -> Batch:
+def examples(source: SimulatedSubjects | Prepared, size: str, batch: int, generator: torch.Generator) -> Batch:
     """Return a batch of training examples.
 
     Parameters
     ----------
     source
-        Simulated people or measured scans.
+        Simulated subjects or measured scans.
     size
         Of the network.
     batch
@@ -132,7 +132,7 @@ def examples(source: People | Prepared, size: str, batch: int, generator: torch.
     generator
         The only source of chance.
     """
-    if isinstance(source, People):
+    if isinstance(source, SimulatedSubjects):
         a = simulated(source, size, batch, generator)
     else:
         a = measured(source, size, batch, generator)

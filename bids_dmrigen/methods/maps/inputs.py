@@ -123,7 +123,7 @@ def noise_levels(dwis: Tensor, mask: Tensor) -> Tensor:
 def fit_error(uncertain: Tensor, n: int) -> Tensor:
     """Return about how far maps of the ridge fit are from the true ones (S, 5, H, W).
 
-    As measured on simulated people: what n directions leave open, and noise, which saturates where it exceeds signal.
+    As measured on simulated subjects: what n directions leave open, and noise, which saturates where it exceeds signal.
 
     Parameters
     ----------

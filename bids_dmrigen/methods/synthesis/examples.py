@@ -1,4 +1,4 @@
-"""What methods of this room are trained on: slices of simulated people who were registered to the template."""
+"""What methods of this room are trained on: slices of simulated subjects who were registered to the template."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...simulate.examples import People, Slices, numbers_from
+from ...simulate.examples import SimulatedSubjects, Slices, numbers_from
 from ...simulate.imaging import measure
 from .inputs import PROCESS, Known, PopulationMaps, known_of
 from .task import GRID_MM
@@ -27,15 +27,15 @@ FIRST_UNTOLD = int((PROCESS.marginal(torch.arange(PROCESS.steps + 1))[0].square(
 
 @dataclass(frozen=True, eq=False)
 class Cohort:
-    """People who lie in the template, and what is known of the population."""
+    """Simulated subjects who lie in the template, and what is known of the population."""
 
-    people: People
+    subjects: SimulatedSubjects
     maps: PopulationMaps
 
     @property
     def device(self) -> torch.device:
         """Where examples are made."""
-        return self.people.device
+        return self.subjects.device
 
 
 class Batch(NamedTuple):
@@ -62,13 +62,13 @@ def examples(cohort: Cohort, size: str, batch: int, generator: torch.Generator) 
     generator
         The only source of chance.
     """
-    people = cohort.people
+    subjects = cohort.subjects
     uniform, normal = numbers_from(generator)
     n = max(batch // TARGETS, 1)
     bval = BVALS[0] * (BVALS[1] / BVALS[0]) ** uniform(n)
     bvecs = F.normalize(normal(n, TARGETS, 3), dim=2)
-    slices, places = _views(people, size, n, generator)
-    clean = slices.signal(torch.zeros(n, 1, device=people.device), torch.zeros(n, 1, 3, device=people.device))
+    slices, places = _views(subjects, size, n, generator)
+    clean = slices.signal(torch.zeros(n, 1, device=subjects.device), torch.zeros(n, 1, 3, device=subjects.device))
     middle = slices.layer(1)
     wanted = middle.signal(bval[:, None].repeat(1, TARGETS), bvecs)
     mask = middle.mask()
@@ -99,7 +99,9 @@ def examples(cohort: Cohort, size: str, batch: int, generator: torch.Generator) 
     expected, voxels = inside * known.scale.square(), inside.sum(dim=(2, 3), keepdim=True).clamp_min(1)
     weight = expected / (expected.sum(dim=(2, 3), keepdim=True) / voxels).clamp_min(1e-12) + OUTSIDE * ~inside
     # What is wanted most often is the mean, made from x_t that tells nothing: half of all images aim at it.
-    first = torch.where((uniform(len(x0)) < 0.5) & torch.tensor(size == "small", device=people.device), FIRST_UNTOLD, 1)
+    first = torch.where(
+        (uniform(len(x0)) < 0.5) & torch.tensor(size == "small", device=subjects.device), FIRST_UNTOLD, 1
+    )
     t = first + (uniform(len(x0)) * (PROCESS.steps + 1 - first)).long()
     return Batch(known, x0, weight, t, normal(*x0.shape))
 
@@ -147,23 +149,23 @@ def continued(places: Tensor, around: tuple[int, int, int, int]) -> Tensor:
     return corner + rows * down + columns * across
 
 
-def _views(people: People, size: str, n: int, generator: torch.Generator) -> tuple[Slices, Tensor]:
+def _views(subjects: SimulatedSubjects, size: str, n: int, generator: torch.Generator) -> tuple[Slices, Tensor]:
     """Return axial blocks of three slices in the brain, and the places (n, 3, H, W), mm, of their middle slices."""
-    device = people.device
+    device = subjects.device
     uniform, _ = numbers_from(generator)
-    person = torch.randint(len(people), (n,), generator=generator, device=device)
-    corner = people.places(person, uniform(n)) / GRID_MM
+    subject = torch.randint(len(subjects), (n,), generator=generator, device=device)
+    corner = subjects.places(subject, uniform(n)) / GRID_MM
     side = torch.tensor(SIDE[size], device=device)
     if size == "paper":  # the template's middle in the middle
-        corner[:, :2] = people.centres(person)[:, :2] / GRID_MM - side / 2
+        corner[:, :2] = subjects.centres(subject)[:, :2] / GRID_MM - side / 2
     else:
         corner[:, :2] -= side * (0.3 + 0.4 * uniform(n, 2))  # not always in the middle
     corner[:, 2] -= 1
     affine = torch.eye(4, device=device).repeat(n, 1, 1)
     affine[:, :3, :3] *= GRID_MM
     affine[:, :3, 3] = GRID_MM * corner.round()
-    kind = torch.randint(len(people.tissues), (n,), generator=generator, device=device)
-    slices = people.view(person, affine, (*SIDE[size], 3), people.tissues[kind], generator)
+    kind = torch.randint(len(subjects.tissues), (n,), generator=generator, device=device)
+    slices = subjects.view(subject, affine, (*SIDE[size], 3), subjects.tissues[kind], generator)
     index = torch.stack(torch.meshgrid(*(torch.arange(k, device=device) for k in SIDE[size]), indexing="ij")).float()
     index = torch.cat([index, torch.ones_like(index[:1])])  # the middle slice
     return slices, GRID_MM * index + affine[:, :3, 3, None, None]

@@ -14,7 +14,7 @@ from ..base import Population
 
 COORDINATE_MM = 100.0  # unit of the place that the network is told
 LOWEST_MM, HIGHEST_MM = -80.0, 100.0  # slices' heights at position 0 and 1
-FREE_WATER = 3e-3  # mm²/s, assumed where the atlas knows no brain: what a person has there is mostly fluid
+FREE_WATER = 3e-3  # mm²/s, assumed where the atlas knows no brain: what a subject has there is mostly fluid
 LEAST_SCALE, RELATIVE_SCALE = 0.03, 0.25  # of the image's difference from the isotropic prediction: mean b0s, share
 IMAGES = 3 + 1 + 3  # given beside the noisy image (`small`)
 

@@ -24,7 +24,7 @@ from ...nets.template_atlas import IMAGES as ATLAS_IMAGES
 from ...nets.template_atlas import TemplateAtlas
 from ...simulate.adc import mean_adc
 from ...simulate.atlas import Atlas
-from ...simulate.examples import People, numbers_of_step
+from ...simulate.examples import SimulatedSubjects, numbers_of_step
 from ...simulate.individual import ALIGNED
 from ..base import Generated, Population, Request, TrainedAtOnce
 from ..making import Making, denoiser, slice_by_slice
@@ -39,7 +39,7 @@ TRUST = 0.8  # in the network's correction of a shell's brightness; chosen on re
 IMAGES_AT_ONCE = 16
 MARGIN = 4  # voxels around the brain that the network sees
 TRACTS = 42
-ADC_PEOPLE = 8  # whose mean ADC is the atlas of a training
+ADC_SUBJECTS = 8  # whose mean ADC is the atlas of a training
 SIZES = {
     "small": HDiTSpec(1 + IMAGES, widths=(64, 128, 256), depths=(2, 2, 4), head=32),
     "paper": HDiTSpec(1 + 1, widths=(128, 256, 512), depths=(2, 2, 4), head=64),
@@ -121,14 +121,14 @@ class PhyDiff(TrainedAtOnce):
         device: str | torch.device = "cpu",
         population: Population | None = None,
     ) -> Cohort:
-        """Return simulated people as registration leaves them in the template, and what is known of the population.
+        """Return simulated subjects as registration leaves them in the template, and what is known of the population.
 
-        `population` is on the atlas's grid; without one the ADC atlas is that of `ADC_PEOPLE` such people.
+        `population` is on the atlas's grid; without one the ADC atlas is that of `ADC_SUBJECTS` such subjects.
         """
-        people = People.from_atlas(atlas, n, held_out, ALIGNED, device)
+        subjects = SimulatedSubjects.from_atlas(atlas, n, held_out, ALIGNED, device)
         if population is None:
             population = Population(_mean_adc(atlas), np.array(DEFAULT_BVALUES))
-        return Cohort(people, PopulationMaps.of(population, atlas.affine, device))
+        return Cohort(subjects, PopulationMaps.of(population, atlas.affine, device))
 
     def freeze(self, net: nn.Module, source: Cohort) -> None:
         """Leave one part of the network as it is: the adapter without tracts, the backbone with them."""
@@ -293,8 +293,8 @@ def draw(
 
 @cache
 def _mean_adc(atlas: Atlas) -> np.ndarray:
-    """Return (X, Y, Z, K) mean ADC of an anatomy's people, mm²/s: the same for training and for what is held out."""
-    return mean_adc(atlas, DEFAULT_BVALUES, ADC_PEOPLE)
+    """Return (X, Y, Z, K) mean ADC of an anatomy's subjects, mm²/s: the same for training and for what is held out."""
+    return mean_adc(atlas, DEFAULT_BVALUES, ADC_SUBJECTS)
 
 
 def _makes_image(known: Known) -> bool:

@@ -1,6 +1,6 @@
 """The question of this room: what would images of any b-value and direction look like, from the b0 alone?
 
-In: the mean b0 in the template's space, and what is known of people in general there. Out: the wanted images, beside
+In: the mean b0 in the template's space, and what is known of the population there. Out: the wanted images, beside
 the acquired series. Scored against acquired volumes, which are never shown to the methods: the papers' tables are PSNR
 and SSIM of the images by b-value.
 """

@@ -17,7 +17,7 @@ from bids_dmrigen.methods.directions.qid2_model import PROCESS, QID2, SIZES, STE
 from bids_dmrigen.methods.making import Making
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import procedural_atlas
-from bids_dmrigen.simulate.examples import People
+from bids_dmrigen.simulate.examples import SimulatedSubjects
 from bids_dmrigen.spatial.templates import embedded_mni
 
 AFFINE = np.diag([2.0, 2, 3, 1])
@@ -37,9 +37,9 @@ def scan():
 
 
 @pytest.fixture(scope="module")
-def people():
+def subjects():
     arrays, affine = embedded_mni(4)
-    return People([deform(procedural_atlas(**arrays, affine=affine), 0)])
+    return SimulatedSubjects([deform(procedural_atlas(**arrays, affine=affine), 0)])
 
 
 def request_(**more):
@@ -136,7 +136,7 @@ def test_missing_weights_and_foreign_b_values_are_told(scan):
 
 def test_stored_weights_are_used_and_told_in_the_record(scan, tmp_path):
     net = perturbed()
-    trained = {"examples": "simulated people"}
+    trained = {"examples": "simulated subjects"}
     card = Card("qid2", "small", {}, trained, 1, 1.0, 0, "a test", {}, "Apache-2.0")
     save_weights(tmp_path, "qid2-small", net, card)
     made = QID2().generate(None, scan, request_(weights_dir=tmp_path))
@@ -146,8 +146,8 @@ def test_stored_weights_are_used_and_told_in_the_record(scan, tmp_path):
     assert len(told["SHA256"]) == 64
 
 
-def test_examples_are_a_function_of_their_index_and_can_be_learnt_from(people):
-    make = QID2().examples(people, "small", 8, seed=3)
+def test_examples_are_a_function_of_their_index_and_can_be_learnt_from(subjects):
+    make = QID2().examples(subjects, "small", 8, seed=3)
     first, again, other = make(0), make(0), make(1)
     torch.testing.assert_close(first.x0, again.x0, rtol=0, atol=0)
     assert not torch.equal(first.x0, other.x0)
@@ -164,8 +164,8 @@ def test_examples_are_a_function_of_their_index_and_can_be_learnt_from(people):
     assert net.head[-1].weight.grad.abs().max() > 0
 
 
-def test_the_paper_variant_makes_noise_from_references_alone(people):
-    batch = QID2().examples(people, "paper", 4, seed=3)(0)
+def test_the_paper_variant_makes_noise_from_references_alone(subjects):
+    batch = QID2().examples(subjects, "paper", 4, seed=3)(0)
     assert batch.known.images.shape[1] == 6
     image = batch.known.centre + batch.known.scale * batch.x0
     assert (image >= -1e-4).all()

@@ -19,7 +19,7 @@ from bids_dmrigen.methods.enhance.rishldm_model import RishLatentDiffusion
 from bids_dmrigen.methods.enhance.stages import LEVELS, STAGES, times_of
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import procedural_atlas
-from bids_dmrigen.simulate.examples import People, numbers_of_step
+from bids_dmrigen.simulate.examples import SimulatedSubjects, numbers_of_step
 from bids_dmrigen.spatial.templates import embedded_mni
 
 AFFINE = np.diag([-2.0, 2, 2.5, 1])
@@ -66,9 +66,9 @@ def shell(dwis, n, sigma=0.0, b0=1.0):
 
 
 @pytest.fixture(scope="module")
-def people():
+def subjects():
     arrays, affine = embedded_mni(4)
-    return People([deform(procedural_atlas(**arrays, affine=affine), 0)])
+    return SimulatedSubjects([deform(procedural_atlas(**arrays, affine=affine), 0)])
 
 
 def test_the_paper_size_has_what_the_paper_states():
@@ -260,9 +260,9 @@ def test_directions_measured_again_determine_no_more():
     assert any("10 directions do not determine" in w for w in made.warnings)
 
 
-def test_pairs_are_of_the_same_brains_and_repeat(people):
-    pair = simulated(people, 2, numbers_of_step(0, 3))
-    again = simulated(people, 2, numbers_of_step(0, 3))
+def test_pairs_are_of_the_same_brains_and_repeat(subjects):
+    pair = simulated(subjects, 2, numbers_of_step(0, 3))
+    again = simulated(subjects, 2, numbers_of_step(0, 3))
     torch.testing.assert_close(pair.fine, again.fine, rtol=0, atol=0)
     assert pair.coarse.shape == (2, 3, *SIDE["small"])
     low = pair.low.features[:, 0][pair.low.mask]
@@ -270,13 +270,13 @@ def test_pairs_are_of_the_same_brains_and_repeat(people):
     assert torch.corrcoef(torch.stack([low, true]))[0, 1] > 0.9
 
 
-def test_each_training_changes_its_own_part_alone(people):
+def test_each_training_changes_its_own_part_alone(subjects):
     net = perturbed()
     for stage in RishLatentDiffusion().trainings(net):
-        stage.begin(people, 1, 0)
+        stage.begin(subjects, 1, 0)
         before = {name: value.clone() for name, value in net.named_parameters()}
         optimiser = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=1e-2)
-        batch = stage.examples(people, "small", 1, 0)(0)
+        batch = stage.examples(subjects, "small", 1, 0)(0)
         loss = stage.loss(net.train(), batch)
         loss.backward()
         optimiser.step()
@@ -290,7 +290,7 @@ def test_each_training_changes_its_own_part_alone(people):
     assert net.ratios[0] > net.ratios[1] > net.ratios[2] > 0
 
 
-def test_a_network_as_deep_as_the_papers_trains_and_runs(people, monkeypatch):
+def test_a_network_as_deep_as_the_papers_trains_and_runs(subjects, monkeypatch):
     """Its block size, its number of levels, and a super-resolution that is told nothing; narrow."""
     paper = rishldm.SIZES["paper"]
     autoencoder = replace(paper.autoencoder, widths=(4, 4), blocks=1, codes=8, code_width=4)
@@ -300,8 +300,8 @@ def test_a_network_as_deep_as_the_papers_trains_and_runs(people, monkeypatch):
     monkeypatch.setitem(SIDE, "paper", (32, 32, 32))
     net = RishLatentDiffusion().network("narrow")
     for stage in RishLatentDiffusion().trainings(net):
-        stage.begin(people, 1, 0)
-        assert stage.loss(net.train(), stage.examples(people, "narrow", 1, 0)(0)).isfinite()
+        stage.begin(subjects, 1, 0)
+        assert stage.loss(net.train(), stage.examples(subjects, "narrow", 1, 0)(0)).isfinite()
     scan = scan_of(table(12))
     made = RishLatentDiffusion().generate(net, scan, request_(steps=2))
     assert np.isfinite(made.mean).all()
@@ -314,21 +314,21 @@ def test_every_tensor_belongs_to_one_training():
     assert sorted(parts) == sorted({name.split(".")[0] for name in net.state_dict()})
 
 
-def test_the_second_autoencoder_starts_as_the_first(people):
+def test_the_second_autoencoder_starts_as_the_first(subjects):
     net = RishLatentDiffusion().network("small")
     stages = RishLatentDiffusion().trainings(net)
     torch.nn.init.normal_(net.autoencoder_3t.codebook.codes)
-    stages[1].begin(people, 1, 0)
+    stages[1].begin(subjects, 1, 0)
     for one, other in zip(
         net.autoencoder_3t.state_dict().values(), net.autoencoder_7t.state_dict().values(), strict=True
     ):
         assert torch.equal(one, other)
 
 
-def test_the_loss_of_a_perfect_answer_is_zero(people):
+def test_the_loss_of_a_perfect_answer_is_zero(subjects):
     net = RishLatentDiffusion().network("small")
     stage = RishLatentDiffusion().trainings(net)[3]
-    batch = stage.examples(people, "small", 1, 0)(0)
+    batch = stage.examples(subjects, "small", 1, 0)(0)
     answer = (batch.truth - batch.known.centre) / batch.known.scale
     assert stage.loss(lambda part, images: answer, batch) < 1e-10
     assert stage.loss(lambda part, images: 0 * answer, batch) > 0.01

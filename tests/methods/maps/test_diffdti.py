@@ -24,7 +24,7 @@ from bids_dmrigen.methods.maps.inputs import (
 from bids_dmrigen.methods.maps.task import best_conditioned, choose_volumes
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import procedural_atlas
-from bids_dmrigen.simulate.examples import People
+from bids_dmrigen.simulate.examples import SimulatedSubjects
 from bids_dmrigen.spatial.templates import embedded_mni
 
 AFFINE = np.diag([2.0, 2, 3, 1])
@@ -60,9 +60,9 @@ def perturbed(size="small"):
 
 
 @pytest.fixture(scope="module")
-def people():
+def subjects():
     arrays, affine = embedded_mni(4)
-    return People([deform(procedural_atlas(**arrays, affine=affine), 0)])
+    return SimulatedSubjects([deform(procedural_atlas(**arrays, affine=affine), 0)])
 
 
 def test_the_paper_size_has_what_the_paper_states():
@@ -210,9 +210,9 @@ def test_a_b_value_that_was_never_trained_is_told():
     assert any("5000" in w and "600 to 3200" in w for w in made.warnings)
 
 
-def test_examples_are_what_they_say_and_repeat(people):
+def test_examples_are_what_they_say_and_repeat(subjects):
     method = DiffDTI()
-    make = method.examples(people, "small", 6, 0)
+    make = method.examples(subjects, "small", 6, 0)
     batch, same = make(3), make(3)
     torch.testing.assert_close(batch.x0, same.x0, rtol=0, atol=0)
     known, inside = batch.known, batch.weight[:, 0] > 0
@@ -221,15 +221,15 @@ def test_examples_are_what_they_say_and_repeat(people):
     assert ((fa >= -1e-4) & (fa <= 1 + 1e-4)).all()
     unclipped = batch.x0.abs().amax(dim=1)[inside] < 9.9
     torch.testing.assert_close(fa[unclipped], colour[unclipped], atol=2e-3, rtol=0)
-    one = method.examples(people, "small", 1, 0)
+    one = method.examples(subjects, "small", 1, 0)
     assert {one(k).known.bvecs.shape[1] for k in range(24)} == {3, 4, 5, 6}
     assert not batch.x0[:, 0][~inside].any()
 
 
-def test_both_sizes_train(people):
+def test_both_sizes_train(subjects):
     method = DiffDTI()
     for size, net in (("small", perturbed()), ("paper", _tiny_paper())):
-        batch = method.examples(people, size, 2, 0)(0)
+        batch = method.examples(subjects, size, 2, 0)(0)
         loss = method.loss(net, batch)
         loss.backward()
         assert loss.isfinite()
@@ -245,12 +245,12 @@ def _tiny_paper():
     return FusedUNet(replace(diffdti.SIZES["paper"], base=32, blocks=1), fen, 0)
 
 
-def test_the_loss_of_a_perfect_answer_is_zero(people):
+def test_the_loss_of_a_perfect_answer_is_zero(subjects):
     """What preconditioning asks of the network is what makes the maps."""
     from bids_dmrigen.methods.maps import diffdti_model as diffdti
 
     method = DiffDTI()
-    batch = method.examples(people, "small", 2, 0)(0)
+    batch = method.examples(subjects, "small", 2, 0)(0)
     t = batch.t.reshape(-1, 1, 1, 1)
     x_t = diffdti.PROCESS.add_noise(batch.x0, t, batch.noise)
     skip, out = diffdti._preconditioning(batch.t, x_t)
@@ -264,7 +264,7 @@ def test_the_loss_of_a_perfect_answer_is_zero(people):
     assert 0.2 < float(variance) < 5, "the network's targets are of order one"
 
 
-def test_what_is_told_keeps_the_scale_of_the_scan_out(people):
+def test_what_is_told_keeps_the_scale_of_the_scan_out(subjects):
     gradients = table(5)
     scan = scan_of(gradients, noise=1.0)
     g = torch.as_tensor(gradients.world_directions(AFFINE)[2:], dtype=torch.float32)[None]
@@ -277,7 +277,7 @@ def test_what_is_told_keeps_the_scale_of_the_scan_out(people):
     torch.testing.assert_close(known.numbers, brighter.numbers)
 
 
-def test_the_spread_is_scaled_to_hold_nine_in_ten(people):
+def test_the_spread_is_scaled_to_hold_nine_in_ten(subjects):
     """A network that answers with the truth plus a known error, and samples of a known, too small spread."""
     from bids_dmrigen.methods.maps import diffdti_model as diffdti
 
@@ -306,7 +306,7 @@ def test_the_spread_is_scaled_to_hold_nine_in_ten(people):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diffdti, "draw", pretend)
         patch.setattr(diffdti.DiffDTI, "examples", examples)
-        DiffDTI().calibrate(net, people, "small", 0, batches=1)
+        DiffDTI().calibrate(net, subjects, "small", 0, batches=1)
     # A mean of 16 samples of standard deviation s lies off by (0.02² + s²/16)^(1/2), in units of a standard deviation
     # from 16 samples: Student's distribution of 15 degrees of freedom, whose quantile is 1.753.
     expected = 1.753 / 1.645 * (0.02**2 + 0.005**2 / 16) ** 0.5 / 0.005

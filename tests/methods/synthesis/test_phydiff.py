@@ -18,7 +18,7 @@ from bids_dmrigen.methods.synthesis.phydiff_model import PhyDiff
 from bids_dmrigen.methods.synthesis.task import wanted_table
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import procedural_atlas
-from bids_dmrigen.simulate.examples import People
+from bids_dmrigen.simulate.examples import SimulatedSubjects
 from bids_dmrigen.spatial.templates import embedded_mni
 
 AFFINE = np.diag([2.0, 2, 2, 1])
@@ -62,7 +62,7 @@ def cohort():
     arrays, affine = embedded_mni(4)
     atlas = procedural_atlas(**arrays, affine=affine)
     adc = torch.where(atlas.brain, 0.8e-3, 0.0).float()
-    return Cohort(People([deform(atlas, 0)]), PopulationMaps(adc[None], torch.tensor([1000.0]), affine))
+    return Cohort(SimulatedSubjects([deform(atlas, 0)]), PopulationMaps(adc[None], torch.tensor([1000.0]), affine))
 
 
 def test_the_adc_of_other_b_values_lies_between_those_that_are_known():
@@ -233,7 +233,7 @@ def test_examples_are_what_they_say_and_repeat(cohort):
 
 
 def test_training_moves_the_backbone_alone_without_tracts_and_the_adapter_alone_with_them(monkeypatch):
-    monkeypatch.setattr(phydiff, "ADC_PEOPLE", 1)
+    monkeypatch.setattr(phydiff, "ADC_SUBJECTS", 1)
     arrays, affine = embedded_mni(4)
     atlas = procedural_atlas(**arrays, affine=affine)
     method = PhyDiff()
