@@ -18,7 +18,7 @@ def test_directions_are_averaged_after_the_logarithm():
 
 
 def test_noise_does_not_lead_beyond_free_water():
-    found = apparent_diffusion(np.array([1.0, 1.0, 0.0]), np.array([[0.0], [1.2], [1.0]]), 1000.0)
+    found = apparent_diffusion(np.array([1.0, 1.0, 0.0]), np.array([[0.0], [1.2], [0.5]]), 1000.0)
     np.testing.assert_allclose(found, [FREE_WATER_MM2_PER_S, 0, 0], rtol=1e-5)
 
 

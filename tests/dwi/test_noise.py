@@ -6,7 +6,7 @@ import torch
 
 from bids_dmrigen.dwi import noise as module
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
-from bids_dmrigen.dwi.noise import estimate_sigma, rician_mean, rician_signal, shell_sigma
+from bids_dmrigen.dwi.noise import estimate_sigma, rician_mean, rician_signal, shell_contrast_noise, shell_sigma
 from bids_dmrigen.dwi.series import Scan, ScanError
 
 SHAPE = (24, 24, 10)
@@ -146,3 +146,17 @@ def test_the_level_of_a_shell_does_not_see_how_b0s_differ():
     scan = Scan(data.astype(np.float32), np.eye(4), gradients, np.ones((16, 16, 8), bool))
     assert shell_sigma(scan, np.arange(2, 14)) == pytest.approx(2, rel=0.08)
     assert estimate_sigma(scan).sigma > 2.2
+
+
+@pytest.mark.parametrize("n", [2, 3, 6])
+def test_the_noise_of_few_volumes_is_read_slice_by_slice(n):
+    """White noise of 3 over an image that all volumes share; a slice without a brain has no answer."""
+    generator = torch.Generator().manual_seed(n)
+    anatomy = 100 + 50 * torch.rand(3, 1, 64, 64, generator=generator)
+    dwis = anatomy + 3 * torch.randn(3, n, 64, 64, generator=generator)
+    mask = torch.ones(3, 64, 64, dtype=torch.bool)
+    mask[2] = False
+    for apart in (1, 2):
+        found = shell_contrast_noise(dwis, mask, apart)
+        torch.testing.assert_close(found[:2], torch.full((2,), 3.0), rtol=0.06, atol=0)
+        assert found[2].isnan()

@@ -24,6 +24,7 @@ def test_on_its_own_grid_a_volume_stays_and_a_single_layer_too():
 
 
 def test_voxels_of_a_size_cover_the_extent_around_the_same_middle():
+    np.testing.assert_allclose(even_points(4, 8), np.arange(-0.25, 3.5, 0.5))
     np.testing.assert_allclose(points_of_size(4, 0.5), np.arange(-0.25, 3.5, 0.5))
     np.testing.assert_allclose(points_of_size(4, 1.0), np.arange(4))
     points = points_of_size(10, 0.7)

@@ -52,6 +52,30 @@ def test_maps_are_written_one_by_one_and_told_as_maps(tmp_path, n_samples):
     assert record["Checks"].keys() == {"colour_mismatch"}
 
 
+def test_what_is_asked_for_reaches_the_method(tmp_path, monkeypatch):
+    """Noise is addressed by subject, run and seed: without them two subjects would share theirs."""
+    from bids_dmrigen import methods
+
+    gradients, seen = tiny_gradients(6, 1), []
+    interp = methods.load("interp")
+
+    class Dummy:
+        spec = interp.spec
+
+        def generate(self, net, scan, request):
+            seen.append(request)
+            return interp.generate(net, scan, request)
+
+    monkeypatch.setattr(methods, "load", lambda name: Dummy())
+    image = str(write_run(tmp_path, "sub-1", tiny_series(gradients, (6, 6, 4)), gradients))
+    table = {f"in_{end}": image.replace("nii.gz", end) for end in ("bval", "bvec")}
+    asked = {"subject": "07", "run": "sub-07_run-2", "seed": 5, "n_samples": 3, "sampler": "paper", "steps": 4,
+             "left_out": 2, "minutes": 1.5, "options": {"directions": 9}}  # fmt: skip
+    Generate(in_file=image, **table, method="interp", **asked).run(cwd=str(tmp_path))
+    (request,) = seen
+    assert {key: getattr(request, key) for key in asked} == asked
+
+
 @pytest.mark.parametrize("name", REGISTRY)
 def test_a_method_gives_a_series_or_the_maps_that_the_report_compares(name):
     spec = load(name).spec

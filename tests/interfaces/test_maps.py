@@ -21,13 +21,13 @@ def head():
     return gradients, tiny_series(gradients, (12, 12, 8), noise=0.0)
 
 
-def maps(folder, data, affine, world, bvals):
+def maps(folder, data, affine, world, bvals, **more):
     nib.save(nib.Nifti1Image(data, affine), folder / "dwi.nii")
     nib.save(nib.Nifti1Image((data[..., 0] > 100).astype(np.uint8), affine), folder / "mask.nii")
     write_gradients(GradientTable.from_world(bvals, world, affine), folder / "dwi.bval", folder / "dwi.bvec")
     out = TensorMaps(
         in_file=str(folder / "dwi.nii"), in_bval=str(folder / "dwi.bval"),
-        in_bvec=str(folder / "dwi.bvec"), in_mask=str(folder / "mask.nii"),
+        in_bvec=str(folder / "dwi.bvec"), in_mask=str(folder / "mask.nii"), **more,
     ).run(cwd=str(folder)).outputs  # fmt: skip
     return {name: nib.load(getattr(out, name)).get_fdata() for name in ("fa", "dec", "tensor")}
 
@@ -72,6 +72,20 @@ def test_oblique_grid_turns_the_directions_with_the_head(head, tmp_path):
         first, second = (_matrix(m["tensor"][voxel]) for m in (straight, turned))
         assert np.linalg.norm(first) > 1e-4
         np.testing.assert_allclose(second, ROTATION @ first @ ROTATION.T, atol=1e-8)
+
+
+def test_only_the_volumes_that_are_named_are_fitted(head, tmp_path):
+    gradients, data = head
+    affine, volumes = np.diag([2.0, 2, 2, 1]), list(range(15))
+    world = gradients.world_directions(affine)
+    spoilt = data.copy()
+    spoilt[..., 15:] *= 0.5
+    for name in ("whole", "part"):
+        (tmp_path / name).mkdir()
+    whole = maps(tmp_path / "whole", data[..., :15], affine, world[:15], gradients.bvals[:15])
+    part = maps(tmp_path / "part", spoilt, affine, world, gradients.bvals, volumes=volumes)
+    for name in whole:
+        np.testing.assert_allclose(part[name], whole[name], rtol=1e-4, atol=1e-9)
 
 
 def _matrix(components):

@@ -323,6 +323,20 @@ def test_a_training_that_was_cut_off_finds_its_checkpoint(tmp_path):
     assert Generate(method="difusion").can_resume
 
 
+def test_no_clock_ends_the_training_of_a_deterministic_result(tmp_path):
+    from bids_dmrigen.workflow.generate import generate_node
+    from bids_dmrigen.workflow.plan import plan_run
+
+    from .test_plan import make_run, settings
+
+    run, minutes = make_run(tmp_path), {}
+    for deterministic in (False, True):
+        own = settings(methods=("difusion",), difusion_minutes=2.5, deterministic=deterministic)
+        plan = plan_run(run, own, "TPL")
+        minutes[deterministic] = generate_node(plan, plan.methods[0], threads=1).inputs.minutes
+    assert minutes == {False: 2.5, True: None}
+
+
 def test_deterministic_results_have_a_cache_of_their_own(tmp_path):
     from bids_dmrigen.workflow.participant import cache_folder
 

@@ -202,6 +202,17 @@ def test_preprocessed_runs_are_only_masked_and_normalised(tmp_path):
     assert plan.does("maps")
 
 
+def test_eight_slices_are_enough_to_register(tmp_path):
+    plan = plan_run(make_run(tmp_path, shape=(12, 8, 8)), settings(), "TPL")
+    assert all(plan.does(step) for step in ("motion", "bias", "normalize"))
+    assert not plan_run(make_run(tmp_path, shape=(12, 8, 7)), settings(), "TPL").does("motion")
+
+
+def test_a_series_takes_four_bytes_per_voxel_in_memory(tmp_path):
+    plan = plan_run(make_run(tmp_path, shape=(10, 9, 8)), settings(), "TPL")
+    assert plan.volume_gb == pytest.approx(10 * 9 * 8 * 13 * 4e-9)
+
+
 def test_flat_images_are_not_registered(tmp_path):
     plan = plan_run(make_run(tmp_path, shape=(12, 12, 1)), settings(), "TPL")
     for step in ("motion", "bias", "normalize"):

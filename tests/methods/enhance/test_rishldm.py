@@ -163,6 +163,13 @@ def test_what_was_acquired_stays_where_nothing_is_made():
     assert made.record["Sampler"]["NetworkEvaluations"] == 2 * rishldm.FAST_STEPS
 
 
+def test_the_share_of_each_degrees_change_is_taken(monkeypatch):
+    """Networks that would double every degree's strength: a quarter of that at l = 0, nearly all and all above."""
+    monkeypatch.setattr(rishldm, "scales", lambda wanted, *_: torch.full_like(wanted, 2.0))
+    made = RishLatentDiffusion().generate(perturbed(), scan_of(table(20)), request_())
+    assert made.record["Scales"]["b=1000"] == pytest.approx([1.25, 1.9, 2.0], abs=1e-3)
+
+
 def test_fibres_keep_their_directions():
     scan = scan_of(table(30), noise=0.2)
     made = RishLatentDiffusion().generate(perturbed(), scan, request_())
