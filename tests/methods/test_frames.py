@@ -319,8 +319,8 @@ def symmetric(monkeypatch, all_is_taken):
         def two(module, name, told):
             ask = getattr(module, name)
 
-            def asked(net, *args):
-                first, second = ask(net, *args), ask(net, *told(*args))
+            def asked(net, *args, **named):
+                first, second = ask(net, *args, **named), ask(net, *told(*args, **named))
                 return (first + turn.image(second, second.ndim - 2)) / 2
 
             monkeypatch.setattr(module, name, asked)
@@ -338,7 +338,7 @@ def symmetric(monkeypatch, all_is_taken):
             "_raw",
             lambda x, t, known: (turn.image(x, 2), t, slices(known, acquired=turn.image(known.acquired, 2))),
         )
-        two(rishldm_model, "translate", lambda low, times: (turn.image(low, 3), times))
+        two(rishldm_model, "translate", lambda low, levels, times: (turn.image(low, 3), levels, times))
         two(
             rishldm_model,
             "refined",
