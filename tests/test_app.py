@@ -331,7 +331,7 @@ def test_killed_in_the_middle_and_started_again(tmp_path):
     )  # fmt: skip
     # Into the training, which is the longest step and has a state of its own.
     deadline = time.monotonic() + 300
-    checkpoint = f"cut/work/**/generate_difusion/training-{'?' * 16}.safetensors"  # best weights have files of their own
+    checkpoint = f"cut/work/**/generate_difusion/training-{'?' * 16}.safetensors"  # not the best weights
     while not (kept := list(tmp_path.glob(checkpoint))):
         assert time.monotonic() < deadline, "no checkpoint was written"
         time.sleep(0.05)

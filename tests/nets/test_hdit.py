@@ -259,3 +259,20 @@ def test_parts_have_to_fit():
         replace(TINY, head=12)
     with pytest.raises(ValueError, match=r"found head 16 and widths \(16, 24\)"):
         replace(TINY, widths=(16, 24))
+
+
+def test_recomputed_layers_have_the_same_gradients():
+    gradients = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        spec = HDiTSpec(2, widths=(16, 16), depths=(1, 2), head=8, mapping_width=16, recompute=recompute)
+        net = HDiT(spec).train()
+        for number, parameter in enumerate(net.parameters()):
+            generator = torch.Generator().manual_seed(number)
+            torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+        x = torch.randn(2, 2, 16, 16, generator=torch.Generator().manual_seed(1))
+        told = torch.tensor([3.0, 700.0]), torch.eye(3)[:2], torch.tensor([1000.0, 2000.0]), torch.tensor([0.2, 0.7])
+        net(x, *told).square().sum().backward()
+        gradients.append([p.grad for p in net.parameters() if p.grad is not None])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)

@@ -42,7 +42,7 @@ TRACTS = 42
 ADC_SUBJECTS = 8  # whose mean ADC is the atlas of a training
 SIZES = {
     "small": HDiTSpec(1 + IMAGES, widths=(64, 128, 256), depths=(2, 2, 4), head=32),
-    "paper": HDiTSpec(1 + 1, widths=(128, 256, 512), depths=(2, 2, 4), head=64),
+    "paper": HDiTSpec(1 + 1, widths=(128, 256, 512), depths=(2, 2, 4), head=64, recompute=True),
 }
 NO_POPULATION = "Phy-Diff needs the ADC atlas on the scan's grid, in the template's space; found none"
 OTHER_GRID = "the ADC atlas has shape {found}, the scan {expected}: both must share one grid"
