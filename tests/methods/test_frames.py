@@ -215,11 +215,27 @@ def assert_alike(found, expected, tolerance):
 
 
 MOVED = [pytest.param(world, id=name) for name, world in WORLDS.items()]
+
+
+def pairs(arms, others, fit):
+    """Return every arm with every world or turn of the array that `fit` says belongs to it."""
+    for arm in arms:
+        for other in others:
+            if fit(*arm.values, *other.values):
+                yield pytest.param(*arm.values, *other.values, id=f"{arm.id}-{other.id}")
+
+
+def can_be_moved(name, options, kind, world):
+    """Whether moving the world has to change nothing: maps are told world directions, registration mirrors nobody."""
+    shifted = (world[:3, :3] == np.eye(3)).all()
+    mirrored = np.linalg.det(world[:3, :3]) < 0
+    return shifted if spec_of(name).maps else not (mirrored and spec_of(name).in_template)
+
+
 ROUNDING = 1e-5  # of the largest value: directions are turned in float64 and told in float32, whose rounding is 1e-7
 
 
-@pytest.mark.parametrize("world", MOVED)
-@pytest.mark.parametrize(("name", "options", "kind"), arms(["unit", "shipped"]))
+@pytest.mark.parametrize(("name", "options", "kind", "world"), pairs(arms(["unit", "shipped"]), MOVED, can_be_moved))
 def test_head_and_scanner_turn_together(name, options, kind, world, template, all_is_taken):
     """Every number stays, every direction turns.
 
@@ -227,11 +243,6 @@ def test_head_and_scanner_turn_together(name, options, kind, world, template, al
     the template's space the transform is a file in single precision, by which points move some 1e-5 mm. Maps from a
     network that is told world directions are another matter, of the tests below; they stay where the world is shifted.
     """
-    shifted = (world[:3, :3] == np.eye(3)).all()
-    if spec_of(name).maps and not shifted:
-        pytest.skip("it is told world directions")
-    if spec_of(name).in_template and np.linalg.det(world[:3, :3]) < 0:
-        pytest.skip("registration does not mirror")
     before = made_at_rest(name, options, kind, template)
     made = make(name, options, network(name, kind), scan_of(world), template, world)
     assert_alike(made.mean, before.mean, ROUNDING)
@@ -257,10 +268,8 @@ def made_at_rest(name, options, kind, template, noise="as it is drawn"):
     return AT_REST[key]
 
 
-@pytest.mark.parametrize(("name", "options", "kind"), arms(["unit"]))
+@pytest.mark.parametrize(("name", "options", "kind"), (arm for arm in arms(["unit"]) if "unit" in arm.values))
 def test_networks_of_these_tests_do_something(name, options, kind, template, all_is_taken):
-    if kind == "nothing learnt":
-        pytest.skip("there is no network")
     untrained = make(name, options, load(name).network("small"), scan_of(), template)
     change = np.abs(made_at_rest(name, options, kind, template).mean - untrained.mean).max()
     assert change > 0.01 * np.abs(untrained.mean).max()
@@ -356,8 +365,17 @@ TURNS = [pytest.param(Turn(*turn), id=name) for name, turn in ARRAYS.items()]
 NEARLY = {"qid2": 0.004, "rishldm": 0.006, "diffdti": 0.03}
 
 
-@pytest.mark.parametrize("turn", TURNS)
-@pytest.mark.parametrize(("name", "options", "kind"), arms(["untrained", "unit", "shipped"]))
+def can_be_turned(name, options, kind, turn):
+    """Whether turning the array has to change nothing; see the test."""
+    if spec_of(name).in_template:
+        return kind != "untrained"  # it is the same for any network there
+    within_slices = 2 not in turn.reversed and turn.order[2] == 2
+    return kind != "unit" or (within_slices and name != "difusion")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "kind", "turn"), pairs(arms(["untrained", "unit", "shipped"]), TURNS, can_be_turned)
+)
 def test_every_voxel_keeps_what_is_made_of_its_place(name, options, kind, turn, template, symmetric):
     """To rounding, in whatever order the voxels are stored: what lies in the template does, and so do classical methods
     and networks that add nothing yet.
@@ -366,15 +384,7 @@ def test_every_voxel_keeps_what_is_made_of_its_place(name, options, kind, turn, 
     shipped ones have learnt from patches of every orientation and nearly are (`NEARLY`). A training is another one on a
     turned array: Di-Fusion's network stays untrained here.
     """
-    spec = spec_of(name)
-    if kind == "untrained" and spec.in_template:
-        pytest.skip("it is the same for any network there")
-    within_slices = 2 not in turn.reversed and turn.order[2] == 2
-    if kind == "unit" and not spec.in_template:
-        if name == "difusion":
-            pytest.skip("it is trained")
-        if not within_slices:
-            pytest.skip("it makes slices of other ones")
+    if kind == "unit" and not spec_of(name).in_template:
         symmetric(turn)
     if name == "difusion":
         options = {**options, "learning_rate": 0.0}
@@ -402,10 +412,12 @@ def test_every_voxel_keeps_what_is_made_of_its_place(name, options, kind, turn, 
 @pytest.mark.parametrize("world", MOVED)
 @pytest.mark.parametrize("name", [name for name in REGISTRY if spec_of(name).maps])
 def test_colour_turns_with_the_fibres_and_fa_and_md_stay(name, world, kind, template):
-    """Colour is along the true fibre to .06 in each component (at .12 the axes of an oblique scan are mistaken).
+    """Colour is along the true fibre: to .006 in the mean of its components (.003 measured) where nothing is learnt, to
+    .02 (.013) from the shipped network; along the scan's own axes in place of the world's it is .26 off.
 
     Untrained it is a ridge fit, which knows no axes: FA and MD stay to rounding. The shipped network is told world
-    directions and need not make the same of two: FA changes by .03 in the median, which is what it errs by anyway.
+    directions and need not make the same of two: FA changes by up to .018 in the median, less than it errs by anyway,
+    MD by 2e-6 mm²/s.
     """
     if kind == "shipped" and name not in SHIPPED:
         pytest.skip("no weights ship")
@@ -413,11 +425,11 @@ def test_colour_turns_with_the_fibres_and_fa_and_md_stay(name, world, kind, temp
     maps = make(name, {}, network(name, kind), scan, template).named_maps()
     before = make(name, {}, network(name, kind), rest, template).named_maps()
     assert np.median(np.abs(maps["fa"] - before["fa"])[scan.mask]) < (1e-5 if kind == "untrained" else 0.03)
-    assert np.median(np.abs(maps["md"] - before["md"])[scan.mask]) < (1e-8 if kind == "untrained" else 3e-5)
+    assert np.median(np.abs(maps["md"] - before["md"])[scan.mask]) < (1e-8 if kind == "untrained" else 4e-6)
     colour = maps["dec"][scan.mask] / np.linalg.norm(maps["dec"][scan.mask], axis=1, keepdims=True)
     fibre = fibres()[scan.mask]
     fibre = np.abs(fibre / np.linalg.norm(fibre, axis=1, keepdims=True) @ axes_of(scan.affine).T)
-    assert np.abs(colour - fibre).mean() < 0.06
+    assert np.abs(colour - fibre).mean() < (0.006 if kind == "untrained" else 0.02)
 
 
 # -- what networks are told of directions and places
