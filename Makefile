@@ -19,7 +19,7 @@ COUNTS := $(shell $(PYTHON) -c 'import sys; print(int(sys.version_info >= (3, 12
 COVERED := $(if $(filter 1,$(COUNTS)),COVERAGE_CORE=sysmon)
 COVERAGE := $(if $(filter 1,$(COUNTS)),--cov)
 
-.PHONY: demo test lint environment benchmarks image test-image sbom clean
+.PHONY: demo test lint environment benchmarks mutations image test-image sbom clean
 
 demo: $(DEMO)/data
 	$(BIN)/bids_dmrigen $(DEMO)/data $(DEMO)/out participant --methods difusion --work-dir $(DEMO)/work
@@ -69,7 +69,11 @@ sbom:
 	   /tmp/bom/bin/cyclonedx-py environment --output-reproducible /opt/venv/bin/python' > sbom.json
 
 benchmarks: environment
-	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/mutations.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+# Make mistakes in the code, one at a time, and see whether the tests notice: an hour or more.
+mutations: environment
+	$(BIN)/python benchmarks/mutations.py
 
 clean:
 	rm -rf $(VENV) $(DEMO)

@@ -152,9 +152,9 @@ def test_the_level_of_a_shell_does_not_see_how_b0s_differ():
 def test_the_noise_of_few_volumes_is_read_slice_by_slice(n):
     """White noise of 3 over an image that all volumes share; a slice without a brain has no answer."""
     generator = torch.Generator().manual_seed(n)
-    anatomy = 100 + 50 * torch.rand(3, 1, 64, 64, generator=generator)
-    dwis = anatomy + 3 * torch.randn(3, n, 64, 64, generator=generator)
-    mask = torch.ones(3, 64, 64, dtype=torch.bool)
+    anatomy = 100 + 50 * torch.rand(3, 1, 160, 160, generator=generator)
+    dwis = anatomy + 3 * torch.randn(3, n, 160, 160, generator=generator)
+    mask = torch.ones(3, 160, 160, dtype=torch.bool)
     mask[2] = False
     for apart in (1, 2):
         found = shell_contrast_noise(dwis, mask, apart)
