@@ -47,9 +47,13 @@ def test_features_are_encoded_one_by_one_and_scaled(net):
     latents = net.encode("3t", features)
     assert latents.shape == (6, 4, 4, 4, 2)
     torch.testing.assert_close(latents[4], net.autoencoder_3t.encode(features[1:, 1:2])[0])
-    net.latent_scale.fill_(2)
-    torch.testing.assert_close(net.encode("3t", features), latents / 2)
-    assert net.decode("7t", latents).shape == features.shape
+    net.eval()  # in training the codes follow the latents
+    net.autoencoder_7t.codebook.codes.normal_(std=0.05)
+    decoded = net.decode("7t", latents)
+    assert decoded.shape == features.shape
+    net.latent_scale.fill_(100)
+    torch.testing.assert_close(net.encode("3t", features), latents / 100)
+    torch.testing.assert_close(net.decode("7t", latents / 100), decoded)
 
 
 def test_untrained_super_resolution_adds_nothing_and_its_reach_is_as_said(net):
