@@ -357,6 +357,8 @@ def test_a_signal_to_the_app_alone_stops_its_workers_too(tmp_path):
     process = subprocess.Popen(
         [*APP, str(data), str(tmp_path / "out"), "participant", *QUICK, *options],
         start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        # Tests that a shell runs in the background ignore this signal, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 300
     while not list(tmp_path.glob("out/work/**/generate_difusion/_inputs.pklz")):
