@@ -175,7 +175,6 @@ class PhyDiff(TrainedAtOnce):
         warnings = [UNTRAINED_B.format(bvals=bvals, low=BVALS[0], high=BVALS[1])] if bvals else []
         with_tracts = request.population.tracts is not None
         learnt = making.net.adapter.out.named_parameters()
-        learnt = making.net.adapter.out.named_parameters()
         adapted = with_tracts and any(bool(values.any()) for name, values in learnt if name.endswith("weight"))
         if not adapted:
             warnings.append(UNTRAINED_TRACTS if with_tracts else NO_TRACTS)
