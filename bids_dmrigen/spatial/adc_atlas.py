@@ -1,4 +1,4 @@
-"""The ADC of preprocessed runs in the template's space: what an ADC atlas of real subjects is averaged from."""
+"""ADC maps of preprocessed runs in the template's space, and their average: an ADC atlas of real subjects."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..dwi.series import Scan, ScanError
 # FSL's MNI152 at 2 mm; the brain of every MNI template lies within it.
 GRID_SHAPE = (91, 109, 91)
 GRID_AFFINE = np.array([[2.0, 0, 0, -90], [0, 2.0, 0, -126], [0, 0, 2.0, -72], [0, 0, 0, 1]])
-REACH = 0.5  # a shell stands for a b-value no further away than this share of it
+REACH = 0.5  # largest distance from a shell to the b-value that it is used for, as a share of that b-value
 NO_SHELL = (
-    "no run has a shell near b = {missing} s/mm² (found: {found}); name b-values that were measured with --bvalues, "
+    "no run has a shell near b = {missing} s/mm² (found: {found}); give b-values that were measured (--bvalues), "
     "or add runs"
 )
 
@@ -30,26 +30,26 @@ def find_transform(run: Run) -> tuple[Path, str]:
     Raises
     ------
     ScanError
-        Where there is none, or more than one.
+        Where there is no such file, or more than one.
     """
     pattern = output_path(run.entities, "to_template", template="*").name
-    found = sorted(run.image.parent.glob(pattern))
-    if len(found) != 1:
-        listed = ", ".join(path.name for path in found) or "none"
-        raise ScanError(f"expected one {pattern} beside it, as bids_dmrigen writes it, found {listed}")
+    matches = sorted(run.image.parent.glob(pattern))
+    if len(matches) != 1:
+        listed = ", ".join(path.name for path in matches) or "none"
+        raise ScanError(f"expected one {pattern} beside the image, as bids_dmrigen writes it, found {listed}")
     head, _, tail = pattern.partition("*")
-    return found[0], found[0].name.removeprefix(head).removesuffix(tail)
+    return matches[0], matches[0].name.removeprefix(head).removesuffix(tail)
 
 
 def shells_on_template(scan: Scan, transform: Path, bvals: Sequence[float]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Return index in `bvals` -> ADC and brain of a scan's shells on the template's 2 mm grid.
+    """Return a scan's ADC and brain mask for each b-value, on the template's 2 mm grid.
 
-    A volume counts for the b-value nearest to its own; one beyond `REACH` for none.
+    Each volume is used for the nearest b-value, unless that is further away than `REACH`.
 
     Parameters
     ----------
     scan
-        Preprocessed, with its brain as mask.
+        Preprocessed series with its brain mask.
     transform
         From `find_transform`.
     bvals
@@ -57,7 +57,7 @@ def shells_on_template(scan: Scan, transform: Path, bvals: Sequence[float]) -> d
 
     Returns
     -------
-    ADC (X, Y, Z) float32 in mm²/s and brain (X, Y, Z) bool, of every b-value that the scan has.
+    Index in `bvals` -> ADC (X, Y, Z) float32, mm²/s, and brain (X, Y, Z) bool; only b-values that the scan has.
     """
     from .ants_tools import to_ants, warp
 
@@ -71,25 +71,25 @@ def shells_on_template(scan: Scan, transform: Path, bvals: Sequence[float]) -> d
 
     if not near.any():
         return {}
-    share = onto_template(np.ones(scan.mask.shape, np.float32))  # of a voxel's neighbourhood that is brain
-    brain, found = share > 0.5, {}
+    share = onto_template(np.ones(scan.mask.shape, np.float32))  # brain in the neighbourhood of a voxel
+    brain, maps = share > 0.5, {}
     for k in np.unique(nearest[near]):
         volumes = np.flatnonzero(near & (nearest == k))
         adc = onto_template(apparent_diffusion(scan.mean_b0(), scan.data[..., volumes], table.bvals[volumes]))
-        found[int(k)] = np.where(brain, adc / np.maximum(share, 0.5), 0).astype(np.float32), brain
-    return found
+        maps[int(k)] = np.where(brain, adc / np.maximum(share, 0.5), 0).astype(np.float32), brain
+    return maps
 
 
 def mean_of_runs(
     runs: Iterable[tuple[str, Sequence[float], dict[int, tuple[np.ndarray, np.ndarray]]]], bvals: Sequence[float]
 ) -> tuple[np.ndarray, list[int], list[int]]:
-    """Return the mean ADC over subjects of the mean over each one's runs: all weigh the same, however many runs.
+    """Return the mean ADC over subjects: all weigh the same, however many runs each one has.
 
     Parameters
     ----------
     runs
-        Subject, b-values of the run's shells, for the message, and what `shells_on_template` made of them; the runs of
-        a subject one after another, so that two means per b-value are all that is kept.
+        For each run the subject, the b-values of its shells (for the message) and the result of `shells_on_template`.
+        The runs of one subject follow each other, so that only two means per b-value are kept in memory.
     bvals
         (K,) s/mm².
 
@@ -98,17 +98,17 @@ def mean_of_runs(
     adc
         (X, Y, Z, K) mm²/s.
     n_runs, n_subjects
-        From how many each b-value's is.
+        How many runs and subjects each b-value's mean is from.
 
     Raises
     ------
     ScanError
-        Where no run has one of the b-values; it says which ones there are.
+        Where no run has one of the b-values; the message lists those that were measured.
     """
     means, n_runs, seen = [MeanOverBrains() for _ in bvals], [0 for _ in bvals], set()
-    for _, own in groupby(runs, key=itemgetter(0)):
+    for _, subject_runs in groupby(runs, key=itemgetter(0)):
         within = [MeanOverBrains() for _ in bvals]
-        for _, shells, maps in own:
+        for _, shells, maps in subject_runs:
             seen |= {round(b) for b in shells}
             for k, (adc, brain) in maps.items():
                 within[k].add(adc, brain)
@@ -118,6 +118,6 @@ def mean_of_runs(
                 n_runs[k] += mean.n
     missing = [f"{b:g}" for b, mean in zip(bvals, means, strict=True) if not mean.n]
     if missing:
-        found = ", ".join(str(b) for b in sorted(seen)) or "no usable run"
-        raise ScanError(NO_SHELL.format(missing=", ".join(missing), found=found))
+        available = ", ".join(str(b) for b in sorted(seen)) or "no usable run"
+        raise ScanError(NO_SHELL.format(missing=", ".join(missing), found=available))
     return np.stack([mean.mean() for mean in means], axis=-1), n_runs, [mean.n for mean in means]

@@ -1,4 +1,4 @@
-"""Arrays and world RAS+ matrices to ANTs and back: images, linear transforms, registration, resampling.
+"""Conversion of arrays and world RAS+ matrices to ANTs and back: images, linear transforms, registration, resampling.
 
 Everything outside this module is in world RAS+ mm. ITK's world is LPS: x and y change sign here and nowhere
 else. A transform maps points of the fixed (reference) space to points of the moving space, as ITK's do.
@@ -19,7 +19,7 @@ RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def set_threads(n: int) -> None:
-    """Set how many threads ITK uses; effective only before `ants` is first imported in the process."""
+    """Set how many threads ITK uses; this works only before `ants` is first imported in the process."""
     os.environ[THREADS_VARIABLE] = str(int(n))
 
 
@@ -48,7 +48,7 @@ def from_ants(image) -> tuple[np.ndarray, np.ndarray]:
 def write_matrix(path: str | Path, matrix: np.ndarray, center_mm=(0.0, 0.0, 0.0)) -> Path:
     """Write a (4, 4) RAS+ matrix, fixed points to moving points, as an ITK affine transform (.mat).
 
-    The map is the same for every center; a registration that starts from it turns about this world point (3,).
+    The center, a world point (3,), does not change the map; a registration that starts from it rotates about it.
     """
     import ants
 
@@ -97,9 +97,9 @@ class Stage:
     iterations, shrinks, sigmas_mm
         One entry per level: most iterations, grid reduction, smoothing (mm, standard deviation).
     metric, bins, sampling
-        `MI` with so many histogram bins, or `CC` with a radius; fraction of voxels looked at.
+        `MI` with a number of histogram bins, or `CC` with a radius (both `bins`); fraction of voxels sampled.
     weights
-        One weight per transform parameter (0 holds it fixed); empty leaves all free.
+        One weight per transform parameter (0 holds it fixed); if empty, all are free.
     """
 
     transform: str
@@ -133,13 +133,14 @@ def register(
     stages
         Run in order, each starting where the last ended.
     start
-        Transform files to start from, in ITK's order (the last one acts first); none aligns the centres of mass.
+        Transform files to start from, in ITK's order (the last one acts first). Without any, the registration starts
+        with the centres of mass aligned.
     mask, moving_mask
-        ANTsImages; the metric looks only where they are not zero.
+        ANTsImages; the metric uses only voxels where they are not zero.
     composite
         Write `prefixComposite.h5` (fixed to moving) and `prefixInverseComposite.h5` instead of one file per stage.
     seed
-        Of the metric's sampling; with one ITK thread the result is then bit-identical.
+        Random seed of the metric's sampling; with one ITK thread results are identical to the bit.
 
     Raises
     ------

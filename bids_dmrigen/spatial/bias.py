@@ -8,7 +8,7 @@ from ..dwi.series import Scan
 from .ants_tools import to_ants
 from .brain_mask import brain_of
 
-BIAS_MM = 8.0  # grid that N4 works on; the coil varies far more slowly
+BIAS_MM = 8.0  # voxels of the grid that N4 works on; the coil's gain varies far more slowly
 
 
 def bias_field(b0: np.ndarray, affine: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -21,7 +21,7 @@ def bias_field(b0: np.ndarray, affine: np.ndarray, mask: np.ndarray) -> np.ndarr
     affine
         (4, 4) voxel indices to world RAS+, mm.
     mask
-        (X, Y, Z) bool, where the signal is looked at.
+        (X, Y, Z) bool, voxels whose signal is used.
 
     Returns
     -------
@@ -51,12 +51,12 @@ def without_bias(scan: Scan, mask: np.ndarray | None = None) -> tuple[np.ndarray
     scan
         The series.
     mask
-        (X, Y, Z) bool, the brain; None finds it.
+        (X, Y, Z) bool, the brain; None: it is estimated.
 
     Raises
     ------
     ScanError
-        Where the brain is to be found, and there is none.
+        Where no mask is given and no brain is found.
     """
     field = bias_field(scan.mean_b0(), scan.affine, brain_of(scan) if mask is None else mask)
     return scan.data / field[..., None], field

@@ -1,4 +1,4 @@
-"""Where the brain is in a diffusion series, and masks grown and shrunk in mm."""
+"""The brain mask of a diffusion series, and masks grown and shrunk in mm."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from ..dwi.series import Scan, ScanError
 
 NO_BRAIN = "no brain found: after thresholding and opening nothing is left; check that the b0 volumes hold signal"
 SMOOTHING_MM = 1.0
-CORE_MM = 6.0  # this far inside the edge is brain for certain
-COIL_MM = 30.0  # what varies more slowly than this is the coil's gain
-BRAIN_FRACTION = 0.42  # of the brain's own local signal; muscle and skin stay below
-DIM_FRACTION = 0.28  # enough for what lies between bright parts: the pons, iron-rich and far from every coil
+CORE_MM = 6.0  # voxels this far inside the edge are certainly brain
+COIL_MM = 30.0  # variation slower than this is the coil's gain
+BRAIN_FRACTION = 0.42  # of the brain's local signal; muscle and skin are darker
+DIM_FRACTION = 0.28  # enough between bright parts: the pons is rich in iron and far from every coil
 OPENING_MM, CLOSING_MM, HOLLOW_MM = 6.0, 6.0, 15.0
 
 
 def brain_mask(b0: np.ndarray, zooms_mm: np.ndarray, mean_dwi: np.ndarray | None = None) -> np.ndarray:
-    """Return the brain (X, Y, Z) bool of a mean b0, and of the mean DWI where there is one.
+    """Return the brain mask (X, Y, Z) bool, from the mean b0 and, where there is one, the mean DWI.
 
     Echo-planar scans suppress fat, so the brain is the largest bright body. Its core sets the local signal
-    level, which levels out the coil; what is bright enough is freed of thin bridges to eyes and neck by an
-    opening, closed, its hollows filled where there is some signal, and its holes in any case.
+    level, which corrects for the coil. Of the voxels that are bright enough, an opening removes thin bridges to
+    eyes and neck. A closing follows. Hollows are filled where there is some signal, holes always.
 
     Parameters
     ----------
@@ -36,13 +36,13 @@ def brain_mask(b0: np.ndarray, zooms_mm: np.ndarray, mean_dwi: np.ndarray | None
     Raises
     ------
     ScanError
-        Where nothing is left.
+        Where no brain is left.
     """
     zooms = np.asarray(zooms_mm, dtype=np.float64)
     levels = [_relative_signal(image, zooms) for image in (b0, mean_dwi) if image is not None]
     level = np.mean(levels, axis=0)
     inside = level > BRAIN_FRACTION
-    for radius_mm in (OPENING_MM, OPENING_MM / 2, 0.0):  # a brain in few slices is thinner than the bridges are
+    for radius_mm in (OPENING_MM, OPENING_MM / 2, 0.0):  # a brain in few slices may be thinner than the bridges
         opened = largest(erode(inside, radius_mm, zooms))
         if opened.any():
             break
@@ -59,7 +59,7 @@ def brain_mask(b0: np.ndarray, zooms_mm: np.ndarray, mean_dwi: np.ndarray | None
 
 
 def brain_of(scan: Scan) -> np.ndarray:
-    """Return the brain (X, Y, Z) bool of a series, from its b0s and its lowest shell; raises as `brain_mask`."""
+    """Return the brain mask (X, Y, Z) bool of a series, from its b0s and lowest shell; raises as `brain_mask`."""
     return brain_mask(scan.mean_b0(), scan.zooms_mm, mean_dwi(scan))
 
 
@@ -72,7 +72,7 @@ def mean_dwi(scan: Scan) -> np.ndarray | None:
 
 
 def _relative_signal(image: np.ndarray, zooms: np.ndarray) -> np.ndarray:
-    """Return the image (X, Y, Z) relative to the signal of the brain around, noise floor taken off."""
+    """Return the image (X, Y, Z) without its noise floor, relative to the signal of the brain nearby."""
     smooth = ndimage.gaussian_filter(np.asarray(image, np.float32), SMOOTHING_MM / zooms)
     smooth = ndimage.median_filter(smooth, size=3)
     bright = smooth > threshold_otsu(np.minimum(smooth, np.percentile(smooth, 98)))
@@ -84,7 +84,7 @@ def _relative_signal(image: np.ndarray, zooms: np.ndarray) -> np.ndarray:
     typical = np.median(smooth[core])
     weight = ndimage.gaussian_filter(core.astype(np.float32), COIL_MM / zooms)
     level = ndimage.gaussian_filter(np.minimum(smooth, 2 * typical) * core, COIL_MM / zooms)
-    # Far from the core the typical signal takes over.
+    # Far from the core, the weight is small and the typical signal is used.
     return np.minimum(smooth / ((level + 1e-3 * typical) / (weight + 1e-3)), 1.2)
 
 
@@ -95,7 +95,7 @@ def dilate(mask: np.ndarray, radius_mm: float, zooms_mm: np.ndarray) -> np.ndarr
 
 def erode(mask: np.ndarray, radius_mm: float, zooms_mm: np.ndarray) -> np.ndarray:
     """Return the mask (X, Y, Z) shrunk by a ball, but not from the edges of the field of view."""
-    # There the brain goes on: a slab is not eroded from above and below.
+    # The brain continues beyond these edges: a slab is not eroded from above and below.
     pad = int(np.ceil(radius_mm / np.min(zooms_mm))) + 1
     depth = ndimage.distance_transform_edt(np.pad(mask, pad, mode="edge"), sampling=zooms_mm)
     return depth[pad:-pad, pad:-pad, pad:-pad] > radius_mm

@@ -1,4 +1,4 @@
-"""What cannot be processed is refused: empty volumes, masks on another grid; single bad voxels are repaired."""
+"""Checks of the input: empty volumes and masks on another grid are refused, single bad voxels are repaired."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_values(data: np.ndarray, path: str | Path) -> tuple[np.ndarray, list[s
     data
         (X, Y, Z, N) float32.
     path
-        Named in messages.
+        File of the series, named in messages.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def check_mask(mask: np.ndarray, shape: tuple[int, ...], path: str | Path) -> No
     Raises
     ------
     ScanError
-        Where it is refused.
+        Where the mask is empty or of another shape.
     """
     if mask.shape != shape or not mask.any():
         raise ScanError(f"{path}: expected a brain mask of shape {shape}, found {mask.shape} with {mask.sum()} voxels")

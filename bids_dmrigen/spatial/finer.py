@@ -1,4 +1,4 @@
-"""Series and maps of a finer grid over the scan, brought to the voxels of the scan."""
+"""Series and maps on a finer grid than the scan's, resampled to the voxels of the scan."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..dwi.spline import condensed
 
 
 def read_at(values: np.ndarray, affine: np.ndarray, shape, grid: np.ndarray) -> np.ndarray:
-    """Return an image (X, Y, Z[, C]) at the centres of another grid's voxels, by linear interpolation, (*shape[, C]).
+    """Return an image (X, Y, Z[, C]) on another grid, by linear interpolation at the voxels' centres.
 
-    `affine` (4, 4) is the image's, `grid` the other one's.
+    `affine` (4, 4) belongs to the image; `shape` (3,) and `grid` (4, 4) to the other grid. The result is (*shape[, C]).
     """
-    between = np.linalg.inv(affine) @ grid  # indices there to indices here
+    between = np.linalg.inv(affine) @ grid  # indices of the other grid to indices of the image
     volumes = values[..., None] if values.ndim == 3 else values
     read = [
         ndimage.affine_transform(
@@ -26,14 +26,14 @@ def read_at(values: np.ndarray, affine: np.ndarray, shape, grid: np.ndarray) -> 
 
 
 def condensed_series(values: np.ndarray, affine: np.ndarray, shape, grid: np.ndarray) -> np.ndarray:
-    """Return a series (P, Q, R, N) of a finer grid on the voxels (X, Y, Z) of another with parallel axes; at least 0.
+    """Return a series (P, Q, R, N) on a coarser grid (X, Y, Z) with parallel axes; negative values become 0.
 
     Parameters
     ----------
     values, affine
-        The series, and the (4, 4) affine of its grid.
+        The series on the finer grid, and that grid's (4, 4) affine.
     shape, grid
-        Of the other grid, (3,) and (4, 4).
+        Shape (3,) and affine (4, 4) of the coarser grid.
     """
     between = np.linalg.inv(grid) @ affine
     points = [between[axis, axis] * np.arange(n) + between[axis, 3] for axis, n in enumerate(values.shape[:3])]
@@ -42,9 +42,9 @@ def condensed_series(values: np.ndarray, affine: np.ndarray, shape, grid: np.nda
 
 
 def read_in_mask(values: np.ndarray, mask: np.ndarray, affine: np.ndarray, shape, grid: np.ndarray) -> np.ndarray:
-    """Return what `read_at` does from the values in a mask alone; 0 where no voxel of the mask is near.
+    """Return the same as `read_at`, using only voxels in a mask; 0 where no voxel of the mask is near.
 
-    `mask` (X, Y, Z) bool lies on the grid of the image.
+    `mask` (X, Y, Z) bool is on the grid of the image.
     """
     share = read_at(mask.astype(np.float32), affine, shape, grid)
     wide = (..., *[None] * (values.ndim - 3))

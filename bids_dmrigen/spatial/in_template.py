@@ -1,4 +1,4 @@
-"""Methods that work in the template's space: a scan's b0 goes there, and what they make of it comes back."""
+"""Run methods that work in the template's space: the b0 is resampled to the template, the result back to the scan."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from .template_space import TemplateSpace
 
 DEFAULTS = {"adc": "packaged ADC atlas", "tracts": "none", "fibres": "embedded analytic bundles"}
 OTHER_SPACE = (
-    "the ADC atlas ({atlas}) is in {space}, the template is {template}: the two lie some millimetres apart; make an "
-    "atlas in {template} with `dmrigen prepare --adc-atlas`"
+    "the ADC atlas ({atlas}) is in {space}, the template is {template}: the two spaces differ by some millimetres; "
+    "make an atlas in {template} with `dmrigen prepare --adc-atlas`"
 )
 OTHER_PLACES = (
-    "the template is {template}: weights and atlases know brains by their place in MNI152 space, which is another; "
-    "use a template of that space"
+    "the template is {template}: weights and atlases are in MNI152 space, which is a different one; "
+    "use a template in MNI152 space"
 )
 
 
 @dataclass(frozen=True)
 class TemplateFiles:
-    """What is known of the template and of the scan's place in it.
+    """Files of the template, transforms between it and the scan, and atlases in its space.
 
     Parameters
     ----------
     brain
-        The template's brain mask, an image on a grid of its own.
+        The template's brain mask, on any grid.
     to_template, from_template
         Transforms as `Normalize` writes them.
     adc
@@ -42,7 +42,7 @@ class TemplateFiles:
     fibres
         Folder of an atlas with fibre directions; None for the embedded one.
     template
-        TemplateFlow name of the template; None: nothing is said of atlases in other spaces.
+        TemplateFlow name of the template; None: no warning about atlases in other spaces.
     """
 
     brain: Path
@@ -61,29 +61,29 @@ class TemplateFiles:
         return self.adc or PACKAGED_ADC_ATLAS
 
     def called(self, kind: str) -> str:
-        """Return what the adc, tracts or fibres that are used are called: no path, which may tell who was scanned."""
+        """Return the name of the adc, tracts or fibres in use, without folders: they may identify the subject."""
         path = {"adc": self.adc, "tracts": self.xtract, "fibres": self.fibres}[kind]
         return DEFAULTS[kind] if path is None else path.name
 
     def record(self, kind: str) -> dict[str, str]:
-        """Return name and, of what is read from files, digest of the adc, tracts or fibres that are used."""
+        """Return the name of the adc, tracts or fibres in use and, where they are read from files, the digest."""
         from .population import digest
 
         path = {"adc": self.adc_atlas, "tracts": self.xtract, "fibres": self.fibres}[kind]
-        told = {"Name": self.called(kind)}
-        return told if path is None else told | {"SHA256": digest(kind, path)}
+        record = {"Name": self.called(kind)}
+        return record if path is None else record | {"SHA256": digest(kind, path)}
 
-    def warnings(self, told: Sequence[str]) -> tuple[str, ...]:
-        """Return what is to be said where the template is in another space than MNI's, or than the ADC atlas told."""
+    def warnings(self, kinds: Sequence[str]) -> tuple[str, ...]:
+        """Return warnings where the template is not in MNI152 space, or not in that of the ADC atlas in use."""
         from .population import ANY_MNI, other_space
 
         if self.template is None:
             return ()
-        said = [] if self.template.startswith(ANY_MNI) else [OTHER_PLACES.format(template=self.template)]
-        space = other_space(self.adc_atlas, self.template) if "adc" in told else None
+        messages = [] if self.template.startswith(ANY_MNI) else [OTHER_PLACES.format(template=self.template)]
+        space = other_space(self.adc_atlas, self.template) if "adc" in kinds else None
         if space is not None:
-            said.append(OTHER_SPACE.format(atlas=self.called("adc"), space=space, template=self.template))
-        return tuple(said)
+            messages.append(OTHER_SPACE.format(atlas=self.called("adc"), space=space, template=self.template))
+        return tuple(messages)
 
 
 def generate_in_template(
@@ -91,20 +91,20 @@ def generate_in_template(
 ) -> Generated:
     """Run a method on a scan's b0 in the template's space; return acquired and generated volumes on the scan's grid.
 
-    Acquired diffusion-weighted volumes are not shown to the method. It makes some of them too, as a check.
+    The method does not see acquired diffusion-weighted volumes. It also generates some of them, as a check.
 
     Parameters
     ----------
     method
-        One whose `spec.in_template` is true.
+        A method whose `spec.in_template` is true.
     scan
         The preprocessed series.
     request
-        Options: bvalues, directions (see `wanted_table`). Of each shell `left_out` acquired volumes are made too.
+        Options: bvalues, directions (see `wanted_table`). `left_out` acquired volumes per shell are generated too.
     files
-        Of the template.
+        Files of the template.
     tensor_volumes
-        Of the result, those that a tensor may be fitted to, for the record; None for all.
+        Volumes of the result that a tensor may be fitted to, for the record; None for all.
     """
     from .io import read_image
 
@@ -119,7 +119,7 @@ def generate_in_template(
         method.spec.grid_mm,
     )
     b0 = GradientTable(np.zeros(1), np.zeros((1, 3)), scan.gradients.b0_threshold)
-    there = Scan(
+    scan_in_template = Scan(
         space.onto_template(scan.mean_b0())[..., None].clip(0), space.affine, b0,
         space.onto_template(scan.mask, order=1) > 0.5,
     )  # fmt: skip
@@ -131,24 +131,26 @@ def generate_in_template(
     table = space.table_on_template(_joined(wanted, scan.gradients[hidden]))
     kinds = method.spec.population
     maps = _population(kinds, files, space)
-    made = method.generate(None, there, replace(request, population=maps, options={**options, "table": table}))
+    generated = method.generate(
+        None, scan_in_template, replace(request, population=maps, options={**options, "table": table})
+    )
     fitted = {"TensorVolumes": list(tensor_volumes)} if tensor_volumes else {}
-    record = made.record | fitted | {"Population": {kind: files.record(kind) for kind in kinds}}
+    record = generated.record | fitted | {"Population": {kind: files.record(kind) for kind in kinds}}
     in_template = InTemplate(
-        np.concatenate([there.data, made.mean[..., : len(wanted)]], axis=3),
-        _joined(there.gradients, table[: len(wanted)]),
+        np.concatenate([scan_in_template.data, generated.mean[..., : len(wanted)]], axis=3),
+        _joined(scan_in_template.gradients, table[: len(wanted)]),
         space.affine,
     )
     return replace(
-        _onto_scan(made, space, scan, wanted, hidden),
+        _onto_scan(generated, space, scan, wanted, hidden),
         record=record,
-        warnings=(*made.warnings, *files.warnings(kinds)),
+        warnings=(*generated.warnings, *files.warnings(kinds)),
         in_template=in_template,
     )
 
 
 def _population(kinds: Sequence[str], files: TemplateFiles, space: TemplateSpace) -> Population:
-    """Return the maps of the population that a method asks for, on the grid over the template."""
+    """Return the population maps that a method asks for, on the template grid."""
     from .population import population_on
     from .templates import read_anatomy
 
@@ -159,16 +161,16 @@ def _population(kinds: Sequence[str], files: TemplateFiles, space: TemplateSpace
 
 
 def _onto_scan(
-    made: Generated, space: TemplateSpace, scan: Scan, wanted: GradientTable, hidden: np.ndarray
+    generated: Generated, space: TemplateSpace, scan: Scan, wanted: GradientTable, hidden: np.ndarray
 ) -> Generated:
-    """Return the scan's own volumes followed by the wanted ones, on its grid; the hidden ones are a check."""
-    mean = space.onto_scan(made.mean).clip(0) * scan.mask[..., None]
+    """Return acquired volumes, then the wanted ones, on the scan's grid; the hidden ones become `left_out`."""
+    mean = space.onto_scan(generated.mean).clip(0) * scan.mask[..., None]
     std = None
-    if made.std is not None:
-        spread = space.onto_scan(made.std[..., : len(wanted)], order=1) * scan.mask[..., None]
+    if generated.std is not None:
+        spread = space.onto_scan(generated.std[..., : len(wanted)], order=1) * scan.mask[..., None]
         std = np.concatenate([np.zeros(scan.data.shape, np.float32), spread], axis=3)
     return replace(
-        made,
+        generated,
         mean=np.concatenate([np.asarray(scan.data, np.float32), mean[..., : len(wanted)]], axis=3),
         std=std,
         gradients=_joined(scan.gradients, wanted),
@@ -178,14 +180,14 @@ def _onto_scan(
 
 
 def _checked(gradients: GradientTable, n: int) -> np.ndarray:
-    """Return the volumes of up to n directions of each shell, as evenly spread as they can be."""
+    """Return up to n volumes of each shell, with directions spread as evenly as possible."""
     shells = [members for _, members in gradients.shells()] if n else []
     chosen = [members[even_subset(gradients.bvecs[members], min(n, len(members)))] for members in shells]
     return np.sort(np.concatenate([*chosen, np.zeros(0, int)])).astype(int)
 
 
 def _joined(first: GradientTable, second: GradientTable) -> GradientTable:
-    """Return one table of two in the same axes."""
+    """Return two tables in the same axes as one."""
     return GradientTable(
         np.concatenate([first.bvals, second.bvals]), np.concatenate([first.bvecs, second.bvecs]), first.b0_threshold
     )

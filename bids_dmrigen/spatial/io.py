@@ -17,12 +17,12 @@ from ..dwi.series import NO_B0, Scan, ScanError
 
 
 def open_image(path: str | Path) -> nib.Nifti1Image:
-    """Return an image of which the header alone is read.
+    """Return an image; only its header is read.
 
     Raises
     ------
     ScanError
-        Where the file is missing, not an image or not one of real numbers; the message names the file.
+        Where the file is missing, is not an image or does not hold real numbers; the message names the file.
     """
     with _readable(path):
         image = cast("nib.Nifti1Image", nib.load(path))
@@ -46,7 +46,7 @@ def read_image(path: str | Path) -> tuple[np.ndarray, nib.Nifti1Image]:
 
 
 def read_volume(path: str | Path) -> tuple[np.ndarray, nib.Nifti1Image]:
-    """Return one volume (X, Y, Z), also where it is stored as (X, Y, Z, 1), and the image; as `read_image`.
+    """Return a single volume (X, Y, Z), also if stored as (X, Y, Z, 1), and its image; see `read_image`.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def write_image(
 ) -> Path:
     """Write an array on the grid of `like`, keeping its sform, qform, their codes and units; atomic.
 
-    With a `step` real values are stored as integers of this `dtype`, in multiples of it, which readers undo.
+    With a `step`, values are stored as integers of this `dtype`, in multiples of the step; readers scale them back.
     """
     header = nib.Nifti1Header() if not isinstance(like.header, nib.Nifti1Header) else like.header.copy()
     header.set_data_dtype(dtype)
@@ -73,7 +73,7 @@ def write_image(
         data = np.rint(np.asarray(data, dtype=np.float64) / step)
     image = nib.Nifti1Image(np.asarray(data, dtype=dtype), like.affine, header)
     image.set_sform(like.affine, code=int(header["sform_code"]) or 1)
-    if not header["qform_code"]:  # it may be another one than the sform, and is kept then
+    if not header["qform_code"]:  # an existing qform may differ from the sform and is kept
         image.set_qform(like.affine, code=1)
     image.header.set_slope_inter(step or 1, 0)  # making the image has cleared it
     image.header["pixdim"][4:] = 1.0  # the first three belong to the qform
@@ -83,15 +83,15 @@ def write_image(
 
 
 def image_on_grid(shape: Sequence[int], affine: np.ndarray, like: nib.Nifti1Image) -> nib.Nifti1Image:
-    """Return an image without content on another grid in the same world as `like`, for `write_image`.
+    """Return an empty image on another grid in the same world as `like`, for `write_image`.
 
-    Its qform lies to that of `like` as its affine does to the affine of `like`; all else of the header is kept.
+    The qform moves with the affine: both are those of `like`, changed in the same way. The rest of the header is kept.
     """
     header = nib.Nifti1Header() if not isinstance(like.header, nib.Nifti1Header) else like.header.copy()
     header.set_data_dtype(np.uint8)
     image = nib.Nifti1Image(np.broadcast_to(np.uint8(0), (*shape, *like.shape[3:])), affine, header)
     image.set_sform(affine, code=int(header["sform_code"]) or 1)
-    between = np.linalg.inv(like.affine) @ affine  # its voxel indices to those of `like`
+    between = np.linalg.inv(like.affine) @ affine  # voxel indices of the new grid to those of `like`
     qform = like.get_qform() if int(header["qform_code"]) else like.affine
     image.set_qform(qform @ between, code=int(header["qform_code"]) or 1)
     image.header["pixdim"][4:] = header["pixdim"][4:]
@@ -115,7 +115,7 @@ def read_gradients(
 ) -> GradientTable:
     """Return the gradient table of an FSL pair of text files.
 
-    The directions may stand in three rows (as they should) or in three columns.
+    The directions may be in three rows (as they should) or in three columns.
 
     Raises
     ------
@@ -123,9 +123,9 @@ def read_gradients(
         Where a file is missing or unreadable, or the table does not describe `n_volumes` volumes.
     """
     bvals, bvecs = read_bvals(bval), read_bvecs(bvec)
-    for path, found in ((bval, len(bvals)), (bvec, len(bvecs))):
-        if n_volumes is not None and found != n_volumes:
-            raise GradientError(f"{path}: {found} entries, but the image has {n_volumes} volumes; they must agree")
+    for path, count in ((bval, len(bvals)), (bvec, len(bvecs))):
+        if n_volumes is not None and count != n_volumes:
+            raise GradientError(f"{path}: {count} entries, but the image has {n_volumes} volumes; they must agree")
     try:
         return GradientTable(bvals, bvecs, b0_threshold)
     except GradientError as error:
@@ -143,7 +143,7 @@ def read_bvecs(path: str | Path) -> np.ndarray:
     Raises
     ------
     GradientError
-        Where it has neither.
+        Where the file has neither.
     """
     bvecs = _read_table(path)
     if bvecs.shape[0] == 3:
@@ -171,7 +171,7 @@ def read_scan(
     Raises
     ------
     ScanError
-        Where the image is no 4-D series, or no volume is a b0.
+        Where the image is not a 4-D series, or no volume is a b0.
     """
     data, image = read_image(dwi)
     if data.ndim != 4:
@@ -185,13 +185,13 @@ def read_scan(
 
 @contextmanager
 def _readable(path: str | Path):
-    """Name the file in what goes wrong when it is read."""
+    """Turn reading errors into a `ScanError` that names the file."""
     try:
         yield
     except FileNotFoundError:
         raise ScanError(f"{path}: no such file") from None
     except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
-        raise ScanError(f"{path}: cannot be read as an image, it may be truncated ({error}); copy it anew") from error
+        raise ScanError(f"{path}: cannot be read as an image, it may be truncated ({error}); copy it again") from error
 
 
 def _read_table(path: str | Path) -> np.ndarray:
@@ -202,7 +202,7 @@ def _read_table(path: str | Path) -> np.ndarray:
     except (OSError, UnicodeDecodeError) as error:
         raise GradientError(
             f"{path}: cannot be read ({error}); expected a text file of numbers in UTF-8 or ASCII: "
-            "make it readable or save it anew"
+            "make it readable or save it again"
         ) from error
     rows = [line.split() for line in text.splitlines() if line.strip()]
     try:

@@ -1,4 +1,4 @@
-"""Scan to T1w to template and back: registration, and atlases brought into the scan's space."""
+"""Registration of a scan to its T1w and to the template, and atlases resampled into the scan's space."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .similarity import dice, mutual_information
 from .templates import EMBEDDED_NAME, Template, embedded_mni
 
 WORKING_MM = 2.0
-STRIPPED_LITRES = 2.2  # more tissue than this is a whole head
-FAT_RATIO, DURA_RATIO, RIM_DEPTH_MM = 1.5, 0.25, 14.0  # relative to white matter's T1w; how deep fat is looked for
-RIM_MM = 8.0  # beyond the brain's edge, so that the edge itself is seen
+STRIPPED_LITRES = 2.2  # a T1w with more tissue than this shows a whole head
+FAT_RATIO, DURA_RATIO, RIM_DEPTH_MM = 1.5, 0.25, 14.0  # relative to white matter's T1w; largest depth of fat
+RIM_MM = 8.0  # margin around the brain, so that its edge enters the metric
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class Normalized:
     t1w_to_scan
         (4, 4) rigid, points of the T1w to points of the scan, world RAS+ mm; None without a T1w.
     report
-        Name of the template, whether the T1w led there, Dice of the brains, mutual information.
+        Name of the template, whether the T1w was used, Dice of the brain masks, mutual information.
     """
 
     to_template: Path
@@ -55,12 +55,12 @@ class Normalized:
     report: dict[str, str | bool | float]
 
 
-def load_template(found: Template | None = None) -> Brain:
+def load_template(template: Template | None = None) -> Brain:
     """Return a template from its files, or the embedded one, on a grid of 2 mm."""
-    if found is None:
+    if template is None:
         arrays, affine = embedded_mni(int(WORKING_MM))
         return Brain(EMBEDDED_NAME, arrays["t1w"], arrays["brain"], affine, arrays["white"])
-    t1w, image = read_volume(found.t1w)
+    t1w, image = read_volume(template.t1w)
     grid = _coarse(to_ants(t1w, image.affine))
     values, affine = from_ants(grid)
 
@@ -68,9 +68,9 @@ def load_template(found: Template | None = None) -> Brain:
         data, source = read_volume(path)
         return warp(to_ants(data, source.affine), grid, ()).numpy()
 
-    mask = on_grid(found.mask) > 0.5
-    white = on_grid(found.fa) * mask if found.fa else None
-    return Brain(found.name, values * mask, mask, affine, white)
+    mask = on_grid(template.mask) > 0.5
+    white = on_grid(template.fa) * mask if template.fa else None
+    return Brain(template.name, values * mask, mask, affine, white)
 
 
 def normalize(
@@ -97,7 +97,7 @@ def normalize(
     folder
         Where transform files are written.
     fa
-        (X, Y, Z) the scan's FA; helps where there is no T1w.
+        (X, Y, Z) the scan's FA; used where there is no T1w.
     t1w
         (U, V, W) T1w of the same head, whole or brain-extracted, and its (4, 4) affine.
     seed
@@ -126,7 +126,7 @@ def _through_t1w(b0, affine, mask, t1w, t1w_affine, template: Brain, folder: Pat
     """Return the matrix from T1w points to scan points, the T1w on the scan's grid, and the two transform files."""
     brain = t1w_brain(t1w, t1w_affine, template, folder / "extract", seed)
     to_scan = register_to_t1w(b0, affine, mask, t1w * brain, t1w_affine, seed)
-    # The T1w enters the scan's world by its header alone: no interpolation, and one transform to the template.
+    # The T1w is moved to the scan's world by its affine: no interpolation, and one transform to the template.
     moved = to_scan @ t1w_affine
     on_scan = warp(to_ants(t1w, moved), to_ants(b0, affine), ()).numpy()
     corners = np.argwhere(brain)
@@ -164,7 +164,7 @@ def register_to_t1w(
     zooms = np.linalg.norm(affine[:3, :3], axis=0)
     head = _coarse(to_ants(t1w, t1w_affine))
     rim = to_ants(dilate(mask, RIM_MM, zooms), affine)
-    # Two images of one session share the scanner's coordinates; of two sessions they may not.
+    # Images of one session share the scanner's coordinates; images of two sessions may not.
     centers = [_center(mask, affine), _center(t1w > 0, t1w_affine)]
     shift = np.eye(4)
     shift[:3, 3] = centers[1] - centers[0]
@@ -193,7 +193,7 @@ def register_to_template(
 ) -> tuple[Path, Path]:
     """Register brain images in the scan's world to the template: affine, then SyN.
 
-    The scan is the fixed image, so that the metric looks where the scan has data, however little that is.
+    The scan is the fixed image, so that the metric is computed where the scan has data, however little that is.
 
     Parameters
     ----------
@@ -243,7 +243,8 @@ def register_to_template(
 def t1w_brain(t1w: np.ndarray, affine: np.ndarray, template: Brain, folder: Path, seed: int = 1) -> np.ndarray:
     """Return the brain (X, Y, Z) bool of a T1w.
 
-    An extracted T1w is freed of what extraction leaves (fat, dura); on a whole head the template's brain is warped.
+    From a T1w that is already brain-extracted, remaining fat and dura are removed. For a whole head, the template's
+    brain mask is warped to it.
     """
     head = to_ants(t1w, affine)
     coarse = _coarse(head)
@@ -259,7 +260,7 @@ def t1w_brain(t1w: np.ndarray, affine: np.ndarray, template: Brain, folder: Path
 
 
 def _without_rim(t1w: np.ndarray, tissue: np.ndarray, zooms: np.ndarray) -> np.ndarray:
-    """Return the tissue (X, Y, Z) without fat, which outshines white matter, and dura, which is dim, at its edge."""
+    """Return the tissue (X, Y, Z) without the fat (brighter than white matter) and dura (dark) at its edge."""
     tissue = ndimage.binary_fill_holes(tissue)
     depth = ndimage.distance_transform_edt(tissue, sampling=zooms)
     white = np.median(t1w[depth > min(15.0, depth.max() / 2)])
@@ -302,8 +303,8 @@ def apply_to_scan(atlas: str | Path, transform: str | Path, reference: str | Pat
 def _starts(mask: np.ndarray, affine: np.ndarray, template: Brain) -> list[np.ndarray]:
     """Return rigid guesses (4, 4) from scan points to template points.
 
-    Centres of mass mislead where part of the brain lies outside the field of view: along the head the guesses also
-    align the tops, and stand between; heads nod.
+    Centres of mass mislead where part of the brain is outside the field of view. So guesses also align the tops of the
+    brains, or lie halfway, with the head tilted forward or back.
     """
     center, target = _center(mask, affine), _center(template.mask, template.affine)
     tops = [_top(mask, affine), _top(template.mask, template.affine)]

@@ -1,4 +1,4 @@
-"""What is known of the population, from files in a template's space: the ADC atlas and XTRACT's tracts."""
+"""Population maps from files in a template's space: the ADC atlas and XTRACT's tracts."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from .templates import check_fibre_atlas, fibre_images
 
 PACKAGED_ADC_ATLAS = Path(__file__).parent / "data" / "adc_atlas.nii.gz"
 UNITS = "mm^2/s"
-STEP_MM2_PER_S = 1e-7  # of the stored diffusivities: 16 bits reach beyond free water
-LARGEST_MM2_PER_S = 2 * FREE_WATER_MM2_PER_S  # noise may lead beyond free water; above this the unit is another
+STEP_MM2_PER_S = 1e-7  # step of the stored diffusivities; 16 bits are enough for free water
+LARGEST_MM2_PER_S = 2 * FREE_WATER_MM2_PER_S  # noise may exceed free water; larger values are in another unit
 MAKE_ONE = "make one with `dmrigen prepare --adc-atlas`"
-ANY_MNI = "MNI152"  # as an atlas's `Space`: one of the templates whose names begin so, it is not known which
+ANY_MNI = "MNI152"  # an atlas's `Space`: some template whose name begins like this
 
 
 def _both_sides(*names: str) -> list[str]:
@@ -63,12 +63,12 @@ TRACTS = (
 )
 XTRACT_IMAGES = ("xtract-tract-atlases-prob-2mm.nii.gz", "xtract-tract-atlases-prob-1mm.nii.gz")  # 2 mm is enough
 XTRACT_LABELS = "XTRACT.xml"
-# FSL's data package of release 2 has more tracts, as shares of 1, and labels that are those of other volumes.
+# Release 2 in FSL's data package has more tracts, as fractions, and labels that do not match its volumes.
 XTRACT_RELEASE = "expected the 42 tracts of XTRACT's first release (Warrington et al. 2020, FSL's xtract atlas 1.x)"
 
 
 def check_atlas(kind: str, path: str | Path) -> None:
-    """Refuse a faulty atlas before anything is computed with it, as far as shows without reading much.
+    """Refuse a faulty atlas early; of large images only headers are read.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def check_atlas(kind: str, path: str | Path) -> None:
 
 
 def digest(kind: str, path: str | Path) -> str:
-    """Return the SHA-256, in hexadecimal digits, of an atlas's images, one after another; see `check_atlas`."""
+    """Return the SHA-256, in hexadecimal digits, of an atlas's concatenated images; see `check_atlas`."""
     path = Path(path)
     images = fibre_images(path) if kind == "fibres" else [_xtract_files(path)[0] if kind == "tracts" else path]
     total = hashlib.sha256()
@@ -96,10 +96,10 @@ def digest(kind: str, path: str | Path) -> str:
 
 
 def other_space(adc_atlas: str | Path, template: str) -> str | None:
-    """Return the space that an ADC atlas's sidecar names where it is another than the template's, else None."""
+    """Return the space in an ADC atlas's sidecar if it differs from the template's, else None."""
     space = json.loads(sidecar_path(Path(adc_atlas)).read_text("utf-8-sig")).get("Space")
-    known = space in (None, template) or (space == ANY_MNI and template.startswith(ANY_MNI))
-    return None if known else str(space)
+    same = space in (None, template) or (space == ANY_MNI and template.startswith(ANY_MNI))
+    return None if same else str(space)
 
 
 def read_adc_atlas(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -122,7 +122,7 @@ def read_adc_atlas(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray
     Raises
     ------
     AtlasError
-        Where a file is missing or does not hold that.
+        Where a file is missing or does not hold such an atlas.
     """
     path = Path(path)
     data, affine = _read_4d(path)
@@ -130,7 +130,7 @@ def read_adc_atlas(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray
     try:
         bvals = np.asarray(json.loads(sidecar.read_text("utf-8-sig"))["BValues"], dtype=np.float64)
     except FileNotFoundError:
-        raise AtlasError(f"{sidecar}: no such file; it tells the b-values of {path.name}; {MAKE_ONE}") from None
+        raise AtlasError(f"{sidecar}: no such file; it must give the b-values of {path.name}; {MAKE_ONE}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AtlasError(
             f"{sidecar}: expected JSON with BValues, numbers in s/mm², found none ({error!r}); {MAKE_ONE}"
@@ -163,7 +163,7 @@ def write_adc_atlas(path: Path, data: np.ndarray, bvals: Sequence[float], affine
     affine
         (4, 4) voxel indices to world RAS+ of the template, mm.
     about
-        What the sidecar says besides b-values and units.
+        Further entries of the sidecar.
     """
     write_image(path, data, image_in_template(data.shape, affine), np.int16, STEP_MM2_PER_S)
     text = json.dumps({"BValues": [float(b) for b in bvals], "Units": UNITS} | about, indent=2, ensure_ascii=False)
@@ -172,7 +172,7 @@ def write_adc_atlas(path: Path, data: np.ndarray, bvals: Sequence[float], affine
 
 
 def coarser(adc: np.ndarray, affine: np.ndarray, voxel_mm: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return an ADC atlas (X, Y, Z, K) averaged over cubes of this edge, and its affine."""
+    """Return an ADC atlas (X, Y, Z, K) averaged over cubes with edges of `voxel_mm`, and its affine."""
     zooms = np.linalg.norm(affine[:3, :3], axis=0)
     ratio = voxel_mm / zooms
     shape = tuple(int(n) for n in np.ceil(np.array(adc.shape[:3]) / ratio - 1e-6))
@@ -203,15 +203,15 @@ def read_xtract(path: str | Path) -> tuple[np.ndarray, tuple[str, ...], np.ndarr
     Raises
     ------
     AtlasError
-        Where a file is missing, there are other tracts, or values are no percentages.
+        Where a file is missing, the tracts are others, or values are not percentages.
     """
     image, names = _find_tracts(path)
     tracts, affine = _read_4d(image)
     low, high = float(tracts.min()), float(tracts.max())
     if not (low >= 0 and 1 < high <= 100):  # NaN fails too
         raise AtlasError(
-            f"{image}: expected percent of subjects, 0 to 100, found {low:g} to {high:g}; take the "
-            "probabilistic atlas, not one of labels or of shares of 1"
+            f"{image}: expected percent of subjects, 0 to 100, found {low:g} to {high:g}; use the "
+            "probabilistic atlas in percent, not labels or fractions"
         )
     tracts /= 100  # in place: at 1 mm it is more than a gigabyte
     if names != TRACTS:
@@ -222,12 +222,12 @@ def read_xtract(path: str | Path) -> tuple[np.ndarray, tuple[str, ...], np.ndarr
 def population_on(
     shape: Sequence[int], affine: np.ndarray, adc_atlas: str | Path, xtract: str | Path | None = None
 ) -> Population:
-    """Return what is known of the population on a grid in MNI space.
+    """Return the population maps on a grid in MNI space.
 
     Parameters
     ----------
     shape, affine
-        (3,) and (4, 4) voxel indices to MNI world RAS+, mm, of the grid.
+        Shape (3,) of the grid and its (4, 4) voxel indices to MNI world RAS+, mm.
     adc_atlas
         As for `read_adc_atlas`.
     xtract
@@ -236,7 +236,7 @@ def population_on(
     Raises
     ------
     AtlasError
-        Where one of them is missing or wrong, or lies elsewhere.
+        Where an atlas is missing, faulty or does not overlap the grid.
     """
     shape = tuple(int(n) for n in shape)
     data, bvals, source = read_adc_atlas(adc_atlas)
@@ -255,7 +255,7 @@ def population_on(
 
 
 def _adc_on(adc: np.ndarray, affine: np.ndarray, shape, new_affine: np.ndarray) -> np.ndarray:
-    """Return an ADC atlas on another grid; what lies outside the brain (0) does not enter the averages."""
+    """Return an ADC atlas on another grid; voxels outside the brain (0) are left out of the averages."""
     out = np.zeros((*shape, adc.shape[3]), np.float32)
     for k in range(adc.shape[3]):
         share = _resampled((adc[..., k] > 0).astype(np.float32), affine, shape, new_affine)
@@ -265,7 +265,7 @@ def _adc_on(adc: np.ndarray, affine: np.ndarray, shape, new_affine: np.ndarray) 
 
 
 def _resampled(volume: np.ndarray, affine: np.ndarray, shape, new_affine: np.ndarray) -> np.ndarray:
-    """Return a volume (X, Y, Z) read linearly on another grid, averaged within larger voxels; 0 outside it."""
+    """Return a volume (X, Y, Z) resampled linearly, averaged within larger voxels; 0 outside it."""
     from scipy import ndimage
 
     matrix = np.linalg.inv(affine) @ new_affine
@@ -300,15 +300,15 @@ def _check_4d(path: Path) -> tuple[int, int, int, int]:
 
 
 def _find_tracts(path: str | Path) -> tuple[Path, tuple[str, ...]]:
-    """Return the image of XTRACT's tracts and the names of its volumes; its header and labels alone are read."""
+    """Return the image of XTRACT's tracts and the names of its volumes, from its header and labels."""
     image, labels = _xtract_files(Path(path))
     names = tuple(_xml_labels(labels) if labels.suffix == ".xml" else _tsv_labels(labels))
     odd = sorted(set(names) ^ set(TRACTS))
     if len(names) != len(TRACTS) or odd:
         raise AtlasError(f"{labels}: {XTRACT_RELEASE}, found {len(names)} labels (not in both: {', '.join(odd[:3])})")
-    found = _check_4d(image)[3]
-    if found != len(TRACTS):
-        raise AtlasError(f"{image}: {XTRACT_RELEASE}, found {found} volumes")
+    n_volumes = _check_4d(image)[3]
+    if n_volumes != len(TRACTS):
+        raise AtlasError(f"{image}: {XTRACT_RELEASE}, found {n_volumes} volumes")
     return image, names
 
 
@@ -321,13 +321,13 @@ def _xtract_files(path: Path) -> tuple[Path, Path]:
         stem = path.name.removesuffix(".gz").removesuffix(".nii")
         images = [path]
         labels = [path.with_name(f"{s}_labels.tsv") for s in dict.fromkeys((stem.rpartition("_")[0] or stem, stem))]
-    found = []
+    chosen = []
     for files in (images, labels):
         present = [file for file in files if file.is_file()]
         if not present:
             raise AtlasError(f"{path}: expected {' or '.join(str(file) for file in files)}, found no such file")
-        found.append(present[0])
-    return found[0], found[1]
+        chosen.append(present[0])
+    return chosen[0], chosen[1]
 
 
 def _tsv_labels(path: Path) -> list[str]:
@@ -347,7 +347,7 @@ def _xml_labels(path: Path) -> list[str]:
 
 
 def _in_order(rows: Sequence[tuple[str | None, str | None]]) -> list[str]:
-    """Return names by their index, which has to run from 0."""
+    """Return the names in order of their indices, which must be 0, 1, ..."""
     complete = [(index, name) for index, name in rows if index is not None and name is not None]
     names = {int(index): " ".join(name.split()) for index, name in complete}
     if sorted(names) != list(range(len(rows))):

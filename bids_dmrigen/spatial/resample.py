@@ -1,4 +1,4 @@
-"""One interpolation for everything that moved the signal: head motion, eddy currents, susceptibility."""
+"""Correct head motion, eddy currents and susceptibility distortion together, with one interpolation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..dwi.series import Scan, ScanError
 from .rigid import rigid_part
 
 FIELD_MISMATCH = "the displacement field has shape {field}, the series {series}; both must share one grid"
-COUNT_MISMATCH = "{found} transforms of 4x4 expected for {expected} volumes, found shape {shape}"
+COUNT_MISMATCH = "expected {expected} transforms (4, 4), one per volume, found shape {shape}"
 
 
 def sample_volume(
@@ -21,10 +21,10 @@ def sample_volume(
     axis: int = 1,
     order: int = 3,
 ) -> np.ndarray:
-    """Return the volume (X, Y, Z) read at `matrix @ (index + displacement along axis)` by spline interpolation.
+    """Return the volume (X, Y, Z) at `matrix @ (index + displacement along axis)`, by spline interpolation.
 
-    Cubic B-splines (order 3) have the frequency response of a windowed sinc of twice the support at half its
-    cost, and no window to choose.
+    Cubic B-splines (order 3) have the frequency response of a windowed sinc with twice the support, at half the
+    cost, and need no choice of a window.
 
     Parameters
     ----------
@@ -37,11 +37,11 @@ def sample_volume(
     axis
         Voxel axis 0, 1 or 2 of the displacement.
     order
-        Of the spline: 1 or 3.
+        Order of the spline: 1 or 3.
 
     Returns
     -------
-    (X, Y, Z) float32. Up to half a voxel outside the grid the edge is continued; beyond, the signal is 0.
+    (X, Y, Z) float32. Up to half a voxel outside the grid, values continue from the edge; further out they are 0.
     """
     matrix = np.asarray(matrix, dtype=np.float64)
     if displacement_voxels is None and np.allclose(matrix, np.eye(4), atol=1e-9):
@@ -65,18 +65,18 @@ def sample_volume(
 def resample_series(
     scan: Scan, transforms: np.ndarray | None = None, field: np.ndarray | None = None, axis: int | None = None
 ) -> Scan:
-    """Bring every volume to the reference space, with one interpolation.
+    """Resample every volume to the reference space, with one interpolation.
 
     A reference point is displaced along the phase axis by the field, then taken to the volume by its transform.
     The signal is multiplied by how much the map stretches space: (1 + d field / d axis) det(transform). Negative
-    overshoots become 0 (where the volume had none). With neither motion nor field the data come back unchanged.
+    overshoots become 0 (if the volume had none). With neither motion nor field, the data are returned unchanged.
 
     Parameters
     ----------
     scan
         The series.
     transforms
-        (N, 4, 4) world RAS+ mm, reference points to volume points (`motion.estimate_motion`); None: nothing moved.
+        (N, 4, 4) world RAS+ mm, reference points to volume points (`motion.estimate_motion`); None: no motion.
     field
         (X, Y, Z) mm along `axis`, towards higher index: where in the distorted image the content of each
         reference voxel is (`susceptibility.estimate_displacement`); None: no displacement.
@@ -86,13 +86,13 @@ def resample_series(
     Raises
     ------
     ScanError
-        Where transforms or field do not belong to the series.
+        Where transforms or field do not fit the series.
     """
     n, shape = scan.data.shape[3], scan.data.shape[:3]
     if transforms is None:
         transforms = np.tile(np.eye(4), (n, 1, 1))
     if transforms.shape != (n, 4, 4):
-        raise ScanError(COUNT_MISMATCH.format(found=len(transforms), expected=n, shape=transforms.shape))
+        raise ScanError(COUNT_MISMATCH.format(expected=n, shape=transforms.shape))
     if field is not None and (field.shape != shape or axis is None):
         raise ScanError(FIELD_MISMATCH.format(field=field.shape, series=shape))
     displacement = stretch = None
@@ -109,7 +109,7 @@ def resample_series(
             np.maximum(moved, min(source.min(), 0.0), out=moved)
             moved *= np.float32(np.linalg.det(matrix[:3, :3]))
         data[..., volume] = moved if stretch is None else moved * stretch
-    # The content went from the volume to the reference: the way back along the transform.
+    # The anatomy moves from the volume to the reference, which is the inverse of the transform.
     rigid = rigid_part(transforms, scan.affine, axis)
     turned = scan.gradients.turned(np.linalg.inv(rigid)[:, :3, :3], scan.affine)
     return replace(scan, data=data, gradients=turned)

@@ -1,4 +1,4 @@
-"""What a method made, written to files: a series or maps, and a series in the template's space."""
+"""Write the results of a method: a series or maps, and a series in the template's space."""
 
 from __future__ import annotations
 
@@ -13,55 +13,55 @@ from .io import image_in_template, image_on_grid, open_image, write_gradients, w
 from .standard_grid import placed, standard_grid
 
 
-def write_maps(made: Generated, image: nib.Nifti1Image, folder: Path) -> dict[str, str]:
+def write_maps(generated: Generated, image: nib.Nifti1Image, folder: Path) -> dict[str, str]:
     """Write a method's maps and their spread on the grid of `image`; return output -> path."""
-    named = {f"out_{name}": volume for name, volume in made.named_maps().items()}
-    if made.std is not None:
-        named |= {f"out_{name}_std": volume for name, volume in made.named_maps(made.std).items()}
+    named = {f"out_{name}": volume for name, volume in generated.named_maps().items()}
+    if generated.std is not None:
+        named |= {f"out_{name}_std": volume for name, volume in generated.named_maps(generated.std).items()}
     return {
         output: str(write_image(folder / f"{output.removeprefix('out_')}.nii", volume, image))
         for output, volume in named.items()
     }
 
 
-def write_in_template(made: InTemplate, template_brain: str, folder: Path) -> dict[str, str]:
+def write_in_template(series: InTemplate, template_brain: str, folder: Path) -> dict[str, str]:
     """Write a series in the space of a template, on its standard grid; return output -> path."""
     template = open_image(template_brain)
     shape, affine = standard_grid(template.shape, template.affine)
-    data = placed(made.mean, made.affine, shape, affine)
+    data = placed(series.mean, series.affine, shape, affine)
     paths = [folder / f"template.{end}" for end in ("nii", "bval", "bvec")]
     write_image(paths[0], data, image_in_template(data.shape, affine))
-    write_gradients(made.gradients, *paths[1:])
+    write_gradients(series.gradients, *paths[1:])
     return {f"out_template_{name}": str(path) for name, path in zip(("file", "bval", "bvec"), paths, strict=True)}
 
 
-def write_series(made: Generated, image: nib.Nifti1Image, folder: Path) -> dict[str, str]:
-    """Write a method's series, its spread and the volumes predicted unseen; return output -> path.
+def write_series(generated: Generated, image: nib.Nifti1Image, folder: Path) -> dict[str, str]:
+    """Write a method's series, its spread and the predictions of left-out volumes; return output -> path.
 
-    The series lies on the grid of `image`, or on a grid of its own in the same world.
+    The series is on the grid of `image`, or on `generated.grid` in the same world.
     """
-    if made.grid is not None:
-        image = image_on_grid(made.grid.mask.shape, made.grid.affine, image)
-    left, none = made.left_out, np.zeros((*made.mean.shape[:3], 0), np.float32)
+    if generated.grid is not None:
+        image = image_on_grid(generated.grid.mask.shape, generated.grid.affine, image)
+    left, none = generated.left_out, np.zeros((*generated.mean.shape[:3], 0), np.float32)
     np.savez(
         folder / "left_out.npz",
         volumes=np.zeros(0, int) if left is None else left.volumes,
         mean=none if left is None else left.mean,
     )
-    assert made.gradients is not None  # of a series there are
-    write_gradients(made.gradients, folder / "generated.bval", folder / "generated.bvec")
+    assert generated.gradients is not None  # every series has gradients
+    write_gradients(generated.gradients, folder / "generated.bval", folder / "generated.bvec")
     results = {
-        "out_file": str(write_image(folder / "generated.nii", made.mean, image)),
+        "out_file": str(write_image(folder / "generated.nii", generated.mean, image)),
         "out_bval": str(folder / "generated.bval"),
         "out_bvec": str(folder / "generated.bvec"),
         "out_left_out": str(folder / "left_out.npz"),
     }
-    if made.std is not None:
-        results["out_std"] = str(write_image(folder / "std.nii", made.std, image))
+    if generated.std is not None:
+        results["out_std"] = str(write_image(folder / "std.nii", generated.std, image))
     return results
 
 
-def write_extra(made: Generated, spec: MethodSpec, image: nib.Nifti1Image, folder: Path) -> list[str]:
-    """Write the further maps that a method promises, on the grid of `image`; return their paths, in its order."""
-    paths = ((folder / f"extra_{extra.param}.nii", made.extra[extra.param]) for extra in spec.extra_maps)
+def write_extra(generated: Generated, spec: MethodSpec, image: nib.Nifti1Image, folder: Path) -> list[str]:
+    """Write the extra maps in a method's specification, on the grid of `image`; return their paths in that order."""
+    paths = ((folder / f"extra_{extra.param}.nii", generated.extra[extra.param]) for extra in spec.extra_maps)
     return [str(write_image(path, values, image)) for path, values in paths]

@@ -1,4 +1,4 @@
-"""Rigid transforms: the head motion in a linear transform, its six parameters, and the frames that they stand in."""
+"""Rigid transforms: the head motion in a linear transform, its six parameters, and their coordinate frames."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def rigid_part(
 ) -> np.ndarray:
     """Return the head motion (N, 4, 4) in transforms that may also hold eddy-current shears along one voxel axis.
 
-    A volume's transform is the eddy map after the head motion, and the eddy map changes the phase axis's
-    coordinate alone: the other two rows are the rotation's. Without an axis the nearest rotation is taken. The
-    world point `center_mm` (3,) goes where the whole transform takes it.
+    A volume's transform is the head motion followed by the eddy-current map, which changes only the coordinate along
+    the phase axis: the other two rows are those of the rotation. Without an axis, the nearest rotation is taken. The
+    whole transform and its rigid part map the world point `center_mm` (3,) to the same point.
     """
     transforms = np.asarray(transforms, dtype=np.float64)
     frame, _ = index_frame(affine)
     local = np.linalg.inv(frame) @ transforms @ frame
     rotation = local[:, :3, :3]
     if axis is not None:
-        known = rotation[:, [a for a in range(3) if a != axis]]
+        rows = rotation[:, [a for a in range(3) if a != axis]]
         rotation = rotation.copy()
         # The missing row completes a proper rotation; cross() is cyclic, hence the sign for the middle axis.
-        rotation[:, axis] = np.cross(known[:, 0], known[:, 1]) * (-1.0 if axis == 1 else 1.0)
+        rotation[:, axis] = np.cross(rows[:, 0], rows[:, 1]) * (-1.0 if axis == 1 else 1.0)
     center = np.linalg.inv(frame) @ [*center_mm, 1.0]
     rigid = np.tile(np.eye(4), (len(local), 1, 1))
     rigid[:, :3, :3] = nearest_rotation(rotation)

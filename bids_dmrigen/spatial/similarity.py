@@ -1,4 +1,4 @@
-"""How alike two images or masks on one grid are."""
+"""Similarity of two images or masks on one grid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The grid over a template that is the same for every run, and maps of a run on it."""
+"""The standard grid of a template, the same for every run, and maps of a run on it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .ants_tools import to_ants, warp
 
 
 def standard_grid(shape, affine: np.ndarray) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Return shape and affine of a grid of cubes over a template's field of view, axes those of the world.
+    """Return shape and affine of a grid of cubes over a template's field of view, along the world axes.
 
-    Its voxels have the edge that methods work on there. It depends on the template alone, and its voxels' centres lie
-    at multiples of that edge: those of `TemplateSpace` are among them.
+    Voxels have edges of `GRID_MM`, as methods use them in the template. The grid depends only on the template. Its
+    voxel centres are at multiples of the edge and include those of `TemplateSpace`.
     """
     ends = np.stack(np.meshgrid(*[(0, n - 1) for n in shape[:3]], indexing="ij"), axis=-1).reshape(-1, 3)
     world = ends @ affine[:3, :3].T + affine[:3, 3]
@@ -27,12 +27,12 @@ def standard_grid(shape, affine: np.ndarray) -> tuple[tuple[int, int, int], np.n
 
 
 def placed(volume: np.ndarray, affine: np.ndarray, shape, grid: np.ndarray) -> np.ndarray:
-    """Return an image (X, Y, Z, ...) on another grid of the same voxel size, whole voxels away; 0 outside the image."""
-    shift = np.rint((affine[:3, 3] - grid[:3, 3]) / np.diag(grid)[:3]).astype(int)  # of its first voxel
+    """Return an image (X, Y, Z, ...) on another grid, shifted by whole voxels; 0 outside the image."""
+    shift = np.rint((affine[:3, 3] - grid[:3, 3]) / np.diag(grid)[:3]).astype(int)  # of the image's first voxel
     out = np.zeros((*shape, *volume.shape[3:]), volume.dtype)
-    into = tuple(slice(max(s, 0), min(s + n, m)) for s, n, m in zip(shift, volume.shape, shape, strict=False))
-    own = tuple(slice(i.start - s, i.stop - s) for i, s in zip(into, shift, strict=True))
-    out[into] = volume[own]
+    target = tuple(slice(max(s, 0), min(s + n, m)) for s, n, m in zip(shift, volume.shape, shape, strict=False))
+    source = tuple(slice(i.start - s, i.stop - s) for i, s in zip(target, shift, strict=True))
+    out[target] = volume[source]
     return out
 
 
@@ -43,20 +43,20 @@ def maps_on_standard_grid(
     grid: tuple[tuple[int, int, int], np.ndarray],
     to_template: str | Path,
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return a run's maps on a grid over the template, and the brain mask there; maps are 0 outside it.
+    """Return a run's maps and brain mask on a grid of the template; maps are 0 outside the mask.
 
-    Values outside the brain (0) do not enter the averages.
+    Values outside the brain do not enter the averages.
 
     Parameters
     ----------
     maps
         (X, Y, Z) each, on the scan's grid.
     mask
-        (X, Y, Z) bool, brain on that grid.
+        (X, Y, Z) bool, brain on the scan's grid.
     affine
         (4, 4) of the scan's grid.
     grid
-        Shape and affine of the other one, from `standard_grid`.
+        Shape and affine of the template grid, from `standard_grid`.
     to_template
         Transform file that resamples the scan onto the template.
     """

@@ -20,14 +20,14 @@ NOT_OPPOSITE = "phase encoding {first} and {second}: expected opposites, such as
 GRID_MISMATCH = "the b0s have shapes {first} and {second}; both must be on one grid"
 LEVELS = ((2, 8.0), (2, 4.0), (1, 2.0))  # grid reduction and smoothing (full width, mm), coarse to fine
 STIFFNESS = 0.18  # weight of the squared strain against the squared difference of b0s of unit mean square
-LARGEST_STRAIN = 0.95  # at one, two places of the anatomy would fall on each other
+LARGEST_STRAIN = 0.95  # at 1, two points of the anatomy would be mapped to one
 STEPS, LINE_STEPS, SOLVER_STEPS = 10, 6, 20
-STILL_MM = 0.1  # a head that moved less did not move
+STILL_MM = 0.1  # smaller head motion is ignored
 
 
 @dataclass(frozen=True, eq=False)
 class Distortion:
-    """Displacement and corrected images, found from two b0s of opposite phase encoding.
+    """Displacement and corrected images, estimated from two b0s of opposite phase encoding.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class Distortion:
     corrected, corrected_opposite
         (X, Y, Z) both b0s undistorted, signal modulated.
     head_motion
-        (4, 4) world RAS+: points of the first b0's head position to the second's.
+        (4, 4) world RAS+: points of the head in the first b0 to points of the head in the second.
     """
 
     field_mm: np.ndarray
@@ -57,12 +57,12 @@ def phase_axis(direction: str, opposite_direction: str, path: str | Path) -> int
     direction, opposite_direction
         Such as `j` and `j-`.
     path
-        The file of the second, named in messages.
+        File of the second image, named in messages.
 
     Raises
     ------
     ScanError
-        Where they are not opposite.
+        Where the directions are not opposite.
     """
     if direction[0] != opposite_direction[0] or direction == opposite_direction:
         raise ScanError(f"{path}: " + NOT_OPPOSITE.format(first=direction, second=opposite_direction))
@@ -77,14 +77,14 @@ def read_opposite_b0(path: str | Path, bval: str | Path | None, b0_threshold: fl
     path
         A b0 volume, or a series.
     bval
-        Its b-values, text file, s/mm²; None: every volume is a b0.
+        Text file with its b-values, s/mm²; None: every volume is a b0.
     b0_threshold
         Volumes at or below this b-value are b0, s/mm².
 
     Raises
     ------
     ScanError
-        Where the image cannot be read, the b-values do not belong to it, or none is that of a b0.
+        Where the image cannot be read, the number of b-values is wrong, or no volume is a b0.
     """
     data, image = read_image(path)
     if data.ndim == 3:
@@ -109,14 +109,14 @@ def find_distortion(
     readout_s: float | None = None,
     seed: int = 1,
 ) -> tuple[dict[str, np.ndarray], dict[str, float | None]]:
-    """Return images and numbers of a scan's distortion, from its mean b0 and one of opposite phase encoding.
+    """Return images and numbers about a scan's distortion, from its mean b0 and one of opposite phase encoding.
 
     Parameters
     ----------
     scan
         The series.
     opposite_b0, opposite_affine
-        (U, V, W) on any grid, and its (4, 4) affine, RAS+ mm.
+        (U, V, W) b0 on any grid, and its (4, 4) affine, RAS+ mm.
     axis
         Phase-encoding voxel axis 0, 1 or 2 of the scan.
     readout_s
@@ -139,22 +139,22 @@ def find_distortion(
     b0 = scan.mean_b0()
     opposite_b0 = _on_grid(opposite_b0, opposite_affine, b0.shape, scan.affine)
     rough = brain_mask((b0 + opposite_b0) / 2, scan.zooms_mm)
-    found = estimate_displacement(b0, opposite_b0, scan.affine, axis, mask=rough, seed=seed)
-    mask = brain_mask((found.corrected + found.corrected_opposite) / 2, scan.zooms_mm)
-    size = np.abs(found.field_mm[mask])
+    distortion = estimate_displacement(b0, opposite_b0, scan.affine, axis, mask=rough, seed=seed)
+    mask = brain_mask((distortion.corrected + distortion.corrected_opposite) / 2, scan.zooms_mm)
+    size = np.abs(distortion.field_mm[mask])
     images = {
-        "field": found.field_mm,
+        "field": distortion.field_mm,
         "b0": b0,
         "opposite": opposite_b0,
-        "corrected_b0": found.corrected,
-        "corrected_opposite": found.corrected_opposite,
+        "corrected_b0": distortion.corrected,
+        "corrected_opposite": distortion.corrected_opposite,
     }
     report = {
         "CorrelationRaw": pearson(b0, opposite_b0, mask),
-        "CorrelationCorrected": pearson(found.corrected, found.corrected_opposite, mask),
+        "CorrelationCorrected": pearson(distortion.corrected, distortion.corrected_opposite, mask),
         "MeanDisplacementMm": float(size.mean()),
         "MaxDisplacementMm": float(size.max()),
-        "HeadMotionMm": float(np.linalg.norm(found.head_motion[:3, 3])),
+        "HeadMotionMm": float(np.linalg.norm(distortion.head_motion[:3, 3])),
         "TotalReadoutTime": readout_s,
         "MaxFieldHz": None if readout_s is None else float(size.max() / scan.zooms_mm[axis] / readout_s),
     }
@@ -172,7 +172,7 @@ def estimate_displacement(
 ) -> Distortion:
     """Estimate the displacement along the phase axis from two b0s of opposite phase encoding.
 
-    The true anatomy lies midway. The field d minimises (Ruthotto et al. 2012, HySCO; Andersson et al. 2003)
+    The true anatomy is halfway between. The field d minimises (Ruthotto et al. 2012, HySCO; Andersson et al. 2003)
 
         sum [I1(y + d)(1 + d') - I2(y - d)(1 - d')]² + stiffness * sum |grad d|²
 
@@ -188,7 +188,7 @@ def estimate_displacement(
     axis
         Phase-encoding voxel axis 0, 1 or 2.
     mask
-        (X, Y, Z) bool, where head motion is looked at.
+        (X, Y, Z) bool, voxels that head motion is estimated from.
     seed
         Of the head-motion metric's sampling.
 
@@ -204,14 +204,14 @@ def estimate_displacement(
     scale = _typical(b0) / _typical(opposite_b0)  # runs may be scaled differently
     partner, motion = opposite_b0 * scale, np.eye(4)
     displacement = _fit_field(b0, partner, zooms, axis)
-    found = _head_motion(unwarp(b0, displacement, axis), unwarp(partner, -displacement, axis), affine, mask, seed)
-    # Along the phase axis a shift and a field cannot be told apart: the field has it already.
-    local = to_index @ found @ affine
+    estimate = _head_motion(unwarp(b0, displacement, axis), unwarp(partner, -displacement, axis), affine, mask, seed)
+    # A shift along the phase axis looks like a constant field. It is already in the field, so it is removed here.
+    local = to_index @ estimate @ affine
     center = (np.array(b0.shape) - 1) / 2
     local[axis, 3] -= local[axis, :3] @ center + local[axis, 3] - center[axis]
-    found = affine @ local @ to_index
-    if _largest_shift(found - np.eye(4), b0.shape, affine) > STILL_MM:
-        motion = found
+    estimate = affine @ local @ to_index
+    if _largest_shift(estimate - np.eye(4), b0.shape, affine) > STILL_MM:
+        motion = estimate
         partner = scale * sample_volume(opposite_b0, to_index @ motion @ affine)
         displacement = _fit_field(b0, partner, zooms, axis, displacement)
     return Distortion(
@@ -223,7 +223,7 @@ def estimate_displacement(
 
 
 def _on_grid(data: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], target: np.ndarray) -> np.ndarray:
-    """Return the image on the target grid: unchanged where it is on it already, else by cubic splines."""
+    """Return the image on the target grid: unchanged if it is already on it, else by cubic splines."""
     if data.shape == shape and np.allclose(affine, target, atol=1e-3):
         return data
     matrix = np.linalg.inv(affine) @ target
@@ -235,7 +235,7 @@ def _typical(image: np.ndarray) -> float:
 
 
 def _largest_shift(change: np.ndarray, shape, affine: np.ndarray) -> float:
-    """Return by how much (mm) a change of matrix (4, 4) moves the middle of the field of view's faces at most."""
+    """Return the largest shift (mm) that a change of matrix (4, 4) causes near the faces of the field of view."""
     center = (np.array(shape) - 1) / 2
     faces = [center + sign * center * np.eye(3)[a] for a in range(3) for sign in (-0.7, 0.7)]
     points = np.column_stack([faces, np.ones(len(faces))]) @ affine.T
@@ -256,14 +256,14 @@ def _head_motion(first, second, affine, mask, seed: int) -> np.ndarray:
 
 
 def unwarp(image: np.ndarray, displacement_voxels: np.ndarray, axis: int) -> np.ndarray:
-    """Return I(y + d)(1 + d'), the image (X, Y, Z) read at its displaced places, signal conserved."""
+    """Return I(y + d)(1 + d'): the image (X, Y, Z) at displaced points, with its signal conserved."""
     moved = sample_volume(image, np.eye(4), displacement_voxels, axis)
     return np.maximum(moved, 0) * np.maximum(1 + np.gradient(displacement_voxels, axis=axis), 0).astype(np.float32)
 
 
 def _fit_field(first, second, zooms, axis: int, start=None) -> np.ndarray:
     """Return the displacement (X, Y, Z) in voxels along `axis`; a start skips all but the finest level."""
-    # The phase axis comes last, so that all that happens along it is along the last axis.
+    # The phase axis is moved to the end, so that all helpers work along the last axis.
     pair = [np.moveaxis(image, axis, -1).astype(np.float32) / _typical(first) for image in (first, second)]
     zooms = np.append(np.delete(zooms, axis), zooms[axis])
     shape = pair[0].shape
@@ -273,8 +273,8 @@ def _fit_field(first, second, zooms, axis: int, start=None) -> np.ndarray:
         smooth = [ndimage.gaussian_filter(image, width_mm / zooms / 2.355) for image in pair]
         step = zooms * np.array(shape) / size
         small = [_resized(image, size) for image in smooth]
-        found = _gauss_newton(small, _resized(d, size) * (zooms[-1] / step[-1]), step)
-        d = _resized(found, shape) * (step[-1] / zooms[-1])
+        solution = _gauss_newton(small, _resized(d, size) * (zooms[-1] / step[-1]), step)
+        d = _resized(solution, shape) * (step[-1] / zooms[-1])
     return np.moveaxis(d, -1, axis)
 
 
@@ -289,7 +289,7 @@ def _resized(image: np.ndarray, shape) -> np.ndarray:
 
 
 def _gauss_newton(pair, d: np.ndarray, zooms: np.ndarray) -> np.ndarray:
-    """Return the displacement (..., Y) in voxels that minimises the cost, from `d`."""
+    """Return the displacement (..., Y) in voxels that minimises the cost, starting from `d`."""
     weights = (STIFFNESS * (zooms[-1] / zooms) ** 2).astype(np.float32)
     residual, slope, stretch = _residual(pair, d)
     cost = _cost(residual, d, weights)
@@ -353,7 +353,7 @@ def _read(image: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _difference(d):
-    """Return the central difference along the last axis, one-sided halves at the ends taken as 0."""
+    """Return the central difference along the last axis, 0 at both ends."""
     out = np.zeros_like(d)
     out[..., 1:-1] = (d[..., 2:] - d[..., :-2]) / 2
     return out

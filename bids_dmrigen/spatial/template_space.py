@@ -1,4 +1,4 @@
-"""A scan in the template's space and back: for methods that know brains by their place."""
+"""Resampling between a scan and the template's space, for methods that rely on positions in the template."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ import numpy as np
 
 from ..dwi.gradients import GradientTable, nearest_rotation
 
-MARGIN_MM, NODES_MM = 60.0, 20.0  # of the box in which a transform is read, beyond the images; its spacing
-MOST_MM, ROUND_MM = 2.0, 0.5  # edge of the template grid's voxels: at most, and a multiple of
-FINER = 0.6  # than the scan's shortest edge, so that going there and back changes little
-INVERSIONS = 8  # of Newton's steps: from 0.1 mm to 0.001 where the warp is strong
-BORDER_MM = 6.0  # around the brain
+MARGIN_MM, NODES_MM = 60.0, 20.0  # box in which a transform is sampled: margin around the image, node spacing
+MOST_MM, ROUND_MM = 2.0, 0.5  # the edge of the template grid's voxels: largest value, and its step
+FINER = 0.6  # voxel edge relative to the scan's shortest edge, so that resampling back and forth changes little
+INVERSIONS = 8  # Newton steps: they reduce an error of 0.1 mm to 0.001 mm where the warp is strong
+BORDER_MM = 6.0  # margin around the brain
 
 
 @dataclass(frozen=True, eq=False)
 class TemplateSpace:
-    """A scan's grid, a grid over the template, and where each one's voxels lie on the other.
+    """A scan's grid, a grid of the template, and the points to which the voxels of each are mapped in the other.
 
-    Directions turn with the head as a whole: by the rotation in the affine map that is nearest to the transform over
-    the brain. What the warp turns locally is left to anatomy, as one vector per volume cannot hold it.
+    Gradient directions are rotated once for the whole head: by the rotation in the affine map that fits the transform
+    best over the brain. Local rotations of the warp are ignored, as a volume has only one direction.
 
     Parameters
     ----------
     scan_affine
-        Of the scan's grid, (4, 4) voxel indices to world RAS+, mm.
+        (4, 4) voxel indices of the scan's grid to world RAS+, mm.
     shape, affine
-        Of the template's grid.
+        Shape (3,) and affine (4, 4) of the template's grid.
     to_scan
-        (*shape, 3) world point, mm, in the scan of every voxel of the template's grid.
+        (*shape, 3) point of the scan's world, mm, for every voxel of the template's grid.
     to_template
-        (X, Y, Z, 3) world point, mm, in the template of every voxel of the scan.
+        (X, Y, Z, 3) point of the template's world, mm, for every voxel of the scan.
     mask
-        (X, Y, Z) bool: the brain, over which the rotation is found.
+        (X, Y, Z) bool: the brain, over which the rotation is estimated.
     """
 
     scan_affine: np.ndarray
@@ -57,29 +57,30 @@ class TemplateSpace:
         from_template: Sequence[str | Path],
         edge_mm: float | None = None,
     ) -> TemplateSpace:
-        """Return the space of a scan's brain, with a grid that holds the template's brain and all of the scan's.
+        """Return the space of a scan, with a template grid that contains the brains of both template and scan.
 
-        Voxels are cubes of at most three fifths of the scan's shortest edge and `MOST_MM`, axes those of the world.
+        Voxels are cubes along the world axes. Their edge is at most three fifths of the scan's shortest edge, and at
+        most `MOST_MM`.
 
         Parameters
         ----------
         mask, scan_affine
-            Brain on the scan's grid, and that grid.
+            Brain (X, Y, Z) bool on the scan's grid, and that grid's (4, 4) affine.
         template_mask, template_affine
-            Brain of the template, and its grid.
+            Brain of the template, and the (4, 4) affine of its grid.
         to_template, from_template
             Transform files as `Normalize` gives them: the first resamples the scan onto the template.
         edge_mm
-            Of the grid's voxels; None for fine ones.
+            Edge of the grid's voxels; None chooses it as above.
         """
-        # The two files are each other's inverse to a tenth of a millimetre, which shows: the way back is made exact.
-        # A transform maps points of the grid that is resampled onto to points of the image that is read.
+        # The two files are inverse to each other only to a tenth of a millimetre, which is visible in the result. So
+        # the way back is refined below. A transform maps points of the target grid to points of the source image.
         to_points = mapped_points(from_template, mask.shape, scan_affine, template_mask.shape, template_affine)
-        own = to_points[mask]
+        brain_points = to_points[mask]
         brain = np.argwhere(template_mask) @ template_affine[:3, :3].T + template_affine[:3, 3]
         edge = np.linalg.norm(np.asarray(scan_affine)[:3, :3], axis=0).min() * FINER
         edge = edge_mm or min(MOST_MM, max(ROUND_MM, np.floor(edge / ROUND_MM + 0.01) * ROUND_MM))
-        shape, affine = _box(np.concatenate([brain, own[np.isfinite(own).all(axis=1)]]), edge)
+        shape, affine = _box(np.concatenate([brain, brain_points[np.isfinite(brain_points).all(axis=1)]]), edge)
         to_scan = mapped_points(to_template, shape, affine, mask.shape, scan_affine)
         to_points = _inverted(to_scan, affine, to_points, scan_affine, _linear(to_points, mask, scan_affine))
         return cls(np.asarray(scan_affine), shape, affine, to_scan, to_points, mask)
@@ -98,54 +99,54 @@ class TemplateSpace:
         return _read(volume, self.to_template, self.affine, order)
 
     def table_on_template(self, gradients: GradientTable) -> GradientTable:
-        """Return a table of the scan as one of an image on the template's grid."""
+        """Return a gradient table of the scan, rotated to an image on the template's grid."""
         world = gradients.world_directions(self.scan_affine) @ self.rotation.T
         return GradientTable.from_world(gradients.bvals, world, self.affine, gradients.b0_threshold)
 
     def table_on_scan(self, gradients: GradientTable) -> GradientTable:
-        """Return a table of an image on the template's grid as one of the scan's."""
+        """Return a gradient table of an image on the template's grid, rotated to the scan."""
         world = gradients.world_directions(self.affine) @ self.rotation
         return GradientTable.from_world(gradients.bvals, world, self.scan_affine, gradients.b0_threshold)
 
 
 def _linear(points: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Return (3, 3), the linear part of the affine map nearest to one that leads from voxels (X, Y, Z) to points."""
+    """Return the (3, 3) linear part of the affine map that fits `points` (X, Y, Z, 3) best over the mask."""
     target = points[mask].astype(np.float64)
-    known = np.isfinite(target).all(axis=1)
-    source, target = (np.argwhere(mask) @ affine[:3, :3].T)[known], target[known]
+    finite = np.isfinite(target).all(axis=1)
+    source, target = (np.argwhere(mask) @ affine[:3, :3].T)[finite], target[finite]
     return np.linalg.lstsq(source - source.mean(axis=0), target - target.mean(axis=0), rcond=None)[0].T
 
 
 def _inverted(
     to_scan: np.ndarray, affine: np.ndarray, start: np.ndarray, scan_affine: np.ndarray, linear: np.ndarray
 ) -> np.ndarray:
-    """Return the points (X, Y, Z, 3) of the template that `to_scan` leads to each voxel of the scan.
+    """Return the points (X, Y, Z, 3) of the template that `to_scan` maps to the voxels of the scan.
 
-    Newton's method from points near them, with one Jacobian for all: warps are small beside the affine map. Where they
-    are not, a step that leads away is halved.
+    Newton's method, with one Jacobian for all points: warps are small compared with the affine map. Where they are not,
+    a step that increases the error is halved.
 
     Parameters
     ----------
     to_scan, affine
-        (U, V, W, 3) world points in the scan of every voxel of the template's grid, mm, and that grid.
+        (U, V, W, 3) points of the scan's world for every voxel of the template's grid, mm, and that grid's affine.
     start
-        (X, Y, Z, 3) points in the template, mm, near those that are looked for.
+        (X, Y, Z, 3) points of the template, mm, near the solution.
     scan_affine
-        Of the scan's grid.
+        (4, 4) affine of the scan's grid.
     linear
-        (3, 3) from differences in the scan to differences in the template.
+        (3, 3) from differences between points of the scan to those between points of the template.
     """
     wanted = np.indices(start.shape[:3]).reshape(3, -1).T @ scan_affine[:3, :3].T + scan_affine[:3, 3]
     points, wanted = start.astype(np.float32), wanted.reshape(start.shape).astype(np.float32)
-    known = np.where(np.isfinite(to_scan).all(axis=3, keepdims=True), to_scan, 0)
-    inside = np.zeros(to_scan.shape[:3], np.float32)  # beyond the outermost voxels' centres nothing is read
+    filled = np.where(np.isfinite(to_scan).all(axis=3, keepdims=True), to_scan, 0)
+    inside = np.zeros(to_scan.shape[:3], np.float32)  # the outermost voxels are not used
     inside[1:-1, 1:-1, 1:-1] = np.isfinite(to_scan).all(axis=3)[1:-1, 1:-1, 1:-1]
     step = np.zeros_like(points)
     best, nearest, share = points, np.full(points.shape[:3], np.inf, np.float32), np.ones((*points.shape[:3], 1))
     for _ in range(INVERSIONS):
         points = best + share.astype(np.float32) * step
-        error = _read(known, points, affine, order=1) - wanted
-        # Where a neighbour has no point the reading is wrong: what the file says stays.
+        error = _read(filled, points, affine, order=1) - wanted
+        # Where a neighbour has no point, interpolation is wrong: the start is kept.
         distance = np.where(_read(inside, points, affine, order=1) > 1 - 1e-3, np.linalg.norm(error, axis=3), np.inf)
         better = (distance < nearest)[..., None]
         best, nearest = np.where(better, points, best), np.minimum(distance, nearest)
@@ -156,7 +157,7 @@ def _inverted(
 
 def _box(points: np.ndarray, edge: float) -> tuple[tuple[int, int, int], np.ndarray]:
     """Return shape and affine of a grid of cubes around points (P, 3), mm."""
-    # Whole multiples of `MOST_MM`: grids of every resolution share a corner.
+    # A multiple of `MOST_MM`, so that grids of every resolution share a corner.
     low = np.floor((points.min(axis=0) - BORDER_MM) / MOST_MM) * MOST_MM
     shape = np.ceil((points.max(axis=0) + BORDER_MM - low) / edge).astype(int) + 1
     affine = np.diag([edge, edge, edge, 1.0])
@@ -167,19 +168,19 @@ def _box(points: np.ndarray, edge: float) -> tuple[tuple[int, int, int], np.ndar
 def mapped_points(
     transforms: Sequence[str | Path], shape: Sequence[int], affine: np.ndarray, moving_shape, moving_affine
 ) -> np.ndarray:
-    """Return (*shape, 3) float32: the world point, mm, in the moving image of every voxel of a grid.
+    """Return (*shape, 3) float32: for every voxel of a grid the world point, mm, in the moving image.
 
-    The moving image's coordinates are read through the transforms like an image. Between nodes they are linear, so that
-    few nodes are exact; beyond their box, `MARGIN_MM` around the image, a point is NaN.
+    An image of the moving image's coordinates is resampled through the transforms. The coordinates are linear between
+    nodes, so that a few nodes are exact. Points more than `MARGIN_MM` outside the moving image are NaN.
 
     Parameters
     ----------
     transforms
-        Files, ITK's order: the last acts first.
+        Transform files in ITK's order: the last acts first.
     shape, affine
-        Of the grid.
+        Shape (3,) and affine (4, 4) of the grid.
     moving_shape, moving_affine
-        Of the image that the transforms lead to.
+        Shape (3,) and affine (4, 4) of the image that the transforms map to.
     """
     from .ants_tools import to_ants, warp
 
@@ -192,14 +193,14 @@ def mapped_points(
     reference = to_ants(np.zeros(shape, np.float32), affine)
     points = np.empty((*shape, 3), np.float32)
     for axis in range(3):
-        # Counted from 1: 0 is what ANTs puts where nothing is known.
+        # Nodes count from 1, as ANTs fills voxels outside the box with 0.
         read = warp(to_ants(nodes[axis] + 1, box), reference, transforms).numpy()
         points[..., axis] = np.where(read >= 1, (read - 1) * NODES_MM + low[axis], np.nan)
     return points
 
 
 def _read(volume: np.ndarray, points: np.ndarray, affine: np.ndarray, order: int) -> np.ndarray:
-    """Return an image (X, Y, Z[, N]) read by splines at world points (..., 3); 0 where they lie outside it."""
+    """Return an image (X, Y, Z[, N]) at world points (..., 3), by spline interpolation; 0 outside the image."""
     from scipy import ndimage
 
     inverse = np.linalg.inv(affine)

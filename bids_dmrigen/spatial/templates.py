@@ -1,4 +1,4 @@
-"""Standard brains: the one embedded in nilearn, and those in a directory that the user names."""
+"""Templates: the one embedded in nilearn, and those in a directory that the user gives."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 from ..dwi.series import ScanError
 from .io import open_image, read_image
 
-if TYPE_CHECKING:  # it loads torch
+if TYPE_CHECKING:  # this module loads torch
     from ..simulate.atlas import Atlas
 
 EMBEDDED_URL = "https://www.bic.mni.mcgill.ca/ServicesAtlases/ICBM152NLin2009"
 EMBEDDED_NAME = "MNI152NLin2009aSym"  # TemplateFlow's spelling of nilearn's bundled ICBM 2009a symmetric maps
-# Images of an atlas with fibre directions, .nii.gz, and what each has beside its three axes.
+# Images (.nii.gz) of an atlas with fibre directions -> their axes after the three spatial ones.
 FIBRE_IMAGES = {
     "T1w": (), "brain_mask": (), "tissue_wm_gm_csf_percent": (3,), "peaks_world_ras": (9,), "qa": (3,),
 }  # fmt: skip
@@ -29,12 +29,12 @@ WRONG_FIBRES = (
 
 
 class TemplateError(ValueError):
-    """A template that is absent or cannot be used, with what was expected."""
+    """A template is missing or cannot be used; the message says what was expected."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """Files of one standard brain; `name` is TemplateFlow's, as in `tpl-<name>`."""
+    """Files of one template; `name` is TemplateFlow's, as in `tpl-<name>`."""
 
     name: str
     t1w: Path
@@ -48,7 +48,7 @@ def embedded_mni(resolution_mm: int = 2) -> tuple[dict[str, np.ndarray], np.ndar
     Parameters
     ----------
     resolution_mm
-        Voxel size, a whole number; 1 is that of the stored maps, others are resampled from it.
+        Voxel size, a whole number. The stored maps have 1 mm; other sizes are resampled from them.
 
     Returns
     -------
@@ -76,7 +76,7 @@ def embedded_mni(resolution_mm: int = 2) -> tuple[dict[str, np.ndarray], np.ndar
 
 
 def read_fibre_atlas(folder: str | Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return the maps of an atlas with measured fibre directions, as `simulate.atlas.fibre_atlas` takes them.
+    """Return the maps of an atlas with measured fibre directions, as arguments of `simulate.atlas.fibre_atlas`.
 
     Parameters
     ----------
@@ -112,12 +112,12 @@ def read_fibre_atlas(folder: str | Path) -> tuple[dict[str, np.ndarray], np.ndar
 
 
 def check_fibre_atlas(folder: str | Path) -> None:
-    """Refuse what `read_fibre_atlas` cannot read, by the images' headers; no voxel is read.
+    """Refuse an atlas that `read_fibre_atlas` cannot read; only the images' headers are read.
 
     Raises
     ------
     AtlasError
-        Where a file is missing or no image, or has another shape or affine than the others.
+        Where a file is missing, is not an image, or has another shape or affine than the others.
     """
     from ..simulate.atlas_file import AtlasError
 
@@ -144,9 +144,9 @@ def fibre_images(folder: str | Path) -> list[Path]:
 
 
 def read_anatomy(source: str | Path | None = None, resolution_mm: int = 2) -> Atlas:
-    """Return mean tissue and fibre directions: of a folder as `read_fibre_atlas` takes it, or the embedded ones.
+    """Return mean tissue and fibre directions, from a folder for `read_fibre_atlas` or, with None, the embedded atlas.
 
-    `resolution_mm` is that of the embedded ones.
+    `resolution_mm` is the voxel size of the embedded atlas.
     """
     from ..simulate.atlas import fibre_atlas, procedural_atlas
 
@@ -162,12 +162,12 @@ def find_template(template_dir: str | Path) -> Template:
 
     Accepted are `tpl-<name>/tpl-<name>[_res-..]_T1w.nii.gz`, below the directory or in it, and plain
     `tpl-<name>_T1w.nii.gz`, each with its `*_mask.nii.gz` or `*_desc-brain_mask.nii.gz`; FA is
-    optional. Of several resolutions the 1 mm one (`res-01`, `res-1`) is taken, then the first by name.
+    optional. Of several resolutions, 1 mm (`res-01`, `res-1`) is preferred, then the first by name.
 
     Raises
     ------
     TemplateError
-        Where the directory, the T1w, its mask or the template's name is missing, or there are several.
+        Where the directory, the T1w, its mask or the template's name is missing, or there are several templates.
     """
     folder = Path(template_dir)
     if not folder.is_dir():
@@ -182,8 +182,8 @@ def find_template(template_dir: str | Path) -> Template:
             "name it tpl-<name>_T1w.nii.gz, e.g. tpl-MNI152NLin6Asym_T1w.nii.gz"
         )
     if len(set(names.values())) > 1:
-        found = ", ".join(sorted(set(names.values())))
-        raise TemplateError(f"{folder}: holds several templates ({found}); name the folder of one of them")
+        listed = ", ".join(sorted(set(names.values())))
+        raise TemplateError(f"{folder}: holds several templates ({listed}); name the folder of one of them")
     name = names[t1w[0]]
     head = t1w[0]
     mask = _companion(folder, "mask", head) or _companion(folder, "desc-brain_mask", head)
@@ -194,13 +194,13 @@ def find_template(template_dir: str | Path) -> Template:
 
 def _files(folder: Path, suffix: str) -> list[Path]:
     """Return whole-head images of this suffix at most two levels down, finest first."""
-    found = [
+    files = [
         path
         for pattern in (f"*_{suffix}.nii*", f"*/*_{suffix}.nii*")
         for path in folder.glob(pattern)
         if "cohort-" not in path.name and ("desc-" not in path.name or "desc-brain" in path.name)
     ]
-    return sorted(found, key=lambda path: (_resolution(path) not in ("01", "1"), "desc-brain" in path.name, path.name))
+    return sorted(files, key=lambda path: (_resolution(path) not in ("01", "1"), "desc-brain" in path.name, path.name))
 
 
 def _companion(folder: Path, suffix: str, t1w: Path) -> Path | None:

@@ -163,13 +163,13 @@ def test_an_adc_atlas_in_another_space_is_warned_of(tmp_path, files, space, temp
     adc = write_adc_atlas(tmp_path / "subjects.nii.gz", ball_adc(), (1000.0, 2000.0), ATLAS_AFFINE, about)
     said = replace(files, adc=adc, template=template).warnings(["adc", "tracts"])
     if template == "Infant":
-        assert said[0].startswith("the template is Infant: weights and atlases know brains by their place in MNI152")
+        assert said[0].startswith("the template is Infant: weights and atlases are in MNI152")
         assert said[:1] == replace(files, adc=adc, template=template).warnings(["fibres"])
         said = said[1:]
     assert len(said) == warned
     if warned:
         assert said[0].startswith(
-            f"the ADC atlas (subjects.nii.gz) is in {space}, the template is {template}: the two lie"
+            f"the ADC atlas (subjects.nii.gz) is in {space}, the template is {template}: the two spaces"
         )
 
 

@@ -102,7 +102,7 @@ def test_overshoots_are_clipped(scan):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"transforms": np.eye(4)[None]}, "8 volumes"),
+        ({"transforms": np.eye(4)[None]}, "expected 8 transforms"),
         ({"field": np.zeros((2, 2, 2)), "axis": 1}, "displacement field"),
         ({"field": np.zeros(SHAPE)}, "displacement field"),
     ],
