@@ -21,14 +21,14 @@ FA_DIFFERENCE_MIN, FA_DIFFERENCE_MAX = 0.05, 0.3  # full scale of the difference
 SOURCE_COLOURS = ("#1b5e9b", "#b3470a", "#2e7d32", "#6a1b9a", "#00838f", "#ad1457")
 
 
-def nearest_pair(acquired: GradientTable, generated: GradientTable, made: np.ndarray) -> tuple[int, int, float]:
+def nearest_pair(acquired: GradientTable, generated: GradientTable, is_generated: np.ndarray) -> tuple[int, int, float]:
     """Return (acquired volume, generated volume, angle in degrees) of the closest pair worth showing.
 
     Parameters
     ----------
     acquired, generated
         Tables of the two series, in the same voxel axes.
-    made
+    is_generated
         (N,) bool: volumes of the second series that were generated.
 
     Raises
@@ -36,7 +36,7 @@ def nearest_pair(acquired: GradientTable, generated: GradientTable, made: np.nda
     ValueError
         Where either series has no diffusion-weighted volume to show.
     """
-    ours, theirs = np.flatnonzero(~acquired.is_b0), np.flatnonzero(~generated.is_b0 & made)
+    ours, theirs = np.flatnonzero(~acquired.is_b0), np.flatnonzero(~generated.is_b0 & is_generated)
     if not len(ours) or not len(theirs):
         raise ValueError("no diffusion-weighted pair to compare")
     cosine = np.abs(acquired.bvecs[ours] @ generated.bvecs[theirs].T).clip(0, 1)
@@ -51,7 +51,7 @@ def input_output(
     acquired_gradients: GradientTable,
     generated: np.ndarray,
     generated_gradients: GradientTable,
-    made: np.ndarray,
+    is_generated: np.ndarray,
     affine: np.ndarray,
     mask: np.ndarray,
     method: str,
@@ -66,22 +66,22 @@ def input_output(
         (X, Y, Z, N) and (X, Y, Z, M) series on one grid.
     acquired_gradients, generated_gradients
         Their tables.
-    made
-        (M,) bool: volumes that were generated; the others are acquired ones, kept.
+    is_generated
+        (M,) bool: volumes that were generated; the others are acquired volumes.
     affine, mask
         (4, 4) and (X, Y, Z) bool of the grid.
     method, path
         Name of the method; SVG or PNG to write.
     provenance
-        Of the first series: ACQUIRED, or GENERATED where it was denoised by a generative method before.
+        Origin of the first series: ACQUIRED, or GENERATED where a generative method denoised it before.
     """
-    ours, theirs, angle = nearest_pair(acquired_gradients, generated_gradients, made)
+    ours, theirs, angle = nearest_pair(acquired_gradients, generated_gradients, is_generated)
     one, other = np.asarray(acquired[..., ours]), np.asarray(generated[..., theirs])
     b_in, b_out = acquired_gradients.bvals[ours], generated_gradients.bvals[theirs]
     mean_in = acquired[..., ~acquired_gradients.is_b0].mean(axis=3)
-    mean_out = generated[..., ~generated_gradients.is_b0 & made].mean(axis=3)
+    mean_out = generated[..., ~generated_gradients.is_b0 & is_generated].mean(axis=3)
     scale, mean_scale = display_range(one, mask), display_range(mean_in, mask)
-    n_in, n_out = int((~acquired_gradients.is_b0).sum()), int((~generated_gradients.is_b0 & made).sum())
+    n_in, n_out = int((~acquired_gradients.is_b0).sum()), int((~generated_gradients.is_b0 & is_generated).sum())
     rows = [
         Row(f"volume {ours}\nb = {b_in:.0f}", one, *scale, unit="signal", provenance=provenance),
         Row(
@@ -99,18 +99,18 @@ def input_output(
 
 def left_out(
     acquired: np.ndarray,
-    made: np.ndarray,
+    generated: np.ndarray,
     names: Sequence[str],
     affine: np.ndarray,
     mask: np.ndarray,
     method: str,
     path: str | Path,
 ) -> Path:
-    """Draw acquired volumes, what a method made of their directions without them, and the difference.
+    """Draw acquired volumes, a method's prediction of them without seeing them, and the difference.
 
     Parameters
     ----------
-    acquired, made
+    acquired, generated
         (X, Y, Z, K) volumes; at most `MOST_LEFT_OUT` are shown.
     names
         (K,) what each volume is, such as its b-value.
@@ -123,26 +123,26 @@ def left_out(
     for k in range(min(acquired.shape[3], MOST_LEFT_OUT)):
         low, high = display_range(acquired[..., k], mask)
         limit = (high - low) / 4
-        difference = (made[..., k] - acquired[..., k]) * mask
+        difference = (generated[..., k] - acquired[..., k]) * mask
         rows += [
             Row(f"left out:\n{names[k]}", acquired[..., k], low, high, unit="signal", provenance=ACQUIRED),
-            Row(f"{method},\nunseen", made[..., k], low, high, unit="signal", provenance=GENERATED),
+            Row(f"{method},\nunseen", generated[..., k], low, high, unit="signal", provenance=GENERATED),
             Row(f"{method}\n- left out", difference, -limit, limit, "RdBu_r", "signal", provenance=DERIVED),
         ]
-    return save(mosaic(rows, affine, mask, f"{method}: acquired directions that it was not shown"), path)
+    return save(mosaic(rows, affine, mask, f"{method}: acquired directions that it did not see"), path)
 
 
 def residual(
     difference: np.ndarray, sigma: float, affine: np.ndarray, mask: np.ndarray, method: str, path: str | Path
 ) -> Path:
-    """Draw what a method took away, in units of the noise level: one volume, RMS over volumes, histogram.
+    """Draw what a method removed, in units of the noise level: one volume, and the RMS over volumes.
 
-    Noise removed shows no anatomy and has a standard deviation of about one.
+    Removed noise shows no anatomy and has a standard deviation of about one.
 
     Parameters
     ----------
     difference
-        (X, Y, Z, N) input minus output, volumes in both.
+        (X, Y, Z, N) input minus output, for volumes that are in both.
     sigma
         Noise standard deviation, signal units.
     affine, mask
@@ -195,7 +195,7 @@ def fractional_anisotropy(
     affine: np.ndarray,
     mask: np.ndarray,
     path: str | Path,
-    made: frozenset[str] = frozenset(),
+    generated_sources: frozenset[str] = frozenset(),
     reference: str = "preproc",
 ) -> Path:
     """Draw FA and colour FA of every source, and the FA differences from the reference source.
@@ -210,20 +210,20 @@ def fractional_anisotropy(
         (4, 4) and (X, Y, Z) bool of the grid.
     path
         SVG or PNG to write.
-    made
+    generated_sources
         Sources that were generated.
     reference
-        The source that the others are compared with: the classical fit.
+        The source that the others are compared with, usually the classical fit.
     """
     rows = []
     for source, volume in fa.items():
-        provenance = GENERATED if source in made else ACQUIRED
+        provenance = GENERATED if source in generated_sources else ACQUIRED
         rows.append(Row(f"FA, {source}", volume, 0, FA_MAX, unit="FA", provenance=provenance))
         if source in dec:
             rows.append(Row(f"colour FA,\n{source}", dec[source], provenance=provenance))
     others = [source for source in fa if source != reference and reference in fa]
     differences = {f"FA difference,\n{source}\n- {reference}": fa[source] - fa[reference] for source in others}
-    # One scale for all of them, no finer than what matters.
+    # One scale for all differences, with a minimum so that irrelevant ones stay pale.
     limits = [display_range(np.abs(volume), mask, high=99)[1] for volume in differences.values()]
     limit = min(max([FA_DIFFERENCE_MIN, *limits]), FA_DIFFERENCE_MAX)
     for label, volume in differences.items():
@@ -235,7 +235,7 @@ def fractional_anisotropy(
 def tensor_check(
     check: TensorCheck, sigma: float, affine: np.ndarray, mask: np.ndarray, method: str, path: str | Path
 ) -> Path:
-    """Draw, voxel by voxel, what generated maps' tensor and the fitted one leave of the acquired signal.
+    """Draw maps of the residuals of the acquired signal, for the tensor of generated maps and for the fitted one.
 
     Parameters
     ----------
@@ -261,7 +261,7 @@ def tensor_check(
 def volume_check(
     check: TensorCheck, sigma: float, bvals: np.ndarray, mask: np.ndarray, method: str, path: str | Path
 ) -> Path:
-    """Draw the RMS of those residuals over the mask, volume by volume; `bvals` (N,) are of the series."""
+    """Draw the RMS of the residuals over the mask for each volume; `bvals` (N,) are those of the series."""
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, 2.8))
         axes = figure.add_axes((0.07, 0.19, 0.74, 0.66))
@@ -287,7 +287,7 @@ def spread(
     method: str,
     path: str | Path,
 ) -> Path:
-    """Draw the voxel-wise standard deviation of the samples below their mean, for every image in turn.
+    """Draw the voxel-wise standard deviation of the samples below their mean, for every image.
 
     Parameters
     ----------
@@ -322,18 +322,18 @@ def rish(
     path: str | Path,
     provenance: str = ACQUIRED,
 ) -> Path:
-    """Draw the RISH features of each degree, of the input and of what a method made, on one scale.
+    """Draw the RISH features of each degree, of a method's input and output, on one scale.
 
     Parameters
     ----------
     before, after
-        (X, Y, Z) |C_l|² of l = 0, 2 ...
+        (X, Y, Z) |C_l|² for l = 0, 2, ...
     affine, mask
         (4, 4) and (X, Y, Z) bool of the grid.
     method, path
         Name of the method; SVG or PNG to write.
     provenance
-        Of the input: ACQUIRED, or GENERATED where it was denoised by a generative method before.
+        Origin of the input: ACQUIRED, or GENERATED where a generative method denoised it before.
     """
     rows = []
     for number, (one, other) in enumerate(zip(before, after, strict=True)):
@@ -348,7 +348,7 @@ def rish(
 def extra(
     images: Mapping[str, np.ndarray], affine: np.ndarray, mask: np.ndarray, method: str, path: str | Path
 ) -> Path:
-    """Draw the maps that a method made beside its series or tensor maps, each on a scale of its own.
+    """Draw the maps that a method generated in addition to its series or tensor maps, each on its own scale.
 
     Parameters
     ----------
@@ -363,7 +363,7 @@ def extra(
         Row(title, image, *display_range(image, mask), "viridis", unit=title, provenance=GENERATED)
         for title, image in images.items()
     ]
-    return save(mosaic(rows, affine, mask, f"{method}: what else it says of every voxel"), path)
+    return save(mosaic(rows, affine, mask, f"{method}: further maps"), path)
 
 
 def fa_histogram(fa: Mapping[str, np.ndarray], mask: np.ndarray, path: str | Path) -> Path:
@@ -390,9 +390,9 @@ def against_reference(
     mask: np.ndarray,
     title: str,
     path: str | Path,
-    made: frozenset[str] = frozenset(),
+    generated_estimates: frozenset[str] = frozenset(),
 ) -> Path:
-    """Draw a map of all acquired volumes, then each estimate of it with its difference below.
+    """Draw a map from all acquired volumes, then each estimate of it with its difference below.
 
     Parameters
     ----------
@@ -404,8 +404,8 @@ def against_reference(
         (4, 4) and (X, Y, Z) bool of the grid; maps are shown within the mask.
     title, path
         Heading; SVG or PNG to write.
-    made
-        Estimates that rest on generated volumes.
+    generated_estimates
+        Estimates from generated volumes.
     """
     coloured = reference.ndim == 4
     inside = mask[..., None] if coloured else mask
@@ -413,7 +413,7 @@ def against_reference(
     limit = FA_DIFFERENCE_MAX
     rows = [Row("reference:\nall volumes", reference * inside, provenance=ACQUIRED, **style)]
     for name, estimate in estimates.items():
-        provenance = GENERATED if name in made else ACQUIRED
+        provenance = GENERATED if name in generated_estimates else ACQUIRED
         rows.append(Row(name, estimate * inside, provenance=provenance, **style))
         difference, label = (estimate - reference) * inside, f"{name}\n- reference"
         if coloured:

@@ -1,4 +1,4 @@
-"""What every reported number means: label, unit, better direction and definition, from the tables in `data/`."""
+"""Label, unit, better direction and definition of every reported number, from the tables in `data/`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..methods.spec import Definition
 
 
 def read_definitions(name: str) -> dict[str, Definition]:
-    """Return the definitions in a table of `qc/data`, by key."""
+    """Return key -> definition, from a table in `qc/data`."""
     text = (Path(__file__).parent / "data" / name).read_text(encoding="utf-8")
     rows = [line.split("\t") for line in text.splitlines()[1:]]
     return {

@@ -1,4 +1,4 @@
-"""Can a method be trusted on this scanner? Directions of a dense scan are left out, made again and compared."""
+"""Evaluate methods on a dense scan: directions are left out, generated again and compared."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ from ..methods.base import Generated
 from . import metrics
 from .definitions import EVALUATION as SCORES
 
-STARTS = 3  # of the search for even directions
-EROSIONS = 2  # of the mask, by one voxel each: its rim is partly air and moves with the fit
+STARTS = 3  # starting points of the search for even directions
+EROSIONS = 2  # of the mask, by one voxel each: voxels at its edge are partly air
 DIRECTION_FA_MIN = 0.3
-TENSOR_BMAX = 1550.0  # s/mm², with what scanners make of 1500
-SAME_BVAL = 0.05  # relative: one shell
-NEW_DEGREES = 3.0  # nearer to a kept direction there is nothing to generate
-FOUND_DEGREES = 0.5  # a generated volume this near to a wanted one is it
+TENSOR_BMAX = 1550.0  # s/mm²; some scanners store more than the nominal 1500
+SAME_BVAL = 0.05  # relative difference of b-values within one shell
+NEW_DEGREES = 3.0  # a direction nearer than this to a kept one is not new
+MATCH_DEGREES = 0.5  # largest angle between a wanted volume and the generated one that matches it
 
 NOTHING_LEFT_OUT = "{keep} directions are to be kept, but no shell has more (shells: {shells}); give a smaller number"
 NO_SHELL = "no diffusion-weighted volume in the scan"
-MASK_TOO_SMALL = "nothing is left of the mask after eroding it {n} times; give a mask of the whole brain"
+MASK_TOO_SMALL = "the mask is empty after eroding it {n} times; give a mask of the whole brain"
 EMPTY_VOXELS = (
-    "{empty} of the {total} voxels are 0 in some volume: moved out of the field of view, or too dark for the scanner; "
-    "a tensor fit makes outliers of them, which weigh on every score of the maps: use a mask without them"
+    "{empty} of the {total} voxels are 0 in some volume: they moved out of the field of view, or were too dark; "
+    "they become outliers of the tensor fit and change every score of the maps: use a mask without them"
 )
 
-# An arm of the comparison: (kept volumes, table of the held-out ones) -> the series that its maps are fitted to.
+# An arm of the comparison: (kept volumes, table of the left-out ones) -> its result, a series or maps.
 Arm = Callable[[Scan, GradientTable], Generated]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one arm reached with one selection of directions.
+    """The result of one arm with one selection of directions.
 
     Parameters
     ----------
     arm, keep, rotation
-        Its name, directions kept per shell, number of the selection.
+        Name of the arm, directions kept per shell, number of the selection.
     scores
         A value for each key of `SCORES`; NaN where it does not apply.
     maps
         `fa`, `md` (X, Y, Z; mm²/s) and `dec` (X, Y, Z, 3); empty where the arm failed.
     seconds
-        Taken by the arm.
+        Time that the arm took.
     record, warnings
-        As the method gives them.
+        Record and warnings of the method.
     fault
         Why there is no result, or "".
     """
@@ -70,7 +70,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All outcomes, the maps of all acquired volumes, and the mask that the numbers are over."""
+    """All outcomes, the maps from all acquired volumes, and the mask in which scores are computed."""
 
     outcomes: tuple[Outcome, ...]
     reference: dict[str, np.ndarray]
@@ -102,20 +102,20 @@ def evaluate(
     tell: Callable[[Outcome], None] | None = None,
     truth: np.ndarray | None = None,
 ) -> Evaluation:
-    """Leave directions out of a dense scan and let every arm do without them.
+    """Leave directions out of a dense scan, and score what every arm generates without them.
 
     Parameters
     ----------
     scan
         The dense scan with its brain mask.
     keep
-        Numbers of directions to keep on every shell; b0s are kept all.
+        Numbers of directions to keep on every shell; all b0s are kept.
     arms
-        Name -> arm; `as_acquired` is the one without a method.
+        Name -> arm; `as_acquired` is the arm without a method.
     rotations
         Selections of directions per number; see `kept_volumes`.
     fit
-        "ols" (the papers' linear least squares) or "wls", of the reference and of every arm.
+        Tensor fit of the reference and of every arm: "ols" (linear least squares, as in the papers) or "wls".
     tell
         Called with every outcome.
     truth
@@ -141,45 +141,45 @@ def evaluate(
 
 
 def _outcome(scan: Scan, kept, truth, reference, mask, label: tuple[str, int, int], arm: Arm, fit: str) -> Outcome:
-    """Return what an arm makes of the kept volumes, scored; a scan it cannot work on is its fault."""
+    """Return the scored result of an arm from the kept volumes; its `fault` says if the arm cannot use the scan."""
     begun = time.monotonic()
     few = Scan(scan.data[..., kept], scan.affine, scan.gradients[kept], scan.mask)
     wanted = wanted_volumes(scan.gradients, kept)
     scores = dict.fromkeys(SCORES, float("nan"))
     try:
-        made = arm(few, scan.gradients[wanted])
+        generated = arm(few, scan.gradients[wanted])
         seconds = time.monotonic() - begun
-        maps, places = _maps_of(made, scan, wanted, fit)
+        maps, places = _maps_of(generated, scan, wanted, fit)
     except (ScanError, GradientError) as error:
         return Outcome(*label, scores, fault=str(error))
     scores |= map_scores(maps, reference, mask)
     if places is not None:
-        scores |= volume_scores(made.mean[..., places], truth[..., wanted], mask)
+        scores |= volume_scores(generated.mean[..., places], truth[..., wanted], mask)
     shown = {name: maps[name] for name in ("fa", "md", "dec")}
-    return Outcome(*label, scores, shown, seconds, made.record, made.warnings)
+    return Outcome(*label, scores, shown, seconds, generated.record, generated.warnings)
 
 
-def _maps_of(made: Generated, scan: Scan, wanted, fit: str) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """Return the maps of what an arm made, and where in a series the wanted volumes are."""
-    if made.gradients is None:
-        return made.named_maps(), None
-    places = generated_places(made, scan.gradients[wanted])
-    # What a method adds beyond the volumes that were asked for is left out: the reference does not have it.
-    used = np.arange(len(made.gradients)) if places is None else np.r_[np.flatnonzero(made.acquired), places]
-    return summary_maps(Scan(made.mean[..., used], scan.affine, made.gradients[used], scan.mask), fit), places
+def _maps_of(generated: Generated, scan: Scan, wanted, fit: str) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Return the maps of an arm's result, and the places of the wanted volumes in its series (None for maps)."""
+    if generated.gradients is None:
+        return generated.named_maps(), None
+    places = generated_places(generated, scan.gradients[wanted])
+    # Generated volumes that were not requested are left out: the reference does not have them.
+    used = np.arange(len(generated.gradients)) if places is None else np.r_[np.flatnonzero(generated.acquired), places]
+    return summary_maps(Scan(generated.mean[..., used], scan.affine, generated.gradients[used], scan.mask), fit), places
 
 
 def kept_volumes(gradients: GradientTable, keep: int, rotation: int = 0, rotations: int = 1) -> np.ndarray:
-    """Return (N,) bool: all b0s and `keep` even directions of every shell that has more, all of the others.
+    """Return (N,) bool: all b0s, and `keep` evenly spread directions of every shell (all, if it has no more).
 
-    Selection number `rotation` of `rotations` starts the search for even directions at that share of the shell, which
-    leads to another one, or sometimes to the same. Of three starts the most even result is taken: a single search can
-    end in a selection that hardly determines a tensor (one in 28 did, for six directions of 84).
+    The search for even directions of selection number `rotation` (of `rotations`) starts at that share of the shell.
+    Different starts usually lead to different selections. The most even result of three starts is taken: a single
+    search can end in a selection that hardly determines a tensor (one in 28 did, for six directions of 84).
 
     Raises
     ------
     ScanError
-        Where this would leave nothing out.
+        Where no direction would be left out.
     """
     shells = gradients.shells()
     if not shells:
@@ -190,8 +190,8 @@ def kept_volumes(gradients: GradientTable, keep: int, rotation: int = 0, rotatio
     kept = gradients.is_b0.copy()
     for _, volumes in shells:
         first, share = rotation * len(volumes) // rotations, len(volumes) / rotations / STARTS
-        found = [_even_volumes(gradients, volumes, keep, first + round(k * share)) for k in range(STARTS)]
-        kept[min(found, key=lambda chosen: pair_energies(gradients.bvecs[chosen]).sum())] = True
+        candidates = [_even_volumes(gradients, volumes, keep, first + round(k * share)) for k in range(STARTS)]
+        kept[min(candidates, key=lambda chosen: pair_energies(gradients.bvecs[chosen]).sum())] = True
     return kept
 
 
@@ -201,9 +201,9 @@ def _even_volumes(gradients: GradientTable, volumes: np.ndarray, keep: int, star
 
 
 def summary_maps(scan: Scan, fit: str = "ols") -> dict[str, np.ndarray]:
-    """Return `fa`, `md` (X, Y, Z; mm²/s), `dec` and `direction` (X, Y, Z, 3; world RAS+) of a scan, 0 off its mask.
+    """Return `fa`, `md` (X, Y, Z; mm²/s), `dec` and `direction` (X, Y, Z, 3; world RAS+) of a scan, 0 outside its mask.
 
-    Only volumes of `tensor_volumes` are fitted.
+    The tensor is fitted to the volumes of `tensor_volumes`.
     """
     used = tensor_volumes(scan.gradients)
     table, signal = scan.gradients[used], np.asarray(scan.data[scan.mask][:, used], dtype=np.float32)
@@ -221,7 +221,7 @@ def summary_maps(scan: Scan, fit: str = "ols") -> dict[str, np.ndarray]:
 def tensor_volumes(gradients: GradientTable) -> np.ndarray:
     """Return (N,) bool: b0s and the shells up to b = 1500 s/mm², or the lowest shell where all lie above.
 
-    At higher b-values the signal is no tensor's: what is fitted would depend on how many volumes each shell has,
+    A tensor does not describe the signal at higher b-values: the fit would depend on how many volumes each shell has,
     and selections of directions change that.
     """
     used = gradients.is_b0.copy()
@@ -231,9 +231,9 @@ def tensor_volumes(gradients: GradientTable) -> np.ndarray:
 
 
 def map_scores(estimate: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], mask) -> dict[str, float]:
-    """Return the scores of maps, as `summary_maps` gives them, against those of all acquired volumes.
+    """Return the scores of maps, as `summary_maps` gives them, against maps from all acquired volumes.
 
-    The angle of the principal direction is NaN for estimates that have none.
+    The angle of the principal direction is NaN for estimates without a `direction`.
     """
     angle = float("nan")
     if "direction" in estimate:
@@ -263,32 +263,32 @@ def volume_scores(estimate: np.ndarray, reference: np.ndarray, mask) -> dict[str
 
 
 def wanted_volumes(gradients: GradientTable, kept: np.ndarray) -> np.ndarray:
-    """Return indices of the volumes left out whose direction is at least 3 degrees from all kept ones of the shell."""
+    """Return indices of left-out volumes at least 3 degrees from every kept direction of their shell."""
     left_out = np.flatnonzero(~kept)
     return left_out[_nearest(gradients[left_out], gradients[kept])[1] < np.cos(np.radians(NEW_DEGREES))]
 
 
-def generated_places(made: Generated, wanted: GradientTable) -> np.ndarray | None:
-    """Return where in a generated series the (K,) wanted volumes are; None unless all of them were generated."""
-    candidates = np.flatnonzero(~np.asarray(made.acquired, bool))
-    if made.gradients is None or not len(candidates) or not len(wanted):
+def generated_places(generated: Generated, wanted: GradientTable) -> np.ndarray | None:
+    """Return the places of the (K,) wanted volumes in a generated series; None unless all were generated."""
+    candidates = np.flatnonzero(~np.asarray(generated.acquired, bool))
+    if generated.gradients is None or not len(candidates) or not len(wanted):
         return None
-    nearest, cosine = _nearest(wanted, made.gradients[candidates])
-    return candidates[nearest] if (cosine >= np.cos(np.radians(FOUND_DEGREES))).all() else None
+    nearest, cosine = _nearest(wanted, generated.gradients[candidates])
+    return candidates[nearest] if (cosine >= np.cos(np.radians(MATCH_DEGREES))).all() else None
 
 
-def _nearest(wanted: GradientTable, there: GradientTable) -> tuple[np.ndarray, np.ndarray]:
+def _nearest(wanted: GradientTable, candidates: GradientTable) -> tuple[np.ndarray, np.ndarray]:
     """Return for each wanted volume the nearest one of the same shell and its |cosine|; -1 where there is none."""
-    cosine = np.abs(wanted.bvecs @ there.bvecs.T)  # (K, M)
-    cosine[np.abs(wanted.bvals[:, None] - there.bvals) > SAME_BVAL * wanted.bvals[:, None]] = -1
+    cosine = np.abs(wanted.bvecs @ candidates.bvecs.T)  # (K, M)
+    cosine[np.abs(wanted.bvals[:, None] - candidates.bvals) > SAME_BVAL * wanted.bvals[:, None]] = -1
     return cosine.argmax(axis=1), cosine.max(axis=1)
 
 
 def table(evaluation: Evaluation, keep: int, arms: Sequence[str]) -> list[list[str]]:
     """Return the papers' table for one number of kept directions: a header, then a row per arm.
 
-    Columns are the scores, with unit and better direction; where there are several selections, their mean and, in
-    brackets, standard deviation.
+    Columns are the scores, with unit and better direction. For several selections, a cell is the mean and, in brackets,
+    the standard deviation.
     """
     rows = [["method", *(definition.heading for definition in SCORES.values())]]
     for arm in arms:

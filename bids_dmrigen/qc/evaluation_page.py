@@ -1,4 +1,4 @@
-"""What `dmrigen evaluate` writes: results.json, results.csv, and a page with the tables and pictures."""
+"""The output of `dmrigen evaluate`: results.json, results.csv, and a page with tables and pictures."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def write_results(folder: Path, result: Evaluation, scan: Scan, settings: dict[s
     Parameters
     ----------
     folder
-        Where; it exists.
+        An existing folder.
     result, scan
-        The evaluation, and the scan that it was made on.
+        The evaluation, and its scan.
     settings
-        Of the call, for the record.
+        Settings of the call, which are written too.
     """
     shells = [{"b": round(b), "directions": len(volumes)} for b, volumes in scan.gradients.shells()]
     about = {"volumes": len(scan.gradients), "b0": int(scan.gradients.is_b0.sum()), "shells": shells}
@@ -52,7 +52,7 @@ def write_results(folder: Path, result: Evaluation, scan: Scan, settings: dict[s
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:
-    """Return an outcome as a row of numbers; what does not apply (or is infinite, for equal images) is None."""
+    """Return an outcome as a row of numbers; NaN (does not apply) and infinity (equal images) become None."""
     scores = {key: round(value, 5) if np.isfinite(value) else None for key, value in outcome.scores.items()}
     label = {"method": outcome.arm, "keep": outcome.keep, "selection": outcome.rotation + 1}
     tail = {"seconds": round(outcome.seconds, 2), "fault": outcome.fault, "warnings": list(outcome.warnings)}
@@ -67,10 +67,10 @@ def _write_page(folder: Path, result: Evaluation, scan: Scan, settings: dict[str
         figures = []
         for name, label in (("fa", "FA"), ("dec", "colour FA")) if shown else ():
             estimates = {o.arm: o.maps[name] for o in shown}
-            made = frozenset(o.arm for o in shown if o.record)
+            generated = frozenset(o.arm for o in shown if o.record)
             path = folder / f"keep-{keep}_{name}.svg"
             title = f"{label}: all acquired volumes, and {keep} directions per shell"
-            against_reference(result.reference[name], estimates, scan.affine, result.mask, title, path, made)
+            against_reference(result.reference[name], estimates, scan.affine, result.mask, title, path, generated)
             figures.append(path.name)
         header, *rows = table(result, keep, arms)
         warnings = sorted({f"{o.arm}: {w}" for o in result.outcomes if o.keep == keep for w in o.warnings})

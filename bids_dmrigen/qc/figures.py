@@ -96,14 +96,14 @@ def acquisition(gradients: GradientTable, affine: np.ndarray, path: str | Path) 
     return save(figure, path)
 
 
-def added_directions(gradients: GradientTable, made: np.ndarray, affine: np.ndarray, path: str | Path) -> Path:
+def added_directions(gradients: GradientTable, is_generated: np.ndarray, affine: np.ndarray, path: str | Path) -> Path:
     """Draw acquired and generated directions of each shell on a sphere, antipodes included.
 
     Parameters
     ----------
     gradients
         N entries in the voxel axes of the image.
-    made
+    is_generated
         (N,) bool: volumes that were generated.
     affine
         (4, 4) of the image: directions are shown in world RAS+ axes.
@@ -118,7 +118,7 @@ def added_directions(gradients: GradientTable, made: np.ndarray, affine: np.ndar
         views = [(*shell, *view) for shell in shells for view in shown]
         for k, (b, members, view, angles) in enumerate(views):
             axes = figure.add_axes((k / len(views), 0.04, 1 / len(views), 0.74), projection="3d")
-            theirs = made[members]
+            theirs = is_generated[members]
             _draw_sphere(axes, directions[members[~theirs]], PROVENANCE_COLOURS[ACQUIRED], angles)
             _draw_sphere(axes, directions[members[theirs]], PROVENANCE_COLOURS[GENERATED], angles, size=10)
             title = f"b = {b:.0f} s/mm²{view}\n{(~theirs).sum()} acquired, {theirs.sum()} generated"

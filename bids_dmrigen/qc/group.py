@@ -17,7 +17,7 @@ from .pages import page_template
 from .report import ARROWS, entities_of, format_value
 
 TABLE, SIDECAR, PAGE = "group_metrics.tsv", "group_metrics.json", "group.html"
-MIN_RUNS = 4  # fewer have no outlier
+MIN_RUNS = 4  # with fewer runs, none is called an outlier
 MIN_RUNS_ROBUST_Z = 10
 ROBUST_Z = 3.5
 FENCE = 3.0  # interquartile ranges beyond the quartiles: Tukey's "far out"
@@ -37,7 +37,7 @@ class GroupError(ValueError):
 
 @dataclass(frozen=True)
 class RunMetrics:
-    """The quality metrics of one run and where its report is."""
+    """The quality metrics of one run and the link to its report."""
 
     name: str
     entities: Mapping[str, str]
@@ -95,26 +95,26 @@ def outliers(values: Sequence[float] | np.ndarray) -> np.ndarray:
     Parameters
     ----------
     values
-        One metric over the runs; NaN where a run lacks it.
+        One metric of all runs; NaN for runs without it.
     """
     values = np.asarray(values, np.float64)
-    found = np.isfinite(values)
-    known = values[found]
-    if known.size < MIN_RUNS:
+    finite = np.isfinite(values)
+    present = values[finite]
+    if present.size < MIN_RUNS:
         return np.zeros(values.shape, bool)
-    if known.size < MIN_RUNS_ROBUST_Z:
-        low, high = np.percentile(known, [25, 75])
-        reach = FENCE * (high - low) + 1e-12 * np.abs(known).max()
-        return found & ((values < low - reach) | (values > high + reach))
-    distance = np.abs(values - np.median(known))
-    spread = 1.4826 * np.median(distance[found])
-    if spread <= 1e-12 * np.abs(known).max():
-        spread = 1.2533 * distance[found].mean()
-    return found & (distance > ROBUST_Z * spread) & (distance > 0)
+    if present.size < MIN_RUNS_ROBUST_Z:
+        low, high = np.percentile(present, [25, 75])
+        reach = FENCE * (high - low) + 1e-12 * np.abs(present).max()
+        return finite & ((values < low - reach) | (values > high + reach))
+    distance = np.abs(values - np.median(present))
+    spread = 1.4826 * np.median(distance[finite])
+    if spread <= 1e-12 * np.abs(present).max():
+        spread = 1.2533 * distance[finite].mean()
+    return finite & (distance > ROBUST_Z * spread) & (distance > 0)
 
 
 def _columns(runs: Sequence[RunMetrics]) -> dict[str, Mapping[str, Any]]:
-    """Return key -> an entry that describes it, for the metrics of all runs, in order of first appearance."""
+    """Return metric key -> its first entry, for the metrics of all runs, in order of appearance."""
     columns: dict[str, Mapping[str, Any]] = {}
     for run in runs:
         for key, entry in run.metrics.items():
@@ -196,7 +196,7 @@ def _outlier_rows(runs, columns, values, marked) -> list[dict[str, str]]:
 
 
 def _plots(runs, columns, values, marked) -> list[dict[str, str]]:
-    """Return one plot per metric, the sources of a metric as its rows."""
+    """Return one plot per metric, with a row for each source."""
     rows_of: dict[str, list[str]] = {}
     for key, entry in columns.items():
         if np.isfinite(values[key]).any():
@@ -228,8 +228,8 @@ def strip_plot(rows: Sequence[tuple[str, np.ndarray, np.ndarray]], labels: Seque
     labels, links
         Name and page of each of the N runs.
     """
-    known = np.concatenate([values[np.isfinite(values)] for _, values, _ in rows])
-    low, high = float(known.min()), float(known.max())
+    all_values = np.concatenate([values[np.isfinite(values)] for _, values, _ in rows])
+    low, high = float(all_values.min()), float(all_values.max())
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     low, high = low - margin, high + margin
     left = LABEL_WIDTH if any(label for label, _, _ in rows) else 8
@@ -243,7 +243,8 @@ def strip_plot(rows: Sequence[tuple[str, np.ndarray, np.ndarray]], labels: Seque
         parts += _strip_row(row, ROW_HEIGHT * k, x, labels, links)
     base = ROW_HEIGHT * len(rows)
     parts.append(f'<line x1="{left}" x2="{PLOT_WIDTH - 8}" y1="{base}" y2="{base}" stroke="#999"/>')
-    for value, anchor in ((low + margin, "start"), (high - margin, "end"))[: 1 if known.min() == known.max() else 2]:
+    n_ticks = 1 if all_values.min() == all_values.max() else 2
+    for value, anchor in ((low + margin, "start"), (high - margin, "end"))[:n_ticks]:
         parts.append(
             f'<text x="{x(value):.1f}" y="{base + 15}" font-size="11" fill="#555" text-anchor="{anchor}">'
             f"{value:.4g}</text>"
@@ -266,7 +267,7 @@ def _strip_row(row, top, x, labels, links) -> list[str]:
         )
     named = 0
     for k in np.flatnonzero(np.isfinite(values)):
-        # Spread over the height by a fixed low-discrepancy sequence: the same page every time.
+        # Heights follow a fixed low-discrepancy sequence, so that the page is always the same.
         y = middle + 18 * ((k * 0.618034) % 1 - 0.5)
         colour, radius = ("#c62828", 4) if marked[k] else ("#33475b", 2.6)
         dot = (

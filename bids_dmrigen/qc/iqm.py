@@ -1,6 +1,6 @@
 """Quality of one run without a reference: SNR, contrast, neighbour correlation, dropout, residuals.
 
-Definitions in words are in `qc.metrics.DEFINITIONS` under the keys that the functions return.
+`qc.metrics.DEFINITIONS` describes the numbers, under the keys that the functions return.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ..spatial.similarity import pearson
 from .metrics import psnr
 
 DROPOUT_Z = 4.0
-DROPOUT_LOSS = 0.10  # of the signal: what is statistically odd and smaller than this does no harm
+DROPOUT_LOSS = 0.10  # share of the signal; a smaller loss is harmless even if it is an outlier
 MIN_SLICE_VOXELS = 20
 MIN_SHELL_VOLUMES = 4
 BESIDE = (-2, -1, 1, 2)  # neighbouring slices
@@ -51,7 +51,7 @@ def signal_to_noise(data: np.ndarray, gradients: GradientTable, mask: np.ndarray
     Returns
     -------
     dict
-        Keys `b0_snr`, `dwi_snr`; what the series lacks is left out.
+        Keys `b0_snr` and `dwi_snr`; each only if the series has such volumes.
     """
     mask = np.asarray(mask, bool)
     noise = np.broadcast_to(np.asarray(sigma, np.float64), mask.shape)[mask]
@@ -70,11 +70,11 @@ def direction_signal(
 ) -> tuple[float, float]:
     """Return how much the signal varies with the direction, and its mean, both in signal units.
 
-    Over the directions of a shell, the variance of the signal less that of the residual of a tensor fit
-    (7 parameters removed from the count) is what the direction explains; noise drops out of the difference,
-    so that noisy, denoised and generated series compare. It is averaged over the mask, without the dark
-    voxels and the 5 % with the largest variance or residual (eyes, vessels, edges, where a tensor does not
-    fit), before the root is taken; shells are averaged.
+    The direction explains the variance of the signal over the directions of a shell, minus the variance of the
+    residual of a tensor fit (7 parameters removed from the count). Noise cancels in the difference, so that noisy,
+    denoised and generated series can be compared. The difference is averaged over the mask, without dark voxels and
+    the 5 % with the largest variance or residual (eyes, vessels, edges, where a tensor does not fit). Then the root
+    is taken, and shells are averaged.
 
     Parameters
     ----------
@@ -130,10 +130,10 @@ def neighbour_correlation(data: np.ndarray, gradients: GradientTable, mask: np.n
 def slice_scores(data: np.ndarray, gradients: GradientTable, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return how far the signal of each slice of each volume deviates, and which are dropouts.
 
-    r(s, v) is the log of the masked mean signal of slice s in volume v, less its median over the volumes of
-    the shell, less the median of that over the four slices beside it: how anatomy depends on the direction
-    varies slowly from slice to slice, a dropout does not. z = r / spread, the spread being the larger of
-    1.4826 MAD of the slice in its shell and of all slices of the shell.
+    r(s, v) is the log of the masked mean signal of slice s in volume v, minus its median over the volumes of
+    the shell, minus the median of that over the four slices beside it: effects of the direction on anatomy
+    vary slowly from slice to slice, dropouts do not. z = r / spread. The spread is 1.4826 MAD, of the slice
+    in its shell or of all slices of the shell, whichever is larger.
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ def slice_scores(data: np.ndarray, gradients: GradientTable, mask: np.ndarray) -
 
 
 def dropout_fraction(scores: np.ndarray, dropouts: np.ndarray) -> float:
-    """Return the percentage of judged slice × volume pairs that are dropouts; NaN where none was judged."""
+    """Return the percentage of slice × volume pairs with a score that are dropouts; NaN without any score."""
     judged = np.isfinite(scores).sum()
     return float(100 * dropouts.sum() / judged) if judged else float("nan")
 
@@ -202,13 +202,13 @@ def tensor_residual(data: np.ndarray, predicted: np.ndarray, s0: np.ndarray, mas
 
 
 def left_out_checks(
-    acquired: np.ndarray, made: np.ndarray, mask: np.ndarray, sigma: float | None = None
+    acquired: np.ndarray, generated: np.ndarray, mask: np.ndarray, sigma: float | None = None
 ) -> dict[str, float]:
-    """Return how near a method came to acquired volumes that it was not shown.
+    """Return how near a method's predictions are to acquired volumes that it did not see.
 
     Parameters
     ----------
-    acquired, made
+    acquired, generated
         (X, Y, Z, K) signal.
     mask
         (X, Y, Z) bool.
@@ -220,9 +220,10 @@ def left_out_checks(
     dict
         `left_out_psnr` and, with `sigma`, `left_out_error`.
     """
-    values = {"left_out_psnr": np.mean([psnr(made[..., k], acquired[..., k], mask) for k in range(made.shape[3])])}
+    psnrs = [psnr(generated[..., k], acquired[..., k], mask) for k in range(generated.shape[3])]
+    values = {"left_out_psnr": np.mean(psnrs)}
     if sigma:
-        values["left_out_error"] = np.sqrt(((made - acquired)[mask].astype(np.float64) ** 2).mean()) / sigma
+        values["left_out_error"] = np.sqrt(((generated - acquired)[mask].astype(np.float64) ** 2).mean()) / sigma
     return {key: float(value) for key, value in values.items()}
 
 
@@ -234,7 +235,7 @@ def residual_checks(
     Parameters
     ----------
     difference
-        (X, Y, Z, N) input minus output, of volumes that are in both.
+        (X, Y, Z, N) input minus output, for volumes that are in both.
     b0
         (X, Y, Z) mean b0: its gradient magnitude marks the anatomical edges.
     mask
@@ -260,11 +261,11 @@ def residual_checks(
     centred = difference - difference[mask].mean(axis=0)
     lags = []
     for axis in range(3):
-        here, there = [slice(None)] * 3, [slice(None)] * 3
-        here[axis], there[axis] = slice(None, -1), slice(1, None)
-        both = mask[tuple(here)] & mask[tuple(there)]
+        lower, upper = [slice(None)] * 3, [slice(None)] * 3
+        lower[axis], upper[axis] = slice(None, -1), slice(1, None)
+        both = mask[tuple(lower)] & mask[tuple(upper)]
         if both.any():
-            a, b = centred[tuple(here)][both], centred[tuple(there)][both]
+            a, b = centred[tuple(lower)][both], centred[tuple(upper)][both]
             scale = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
             lags.append(np.mean((a * b).sum(axis=0)[scale > 0] / scale[scale > 0]))
     values["residual_autocorrelation"] = float(np.mean(lags)) if lags else float("nan")

@@ -1,7 +1,7 @@
-"""Image-quality metrics against a reference, and how they are written down.
+"""Image-quality metrics against a reference, and their entries in JSON.
 
-Every function is over a mask and says which; `DEFINITIONS` is where reports, JSON files and the group table take a
-number's label, unit, better direction and definition from.
+Every metric is computed in a mask. Reports, JSON files and the group table take labels, units, better directions and
+definitions from `DEFINITIONS`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 
 from .definitions import DEFINITIONS, Definition
 
-SSIM_SIGMA = 1.5  # of the Gaussian window, voxels
-SSIM_RADIUS = 5  # of the window, voxels, as in Wang et al. 2004
+SSIM_SIGMA = 1.5  # standard deviation of the Gaussian window, voxels
+SSIM_RADIUS = 5  # radius of the window, voxels, as in Wang et al. 2004
 RANGE_PERCENTILE = 99.9
 DIRECTION_FA_MIN = 0.2
 
 SHAPE_MISMATCH = "estimate {estimate}, reference {reference} and mask {mask} are not on one grid"
-EMPTY_MASK = "the mask is empty: there is nothing to measure in it"
+EMPTY_MASK = "the mask is empty: no metric can be computed"
 
 
 class MetricError(ValueError):
@@ -30,29 +30,29 @@ class MetricError(ValueError):
 def describe(
     key: str, value: float, source: str | None = None, definitions: Mapping[str, Definition] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """Return a metric as written to JSON: value, unit, label, definition and better direction.
+    """Return a metric's entry in JSON: value, unit, label, definition and better direction.
 
     Parameters
     ----------
     key
         A key of `DEFINITIONS` or of `definitions`.
     value
-        The number; NaN and infinity become null, which JSON can hold.
+        The number; NaN and infinity become null, as JSON has neither.
     source
         "preproc" or the method that the number belongs to; None for the run.
     definitions
-        Of that method's own checks; one that is not among them is described as such.
+        Definitions of the method's own checks; a check without a definition gets a general one.
     """
-    known = DEFINITIONS.get(key) or definitions.get(key)
-    if known is None:
+    definition = DEFINITIONS.get(key) or definitions.get(key)
+    if definition is None:
         label = key.replace("_", " ").capitalize()
-        known = Definition(label, "", None, "check computed by the method itself; see its documentation")
+        definition = Definition(label, "", None, "check computed by the method itself; see its documentation")
     entry = {
         "value": float(value) if np.isfinite(value) else None,
-        "unit": known.unit,
-        "label": known.label,
-        "definition": known.text,
-        "better": known.better,
+        "unit": definition.unit,
+        "label": definition.label,
+        "definition": definition.text,
+        "better": definition.better,
         "metric": key,
     }
     return entry if source is None else {**entry, "source": source}
@@ -61,7 +61,7 @@ def describe(
 def describe_all(
     values: Mapping[str, float], source: str | None = None, definitions: Mapping[str, Definition] = MappingProxyType({})
 ) -> dict[str, dict[str, Any]]:
-    """Return the JSON entries of several metrics, keys ended by the source where there is one."""
+    """Return the JSON entries of several metrics; the source, if any, is appended to the keys."""
     tail = "" if source is None else f"_{source}"
     return {f"{key}{tail}": describe(key, value, source, definitions) for key, value in values.items()}
 
@@ -113,7 +113,7 @@ def ssim(estimate, reference, mask, value_range: float | None = None, slice_axis
 
     Local means, variances and covariance are taken with a Gaussian window of σ = 1.5 voxels cut at 3.5 σ,
     not bias-corrected, with reflected borders. Both images are set to 0 outside the mask first, so that
-    what lies beyond the brain does not enter; K1 = 0.01 and K2 = 0.03. Channels are averaged.
+    voxels outside the brain have no effect; K1 = 0.01 and K2 = 0.03. Channels are averaged.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def ssim(estimate, reference, mask, value_range: float | None = None, slice_axis
     top = data_range(reference, mask) if value_range is None else value_range
     e = np.asarray(estimate, np.float64).reshape(*mask.shape, -1)
     r = np.asarray(reference, np.float64).reshape(*mask.shape, -1)
-    # Reflected borders wide enough for the windows: scikit-image refuses an image that is smaller than one.
+    # Reflected borders as wide as the window: scikit-image refuses an image that is smaller than the window.
     border = [(0, 0) if axis == slice_axis else (SSIM_RADIUS, SSIM_RADIUS) for axis in range(3)]
     inside = tuple(slice(low, low + n) for (low, _), n in zip(border, mask.shape, strict=True))
     channels = []
@@ -182,7 +182,7 @@ def direction_angle(estimate, reference, reference_fa, mask, fa_min: float = DIR
 
 
 def scores(estimate, reference, mask) -> dict[str, float]:
-    """Return PSNR, SSIM, NMSE and mean absolute error as `DEFINITIONS` has them; parameters as in `psnr`."""
+    """Return PSNR, SSIM, NMSE and mean absolute error, under their keys in `DEFINITIONS`; parameters as in `psnr`."""
     return {
         "psnr": psnr(estimate, reference, mask),
         "ssim": ssim(estimate, reference, mask),

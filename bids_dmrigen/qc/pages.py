@@ -1,4 +1,4 @@
-"""HTML templates of the pages that are made here."""
+"""HTML templates of the pages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ DATA = Path(__file__).parent / "data"
 
 
 def page_template(name: str):
-    """Return the Jinja template of this name in `qc/data`; what it is given is escaped."""
+    """Return the Jinja template of this name in `qc/data`; inserted values are escaped."""
     import jinja2
 
     loader = jinja2.FileSystemLoader(DATA)

@@ -1,4 +1,4 @@
-"""The subject report: derivative files to one HTML page, assembled by nireports, read without a network."""
+"""The subject report: one HTML page from derivative files, assembled by nireports, readable offline."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ SYNTHETIC = (
     "data; they were not measured. Do not base a clinical decision on them."
 )
 FINER = (
-    "It was made on finer voxels than the run's own. Figures and numbers of this report are on the run's own, where it "
-    "can be compared: its series as the splines that come nearest to it, its maps read at the voxels' centres."
+    "It was made on finer voxels than the run's own. Figures and numbers of this report are on the run's own voxels, "
+    "for comparison: its series was resampled by a least-squares spline fit, its maps by interpolation."
 )
-# Of a record: told as lists of volumes, among the warnings, in the quality table and under Software.
-TOLD_ELSEWHERE = {
+# Entries of a record that the report shows elsewhere: as counts, among the warnings, in other sections.
+SHOWN_ELSEWHERE = {
     "AcquiredVolumes", "InputVolumes", "GeneratedVolumes", "ResampledVolumes", "LeftOutVolumes", "TensorVolumes",
     "Maps", "Input", "Checks", "Warnings", "Versions",
 }  # fmt: skip
@@ -46,7 +46,7 @@ NO_CLASSICAL = "The directions determine no tensor: there is no classical map to
 
 
 class ReportError(ValueError):
-    """A derivative dataset of which no report can be made."""
+    """A derivative dataset for which no report can be written."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,15 @@ class RunError:
     """Where and why a run failed."""
 
     step: str
-    message: str  # says what to do
+    message: str  # what happened and what to do
     log: str = ""  # crash file or traceback
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What the results of a run do not tell: what was planned, warned of, and where it failed.
+    """Information that is not in the results of a run: its steps, its warnings and where it failed.
 
-    It lies beside the run's figures (`record_path`), so that a call about other runs does not forget it.
+    It is stored beside the run's figures (`record_path`), so that calls for other runs keep it.
 
     Parameters
     ----------
@@ -75,9 +75,9 @@ class RunRecord:
     error
         None where the run is complete.
     methods
-        Paragraphs of the methods text, with [key; key] where a reference belongs; none where nothing was done.
+        Paragraphs of the methods text, with [key; key] for references; empty where nothing was done.
     voxels
-        Method -> label of the finer grid that it made its result on; those on the run's own are not in it.
+        Method -> label of the finer grid of its result; methods on the run's grid are not in it.
     """
 
     entities: Mapping[str, str]
@@ -103,7 +103,7 @@ def subject_report(
 ) -> Path:
     """Write the report of a subject (or of one session of it) and return its path.
 
-    What is shown comes from the derivative dataset: figures, quality metrics, sidecars, and the runs' records.
+    Everything in it comes from the derivative dataset: figures, quality metrics, sidecars, and the runs' records.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def subject_report(
     methods
         The methods text, Markdown.
     titles
-        Method name -> title, in the order of the report; methods not named are titled by their sidecar.
+        Method name -> title, in the order of the report; other methods get their title from their sidecar.
     versions
         Software -> version.
 
@@ -123,17 +123,17 @@ def subject_report(
     ReportError
         Where a record, a sidecar or the quality metrics cannot be read.
     """
-    # nireports takes figures under a relative path for another dataset's, and copies them.
+    # With a relative path, nireports assumes that the figures belong to another dataset and copies them.
     out_dir = Path(out_dir).resolve()
     runs = find_records(out_dir, subject, session)
-    made = {run.name: generated_records(out_dir, run.entities, run.voxels) for run in runs}
+    generated = {run.name: generated_records(out_dir, run.entities, run.voxels) for run in runs}
     titles = dict(titles or {})
-    for records in made.values():
+    for records in generated.values():
         for method, record in records.items():
             titles.setdefault(method, str(record.get("Method", method)))
-    present = [method for method in titles if any(method in records for records in made.values())]
+    present = [method for method in titles if any(method in records for records in generated.values())]
     for run in runs:
-        _write_fragments(out_dir, run, made[run.name], titles)
+        _write_fragments(out_dir, run, generated[run.name], titles)
     _write_subject_fragments(out_dir, subject, session, runs, methods, versions or {})
     return _assemble(out_dir, subject, session, present, titles)
 
@@ -141,7 +141,7 @@ def subject_report(
 def _assemble(
     out_dir: Path, subject: str, session: str | None, methods: Sequence[str], titles: Mapping[str, str]
 ) -> Path:
-    """Put the figures and fragments on disk together to the page, by nireports; return its path."""
+    """Assemble the page from the figures and fragments on disk, with nireports; return its path."""
     from nireports.assembler.report import Report
 
     page = out_dir / names.report_path(subject, session)
@@ -189,21 +189,21 @@ def record_path(entities: Mapping[str, str]) -> Path:
 
 
 def read_record(out_dir: Path, entities: Mapping[str, str]) -> RunRecord:
-    """Return a run's record; where there is no file, one that knows nothing but the run.
+    """Return a run's record; without a file, a record with only the run's entities.
 
     Raises
     ------
     ReportError
         Where the file is not valid JSON.
     """
-    told = _read_json(out_dir / record_path(entities))
+    content = _read_json(out_dir / record_path(entities))
     return RunRecord(
         dict(entities),
-        {step: tuple(outcome) for step, outcome in told.get("steps", {}).items()},
-        tuple(told.get("warnings", ())),
-        RunError(**told["error"]) if told.get("error") else None,
-        tuple(told.get("methods", ())),
-        told.get("voxels", {}),
+        {step: tuple(outcome) for step, outcome in content.get("steps", {}).items()},
+        tuple(content.get("warnings", ())),
+        RunError(**content["error"]) if content.get("error") else None,
+        tuple(content.get("methods", ())),
+        content.get("voxels", {}),
     )
 
 
@@ -220,16 +220,16 @@ def entities_of(filename: str) -> dict[str, str]:
 def generated_records(
     out_dir: Path, entities: Mapping[str, str], voxels: Mapping[str, str] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Return method -> how it made its result, from the sidecars of a run's generated series and maps.
+    """Return method -> the record of its result, from the sidecars of a run's generated series and maps.
 
-    Where a method's results on several grids are there, the one of `voxels` (see `RunRecord`) is told.
+    Where a method has results on several grids, the one of `voxels` (see `RunRecord`) is taken.
     """
     folder = (out_dir / names.output_path(entities, "metrics")).parent
-    found: dict[str, dict[str, Any]] = {}
+    records: dict[str, dict[str, Any]] = {}
     others: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob(f"{names.stem(entities)}_*.json")):
         if names.stem(entities_of(path.name)) != names.stem(entities):
-            continue  # a run whose name begins like this one's
+            continue  # another run, whose name begins with this one
         sidecar = _read_json(path)
         if not sidecar.get("Synthetic") or "GenerativeModel" not in sidecar:
             continue
@@ -237,8 +237,8 @@ def generated_records(
         if method and not method.group(1).endswith("std"):
             grid = re.search(r"_res-([a-zA-Z0-9]+)_", path.name)
             shown = (grid.group(1) if grid else None) == (voxels or {}).get(method.group(1))
-            (found if shown else others).setdefault(method.group(1), sidecar["GenerativeModel"])
-    return others | found
+            (records if shown else others).setdefault(method.group(1), sidecar["GenerativeModel"])
+    return others | records
 
 
 def expand_methods(specification: str, methods: Sequence[str], titles: Mapping[str, str]) -> str:
@@ -253,14 +253,14 @@ def expand_methods(specification: str, methods: Sequence[str], titles: Mapping[s
     ]
     where = [section["name"] for section in layout["sections"]].index("Maps")
     layout["sections"][where:where] = sections
-    # nireports fills {placeholders} line by line, so that flow mappings may not share a line with one.
+    # nireports fills {placeholders} line by line; a flow mapping on the same line would break.
     return yaml.safe_dump(layout, sort_keys=False, allow_unicode=True, width=10**6)
 
 
-def _write_fragments(out_dir: Path, run: RunRecord, made: Mapping[str, dict], titles: Mapping[str, str]) -> None:
+def _write_fragments(out_dir: Path, run: RunRecord, records: Mapping[str, dict], titles: Mapping[str, str]) -> None:
     metrics = _read_json(out_dir / names.output_path(run.entities, "metrics"))
-    fragments = {"summary": summary_html(run, metrics, made, titles), "quality": quality_html(metrics)}
-    for method, record in made.items():
+    fragments = {"summary": summary_html(run, metrics, records, titles), "quality": quality_html(metrics)}
+    for method, record in records.items():
         fitted, reason = run.steps.get("maps", (True, ""))
         unmatched = "Maps" in record and not fitted
         note = NO_CLASSICAL.format(reason=reason) if unmatched else FINER if "VoxelSize" in record else ""
@@ -272,7 +272,7 @@ def _write_fragments(out_dir: Path, run: RunRecord, made: Mapping[str, dict], ti
 def _write_subject_fragments(out_dir, subject, session, runs, methods, versions) -> None:
     entities = {"subject": subject, "session": session or ""}
     fragments = {
-        "methods": markdown_html(methods) or "<p>Nothing is known of how the results were made.</p>",
+        "methods": markdown_html(methods) or "<p>There is no record of how the results were made.</p>",
         "errors": errors_html(runs),
         "software": software_html(versions, _read_json(out_dir / "dataset_description.json")),
     }
@@ -281,7 +281,7 @@ def _write_subject_fragments(out_dir, subject, session, runs, methods, versions)
 
 
 def summary_html(
-    run: RunRecord, metrics: Mapping[str, dict], made: Mapping[str, dict], titles: Mapping[str, str]
+    run: RunRecord, metrics: Mapping[str, dict], records: Mapping[str, dict], titles: Mapping[str, str]
 ) -> str:
     """Return what was acquired, done and generated, and the warnings, as HTML."""
     parts = []
@@ -289,20 +289,20 @@ def summary_html(
         parts.append(
             f'<div class="box bad"><b>This run failed</b> at {_e(run.error.step)}: {_e(run.error.message)}</div>'
         )
-    rows = [("Run", _e(run.name))]  # nireports' headings leave out entities that it does not know, as chunk
+    rows = [("Run", _e(run.name))]  # nireports' headings omit some entities, such as chunk
     if metrics:
         rows.append(("Acquired", _acquired(metrics)))
     for step, (done, reason) in run.steps.items():
         if step in STEP_LABELS:
             rows.append((STEP_LABELS[step], _e(reason) if done else f"not done: {_e(reason)}"))
-        elif not done:  # a method; what one made is told below
+        elif not done:  # a method that was not run; the others follow below
             rows.append((_e(titles.get(step, step)), f"not done: {_e(reason)}"))
-    for method, record in made.items():
+    for method, record in records.items():
         rows.append((f"Generated by {_e(titles[method])}", _generated(record)))
-    if not made:
+    if not records:
         rows.append(("Generated", "nothing"))
     parts.append(_table(rows))
-    warnings = [*run.warnings, *(w for record in made.values() for w in record.get("Warnings", []))]
+    warnings = [*run.warnings, *(w for record in records.values() for w in record.get("Warnings", []))]
     warnings = list(dict.fromkeys(warnings))
     if warnings:
         items = "".join(f"<li>{_e(warning)}</li>" for warning in warnings)
@@ -328,23 +328,23 @@ def _generated(record: Mapping[str, Any]) -> str:
         maps = ", ".join(names.TENSOR_MAPS.get(name, name) for name in record["Maps"])
         text = f'<span class="synthetic">synthetic</span> maps: {_e(maps)}'
         return f"{text}, from what {_e(record['Input']['Method'])} made" if "Input" in record else text
-    made, kept = len(record.get("GeneratedVolumes", [])), len(kept_volumes(record))
-    kept_text = f"{kept} acquired volume{'s' * (kept != 1)} kept unchanged"
+    n_generated, n_kept = len(record.get("GeneratedVolumes", [])), len(kept_volumes(record))
+    kept_text = f"{n_kept} acquired volume{'s' * (n_kept != 1)} kept unchanged"
     if "Input" in record:
-        kept_text = f"{kept} kept as {_e(record['Input']['Method'])} made {'it' if kept == 1 else 'them'}"
-    return f'{made} <span class="synthetic">synthetic</span> volume{"s" * (made != 1)}, {kept_text}'
+        kept_text = f"{n_kept} kept as {_e(record['Input']['Method'])} made {'it' if n_kept == 1 else 'them'}"
+    return f'{n_generated} <span class="synthetic">synthetic</span> volume{"s" * (n_generated != 1)}, {kept_text}'
 
 
 def provenance_html(record: Mapping[str, Any], note: str = "") -> str:
-    """Return how a method's result was made as HTML, flagged as synthetic, and a sentence for its reader."""
-    rows = [(key, _flat(value)) for key, value in record.items() if key not in TOLD_ELSEWHERE and value not in EMPTY]
+    """Return HTML that says how a method's result was generated, marked as synthetic, with a note."""
+    rows = [(key, _flat(value)) for key, value in record.items() if key not in SHOWN_ELSEWHERE and value not in EMPTY]
     rows.append(("Generated", _generated(record)))
     note = f'<div class="box warn">{_e(note)}</div>\n' if note else ""
     return f'<div class="box made">{SYNTHETIC}</div>\n{note}{_table(rows)}'
 
 
 def _flat(value: Any, within: bool = False) -> str:
-    """Return a value as one line of HTML; `within` another mapping, a mapping stands in parentheses."""
+    """Return a value as one line of HTML; with `within`, a mapping is put in parentheses."""
     if isinstance(value, Mapping):
         text = "; ".join(f"{_e(key)}: {_flat(item, within=True)}" for key, item in value.items())
         return f"({text})" if within else text
@@ -356,7 +356,7 @@ def _flat(value: Any, within: bool = False) -> str:
 def quality_html(metrics: Mapping[str, dict]) -> str:
     """Return the quality table: value(s), unit, better direction and definition of every number."""
     if not metrics:
-        return "<p>No quality metrics: the run did not get that far.</p>"
+        return "<p>No quality metrics: the run stopped before they were computed.</p>"
     general = [entry for entry in metrics.values() if "source" not in entry]
     sources = list(dict.fromkeys(entry["source"] for entry in metrics.values() if "source" in entry))
     by_metric: dict[str, dict[str, dict]] = {}
@@ -398,7 +398,7 @@ def format_value(entry: Mapping[str, Any]) -> str:
 
 
 def errors_html(runs: Sequence[RunRecord]) -> str:
-    """Return which runs failed, where and what to do, as HTML."""
+    """Return HTML that says which runs failed, where, and what to do."""
     failed = [(run.name, run.error) for run in runs if run.error]
     if not failed:
         return '<div class="box good">No errors.</div>'
@@ -413,7 +413,7 @@ def errors_html(runs: Sequence[RunRecord]) -> str:
 
 
 def software_html(versions: Mapping[str, str], description: Mapping[str, Any]) -> str:
-    """Return versions and the dataset's record of what made it, as HTML."""
+    """Return versions, and the software that generated the dataset, as HTML."""
     rows = [(_e(name), _e(version)) for name, version in versions.items()]
     for tool in description.get("GeneratedBy", []):
         rows.append(("Dataset generated by", _flat(tool)))

@@ -1,4 +1,4 @@
-"""The files of a run that figures and quality metrics share, as arrays; what is absent is named, not guessed."""
+"""The files of a run as arrays, for figures and quality metrics; the names of missing files are reported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..dwi.gradients import B0_THRESHOLD_S_PER_MM2, GradientError, GradientTable
 from ..dwi.series import Scan
 from ..spatial.io import read_gradients, read_image, read_scan
 
-if TYPE_CHECKING:  # it loads torch
+if TYPE_CHECKING:  # this module loads torch
     from .tensor_check import TensorCheck
 
 SAME_DIRECTION_COSINE = np.cos(np.radians(1.0))
@@ -29,7 +29,7 @@ GROUPS = {  # files that come together
     "raw": ("raw_dwi", "raw_bval", "raw_bvec"),
     "preproc": ("preproc_dwi", "preproc_bval", "preproc_bvec"),
 }
-CALLED = {  # what the reader of a report calls a file or group
+CALLED = {  # name of a file or group in the report
     "raw": "raw series",
     "preproc": "preprocessed series",
     "mask": "brain mask",
@@ -47,7 +47,7 @@ CALLED = {  # what the reader of a report calls a file or group
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Files and values of one run for its figures and quality metrics; None or nothing stands for what is absent."""
+    """Files and values of one run for its figures and quality metrics; None or empty where there is none."""
 
     raw_dwi: str | None = None  # acquired series
     raw_bval: str | None = None  # its b-values, s/mm²
@@ -70,29 +70,29 @@ class RunFiles:
     sdc_after: str | None = None  # b0 after susceptibility correction
     reverse_before: str | None = None  # reverse-phase b0 before susceptibility correction
     reverse_after: str | None = None  # reverse-phase b0 after susceptibility correction
-    methods: Sequence[str] = ()  # methods that made a series
+    methods: Sequence[str] = ()  # methods that generated a series
     generated: Sequence[str] = ()  # their series, in that order
     generated_bval: Sequence[str] = ()  # b-values
     generated_bvec: Sequence[str] = ()  # directions
-    generated_record: Sequence[str] = ()  # JSON with GenerativeModel: how each was made
-    generated_std: Sequence[str] = ()  # standard deviation of the samples, one per method that draws
-    drawn_methods: Sequence[str] = ()  # which these are (default: all)
-    generated_left_out: Sequence[str] = ()  # .npz: volumes and what each method made of them unseen
+    generated_record: Sequence[str] = ()  # JSON with GenerativeModel: how each was generated
+    generated_std: Sequence[str] = ()  # standard deviation of the samples, one per method that draws several
+    drawn_methods: Sequence[str] = ()  # the methods of generated_std, in that order (default: all)
+    generated_left_out: Sequence[str] = ()  # .npz: left-out volumes and each method's predictions of them
     map_sources: Sequence[str] = ()  # what the maps come from: preproc and methods
     fa: Sequence[str] = ()  # fractional anisotropy per source
     md: Sequence[str] = ()  # mean diffusivity per source, mm²/s
     dec: Sequence[str] = ()  # direction-encoded colour per source
-    map_methods: Sequence[str] = ()  # methods that made maps alone; they are among map_sources
-    map_record: Sequence[str] = ()  # JSON with GenerativeModel: how each of them made its maps
-    fa_std: Sequence[str] = ()  # standard deviation of their samples' fractional anisotropy
-    md_std: Sequence[str] = ()  # of their mean diffusivity, mm²/s
-    dec_std: Sequence[str] = ()  # of their direction-encoded colour
+    map_methods: Sequence[str] = ()  # methods that generated only maps; map_sources includes them
+    map_record: Sequence[str] = ()  # JSON with GenerativeModel: how each of them generated its maps
+    fa_std: Sequence[str] = ()  # standard deviation of fractional anisotropy over their samples
+    md_std: Sequence[str] = ()  # standard deviation of mean diffusivity, mm²/s
+    dec_std: Sequence[str] = ()  # standard deviation of direction-encoded colour
     rish_before: Sequence[str] = ()  # RISH maps of the preprocessed series: degrees 0, 2 and perhaps 4
     rish_methods: Sequence[str] = ()  # methods that change these features
-    rish_after: Sequence[str] = ()  # those of the series that they made, method after method
-    extra: Sequence[str] = ()  # maps that methods made beside their series or tensor maps
-    extra_methods: Sequence[str] = ()  # which method made each of them
-    extra_titles: Sequence[str] = ()  # what each of them is called
+    rish_after: Sequence[str] = ()  # RISH maps of the series that they generated, method after method
+    extra: Sequence[str] = ()  # maps that methods generated in addition to series or tensor maps
+    extra_methods: Sequence[str] = ()  # the method of each of them
+    extra_titles: Sequence[str] = ()  # the title of each of them
     preproc_generated: bool = False  # the preprocessed series was denoised by a generative method
 
 
@@ -101,25 +101,25 @@ class Missing(Exception):
 
 
 class RunData:
-    """The files of a run as arrays, read when first asked for; the same file serves several figures."""
+    """The files of a run as arrays, read at first use and shared by several figures."""
 
     def __init__(self, files: RunFiles):
         self.files = files
         self.tensor_checks: dict[str, TensorCheck] = {}
 
     def has(self, *names: str) -> bool:
-        """Return whether all files (or groups of files) are there."""
+        """Return whether all these files (or groups of files) are given."""
         values = (getattr(self.files, part) for n in names for part in GROUPS.get(n, (n,)))
         return not any(value is None or value == () for value in values)
 
     def need(self, *names: str) -> None:
-        """Raise `Missing`, which says what is absent, for the first file (or group) that is."""
+        """Raise `Missing` for the first file (or group) that is not given; the message names it."""
         for name in names:
             if not self.has(name):
                 raise Missing(f"no {CALLED.get(name, name)}")
 
     def volume(self, name: str) -> np.ndarray:
-        """Return the values of an image by the name of its file in `RunFiles`; `Missing` where there is none."""
+        """Return the values of the image with this name in `RunFiles`; raises `Missing` where there is none."""
         self.need(name)
         return read_image(getattr(self.files, name))[0]
 
@@ -141,7 +141,7 @@ class RunData:
 
     @cached_property
     def raw_in_mask(self) -> Scan:
-        """The acquired series with the brain mask; `Missing` where both are not on one grid."""
+        """The acquired series with the brain mask; raises `Missing` where they are not on one grid."""
         raw, mask = self.raw, self.volume("mask") > 0.5
         if mask.shape != raw.mask.shape or not np.allclose(raw.affine, self.preproc.affine, atol=1e-2):
             raise Missing("no brain mask on the raw series' grid")
@@ -158,8 +158,8 @@ class RunData:
         sigma = self.files.sigma
         return float(sigma) if sigma is not None and sigma > 0 else None
 
-    def known_sigma(self) -> float:
-        """Return the noise standard deviation; `Missing` where it is not known."""
+    def required_sigma(self) -> float:
+        """Return the noise standard deviation; raises `Missing` where it is not known."""
         if not self.sigma:
             raise Missing("no noise level")
         return self.sigma
@@ -174,15 +174,15 @@ class RunData:
         return table[:, [columns.index(name) for name in CONFOUND_COLUMNS]]
 
     def methods(self) -> list[str]:
-        """Return the methods that made a series."""
+        """Return the methods that generated a series."""
         return list(self.files.methods) if self.has("methods", "generated") else []
 
     def map_methods(self) -> list[str]:
-        """Return the methods that made maps alone."""
+        """Return the methods that generated only maps."""
         return list(self.files.map_methods) if self.has("map_methods") else []
 
     def record(self, method: str) -> dict:
-        """Return how a method made its series or maps; empty where that is not known."""
+        """Return the record of how a method generated its series or maps; empty without one."""
         for methods, records in ((self.methods(), "generated_record"), (self.map_methods(), "map_record")):
             if method in methods and self.has(records):
                 path = getattr(self.files, records)[methods.index(method)]
@@ -190,23 +190,23 @@ class RunData:
         return {}
 
     def generated(self, method: str) -> tuple[np.ndarray, GradientTable, np.ndarray, dict]:
-        """Return a method's series, its gradients, which volumes were made, and the record of how."""
+        """Return a method's series, its gradients, which volumes were generated, and its record."""
         files, k = self.files, self.methods().index(method)
         data = read_image(files.generated[k])[0]
         gradients = read_gradients(files.generated_bval[k], files.generated_bvec[k], data.shape[3], files.b0_threshold)
-        made, record = np.ones(data.shape[3], bool), self.record(method)
-        made[kept_volumes(record)] = False
-        return data, gradients, made, record
+        is_generated, record = np.ones(data.shape[3], bool), self.record(method)
+        is_generated[kept_volumes(record)] = False
+        return data, gradients, is_generated, record
 
     def spread(self, method: str) -> np.ndarray:
-        """Return the standard deviation of the samples of a method's series; `Missing` where there is only one."""
+        """Return the standard deviation of the samples of a method's series; raises `Missing` if there is only one."""
         drawn = list(self.files.drawn_methods) if self.has("drawn_methods") else self.methods()
         if method not in drawn or not self.has("generated_std"):
             raise Missing(ONE_SAMPLE if method in drawn else NOTHING_RANDOM)
         return read_image(self.files.generated_std[drawn.index(method)])[0]
 
     def rish(self, method: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Return the RISH maps before and after a method, by degree; `Missing` where it does not change them."""
+        """Return the RISH maps before and after a method, by degree; raises `Missing` if it does not change them."""
         self.need("rish_methods", "rish_before", "rish_after")
         if method not in self.files.rish_methods:
             raise Missing("the method does not change these features")
@@ -215,14 +215,14 @@ class RunData:
         return [read_image(path)[0] for path in self.files.rish_before], [read_image(path)[0] for path in after]
 
     def extra(self, method: str) -> dict[str, np.ndarray]:
-        """Return the maps that a method made beside its series or tensor maps, title -> (X, Y, Z)."""
+        """Return title -> (X, Y, Z) of the maps that a method generated in addition to series or tensor maps."""
         if not self.has("extra", "extra_methods", "extra_titles"):
             return {}
         maps = zip(self.files.extra_methods, self.files.extra_titles, self.files.extra, strict=True)
         return {title: read_image(path)[0] for maker, title, path in maps if maker == method}
 
     def left_out(self, method: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return (K,) preprocessed volumes and (X, Y, Z, K) what the method made of them without them.
+        """Return the (K,) left-out volumes and the method's predictions of them (X, Y, Z, K).
 
         Raises
         ------
@@ -238,15 +238,15 @@ class RunData:
         return volumes, mean
 
     def removed(self, method: str) -> np.ndarray:
-        """Return (X, Y, Z, K) input minus output of the generated volumes that re-make an acquired one.
+        """Return (X, Y, Z, K) input minus output, for generated volumes with the direction of an acquired one.
 
         Raises
         ------
         Missing
-            Where none does, or the brain mask is empty.
+            Where there is no such volume, or the brain mask is empty.
         """
-        data, gradients, made, _ = self.generated(method)
-        pairs = same_volumes(self.preproc.gradients, gradients, made)
+        data, gradients, is_generated, _ = self.generated(method)
+        pairs = same_volumes(self.preproc.gradients, gradients, is_generated)
         if not pairs:
             raise Missing("no acquired volume of the same direction")
         if not self.preproc.mask.any():
@@ -261,7 +261,7 @@ class RunData:
         return {source: read_image(path)[0] for source, path in zip(self.files.map_sources, files, strict=True)}
 
     def tensor_check(self, method: str) -> TensorCheck:
-        """Return what the tensor of a method's maps leaves of every acquired volume of the shell they stand on.
+        """Return the residuals of the acquired volumes of a shell, for the tensor of the maps generated from it.
 
         Raises
         ------
@@ -273,7 +273,7 @@ class RunData:
         if method not in self.tensor_checks:
             bvals = [float(key.removeprefix("b=")) for key in self.record(method).get("Volumes", {}) if "=" in key]
             if not bvals:
-                raise Missing("the record does not say which shell the maps stand on")
+                raise Missing("the record does not say from which shell the maps were generated")
             try:
                 maps = (self.maps(kind)[method] for kind in MAP_KINDS)
                 self.tensor_checks[method] = check_maps(self.preproc, bvals[0], *maps)
@@ -282,12 +282,12 @@ class RunData:
         return self.tensor_checks[method]
 
     def map_spread(self, method: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Return `fa`, `md` and `dec` -> mean and standard deviation of the samples of a method that made maps.
+        """Return `fa`, `md` and `dec` -> mean and standard deviation of the samples of a method that generated maps.
 
         Raises
         ------
         Missing
-            Where there is one sample alone.
+            Where there is only one sample.
         """
         k, spread = self.map_methods().index(method), {}
         for kind in MAP_KINDS:
@@ -297,15 +297,15 @@ class RunData:
         return spread
 
 
-def same_volumes(acquired: GradientTable, generated: GradientTable, made: np.ndarray) -> list[tuple[int, int]]:
+def same_volumes(acquired: GradientTable, generated: GradientTable, is_generated: np.ndarray) -> list[tuple[int, int]]:
     """Return (acquired, generated) volumes of one b-value (within 2 %) and direction (within 1 degree)."""
     pairs, taken = [], set()
-    for theirs in np.flatnonzero(made & ~generated.is_b0):
+    for theirs in np.flatnonzero(is_generated & ~generated.is_b0):
         cosine = np.abs(acquired.bvecs @ generated.bvecs[theirs])
         close = np.abs(acquired.bvals - generated.bvals[theirs]) <= 0.02 * generated.bvals[theirs]
         fits = [int(v) for v in np.flatnonzero(close & (cosine > SAME_DIRECTION_COSINE)) if v not in taken]
         if fits:
-            # A direction measured twice: the volume at the same place in the series is meant.
+            # If a direction was measured twice, take the volume at the same place in the series.
             ours = int(theirs) if int(theirs) in fits else fits[0]
             taken.add(ours)
             pairs.append((ours, int(theirs)))

@@ -1,4 +1,4 @@
-"""The figures of one run: which there are, and from which of its files each is drawn."""
+"""The list of figures of one run, and the files that each is drawn from."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def draw_figures(run: RunData, folder: Path) -> tuple[list[tuple[str, str]], dic
     Returns
     -------
     figures
-        Key of the figure, and its file.
+        Key and file of each figure.
     skipped
-        Title of the figure -> why it is not there.
+        Title of each missing figure -> why it is missing.
     """
     drawn, skipped = [], {}
     for key, title, draw in figure_list(run):
@@ -38,7 +38,7 @@ def draw_figures(run: RunData, folder: Path) -> tuple[list[tuple[str, str]], dic
         except Missing as reason:
             skipped[title] = str(reason)
         except Exception as error:
-            # A figure that cannot be drawn must not cost the run its results; the report says so.
+            # A failed figure must not stop the run; the report says that it failed.
             traceback.print_exc()
             skipped[title] = f"drawing failed: {error}"
         else:
@@ -66,7 +66,7 @@ def figure_list(run: RunData) -> list[Drawing]:
     for method in (*run.methods(), *run.map_methods()):
         if run.extra(method):
             drawings.append((f"extra{method}", f"{method}: further maps", partial(_draw_extra, run, method)))
-    for method in run.map_methods():  # its maps stand beside the classical ones
+    for method in run.map_methods():  # their maps are compared with those of the classical fit
         drawings += [
             (f"tensorcheck{method}", f"{method}: a check against the data", partial(_draw_check, run, method)),
             (f"volumecheck{method}", f"{method}: each acquired volume", partial(_draw_volumes, run, method)),
@@ -75,10 +75,10 @@ def figure_list(run: RunData) -> list[Drawing]:
 
     def draw_maps(path: Path) -> None:
         run.need("fa")
-        made = frozenset(s for s in run.files.map_sources if s != "preproc" or run.files.preproc_generated)
+        generated_sources = frozenset(s for s in run.files.map_sources if s != "preproc" or run.files.preproc_generated)
         dec = run.maps("dec") if run.has("dec") else {}
         scan = run.preproc
-        comparison.fractional_anisotropy(run.maps("fa"), dec, scan.affine, scan.mask, path, made)
+        comparison.fractional_anisotropy(run.maps("fa"), dec, scan.affine, scan.mask, path, generated_sources)
 
     drawings.append(("fa", "Fractional anisotropy", draw_maps))
     drawings.append(
@@ -143,12 +143,12 @@ def _draw_template(run: RunData, path: Path) -> None:
 
 def _draw_check(run: RunData, method: str, path: Path) -> None:
     scan, check = run.preproc, run.tensor_check(method)
-    comparison.tensor_check(check, run.known_sigma(), scan.affine, scan.mask, method, path)
+    comparison.tensor_check(check, run.required_sigma(), scan.affine, scan.mask, method, path)
 
 
 def _draw_volumes(run: RunData, method: str, path: Path) -> None:
     scan, check = run.preproc, run.tensor_check(method)
-    comparison.volume_check(check, run.known_sigma(), scan.gradients.bvals, scan.mask, method, path)
+    comparison.volume_check(check, run.required_sigma(), scan.gradients.bvals, scan.mask, method, path)
 
 
 def _draw_map_spread(run: RunData, method: str, path: Path) -> None:
@@ -165,7 +165,7 @@ def _draw_extra(run: RunData, method: str, path: Path) -> None:
 
 def _draw_input_output(run: RunData, method: str, path: Path) -> None:
     scan = run.preproc
-    data, gradients, made, _ = run.generated(method)
+    data, gradients, is_generated, _ = run.generated(method)
     if scan.gradients.is_b0.all():
         raise Missing(ONLY_B0S)
     comparison.input_output(
@@ -173,7 +173,7 @@ def _draw_input_output(run: RunData, method: str, path: Path) -> None:
         scan.gradients,
         data,
         gradients,
-        made,
+        is_generated,
         scan.affine,
         scan.mask,
         method,
@@ -183,10 +183,10 @@ def _draw_input_output(run: RunData, method: str, path: Path) -> None:
 
 
 def _draw_added(run: RunData, method: str, path: Path) -> None:
-    _, gradients, made, _ = run.generated(method)
-    if made[~gradients.is_b0].all() and not run.preproc.gradients.is_b0.all():
-        raise Missing("every volume was made anew, none was added")
-    figures.added_directions(gradients, made, run.preproc.affine, path)
+    _, gradients, is_generated, _ = run.generated(method)
+    if is_generated[~gradients.is_b0].all() and not run.preproc.gradients.is_b0.all():
+        raise Missing("every volume was generated again, none was added")
+    figures.added_directions(gradients, is_generated, run.preproc.affine, path)
 
 
 def _draw_left_out(run: RunData, method: str, path: Path) -> None:
@@ -197,18 +197,18 @@ def _draw_left_out(run: RunData, method: str, path: Path) -> None:
 
 def _draw_residual(run: RunData, method: str, path: Path) -> None:
     scan = run.preproc
-    comparison.residual(run.removed(method), run.known_sigma(), scan.affine, scan.mask, method, path)
+    comparison.residual(run.removed(method), run.required_sigma(), scan.affine, scan.mask, method, path)
 
 
 def _draw_histogram(run: RunData, method: str, path: Path) -> None:
     removed = run.removed(method)
-    comparison.residual_histogram(removed, run.known_sigma(), run.preproc.mask, method, path)
+    comparison.residual_histogram(removed, run.required_sigma(), run.preproc.mask, method, path)
 
 
 def _draw_spread(run: RunData, method: str, path: Path) -> None:
     std, scan = run.spread(method), run.preproc
-    data, gradients, made, _ = run.generated(method)
-    shown = made & ~gradients.is_b0
+    data, gradients, is_generated, _ = run.generated(method)
+    shown = is_generated & ~gradients.is_b0
     images = {"signal": (data[..., shown].mean(axis=3), std[..., shown].mean(axis=3), "signal")}
     comparison.spread(images, scan.affine, scan.mask, method, path)
 

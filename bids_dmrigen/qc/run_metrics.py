@@ -1,4 +1,4 @@
-"""The quality metrics of one run: which its files allow, each with its definition."""
+"""The quality metrics of one run, as far as its files allow, with their definitions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SERIES_METRICS = ("ndc", "tensor_residual", "direction_contrast", "dwi_cnr", "sa
 
 
 def measure(run: RunData) -> dict[str, dict[str, Any]]:
-    """Return the quality metrics that a run's files allow, as written to JSON (`metrics.describe`).
+    """Return the quality metrics that a run's files allow, as JSON entries (see `metrics.describe`).
 
     Raises
     ------
@@ -33,14 +33,14 @@ def measure(run: RunData) -> dict[str, dict[str, Any]]:
     scan = run.preproc
     values = iqm.acquisition(scan.gradients, scan.affine)
     entries = describe_all({**values, "mask_volume": iqm.mask_volume(scan.mask, scan.affine)})
-    if scan.mask.any():  # all else is measured in it
+    if scan.mask.any():  # all other metrics are computed in the mask
         entries |= describe_all(_run_metrics(run))
         for source in ["preproc", *run.methods()]:
             entries |= describe_all(_series_metrics(run, source), source, _definitions(source))
         for method in run.map_methods():
-            entries |= describe_all(_own_map_metrics(run, method), method, _definitions(method))
+            entries |= describe_all(_method_map_metrics(run, method), method, _definitions(method))
         for source, values in _map_metrics(run).items():
-            entries |= describe_all(_known(values), source)
+            entries |= describe_all(_finite(values), source)
     return entries
 
 
@@ -76,22 +76,23 @@ def _run_metrics(run: RunData) -> dict[str, float]:
         if run.has(f"sdc_{when}", "t1w"):
             ours, theirs = run.volume(f"sdc_{when}"), run.volume("t1w")
             values[f"t1w_mutual_information_{when}"] = mutual_information(ours, theirs, scan.mask)
-    return _known(values)
+    return _finite(values)
 
 
 def _series_metrics(run: RunData, source: str) -> dict[str, float]:
-    """Return the metrics of the preprocessed series or of one that a method made."""
+    """Return the metrics of the preprocessed series or of a generated one."""
     scan = run.preproc
     values: dict[str, float] = {}
     if source == "preproc":
         data, gradients = scan.data, scan.gradients
     else:
         data, gradients, _, record = run.generated(source)
-        values |= _own_checks(record.get("Checks", {}), source)
-        own = record.get("TensorVolumes", list(range(len(gradients))))  # shells made from b0s are no one tensor's
-        data, gradients = data[..., own], gradients[own]
+        values |= _method_checks(record.get("Checks", {}), source)
+        # One tensor does not describe all shells that a method generates from b0s.
+        tensor_volumes = record.get("TensorVolumes", list(range(len(gradients))))
+        data, gradients = data[..., tensor_volumes], gradients[tensor_volumes]
     values["ndc"] = iqm.neighbour_correlation(data, gradients, scan.mask)
-    with contextlib.suppress(GradientError):  # where the table determines no tensor
+    with contextlib.suppress(GradientError):  # raised where the table determines no tensor
         predicted, s0 = _tensor_prediction(Scan(data, scan.affine, gradients, scan.mask))
         values["tensor_residual"] = iqm.tensor_residual(data, predicted, s0, scan.mask)
         varying, mean = iqm.direction_signal(data, predicted, gradients, scan.mask)
@@ -102,17 +103,17 @@ def _series_metrics(run: RunData, source: str) -> dict[str, float]:
         with contextlib.suppress(Missing):
             values |= iqm.residual_checks(run.removed(source), run.b0, scan.mask, run.sigma)
         with contextlib.suppress(Missing):
-            volumes, made = run.left_out(source)
-            values |= iqm.left_out_checks(scan.data[..., volumes], made, scan.mask, run.sigma)
+            volumes, generated = run.left_out(source)
+            values |= iqm.left_out_checks(scan.data[..., volumes], generated, scan.mask, run.sigma)
         with contextlib.suppress(Missing):
             std = run.spread(source)
             inside = scan.mask & (data.mean(axis=3) > 0)
             values["sample_spread"] = float(100 * np.median(std[inside].mean(axis=1) / data[inside].mean(axis=1)))
-    return _known(values)
+    return _finite(values)
 
 
-def _own_checks(checks: dict, source: str) -> dict[str, float]:
-    """Return a method's own checks under names that do not hide a metric that every series has."""
+def _method_checks(checks: dict, source: str) -> dict[str, float]:
+    """Return a method's own checks; those named like a metric of every series get the prefix `own_`."""
     values = {}
     for key, value in checks.items():
         name = key.removeprefix(f"{source}_")
@@ -126,7 +127,7 @@ def _tensor_prediction(scan: Scan) -> tuple[np.ndarray, np.ndarray]:
     maps = fit_maps(scan, names=("tensor", "s0"))
     design = design_matrix(scan.gradients.bvals, scan.gradients.world_directions(scan.affine))
     predicted = np.zeros(scan.data.shape, np.float32)
-    # A fit to noise may have negative eigenvalues: no direction raises the signal above the b0.
+    # A fit to noise may have negative eigenvalues; the predicted signal is limited to the b0.
     exponent = np.minimum(maps["tensor"][scan.mask] @ design[:, :6].T, 0)
     predicted[scan.mask] = maps["s0"][scan.mask][:, None] * np.exp(exponent)
     return predicted, maps["s0"]
@@ -146,20 +147,20 @@ def _map_metrics(run: RunData) -> dict[str, dict[str, float]]:
     return values
 
 
-def _own_map_metrics(run: RunData, method: str) -> dict[str, float]:
-    """Return the checks of a method that made maps, and how much its samples differ."""
-    values, mask = _own_checks(run.record(method).get("Checks", {}), method), run.preproc.mask
+def _method_map_metrics(run: RunData, method: str) -> dict[str, float]:
+    """Return the checks of a method that generated maps, and the spread of its samples."""
+    values, mask = _method_checks(run.record(method).get("Checks", {}), method), run.preproc.mask
     with contextlib.suppress(Missing):
-        check, sigma = run.tensor_check(method), run.known_sigma()
+        check, sigma = run.tensor_check(method), run.required_sigma()
         for key, left in (("data_residual", check.generated), ("data_residual_fit", check.fitted)):
             values[key] = float(np.sqrt((left[mask].astype(np.float64) ** 2).mean()) / sigma)
     with contextlib.suppress(Missing):
         spread = run.map_spread(method)
         values["fa_spread"] = float(np.median(spread["fa"][1][mask]))
         values["md_spread"] = float(np.median(spread["md"][1][mask]) * MD_SCALE)
-    return _known(values)
+    return _finite(values)
 
 
-def _known(values: dict[str, float]) -> dict[str, float]:
-    """Leave out what could not be measured."""
+def _finite(values: dict[str, float]) -> dict[str, float]:
+    """Return the metrics without those that could not be computed."""
     return {key: value for key, value in values.items() if np.isfinite(value)}

@@ -1,4 +1,4 @@
-"""Slice mosaics: volumes turned to RAS, cut in anatomical planes, drawn in labelled rows, saved light."""
+"""Slice mosaics: volumes in RAS order, cut in anatomical planes, drawn in labelled rows, saved as small files."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SIDES = {AXIAL: ("L", "R"), CORONAL: ("L", "R"), SAGITTAL: ("P", "A")}  # left a
 WIDTH_IN = 11.0
 LABEL_IN, BAR_IN, GAP_IN = 1.45, 0.95, 0.04
 MARGIN_MM = 10.0  # shown around the mask
-PALETTE_COLOURS = 128  # of the images inside an SVG; 256 would double their size and look the same
+PALETTE_COLOURS = 128  # for images inside an SVG; 256 would double their size and look the same
 LIGHT_MAPS = ("RdBu_r",)  # their zero is white: labels on them are dark
 ACQUIRED, GENERATED, DERIVED = "acquired", "generated", "derived"
 PROVENANCE_COLOURS = {ACQUIRED: "#1b5e9b", GENERATED: "#b3470a", DERIVED: "#444444"}
 
-STYLE: dict[Any, Any] = {  # of matplotlib, which lists the names of its settings one by one
+STYLE: dict[Any, Any] = {  # Any: matplotlib's type lists every setting by name
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 9,
@@ -51,11 +51,11 @@ class Row:
     Parameters
     ----------
     label
-        What is shown, left of the panels; may hold line breaks.
+        Name of what is shown, left of the panels; may contain line breaks.
     volume
         (X, Y, Z) values or (X, Y, Z, 3) colours in [0, 1], in the scan's own voxel order.
     vmin, vmax, cmap, unit
-        Scale; `unit` is the label of the colour bar, which is left out where it is empty.
+        Scale. `unit` is the label of the colour bar; if it is empty, there is no colour bar.
     contours
         (mask, colour) pairs drawn as outlines.
     provenance
@@ -77,15 +77,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a grid is shown: turned to the nearest RAS axes and cropped to the mask.
+    """How a grid is shown: reordered to the nearest RAS axes and cropped to the mask.
 
     Build it with `Geometry.of(affine, mask)`.
     """
 
     orientation: np.ndarray  # nibabel's (3, 2) orientation of the scan's voxel axes
-    affine: np.ndarray  # of the turned, cropped grid
+    affine: np.ndarray  # of the reordered, cropped grid
     box: tuple[slice, slice, slice]
-    mask: np.ndarray  # turned and cropped
+    mask: np.ndarray  # reordered and cropped
 
     @classmethod
     def of(cls, affine: np.ndarray, mask: np.ndarray) -> Geometry:
@@ -251,7 +251,7 @@ def _svg_text(figure: Figure) -> str:
     buffer = io.StringIO()
     with rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    # A tenth of a point is finer than any screen shows; outlines are half the file otherwise.
+    # A tenth of a point is enough for any screen; with more digits, outlines would be half of the file.
     text = re.sub(r' d="[^"]*"', lambda m: re.sub(r"(\.\d)\d+", r"\1", m.group(0)), buffer.getvalue())
     return re.sub(r"data:image/png;base64,\s*([A-Za-z0-9+/=\s]+)", _smaller_png, text)
 

@@ -1,4 +1,4 @@
-"""Do generated tensor maps agree with what was measured? Their tensor's signal against every acquired volume."""
+"""Check generated tensor maps against the data: the signal of their tensor and every acquired volume."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ TOO_FEW = "fewer than six directions on the shell: they determine no tensor to c
 
 @dataclass(frozen=True)
 class TensorCheck:
-    """What two tensors leave of the acquired signal, in signal units.
+    """Residuals of the acquired signal for two tensors, in signal units.
 
     Parameters
     ----------
     volumes
-        (K,) of the series.
+        (K,) indices of volumes of the series.
     generated, fitted
-        (X, Y, Z, K) acquired minus predicted signal, of the generated maps' tensor and of the one fitted to these
-        volumes; 0 outside the mask.
+        (X, Y, Z, K) acquired minus predicted signal, for the tensor of the generated maps and for the tensor fitted to
+        these volumes; 0 outside the mask.
     """
 
     volumes: np.ndarray
@@ -37,15 +37,15 @@ class TensorCheck:
 def check_maps(scan: Scan, bval: float, fa: np.ndarray, md: np.ndarray, dec: np.ndarray) -> TensorCheck:
     """Predict every volume of a shell, S = S0 exp(-b g^T D g), from generated maps and from the classical fit.
 
-    Both start from the mean b0. For the truth as D the residual is noise, that of the b0 included; of six directions
-    the classical fit leaves next to nothing, which shows that it fits noise and not that it is right.
+    Both use the mean b0 as S0. If D is the true tensor, the residual is noise, including that of the b0. For six
+    directions the residual of the classical fit is almost 0: it fits the noise, which does not make it right.
 
     Parameters
     ----------
     scan
         The acquired series with its mask.
     bval
-        Of the shell that the maps stand on, s/mm².
+        b-value of the shell that the maps were generated from, s/mm².
     fa, md, dec
         (X, Y, Z), (X, Y, Z) in mm²/s and (X, Y, Z, 3) in world axes.
 
@@ -69,7 +69,7 @@ def check_maps(scan: Scan, bval: float, fa: np.ndarray, md: np.ndarray, dec: np.
     design = torch.as_tensor(design_matrix(bvals, directions)[:, :6], dtype=torch.float32)
     left = []
     for tensor in (tensor_of_maps(fit, *maps), fit.tensor):
-        # A fit to noise may have negative eigenvalues: no direction raises the signal above the b0.
+        # A fit to noise may have negative eigenvalues; the predicted signal is limited to the b0.
         predicted = b0[:, None] * (tensor.float() @ design.T).clamp_max(0).exp().numpy()
         left.append(np.zeros((*inside.shape, len(volumes)), np.float32))
         left[-1][inside] = signal - predicted
@@ -77,23 +77,23 @@ def check_maps(scan: Scan, bval: float, fa: np.ndarray, md: np.ndarray, dec: np.
 
 
 def tensor_of_maps(fit: TensorFit, fa: torch.Tensor, md: torch.Tensor, dec: torch.Tensor) -> torch.Tensor:
-    """Return tensors (V, 6), lower triangles, that have the maps given; what maps leave open is the fit's.
+    """Return tensors (V, 6), lower triangles, that have the given maps; the fit determines the rest.
 
-    Maps tell of a tensor its mean, how far it is from a sphere and its principal axis but for the signs. Signs, the
-    middle eigenvalue's place between the others and the axes across come from the fit: with its eigenvalues'
-    deviations d from their mean the eigenvalues are md + q d / |d|, q² = 3 md² fa² / (3/2 - fa²).
+    The maps give the mean of the eigenvalues, the anisotropy and the principal axis without signs. The signs, the
+    relative position of the middle eigenvalue and the other axes come from the fit. With the deviations d of its
+    eigenvalues from their mean, the eigenvalues are md + q d / |d|, q² = 3 md² fa² / (3/2 - fa²).
 
     Parameters
     ----------
     fit
-        Of V voxels.
+        Fit of V voxels.
     fa, md, dec
         (V,), (V,) in mm²/s and (V, 3).
     """
-    own = tensor_maps(fit)
-    values, vectors = own["eigenvalues"], own["eigenvectors"]  # (V, 3), (V, 3, 3)
-    # d / |d| is an angle between a stick (2, -1, -1), 0, and a disc (1, 1, -2), 60 degrees; flat shapes of this mean
-    # and anisotropy may have a negative eigenvalue, and are then made as thick as they must be.
+    fitted = tensor_maps(fit)
+    values, vectors = fitted["eigenvalues"], fitted["eigenvectors"]  # (V, 3), (V, 3, 3)
+    # d / |d| is an angle, from 0 for a stick (2, -1, -1) to 60 degrees for a disc (1, 1, -2). Flat shapes of this mean
+    # and anisotropy may have a negative eigenvalue; then the angle is reduced until the eigenvalue is 0.
     stick = values.new_tensor([2.0, -1, -1]) / 6**0.5
     across = values.new_tensor([0.0, 1, -1]) / 2**0.5
     angle = torch.atan2(values @ across, values @ stick).clamp(0, math.pi / 3)
@@ -108,7 +108,7 @@ def tensor_of_maps(fit: TensorFit, fa: torch.Tensor, md: torch.Tensor, dec: torc
     axis = torch.where(length > 0, axis, first)
     across = second - (second * axis).sum(dim=1, keepdim=True) * axis
     size = across.norm(dim=1, keepdim=True)
-    third = torch.linalg.cross(axis, vectors[:, :, 2])  # where the axis has become the fit's second
+    third = torch.linalg.cross(axis, vectors[:, :, 2])  # used where the axis is the second axis of the fit
     across = torch.where(size > 1e-3, across / size.clamp_min(1e-12), third / third.norm(dim=1, keepdim=True))
     frame = torch.stack([axis, across, torch.linalg.cross(axis, across)], dim=2)
     tensor = frame @ (values[:, :, None] * frame.mT)

@@ -162,7 +162,7 @@ def test_subject_of_whom_every_run_failed(tmp_path):
     _keep(tmp_path, report.RunRecord({"subject": "09"}, error=report.RunError("checks", "no b0 volume")))
     page = report.subject_report(tmp_path, "09").read_text(encoding="utf-8")
     assert "no b0 volume" in _section(page, "Errors")
-    assert "the run did not get that far" in page
+    assert "the run stopped before they were computed" in page
 
 
 @pytest.mark.parametrize(
