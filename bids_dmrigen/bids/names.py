@@ -1,7 +1,7 @@
-"""The one table of output names: every file the app writes is spelled here and nowhere else.
+"""The table of output names: the name of every file that the app writes is defined here and nowhere else.
 
-A run's own entities come first, in BIDS order, then the part from the table. There is no `space-` entity
-where a file lies on the preprocessed run's own grid; `res-` is the edge of the voxels where it lies on a finer one.
+The entities of the run come first, in BIDS order, then the part from the table. Files on the preprocessed run's grid
+have no `space-` entity. For files on a finer grid, `res-` is the edge of the voxels.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ DWI = {
     "metrics": "desc-quality_metrics.json",
 }
 FIGURE = "desc-{figure}_dwi.{extension}"
-TENSOR_MAPS = {  # parameter -> what a reader calls it
+TENSOR_MAPS = {  # parameter -> its name in reports
     "fa": "FA",
     "md": "MD",
     "ad": "AD",
@@ -60,9 +60,9 @@ TENSOR_MAPS = {  # parameter -> what a reader calls it
     "tensor": "tensor",
 }
 
-SCALAR_MAPS = ("fa", "md", "ad", "rd")  # that may be resampled as they are
+SCALAR_MAPS = ("fa", "md", "ad", "rd")  # maps whose values may be interpolated
 
-# What the BIDS schema does not know yet; no trailing slashes, or the validator ignores the line.
+# Files that the BIDS schema does not define yet. No trailing slashes: the validator would ignore the line.
 BIDSIGNORE = (
     "*_dwimap.*",
     "*_dwiref.*",
@@ -100,7 +100,7 @@ def folder(entities: Mapping[str, str]) -> Path:
 def output_path(entities: Mapping[str, str], key: str, **fields: str) -> Path:
     """Return the path, relative to the derivative dataset, of one of the run's outputs.
 
-    Where the output lies on a finer grid than the run's, the fields hold the edge of its voxels, `voxel_mm`.
+    For an output on a finer grid than the run's, `fields` includes `voxel_mm`, the edge of its voxels.
 
     >>> output_path({"subject": "01"}, "map", param="fa", source="preproc").as_posix()
     'sub-01/dwi/sub-01_model-tensor_param-fa_desc-preproc_dwimap.nii.gz'
@@ -112,7 +112,7 @@ def output_path(entities: Mapping[str, str], key: str, **fields: str) -> Path:
 
 
 def resolution(voxel_mm: str) -> str:
-    """Return the label of a grid of voxels with this edge: letters and digits only.
+    """Return the `res-` label for this voxel edge: letters and digits only.
 
     >>> resolution("1.25")
     '1p25mm'
@@ -121,7 +121,7 @@ def resolution(voxel_mm: str) -> str:
 
 
 def sidecar_path(path: Path) -> Path:
-    """Return the JSON sidecar's path of an output.
+    """Return the path of an output's JSON sidecar.
 
     >>> sidecar_path(Path("sub-01_dwi.nii.gz")).name
     'sub-01_dwi.json'

@@ -1,6 +1,6 @@
-"""What a BIDS dataset holds: the diffusion runs, their reverse-phase partners and T1w images.
+"""Find the diffusion runs of a BIDS dataset, their reverse-phase partners and T1w images.
 
-A run that cannot be used is still returned, with its `fault`: the others go on and the report names it.
+A run that cannot be used is returned too, with its `fault`: the other runs are processed and the report names it.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from bids.layout import BIDSImageFile
     from nibabel.spatialimages import SpatialImage
 
-Filters = Mapping[str, Mapping[str, Any]]  # of pybids, under "dwi" and "t1w"
+Filters = Mapping[str, Mapping[str, Any]]  # pybids filters under the keys "dwi" and "t1w"
 
 IMAGE = [".nii", ".nii.gz"]
 OPPOSITE = {"i": "i-", "i-": "i", "j": "j-", "j-": "j", "k": "k-", "k-": "k"}
 AXES = ("i", "j", "k")
 GEOMETRY_TOLERANCE_MM = 1.0
 READOUT_TOLERANCE = 0.02  # relative: distortion is proportional to the total readout time
-MOST_TABLELESS_B0 = 6  # volumes of a partner without b-values; one more, and it could be a tensor series
-NOT_MAGNITUDE = ("phase", "real", "imag")  # values of `part` whose images are no signal intensities
+MOST_TABLELESS_B0 = 6  # largest number of volumes of a partner without b-values; 7 could be a tensor series
+NOT_MAGNITUDE = ("phase", "real", "imag")  # values of `part` of images that are not magnitudes
 NOT_INDEXED = ("sourcedata", "code", "models", "stimuli", ".git", "work")
 DUPLICATE = (
     "{images}: {number} images of the name {name}, expected one; their results would overwrite each other: "
     "rename or remove all but one, or select one with a filter file"
 )
 NOTHING_SELECTED = (
-    "{prefix}-{label}: no diffusion run (*_dwi.nii[.gz]) of it is in the selection; "
-    "take the label out, or see with --dry-run and without labels what there is"
+    "{prefix}-{label}: no diffusion run (*_dwi.nii[.gz]) in the selection; "
+    "remove the label, or list all runs with --dry-run and without labels"
 )
 ABSENT_T1W = (
-    "T1w: {path} is a link to a file that is not there; it is not used: fetch it (datalad get) or mend the link"
+    "T1w: {path} is a link to a file that does not exist; it is not used: fetch it (datalad get) or repair the link"
 )
 
 
@@ -53,11 +53,11 @@ class SelectionError(ValueError):
 
 
 class _SidecarError(ValueError):
-    """A sidecar that cannot be read; the fault of the runs it belongs to."""
+    """A sidecar that cannot be read; it becomes the fault of the runs it belongs to."""
 
 
 class _Texts:
-    """The text files that images of a dataset inherit; every folder is listed once."""
+    """The text files that apply to the images of a dataset; every folder is listed only once."""
 
     def __init__(self, layout: BIDSLayout) -> None:
         self.root = Path(layout.root)
@@ -66,20 +66,20 @@ class _Texts:
     def of(self, image: Path, extension: str) -> list[Path]:
         """Return the text files that apply to an image by the inheritance principle, the most specific one last.
 
-        They lie in the image's folder or above, have its suffix, and every entity of their name is one of the image's.
+        They are in the image's folder or above, and have its suffix. The image has every entity of their names.
         """
         pairs, suffix = _name_parts(image)
-        found: list[Path] = []
+        matches: list[Path] = []
         for folder in image.parents:
             here = [(_name_parts(path), path) for path in self._listed(folder) if path.suffix == extension]
-            fitting = [(len(own), path) for (own, kind), path in here if kind == suffix and own <= pairs]
-            found = [path for _, path in sorted(fitting)] + found
+            fitting = [(len(entities), path) for (entities, kind), path in here if kind == suffix and entities <= pairs]
+            matches = [path for _, path in sorted(fitting)] + matches
             if folder == self.root:
                 break
-        return found
+        return matches
 
     def metadata(self, image: Path) -> dict[str, Any]:
-        """Return the content of every sidecar that applies to an image, the deeper ones over the shallower ones."""
+        """Return the metadata of an image from all sidecars that apply; deeper files override those above."""
         metadata: dict[str, Any] = {}
         for path in self.of(image, ".json"):
             try:
@@ -118,7 +118,7 @@ class Run:
     metadata: dict[str, Any] = field(default_factory=dict)
     t1w: Path | None = None
     partner: Partner | None = None
-    mask: Path | None = None  # of a run that is preprocessed already
+    mask: Path | None = None  # for a run that is already preprocessed
     preprocessed: bool = False
     fault: str | None = None
     notes: tuple[str, ...] = ()
@@ -163,9 +163,9 @@ def open_layout(
     database
         Folder of a pybids index to use, or to make where there is none.
     derivative
-        The dataset is a derivative.
+        True for a derivative dataset.
     exclude
-        Folders that are not indexed; those outside the dataset do not matter.
+        Folders that are not indexed; folders outside the dataset are ignored.
 
     Raises
     ------
@@ -193,7 +193,7 @@ def open_layout(
         is_derivative=derivative,
         config=["bids", "derivatives"] if derivative else ["bids"],
         database_path=database,
-        # Without metadata: one broken sidecar would be the end of the whole index. Each run reads its own.
+        # Without metadata, as one broken sidecar would stop the indexing. Sidecars are read for each run.
         indexer=BIDSLayoutIndexer(
             validate=False, ignore=[re.compile(rf"^/{re.escape(s)}(/|$)") for s in sorted(skip)], index_metadata=False
         ),
@@ -207,7 +207,7 @@ def find_runs(
     run_labels: Sequence[str] = (),
     filters: Filters | None = None,
 ) -> list[Run]:
-    """Return every diffusion run of a raw dataset, in order, faults included.
+    """Return every diffusion run of a raw dataset, in order, including those with a fault.
 
     Parameters
     ----------
@@ -233,7 +233,7 @@ def find_runs(
     texts = _Texts(layout)
     runs = fault_duplicates([_with_tables(_new_run(texts, image)) for image in images])
     runs = [_with_t1w(layout, run, filters.get("t1w", {})) for run in runs]
-    # A partner need not be selected itself: labels and filters say what is processed, not what may help.
+    # A partner need not be selected: labels and filters choose the runs to process, not their partners.
     related = {}
     for run in runs:
         folder = names.folder(run.entities)
@@ -254,8 +254,8 @@ def find_preprocessed(
 ) -> list[Run]:
     """Return the preprocessed runs of a derivative dataset (QSIPrep's, or this app's own).
 
-    The selection is that of `find_runs`, applied to the derivative's own files; T1w images are taken from the
-    raw runs of the same subject and session.
+    Labels and filters work as in `find_runs`, on the files of the derivative. T1w images are those of the raw runs of
+    the same subject and session.
 
     Raises
     ------
@@ -283,14 +283,14 @@ def find_preprocessed(
 def labels_without_run(
     runs: Sequence[Run], participants: Sequence[str], sessions: Sequence[str], run_labels: Sequence[str]
 ) -> list[str]:
-    """Return a sentence for every label that was asked for and selected no run beside the others.
+    """Return a sentence for every requested label that has no run in the selection.
 
     Parameters
     ----------
     runs
-        What was selected.
+        The selected runs.
     participants, sessions, run_labels
-        Labels without their prefix, as asked for.
+        Requested labels without their prefix.
     """
     asked = (("subject", "sub", participants), ("session", "ses", sessions), ("run", "run", run_labels))
     return [
@@ -301,15 +301,15 @@ def labels_without_run(
     ]
 
 
-def _same_label(entity: str, found: str | int | None, wanted: str) -> bool:
-    """Return whether two labels mean the same: run numbers do with and without leading zeros."""
-    if entity == "run" and found is not None:
-        return str(found).lstrip("0") == wanted.lstrip("0")
-    return found == wanted
+def _same_label(entity: str, label: str | int | None, wanted: str) -> bool:
+    """Return whether two labels are the same; leading zeros of run numbers are ignored."""
+    if entity == "run" and label is not None:
+        return str(label).lstrip("0") == wanted.lstrip("0")
+    return label == wanted
 
 
 def fault_duplicates(runs: Sequence[Run]) -> list[Run]:
-    """Return the runs with a fault on each whose name another run has too: outputs are named after the run."""
+    """Return the runs, with a fault where two have the same name: their outputs would have the same names."""
     same: dict[str, list[Run]] = {}
     for run in runs:
         same.setdefault(run.name, []).append(run)
@@ -331,7 +331,7 @@ def _select(
     run_labels: Sequence[str],
     filters: Filters,
 ) -> list[BIDSImageFile]:
-    """Return the images that the labels and filters select, in order; none only where nothing was asked for."""
+    """Return the images that the labels and filters select, in order; empty only where nothing was requested."""
     _check_filters(layout, filters)
     _check_labels(layout, "subject", participants)
     _check_labels(layout, "session", sessions)
@@ -346,14 +346,14 @@ def _select(
     if not images and (filters.get("dwi") or run_labels or participants or sessions):
         raise SelectionError(
             f"no diffusion run matches {_describe(participants, sessions, run_labels, filters)} "
-            f"in {layout.root}; loosen the selection, or see what there is with --dry-run and no filter"
+            f"in {layout.root}; relax the selection, or list all runs with --dry-run and no filter"
         )
     return images
 
 
 def _magnitudes(images: Iterable[BIDSImageFile], derivative: bool = False) -> list[BIDSImageFile]:
-    """Return the images that are series of magnitudes; of a raw dataset only those that are raw."""
-    foreign = () if derivative else ("desc-", "space-")  # somebody's derivative among the raw files
+    """Return magnitude images; for a raw dataset, only raw ones."""
+    foreign = () if derivative else ("desc-", "space-")  # derivatives stored among the raw files
     return sorted(
         (
             image
@@ -368,7 +368,7 @@ def _magnitudes(images: Iterable[BIDSImageFile], derivative: bool = False) -> li
 def _new_run(texts: _Texts, image: BIDSImageFile) -> Run:
     path = Path(image.path)
     entities = {name: str(image.entities[name]) for name in names.ENTITIES if name in image.entities}
-    # The deepest and most specific file holds; no merging as with JSON.
+    # Only the deepest and most specific file counts; unlike JSON, tables are not merged.
     bval, bvec = (next(reversed(texts.of(path, extension)), None) for extension in (".bval", ".bvec"))
     try:
         return Run(entities, path, bval, bvec, texts.metadata(path))
@@ -377,8 +377,8 @@ def _new_run(texts: _Texts, image: BIDSImageFile) -> Run:
 
 
 def _with_tables(run: Run) -> Run:
-    """Return the run with a fault where a table is missing: only a partner, all of b0s, does without."""
-    missing = [e for e, found in ((".bval", run.bval), (".bvec", run.bvec)) if found is None]
+    """Return the run, with a fault where .bval or .bvec is missing; only a partner may lack them."""
+    missing = [e for e, path in ((".bval", run.bval), (".bvec", run.bvec)) if path is None]
     if not missing:
         return run
     fault = f"{run.image}: its {' and '.join(missing)} file is missing; a diffusion series needs both beside the image"
@@ -392,13 +392,13 @@ def _name_parts(path: Path) -> tuple[set[str], str]:
 
 
 def _with_t1w(layout: BIDSLayout, run: Run, extra: Mapping[str, Any]) -> Run:
-    """Attach the T1w of the same session, else of the same subject; the first in order where there are several."""
+    """Attach the T1w of the same session, else of the same subject; the first of several by path."""
     query = {"suffix": "T1w", "extension": IMAGE, "subject": run.entities["subject"], **extra}
     images = sorted(layout.get(invalid_filters="allow", **query), key=lambda i: i.path)
-    there = [i for i in images if Path(i.path).exists()]
-    same = [i for i in there if i.entities.get("session") == run.entities.get("session")]
-    notes = tuple(ABSENT_T1W.format(path=i.path) for i in images if i not in there)
-    chosen = next(iter(same or there), None)
+    available = [i for i in images if Path(i.path).exists()]
+    same = [i for i in available if i.entities.get("session") == run.entities.get("session")]
+    notes = tuple(ABSENT_T1W.format(path=i.path) for i in images if i not in available)
+    chosen = next(iter(same or available), None)
     return replace(run, t1w=Path(chosen.path) if chosen else None, notes=(*run.notes, *notes))
 
 
@@ -406,8 +406,8 @@ def _with_partner(layout: BIDSLayout, texts: _Texts, run: Run, related: Sequence
     """Attach the reverse-phase partner, or the reason why there is none."""
     if run.fault:
         return run
-    own = run.phase_encoding
-    if own is None:
+    run_direction = run.phase_encoding
+    if run_direction is None:
         return _noted(run, _unknown_direction(run.metadata))
     candidates, refused = _fieldmap_partners(layout, texts, run)
     candidates += [
@@ -416,7 +416,7 @@ def _with_partner(layout: BIDSLayout, texts: _Texts, run: Run, related: Sequence
         if _is_sibling(run, other) and (direction := other.phase_encoding) is not None
     ]
     for partner, metadata in candidates:
-        if partner.direction != OPPOSITE[own]:
+        if partner.direction != OPPOSITE[run_direction]:
             continue
         reason = _mismatch(run, partner, metadata)
         if reason is None:
@@ -426,38 +426,38 @@ def _with_partner(layout: BIDSLayout, texts: _Texts, run: Run, related: Sequence
         return _noted(run, "; ".join(refused))
     extra = ""
     if layout.get(subject=run.entities["subject"], datatype="fmap", suffix="phasediff", extension=IMAGE):
-        extra = " (a phase-difference field map is there; it is not used)"
-    return _noted(run, f"no image with phase encoding {OPPOSITE[own]} belongs to this run{extra}")
+        extra = " (there is a phase-difference field map; it is not used)"
+    return _noted(run, f"no image with phase encoding {OPPOSITE[run_direction]} belongs to this run{extra}")
 
 
 def _unknown_direction(metadata: dict[str, Any]) -> str:
-    """Say what of the phase encoding is unknown, and why."""
+    """Return a sentence about what is unknown of the phase encoding, and why."""
     direction, axis = metadata.get("PhaseEncodingDirection"), metadata.get("PhaseEncodingAxis")
     if direction is None:
         what = "PhaseEncodingDirection is missing from the sidecar"
     else:
         what = f"PhaseEncodingDirection {direction!r} of the sidecar is none of {', '.join(OPPOSITE)}"
     if axis is None:
-        return f"{what}; nothing is known of it"
+        return f"{what}; the phase encoding is unknown"
     if _one_of(AXES, axis):
         return f"{what}; only the axis ({axis}) is known"
     return f"{what}; PhaseEncodingAxis {axis!r} is none of {', '.join(AXES)}"
 
 
 def _mismatch(run: Run, partner: Partner, metadata: dict[str, Any]) -> str | None:
-    """Say why an image of opposite phase encoding does not show how the run's b0s are distorted."""
+    """Return why an image of opposite phase encoding cannot be used to correct the run; None if it can."""
     if not _same_geometry(run.image, partner.image):
         return "the reverse-phase image has another grid; not used"
     if partner.bval is None and _name_parts(partner.image)[1] == "dwi":
         n = _volumes(partner.image)
         if n > MOST_TABLELESS_B0:
             return (
-                f"{partner.image.name} has no b-values and {n} volumes, too many to be taken for b0s unseen; not used: "
-                "give it its .bval and .bvec, zeros where all are b0s"
+                f"{partner.image.name} has no b-values and {n} volumes, too many to assume that all are b0s; not used: "
+                "add its .bval and .bvec, with zeros if all are b0s"
             )
-    own, other = run.readout_s, _readout_s(metadata)
-    if own and other and abs(own - other) > READOUT_TOLERANCE * max(own, other):
-        return f"the reverse-phase image has another TotalReadoutTime ({other:g} s, this run {own:g} s); not used"
+    run_s, partner_s = run.readout_s, _readout_s(metadata)
+    if run_s and partner_s and abs(run_s - partner_s) > READOUT_TOLERANCE * max(run_s, partner_s):
+        return f"the reverse-phase image has another TotalReadoutTime ({partner_s:g} s, this run {run_s:g} s); not used"
     return None
 
 
@@ -477,8 +477,8 @@ def _is_sibling(run: Run, other: Run) -> bool:
 def _fieldmap_partners(
     layout: BIDSLayout, texts: _Texts, run: Run
 ) -> tuple[list[tuple[Partner, dict[str, Any]]], list[str]]:
-    """Return the EPI in fmap/ that say they are meant for this run, with their metadata, and what was unusable."""
-    found, refused = [], []
+    """Return the EPI images in fmap/ meant for this run, with metadata, and why others are refused."""
+    partners, refused = [], []
     query = {"subject": run.entities["subject"], "datatype": "fmap", "suffix": "epi", "extension": IMAGE}
     if run.entities.get("session"):
         query["session"] = run.entities["session"]
@@ -496,10 +496,10 @@ def _fieldmap_partners(
             continue
         direction = _one_of(tuple(OPPOSITE), metadata.get("PhaseEncodingDirection"))
         if direction:
-            found.append((Partner(path, direction), metadata))
+            partners.append((Partner(path, direction), metadata))
         else:
             refused.append(f"{path.name}: {_unknown_direction(metadata)}; not used")
-    return found, refused
+    return partners, refused
 
 
 def _volumes(image: Path) -> int:
@@ -524,24 +524,24 @@ def _check_filters(layout: BIDSLayout, filters: Filters) -> None:
     unknown = set(filters) - {"dwi", "t1w"}
     if unknown:
         raise SelectionError(f"filter file: unknown keys {sorted(unknown)}; expected dwi and t1w")
-    known = set(layout.get_entities())
+    entities = set(layout.get_entities())
     for key, wanted in filters.items():
         if not isinstance(wanted, dict):
             raise SelectionError(f"filter file: {key} is {wanted!r}; expected an object of entities and their values")
-        if set(wanted) - known:
+        if set(wanted) - entities:
             raise SelectionError(
-                f"filter file: {key}: {sorted(set(wanted) - known)} are no entities of file names; "
-                f"expected some of {sorted(known)}"
+                f"filter file: {key}: {sorted(set(wanted) - entities)} are not entities of file names; "
+                f"expected some of {sorted(entities)}"
             )
 
 
 def _check_labels(layout: BIDSLayout, entity: str, labels: Sequence[str]) -> None:
     if not labels:
         return
-    known = sorted(str(v) for v in layout.get(return_type="id", target=entity))
-    unknown = [label for label in labels if label not in known]
+    available = sorted(str(v) for v in layout.get(return_type="id", target=entity))
+    unknown = [label for label in labels if label not in available]
     if unknown:
-        some = ", ".join(known[:20]) + (" ..." if len(known) > 20 else "")
+        some = ", ".join(available[:20]) + (" ..." if len(available) > 20 else "")
         raise SelectionError(f"no {entity} {', '.join(unknown)} in {layout.root}; there are: {some or 'none'}")
 
 
@@ -561,7 +561,7 @@ def _noted(run: Run, note: str) -> Run:
 
 
 def _inside(root: Path, folders: Sequence[Path]) -> set[str]:
-    """Return those of the folders that lie in a dataset, relative to it."""
+    """Return the folders that are inside a dataset, relative to its root."""
     inside = set()
     for folder in folders:
         for resolve in (os.path.abspath, os.path.realpath):

@@ -1,4 +1,4 @@
-"""Results put into the derivative dataset, complete, finite, with their sidecars; and whether they are still there."""
+"""Store complete and finite results with their sidecars in the derivative dataset, and check that they remain."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from nibabel.spatialimages import SpatialImage
 
 WRITTEN = "written.json"  # in the sink's working folder: path -> size and time of last change
-NO_SPACE = "{path}: no space left in the output folder; free some and call again, finished steps are kept"
+NO_SPACE = "{path}: no space left in the output folder; free some space and run again, finished steps are kept"
 
 
 def store(source: Path, target: Path, sidecar: Mapping[str, Any] | None) -> list[Path]:
-    """Copy a result to its place, atomically; images are compressed and must be finite. Return what was written.
+    """Copy a result to its path, atomically; images must be finite. Return the paths that were written.
 
     Raises
     ------
     ValueError
-        Where an image holds a value that is not finite: it is not stored.
+        Where an image has a value that is not finite; it is not stored.
     OSError
         Where the folder is full or not writable.
     """
@@ -53,14 +53,14 @@ def store(source: Path, target: Path, sidecar: Mapping[str, Any] | None) -> list
 
 
 def remember(folder: Path, written: list[Path]) -> list[str]:
-    """Note in a sink's working folder what it wrote, for `intact`; return the paths."""
+    """Record in a sink's working folder which files it wrote, for `intact`; return the paths."""
     text = json.dumps({str(path): _state(path) for path in written})
     write_text(folder / WRITTEN, text)
     return [str(path) for path in written]
 
 
 def intact(folder: Path) -> bool:
-    """Return whether all that a sink wrote is still there as it wrote it: another call may have put its own there."""
+    """Return whether all files of a sink are unchanged: another call may have replaced them."""
     try:
         return all(_state(path) == state for path, state in json.loads((folder / WRITTEN).read_text()).items())
     except FileNotFoundError:
@@ -68,7 +68,7 @@ def intact(folder: Path) -> bool:
 
 
 def forget_figures(out_dir: Path, entities: Mapping[str, str]) -> None:
-    """Remove a run's figures: those of an earlier call with other settings would tell of what is no longer so."""
+    """Remove a run's figures: those of an earlier call with other settings would be out of date."""
     for key, extension in (("*", "svg"), ("skipped", "html")):
         drawn = out_dir / figure_path(entities, key, extension)
         for stale in drawn.parent.glob(drawn.name):
@@ -76,5 +76,5 @@ def forget_figures(out_dir: Path, entities: Mapping[str, str]) -> None:
 
 
 def _state(path: str | Path) -> list[int]:
-    found = os.stat(path)
-    return [found.st_size, found.st_mtime_ns]
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns]

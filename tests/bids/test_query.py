@@ -366,7 +366,7 @@ def test_unknown_filter_key(dataset):
 
 @pytest.mark.parametrize(
     ("dwi", "message"),
-    [({"EchoTime": 0.08}, r"\['EchoTime'\] are no entities"), (["AP"], "expected an object of entities")],
+    [({"EchoTime": 0.08}, r"\['EchoTime'\] are not entities"), (["AP"], "expected an object of entities")],
 )
 def test_filter_that_is_none(dataset, dwi, message):
     with pytest.raises(SelectionError, match=message):
