@@ -239,7 +239,7 @@ def _weights_fit(settings: Settings) -> None:
 
     for method in settings.methods:
         given = given_weights(method, settings.method_weights)
-        options = spec_of(method).own_options(settings.method_options)
+        options = spec_of(method).options_by_key(settings.method_options)
         check_weights(method, settings.size, given, settings.weights_dir, options)
 
 

@@ -155,7 +155,7 @@ def _arm(name: str, args, values: Mapping[str, Any], header: Header, run_name: s
     from ..workflow.settings import weights_by_method
 
     weights = given_weights(name, weights_by_method(args.weights))
-    check_weights(name, args.size, weights, args.weights_dir, spec_of(name).own_options(values))
+    check_weights(name, args.size, weights, args.weights_dir, spec_of(name).options_by_key(values))
     method, device = load(name), choose_device(args.device)
     spec = method.spec
     if spec.in_template:

@@ -1,4 +1,4 @@
-"""The methods: a room for each question, a file for each answer, and the registry of them all."""
+"""The methods: a package for each task, a module for each method, and the registry of all methods."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from .base import Method
     from .spec import MethodSpec, Option
 
-# Name on the command line -> module that holds its specification, `SPEC`, and `build()`, which returns the method.
-# Where the latter imports torch it stands beside it in a file of its own, MODULE_model: the command line reads every
-# specification, and must not wait. A name that begins with a dot is of this package.
+# Name on the command line -> module with the specification, `SPEC`, and with `build()`, which returns the method.
+# Where `build()` needs torch, it is in a second module, MODULE_model: the command line reads every specification and
+# must not wait for torch. A module name that begins with a dot is relative to this package.
 REGISTRY = {
     "difusion": ".denoise.difusion",
     "qid2": ".directions.qid2",
@@ -32,17 +32,17 @@ UNKNOWN_METHOD = "unknown method {name!r}; choose from {names}"
 
 
 def spec_of(name: str) -> MethodSpec:
-    """Return the specification of the method of this name; `ValueError` where there is none."""
+    """Return the specification of a method by its name; `ValueError` where there is no such method."""
     return _module(name).SPEC
 
 
 def load(name: str) -> Method:
-    """Return the method of this name, which imports torch; `ValueError` where there is none."""
+    """Return a method by its name, which imports torch; `ValueError` where there is no such method."""
     module = _module(name)
     if not hasattr(module, "build"):
         module = import_module(f"{module.__name__}_model")
-    made: Method = module.build()
-    return made
+    method: Method = module.build()
+    return method
 
 
 def options() -> list[Option]:
@@ -56,16 +56,16 @@ def weights_of(name: str, size: str, weights: str | None = None, weights_dir: Pa
     Parameters
     ----------
     name, size
-        Of the method.
+        Name of the method and size of its network.
     weights
-        Name or path; None for those named METHOD-SIZE, where the method needs any.
+        Name or path; None for the weights named METHOD-SIZE, where the method needs weights.
     weights_dir
         Folder searched before the package.
 
     Returns
     -------
     Path
-        Absolute; None for a method that uses none.
+        Absolute path; None for a method that uses no weights.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def weights_of(name: str, size: str, weights: str | None = None, weights_dir: Pa
 
 
 def given_weights(name: str, given: Mapping[str, str]) -> str | None:
-    """Return which of the weights given by method are for this one: its own, or those of the one it takes them from."""
+    """Return the weights for this method from weights by method: its own, or those of `weights_from`."""
     return given.get(name) or given.get(spec_of(name).weights_from)
 
 
@@ -92,10 +92,10 @@ def check_weights(
     weights_dir: Path | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> None:
-    """Verify and try the weights that a method would use, so that a fault shows before anything runs.
+    """Load the weights that a method would use as a test, so that an error shows before anything runs.
 
-    Parameters are those of `weights_of`, and the method's options by key; `WeightsError` where weights are missing,
-    damaged, of something else, or trained for other values of the options.
+    Parameters are those of `weights_of`, and the method's options by key. Raises `WeightsError` where weights are
+    missing, damaged, of another method or size, or trained for other values of the options.
     """
     from ..diffusion.weights import load_weights
 

@@ -1,4 +1,4 @@
-"""What every method offers the workflow: the request that it gets, the result that it gives, how it is trained."""
+"""The interface between methods and the workflow: the request, the result, and the training."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:  # they load torch, which the command line must not wait for
     from ..diffusion.training import Plan
     from ..simulate.atlas import Atlas
 
-MAP_WIDTHS = {"dec": 3}  # volumes of maps that have more than one
+MAP_WIDTHS = {"dec": 3}  # number of volumes, for maps that have more than one
 
 
 @dataclass(frozen=True, eq=False)
 class Population:
-    """What is known of the population, on the grid of a scan in the template's space; None where it is not told.
+    """Maps of the population on the grid of a scan in the template's space; None where a map is not given.
 
     Parameters
     ----------
     adc
         (X, Y, Z, K) mean apparent diffusion coefficient at each of the b-values, mm²/s; 0 where there is no brain.
     bvals
-        (K,) s/mm², rising.
+        (K,) s/mm², increasing.
     tracts
         (X, Y, Z, 42) share of subjects in whom a voxel belongs to each of XTRACT's tracts, 0 to 1.
     anatomy
-        Mean tissue and fibre directions, on a grid of their own in the template's world.
+        Mean tissue and fibre directions, on another grid in the template's world.
     """
 
     adc: np.ndarray | None = None
@@ -54,37 +54,37 @@ def _cpu() -> torch.device:
 
 @dataclass(frozen=True)
 class Request:
-    """What a run of a method is asked for."""
+    """The settings of one run of a method."""
 
     size: str = "small"
     sampler: str = "fast"
-    steps: int | None = None  # sampler steps; None = the sampler's own default
+    steps: int | None = None  # sampler steps; None = the sampler's default
     n_samples: int = 1
     seed: int = 0
-    subject: str = ""  # with `run`, addresses the noise
+    subject: str = ""  # with `run`, selects the random numbers
     run: str = ""
     device: torch.device = field(default_factory=_cpu)
     precision: str = "auto"  # auto | fp32 | bf16
-    minutes: float | None = None  # training budget; None = by steps alone, so that no clock enters the result
-    weights: str | None = None  # name or path; None = the method's own default
-    weights_dir: Path | None = None  # looked in before the package
+    minutes: float | None = None  # training budget; None = steps alone, so that the result does not depend on a clock
+    weights: str | None = None  # name or path; None = the method's default
+    weights_dir: Path | None = None  # searched before the package
     checkpoint: Path | None = None  # file that training resumes from and writes to
     progress: Callable[[str, int, int], None] | None = None  # (what, done, total)
-    left_out: int = 0  # acquired directions of each shell that are made without being shown, as a check
+    left_out: int = 0  # acquired directions of each shell to hide and generate, as a check
     population: Population | None = None  # for methods that work in the template's space
-    options: dict[str, Any] = field(default_factory=dict)  # of the method itself, by `Option.key`
+    options: dict[str, Any] = field(default_factory=dict)  # the method's options, by `Option.key`
 
 
 @dataclass(frozen=True)
 class InTemplate:
-    """A series where it was made, in the template's space.
+    """A generated series in the template's space, where it was generated.
 
     Parameters
     ----------
     mean
-        (U, V, W, N) float32, the b0 first, in the scan's own units.
+        (U, V, W, N) float32, the b0 first, in the scan's units.
     gradients
-        Of it.
+        Gradient table of the series.
     affine
         (4, 4) voxel indices to world RAS+ of the template, mm.
     """
@@ -96,7 +96,7 @@ class InTemplate:
 
 @dataclass(frozen=True)
 class Grid:
-    """The grid of a series that has another than the scan that it was made from.
+    """The grid of a generated series, where it is not the grid of the scan.
 
     Parameters
     ----------
@@ -112,14 +112,14 @@ class Grid:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Acquired volumes beside what a method made of their directions without them.
+    """Volumes that a method generated for acquired directions that were hidden from it.
 
     Parameters
     ----------
     volumes
         (K,) indices in the acquired series.
     mean
-        (X, Y, Z, K) float32 what was made, in the scan's own units.
+        (X, Y, Z, K) float32, the generated volumes, in the scan's units.
     """
 
     volumes: np.ndarray
@@ -128,36 +128,36 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Generated:
-    """What a method made.
+    """The result of a method.
 
     Parameters
     ----------
     mean
-        (X, Y, Z, N) float32: the series in the scan's own units, or the maps one after another: a volume for each,
-        three for `dec`. Diffusivities are in mm²/s.
+        (X, Y, Z, N) float32: the series in the scan's units, or the maps one after another. Each map is one volume,
+        `dec` is three. Diffusivities are in mm²/s.
     std
         Same shape: voxel-wise standard deviation of the samples, or None for a single sample.
     gradients
-        Of the series; None for maps.
+        Gradient table of the series; None for maps.
     maps
         Names of the maps, in order; empty for a series.
     acquired
-        (N,) bool: True where the volume is an acquired one, unchanged; for maps False throughout.
+        (N,) bool: True where the volume is an acquired one, unchanged; always False for maps.
     record
-        How it was made, JSON-serialisable: Size, Weights, Sampler {Name, Steps, NetworkEvaluations}, Seed,
+        How the result was made, JSON-serialisable: Size, Weights, Sampler {Name, Steps, NetworkEvaluations}, Seed,
         Samples, Training, Device, Precision, Seconds.
     checks
-        Numbers for the quality table, name to value; definitions in `qc.metrics`.
+        Numbers for the quality table, name -> value; definitions in `qc.metrics`.
     warnings
         Sentences for the report.
     left_out
-        A check against acquired volumes, where one was asked for and possible.
+        A check against acquired volumes, where it was requested and possible.
     in_template
-        The series there, of a method that works in the template's space.
+        The series in the template's space, for a method that works there.
     grid
-        Of `mean` and `std`, where it is not the scan's.
+        Grid of `mean` and `std`, where it is not the scan's.
     extra
-        (X, Y, Z) float32 for each of the specification's `extra_maps`, by `param`, on the scan's grid.
+        The specification's `extra_maps`, by `param`: (X, Y, Z) float32 each, on the scan's grid.
     """
 
     mean: np.ndarray
@@ -174,7 +174,7 @@ class Generated:
     extra: dict[str, np.ndarray] = field(default_factory=dict)
 
     def named_maps(self, values: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """Return the maps by name, (X, Y, Z) or for `dec` (X, Y, Z, 3): of `mean`, or of `values` of that shape."""
+        """Return the maps in `mean` (or `values`, of the same shape) by name: (X, Y, Z), `dec` (X, Y, Z, 3)."""
         values, named, first = self.mean if values is None else values, {}, 0
         for name in self.maps:
             width = MAP_WIDTHS.get(name, 1)
@@ -184,12 +184,12 @@ class Generated:
 
 
 class Method(ABC):
-    """One method: it makes something of a scan."""
+    """One method: it generates a series or maps from a scan."""
 
     spec: MethodSpec
 
     def configured(self, options: Mapping[str, Any]) -> Method:
-        """Return the method for those of its options, by key, that weights are trained for (`Option.of_weights`)."""
+        """Return the method set up for those options, by key, that its weights depend on (`Option.of_weights`)."""
         return self
 
     def network(self, size: str) -> torch.nn.Module | None:
@@ -198,16 +198,16 @@ class Method(ABC):
 
     @abstractmethod
     def generate(self, net: torch.nn.Module | None, scan: Scan, request: Request) -> Generated:
-        """Return what the method makes of a scan.
+        """Return the series or maps that the method generates from a scan.
 
         Parameters
         ----------
         net
-            The network; None: one with the weights that the request names.
+            The network; None for one with the weights that the request names.
         scan
-            Where `spec.in_template`, the b0 in the template's space.
+            The acquired series; where `spec.in_template`, the b0 in the template's space.
         request
-            What is asked for.
+            The settings.
 
         Raises
         ------
@@ -221,7 +221,7 @@ class Method(ABC):
 class Training(ABC):
     """What a training needs: examples, a loss, a score, a budget."""
 
-    name = ""  # of the part of the network that is trained; none: all of it
+    name = ""  # of the part of the network that is trained; empty = the whole network
     constants: tuple[str, ...] = ()  # buffers of the network that `begin` sets
 
     @abstractmethod
@@ -238,21 +238,21 @@ class Training(ABC):
 
     @abstractmethod
     def examples(self, source: Any, size: str, batch: int, seed: int) -> Callable[[int], Any]:
-        """Return index -> batch of examples, on the source's device; the same index, the same batch."""
+        """Return index -> batch of examples, on the source's device; one index always gives the same batch."""
 
     @abstractmethod
     def loss(self, net: torch.nn.Module, batch: Any) -> torch.Tensor:
         """Return the loss of a batch; `net` may be wrapped."""
 
     def held_out(self, source: Any, size: str, seed: int) -> Callable[[torch.nn.Module], float]:
-        """Return network -> mean loss on fixed examples of what is never trained on."""
+        """Return network -> mean loss on fixed examples that are never trained on."""
         from ..diffusion.training import fixed_score
 
         batches, batch = self.scored_on(size)
         return fixed_score(self.examples(source, size, batch, seed), self.loss, batches)
 
     def begin(self, source: Any, batch: int, seed: int) -> None:  # noqa: B027 - most have nothing to prepare
-        """Prepare the network for this training; what was trained before is in it."""
+        """Prepare the network for this training; earlier trainings have already changed it."""
 
 
 class Trainable(Method):
@@ -264,15 +264,15 @@ class Trainable(Method):
 
     @abstractmethod
     def trainings(self, net: torch.nn.Module) -> Sequence[Training]:
-        """Return the trainings of a network, in order; each goes on from what those before it made."""
+        """Return the trainings of a network, in order; each continues from the network of the one before."""
 
     def batch(self, size: str) -> int:
-        """Return how many examples a training step takes where nothing else is asked for."""
+        """Return the default number of examples in a training step."""
         return 32
 
     @abstractmethod
     def configuration(self, size: str) -> dict[str, Any]:
-        """Return what the network is built from and trained within, JSON-serialisable."""
+        """Return the network's architecture and the range of its training data, JSON-serialisable."""
 
     def subjects(
         self,
@@ -282,23 +282,23 @@ class Trainable(Method):
         device: str | torch.device = "cpu",
         population: Population | None = None,
     ) -> Any:
-        """Return simulated subjects to train on; `held_out` ones are others.
+        """Return simulated subjects to train on; with `held_out`, other subjects.
 
-        `population` is what is known of the population, on the atlas's grid, for methods that are told of it.
+        `population` is on the atlas's grid, for methods that are conditioned on it.
         """
         from ..simulate.examples import SimulatedSubjects
 
         return SimulatedSubjects.from_atlas(atlas, n, held_out=held_out, device=device)
 
     def measured(self, scans: Prepared, good: Prepared | None = None) -> Any:
-        """Return prepared scans to train on; `good` are a better scanner's, of methods that are trained on pairs."""
+        """Return prepared scans to train on; `good` are a better scanner's, for methods trained on pairs."""
         return scans
 
     def freeze(self, net: torch.nn.Module, source: Any) -> None:
-        """Leave parts of the network as they are, where the source teaches only others."""
+        """Freeze the parts of the network that this source cannot train."""
 
     def calibrate(self, net: torch.nn.Module, source: Any, size: str, seed: int) -> None:
-        """Set constants of a trained network from subjects that were not trained on."""
+        """Set constants of a trained network from subjects that it was not trained on."""
 
 
 class TrainedAtOnce(Trainable, Training):

@@ -1,4 +1,4 @@
-"""One call of a method: the network that is asked, how often, in which arithmetic, and the record of it."""
+"""One call of a learnt method: its network, the number of evaluations, the precision, and the record."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 class Making(Generic[Net]):
-    """What every `generate` of a learnt method begins and ends with.
+    """The first and last steps of `generate`, which all learnt methods share.
 
     Parameters
     ----------
     method
-        Whose network it is.
+        The method that the network belongs to.
     net
-        As given to `generate`: None for one with the weights that the request names, METHOD-SIZE by default.
+        The network given to `generate`; None for one with the request's weights, METHOD-SIZE by default.
     request
-        What is asked for.
+        The settings.
     steps
-        Evaluations where the request does not say: of the paper's sampler, of the fast one for a single sample, and
-        of the fast one for several.
+        Default numbers of evaluations: of the paper's sampler, of the fast sampler for a single sample, and of the
+        fast sampler for several.
     precision
-        In place of the request's, where the method can work in one alone.
+        Replaces the request's, where the method works in one precision only.
 
     Attributes
     ----------
     net
-        On the request's device, in evaluation mode.
+        The network, on the request's device, in evaluation mode.
     steps, precision
-        Evaluations, and "fp32" or "bf16".
+        Number of evaluations, and "fp32" or "bf16".
     """
 
     def __init__(
@@ -57,14 +57,14 @@ class Making(Generic[Net]):
     ):
         self.begun = time.monotonic()
         self.spec, self.request = method.spec, request
-        asked, self.weights = with_weights(method, net, request)
-        self.net = cast("Net", asked.to(request.device).eval())
+        network, self.weights = with_weights(method, net, request)
+        self.net = cast("Net", network.to(request.device).eval())
         self._steps = steps
         self.steps = request.steps or self._default(request)
         self.precision = precision or numerics.resolve_precision(request.precision, request.device)
 
     def again(self, request: Request) -> Making[Net]:
-        """Return the same network asked for something else: `steps` and the clock start anew."""
+        """Return a copy for another request: same network, with `steps` and the clock set anew."""
         other = copy(self)
         other.begun, other.request = time.monotonic(), request
         other.steps = request.steps or other._default(request)
@@ -74,13 +74,13 @@ class Making(Generic[Net]):
         paper, mean, drawn = self._steps
         if request.sampler == "paper":
             return paper
-        # A network of size `paper` predicts noise: to ask it once, at the last time, would be no answer.
+        # A network of size `paper` predicts noise: a single evaluation at the last time step gives no usable image.
         return mean if request.n_samples == 1 and request.size == "small" else drawn
 
     def record(self, evaluations: int | None = None, **more: Any) -> dict[str, Any]:
-        """Return how the result was drawn, for `Generated.record`; `more` is the method's own.
+        """Return how the result was drawn, for `Generated.record`; `more` are entries of the method.
 
-        `evaluations` is how often the network was asked, where that is not once a step.
+        `evaluations` is the number of network evaluations, where it is not one per step.
         """
         request = self.request
         name = self.spec.sampler_name(request.sampler, request.n_samples, request.steps, request.size)
@@ -98,12 +98,12 @@ class Making(Generic[Net]):
 
 
 def with_weights(method: Trainable, net: nn.Module | None, request: Request) -> tuple[nn.Module, dict[str, Any]]:
-    """Return a network, with stored weights where none is given, and what the record says of them.
+    """Return the network and the record's entry on its weights; without `net`, one with stored weights.
 
     Raises
     ------
     WeightsError
-        Where the weights are missing, damaged or of something else.
+        Where the weights are missing, damaged, or of another method or size.
     ValueError
         Where the method has no network.
     """
@@ -120,7 +120,7 @@ def with_weights(method: Trainable, net: nn.Module | None, request: Request) -> 
 
 
 def classical_record(spec: MethodSpec, begun: float, **more: Any) -> dict[str, Any]:
-    """Return `Generated.record` of a method that asks no network; `begun` is what `time.monotonic` said then."""
+    """Return `Generated.record` of a method without a network; `begun` is `time.monotonic()` at its start."""
     return {
         **more,
         "Sampler": {"Name": spec.samplers["fast"], "Steps": 0, "NetworkEvaluations": 0},
@@ -129,7 +129,7 @@ def classical_record(spec: MethodSpec, begun: float, **more: Any) -> dict[str, A
 
 
 def denoiser(ask: Callable[[Tensor, Tensor], Tensor], process: Process, kind: str, precision: str) -> Denoise:
-    """Return what a sampler asks for: (x_t, t) -> estimate of x_0, from a network's prediction.
+    """Return the function that a sampler needs: (x_t, t) -> estimate of x_0, from a network's prediction.
 
     Parameters
     ----------
@@ -138,16 +138,16 @@ def denoiser(ask: Callable[[Tensor, Tensor], Tensor], process: Process, kind: st
     process
         The forward process.
     kind
-        Of the prediction; see `Process.to_x0`.
+        What the network predicts; see `Process.to_x0`.
     precision
-        "fp32" or "bf16", of the network alone.
+        "fp32" or "bf16", for the network only.
     """
 
     def denoise(x: Tensor, t: int) -> Tensor:
         times = torch.full((len(x),), float(t), device=x.device)
         with autocast(x.device, precision):
-            found = ask(x, times)
-        return process.to_x0(x, t, found.float(), kind)
+            prediction = ask(x, times)
+        return process.to_x0(x, t, prediction.float(), kind)
 
     return denoise
 
@@ -165,30 +165,30 @@ def slice_by_slice(
     at: Callable[[np.ndarray], Callable[[int], Tensor]],
     what: str = "slices",
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return mean and (of several samples) spread (X, Y, Z, N) of what is made of some slices at a time.
+    """Generate a volume in groups of slices; return its mean and (of several samples) spread (X, Y, Z, N).
 
     Parameters
     ----------
     volume
-        (X, Y, Z, N).
+        (X, Y, Z, N), shape of the result.
     box
-        Rows and columns that are made; 0 elsewhere.
+        Rows and columns that are generated; 0 elsewhere.
     parts
-        Numbers of the slices that are made together.
+        Groups of slice numbers that are generated together.
     request
-        How many samples, and whom to tell.
+        Number of samples, and the progress callback.
     at
         (S,) slices -> number of the sample -> that sample (h, w, S, N).
     what
-        Is told to be done, slice after slice.
+        Label for the progress callback.
     """
     mean = np.zeros(volume, np.float32)
     std = np.zeros_like(mean) if request.n_samples > 1 else None
     done, total = 0, sum(map(len, parts))
     for part in parts:
         sample = at(part)
-        found, spread = mean_and_spread(torch.stack([sample(k) for k in range(request.n_samples)]))
-        mean[box][:, :, part] = found.numpy()
+        average, spread = mean_and_spread(torch.stack([sample(k) for k in range(request.n_samples)]))
+        mean[box][:, :, part] = average.numpy()
         if std is not None and spread is not None:
             std[box][:, :, part] = spread.numpy()
         done += len(part)

@@ -1,4 +1,4 @@
-"""What a method says of itself before it is asked for anything: help, options, input checks, promises, references.
+"""The specification of a method: help, options, input checks, plan, definitions and references.
 
 Nothing here imports torch: the command line reads the specification of every method, and must not wait for it.
 """
@@ -23,11 +23,11 @@ FEW = "{title}: {found} directions; results are less certain below {good}"
 
 
 class OptionError(ValueError):
-    """A value of an option that makes no sense, with what was expected."""
+    """An invalid value of an option; the message says what was expected."""
 
 
 class Directions:
-    """The kind of an option that takes a number of directions, or a text file of b-vectors."""
+    """The kind of an option that takes a number of directions or a text file of b-vectors."""
 
 
 @dataclass(frozen=True)
@@ -37,26 +37,26 @@ class Option:
     Parameters
     ----------
     name
-        With underscores, as in the settings file: `--name-with-hyphens` on the command line.
+        With underscores, as in the settings file; `--name-with-hyphens` on the command line.
     text
-        Help, with unit and default.
+        Help text, with unit and default.
     default
-        None where nothing is asked for. A tuple: the option takes several values.
+        None where the option is unset by default. With a tuple the option takes several values.
     kind
         `int`, `float`, `str`, `Path`, or `Directions`.
     key
-        What the method finds it under in `Request.options`; its name where not given.
+        Key in `Request.options`; the name where not given.
     choices
-        Values that are allowed; none: all.
+        Allowed values; empty for all.
     above
-        Numbers have to be larger than this.
+        Numbers must be larger than this.
     least
-        Numbers have to be at least this.
+        Numbers must be at least this.
     metavar
-        What stands for the value in the help.
+        Placeholder for the value in the help.
     of_weights
-        Weights are trained for one value: `dmrigen train` has the option too, the weights' card keeps the value under
-        its key, and weights of another value are refused.
+        Whether weights are trained for one value. `dmrigen train` then has the option too, the weights' card keeps the
+        value under its key, and weights for another value are refused.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """The option as it is typed."""
+        """The option as it is typed on the command line."""
         return f"--{self.name.replace('_', '-')}"
 
     @property
@@ -81,12 +81,12 @@ class Option:
         return isinstance(self.default, tuple)
 
     def checked(self, value: Any) -> Any:
-        """Return a value, numbers of the option's own kind.
+        """Return the value, with numbers converted to the option's kind.
 
         Raises
         ------
         OptionError
-            Where it is of another kind, not among the choices, or out of range.
+            Where the value is of another kind, not among the choices, or out of range.
 
         Examples
         --------
@@ -133,7 +133,7 @@ class Citation:
 
 @dataclass(frozen=True)
 class Definition:
-    """What a reported number is."""
+    """The definition of a reported number."""
 
     label: str
     unit: str
@@ -142,25 +142,25 @@ class Definition:
 
     @property
     def heading(self) -> str:
-        """The label with unit and better direction, as a table's column is headed."""
+        """The heading of a table's column: label, unit, and an arrow to better values."""
         unit = "" if self.unit == "1" else f" ({self.unit})"
         return self.label + unit + {"higher": " ↑", "lower": " ↓", None: ""}[self.better]
 
 
 @dataclass(frozen=True)
 class ExtraMap:
-    """A map that a method makes beside its series or its tensor maps: one number per voxel of the scan's grid.
+    """A map in addition to the series or the tensor maps: one number per voxel of the scan's grid.
 
     Parameters
     ----------
     param
-        In the file's name: letters and digits.
+        Name in the file name: letters and digits.
     title
-        What the report calls it.
+        Name in the report.
     description
         A sentence for the sidecar and below the figure.
     units
-        As BIDS wants them; "arbitrary" for a number without a unit.
+        As in BIDS; "arbitrary" for a number without a unit.
     """
 
     param: str
@@ -171,16 +171,16 @@ class ExtraMap:
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """What is known of a run before its voxels are read.
+    """The metadata of a run, available before its voxels are read.
 
     Parameters
     ----------
     shape
-        (X, Y, Z, N).
+        (X, Y, Z, N), shape of the series.
     zooms_mm
         Voxel size along each axis, mm.
     gradients
-        N entries.
+        Gradient table with N entries.
     """
 
     shape: tuple[int, ...]
@@ -197,14 +197,14 @@ class MethodPlan:
     options
         For `Request.options`: JSON-serialisable.
     table
-        Gradients of the series that it makes. Directions that the method spreads itself are only known when it has;
-        evenly spread ones stand for them.
+        Gradient table of the resulting series. Where the method chooses directions only while it runs, evenly spread
+        directions take their place.
     fitted
         Volumes of that series that tensor maps are fitted to; None for all.
     fitted_b
-        b-value, s/mm², of the one shell that these are; None where `fitted` is.
+        b-value of the one shell among `fitted`, s/mm²; None where `fitted` is None.
     edge_mm
-        Edge of the voxels of what it makes; None for the run's own voxels.
+        Voxel edge of the result, mm; None for the run's voxel size.
     minutes
         Longest training on the run itself; None for no limit.
     """
@@ -219,54 +219,56 @@ class MethodPlan:
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """What a method is, needs, takes and gives; help, checks, plan, report and references are made from it.
+    """The description of a method, from which help, checks, plan, report and references are made.
 
     Parameters
     ----------
     name
-        On the command line and in file names: letters and digits.
+        Name on the command line and in file names: letters and digits.
     title
-        What a reader calls it.
+        Name in the report.
     line
-        A line for the help.
+        One line for the help.
     summary
-        A sentence in the third person, without its subject, for the methods text.
+        A sentence in the third person, without the grammatical subject, for the methods text.
     citation
-        What to cite.
+        The reference to cite.
     min_directions, good_directions
-        Diffusion-weighted volumes without which it cannot run; fewer than the second get a warning.
+        Number of diffusion-weighted volumes: with fewer than the first the method cannot run, with fewer than the
+        second it gives a warning.
     needs_weights
-        Whether it cannot work without weights that were trained before.
+        Whether it needs weights that were trained before.
     maps
-        What it makes in place of a series, in order; their names are those of `Generated.maps`.
+        Names of the maps that it makes instead of a series, in the order of `Generated.maps`.
     samplers
-        Names for the record of "paper", "fast", and "mean" where the fast one does not draw a single sample.
+        Names in the record for the samplers "paper" and "fast", and for "mean", where the fast sampler predicts the
+        mean instead of a single sample.
     options
-        Its own options; methods may share one.
+        Its options; several methods may share one.
     on_acquired
-        It runs on the series as acquired, before interpolation makes the noise of neighbouring voxels alike, and before
-        any denoising; its result then goes through the steps that the series itself goes through.
+        Whether it runs on the series as acquired, before any denoising and before interpolation correlates the noise of
+        neighbouring voxels. Its result then goes through the same preprocessing as the series.
     denoises
-        It can denoise the series for the other methods (`--denoise`); it gives a series with the same table.
+        Whether it can denoise the series for the other methods (`--denoise`); the gradient table stays the same.
     denoised
-        Sentence of the methods text for that.
+        Sentence of the methods text for that denoising.
     population
-        Of "adc", "tracts" and "fibres", what it is told in `Request.population`: it knows brains by their place, and
-        works on a scan in the template's space.
+        Those of the population maps "adc", "tracts" and "fibres" that it uses (`Request.population`). A method with
+        any works on a scan in the template's space.
     grid_mm
-        Edge of the voxels that it works on there, mm.
+        Voxel edge in the template's space, mm.
     sizes
-        Of its network.
+        Sizes of its network.
     draws
-        Whether samples differ: False where nothing in it is random.
+        Whether samples differ; False where nothing in the method is random.
     weights_from
-        The method whose weights it works with, where these are not its own.
+        The method whose weights it uses, where these are not its own.
     fits
-        Models that are fitted to the acquired and to the made series, to compare them: `TENSOR`, `RISH`.
+        Models that are fitted to the acquired and to the generated series, to compare them: `TENSOR`, `RISH`.
     extra_maps
-        What else it makes (`Generated.extra`), in order.
+        Additional maps (`Generated.extra`), in order.
     definitions
-        Of its own checks (`Generated.checks`), by key.
+        Definitions of its checks (`Generated.checks`), by key.
     paired
         Whether measured training data are pairs of a poor and a good scan of each subject.
     """
@@ -297,63 +299,63 @@ class MethodSpec:
 
     @property
     def in_template(self) -> bool:
-        """Whether it works in the template's space."""
+        """Whether the method works in the template's space."""
         return bool(self.population)
 
     @property
     def gives_series(self) -> bool:
-        """Whether it gives a DWI series, or else maps."""
+        """Whether the method gives a DWI series; otherwise it gives maps."""
         return not self.maps
 
     def sampler_name(self, sampler: str, n_samples: int = 1, steps: int | None = None, size: str = "small") -> str:
-        """Return what a request's sampler is called in the record.
+        """Return the name of a request's sampler in the record.
 
-        A network of size `small` says the mean of the distribution when it is asked once; one of size `paper` predicts
-        noise, and is always walked through the times.
+        A single evaluation of a network of size `small` gives the mean of the distribution. A network of size `paper`
+        predicts noise, and always needs several time steps.
         """
         mean = sampler == "fast" and n_samples == 1 and steps in (None, 1) and size == "small"
         return self.samplers["mean" if mean and "mean" in self.samplers else sampler]
 
     def check(self, scan: Scan) -> list[str]:
         """Return warnings about a scan; `ScanError` where the method cannot run on it."""
-        found = int((~scan.gradients.is_b0).sum())
-        if found < self.min_directions:
-            raise ScanError(TOO_FEW.format(name=self.name, least=self.min_directions, found=found))
+        n_directions = int((~scan.gradients.is_b0).sum())
+        if n_directions < self.min_directions:
+            raise ScanError(TOO_FEW.format(name=self.name, least=self.min_directions, found=n_directions))
         scan.mean_b0()
-        if found < self.good_directions:
-            return [FEW.format(title=self.title, found=found, good=self.good_directions)]
+        if n_directions < self.good_directions:
+            return [FEW.format(title=self.title, found=n_directions, good=self.good_directions)]
         return []
 
     def check_options(self, values: Mapping[str, Any], b0_threshold: float) -> None:
-        """Refuse values of the method's options that do not go together; `OptionError` says what was expected."""
+        """Raise `OptionError` where values of the method's options do not fit together."""
 
     def plan(self, values: Mapping[str, Any], header: Header) -> MethodPlan:
-        """Return what the method will do with a run; `ScanError` where these options cannot work on it.
+        """Return what the method will do with a run; `ScanError` where the options do not fit the run.
 
         Parameters
         ----------
         values
-            Of its options, by name; directions are a number or b-vectors.
+            Values of the options, by name; directions are a number or b-vectors.
         header
-            Of the run.
+            Header of the run.
         """
-        return MethodPlan(self.own_options(values), header.gradients)
+        return MethodPlan(self.options_by_key(values), header.gradients)
 
-    def own_options(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return values of the method's options by their key; those that are None are left out."""
+    def options_by_key(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of the method's options by key, without those that are None."""
         return {o.key or o.name: values[o.name] for o in self.options if values.get(o.name) is not None}
 
     def options_of_weights(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return, of options by key, what the card of fitting weights has to say (`Option.of_weights`)."""
-        own = {o.key or o.name: o.default for o in self.options if o.of_weights}
-        return {key: options.get(key, default) for key, default in own.items()}
+        """Return the options, by key, that the weights' card must agree with (`Option.of_weights`)."""
+        defaults = {o.key or o.name: o.default for o in self.options if o.of_weights}
+        return {key: options.get(key, default) for key, default in defaults.items()}
 
     def evaluation_options(self, wanted: GradientTable) -> dict[str, Any]:
-        """Return options for `Request.options` that ask for these volumes, where the method takes such a wish."""
+        """Return `Request.options` that request these volumes, where the method has such options."""
         return {}
 
     def sentences(self, values: Mapping[str, Any]) -> Sequence[str]:
-        """Return what the methods text says of the options, a sentence each."""
+        """Return sentences about the options for the methods text."""
         return ()
 
     def defaults(self) -> dict[str, Any]:
@@ -362,7 +364,7 @@ class MethodSpec:
 
 
 def vectors_of(wanted: int | Sequence[Sequence[float]]) -> np.ndarray:
-    """Return (T, 3) b-vectors: a number of them, evenly spread and the same each time, or those that are given."""
+    """Return (T, 3) b-vectors: the given ones, or a given number of evenly spread ones, always the same."""
     return _even(wanted) if isinstance(wanted, int) else np.asarray(wanted, dtype=np.float64)
 
 

@@ -449,7 +449,7 @@ def spied(monkeypatch, module, name):
 
 @pytest.mark.parametrize("world", MOVED)
 def test_diffdti_is_told_world_directions(world, template, monkeypatch):
-    calls = spied(monkeypatch, diffdti_model, "known_of")
+    calls = spied(monkeypatch, diffdti_model, "condition_of")
     made = make("diffdti", {}, network("diffdti", "unit"), scan_of(world), template)
     (volumes,) = (v for shell, v in made.record["Volumes"].items() if shell != "b0")
     expected = OF_VOXELS[volumes] @ axes_of(BASE).T @ world[:3, :3].T
@@ -459,7 +459,7 @@ def test_diffdti_is_told_world_directions(world, template, monkeypatch):
 
 @pytest.mark.parametrize("world", MOVED)
 def test_qid2_is_told_acquired_and_wanted_directions_in_the_voxel_axes(world, template, monkeypatch):
-    calls = spied(monkeypatch, qid2_model, "known_of")
+    calls = spied(monkeypatch, qid2_model, "condition_of")
     make("qid2", {}, network("qid2", "unit"), scan_of(world), template, world)
     (_, _, acquired, wanted, *_), known = calls[-1]
     np.testing.assert_allclose(acquired[0].numpy(), OF_VOXELS[2:], atol=1e-6)
@@ -506,7 +506,7 @@ def test_phydiff_makes_the_same_of_a_place_and_a_direction_on_every_grid_of_the_
 
 def test_phydiff_knows_brains_by_their_place(monkeypatch):
     """A scan that is shifted in the template is told of places that are, and becomes another."""
-    calls, net = spied(monkeypatch, phydiff_model, "known_of"), learnt_places()
+    calls, net = spied(monkeypatch, phydiff_model, "condition_of"), learnt_places()
     scan, request = in_template_grid(GRID)
     shift = np.array([12.0, -8.0, 6.0])
     rest = load("phydiff").generate(net, scan, request).mean

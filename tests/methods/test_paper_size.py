@@ -56,7 +56,7 @@ def test_examples_have_the_papers_sizes():
     made = load("diffdti").examples(subjects(), "paper", 1, 0)(0)
     assert made.x0.shape == (1, 5, 192, 192)
     assert not made.weight[..., :23, :].any()  # zeros around 145 rows
-    assert made.known.images.shape == (1, 7, 192, 192)
+    assert made.condition.images.shape == (1, 7, 192, 192)
 
 
 def test_whole_slices_of_the_template_lie_in_zeros(monkeypatch):
@@ -64,8 +64,8 @@ def test_whole_slices_of_the_template_lie_in_zeros(monkeypatch):
     cohort = method.subjects(make_ball(), 1)
     made = method.examples(cohort, "paper", 4, 0)(0)
     assert made.x0.shape == (4, 1, 256, 256)
-    assert (made.known.images[:, 0, :70] == -1).all()  # no signal
-    places = made.known.places[0]
+    assert (made.condition.images[:, 0, :70] == -1).all()  # no signal
+    places = made.condition.places[0]
     step = places[:, 1:, 1:] - places[:, :-1, :-1]
     torch.testing.assert_close(step, torch.tensor([2.0, 2, 0]).reshape(3, 1, 1).expand_as(step))
 
@@ -104,7 +104,7 @@ def test_diff_dti_says_where_a_scan_has_other_directions(stray, warned):
 
 def test_the_training_examples_of_diff_dti_have_one_scheme():
     for index in range(3):
-        bvecs = load("diffdti").examples(subjects(), "paper", 2, 0)(index).known.bvecs
+        bvecs = load("diffdti").examples(subjects(), "paper", 2, 0)(index).condition.bvecs
         scheme = torch.tensor(SCHEMES[bvecs.shape[1]], dtype=torch.float32)
         assert ((bvecs * scheme).sum(dim=2) > np.cos(np.deg2rad(20))).all()
 

@@ -12,7 +12,7 @@ import numpy as np
 from ...dwi.series import Scan, ScanError
 
 METHODS = ("mppca", "patch2self", "none")
-MIN_VOLUMES_MPPCA = 5  # fewer hold no redundancy to tell signal from noise
+MIN_VOLUMES_MPPCA = 5  # fewer volumes are not redundant enough to separate signal from noise
 GOOD_VOLUMES_PATCH2SELF = 30
 MIN_VOLUMES_PATCH2SELF = 10
 UNKNOWN_METHOD = "unknown denoising method {method!r}; choose one of {methods}"
@@ -26,7 +26,7 @@ TOO_FEW_FOR_PATCH2SELF = (
 def denoise(scan: Scan, method: str) -> tuple[np.ndarray, str]:
     """Return the denoised (X, Y, Z, N) float32 series and a sentence on what was done.
 
-    Voxels outside the mask, constant ones and those out of the method's reach keep their acquired values.
+    Voxels outside the mask, constant voxels, and voxels that the method cannot denoise keep their values.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def denoise(scan: Scan, method: str) -> tuple[np.ndarray, str]:
     Raises
     ------
     ValueError
-        Where the method is another.
+        Where the method is unknown.
     """
     acquired = np.nan_to_num(np.asarray(scan.data, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     n_volumes = acquired.shape[3]
@@ -78,7 +78,7 @@ def noise_level(scan: Scan) -> tuple[float, str]:
 def patch_radius(shape: tuple[int, ...]) -> np.ndarray:
     """Return the radii (3,) of the smallest patch that holds more voxels than the series has volumes.
 
-    Axes that are shorter than the patch get what fits, and the others more.
+    Where an axis is shorter than the patch, the patch is larger along the other axes.
     """
     radius = np.ones(3, dtype=int)
     limit = (np.array(shape[:3]) - 1) // 2
@@ -119,7 +119,7 @@ def _patch2self(acquired: np.ndarray, scan: Scan) -> tuple[np.ndarray, str]:
 
 @contextmanager
 def limited_threads(count: int) -> Iterator[None]:
-    """Limit torch to `count` threads, and BLAS to one: on the tiny matrices of a patch more only slow it."""
+    """Limit torch to `count` threads, and BLAS to one: more are slower on the small matrices of patches."""
     import torch
     from threadpoolctl import threadpool_limits
 

@@ -1,9 +1,9 @@
 """Di-Fusion: denoise a run by a diffusion model trained on that run alone (Wu et al., ICLR 2025).
 
-Two variants share everything but what the network is told. `published` follows the paper: the network sees
-x_t, made of a volume and its neighbour, and returns the volume. `extended`, the default, tells it what all
-other volumes predict for this one, lets it correct that prediction, and combines the result with the acquired
-volume by its noise level: what the published fusion aims at, made optimal.
+There are two variants. In `published`, as in the paper, the network sees x_t, made from a volume and its
+neighbour, and returns the volume. In `extended`, the default, the network also sees the prediction of this volume
+from all others, and corrects it. The result is then combined with the acquired volume, with optimal weights from
+the noise level; the published fusion has the same aim.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..spec import Citation, Definition, Header, MethodPlan, Option
 from .task import DenoiseSpec
 
 VARIANTS = ("extended", "published")
-STEPS = 800  # of a training, at most
+STEPS = 800  # most steps of a training
 MINUTES = Option(
     "difusion_minutes", "longest training on one run, minutes (default: 3)", 3.0, float, key="minutes",
     above=0, metavar="MIN",
@@ -36,7 +36,7 @@ VARIANT = Option(
 class _Spec(DenoiseSpec):
     def plan(self, values: Mapping[str, Any], header: Header) -> MethodPlan:
         """Return the plan: the acquired table, and how long to train."""
-        options = self.own_options(values)
+        options = self.options_by_key(values)
         return MethodPlan(options, header.gradients, minutes=options.pop(MINUTES.key, None))
 
 

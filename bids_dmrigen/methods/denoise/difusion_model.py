@@ -1,4 +1,4 @@
-"""Di-Fusion's training on one run, its walks, and what becomes of them; see `difusion`."""
+"""Di-Fusion's training on one run, its sampling, and the denoised series; see `difusion`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TIMES = {"paper": tuple(run_walk_times(LATTER)), "fast": (300, 0)}
 FLIPS = ((), (-1,), (-2,), (-2, -1))
 CROP = 64  # side of the training patches, voxels
 BATCH = 8
-HELD_OUT = 24  # slices of single volumes that score the training
+HELD_OUT = 24  # (slice, volume) pairs that score the training
 SLICES_AT_ONCE = 16
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -49,15 +49,15 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-Stop = Callable[[Tensor, int], Tensor]  # (estimate of x0, step) -> (J,) which walks end
+Stop = Callable[[Tensor, int], Tensor]  # (estimate of x0, step) -> (J,) bool, the walks to end
 
 
 class Given(NamedTuple):
-    """What the walk of some images starts from: x, the other endpoint x', what else the network is told."""
+    """The inputs of the walk of some images: x, the other endpoint x', and the network's condition."""
 
     x: Tensor  # (J, h, w)
     other: Tensor  # (J, h, w)
-    told: Tensor  # (J, C, h, w)
+    condition: Tensor  # (J, C, h, w)
     mask: Tensor  # (J, h, w)
 
 
@@ -67,7 +67,7 @@ class DiFusion(Method):
     spec = SPEC
 
     def network(self, size: str, variant: str = "extended") -> UNet:
-        """Return an untrained network, always the same; the extended one starts by correcting nothing."""
+        """Return an untrained network, always the same; the extended one starts with a correction of zero."""
         spec = UNetSpec(1, **(SIZES[size] | {"groups": 32}))
         if variant == "extended":
             spec = UNetSpec(1 + CHANNELS, zero_output=True, **SIZES[size])
@@ -76,12 +76,12 @@ class DiFusion(Method):
             return UNet(spec)
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
-        """Train on the scan, starting from `net` where one is given, and denoise it.
+        """Train on the scan, starting from `net` where it is given, and denoise the scan.
 
         Raises
         ------
         ValueError
-            Where there is no such variant.
+            Where the variant is unknown.
         """
         begun = time.monotonic()
         warnings = self.spec.check(scan)
@@ -131,12 +131,12 @@ class DiFusion(Method):
 
 
 def direction_contrast(scan: Scan, denoised: np.ndarray, sigma: float) -> float:
-    """Return how much of each denoised volume follows its own acquired volume rather than its neighbour.
+    """Return how much each denoised volume follows its acquired volume rather than the nearest direction.
 
     Least squares, in the mask, of denoised j on acquired j and its nearest direction n: a_j / (a_j + a_n),
-    averaged over the diffusion-weighted volumes and limited to [0, 1]. sigma² is taken off the variances of the
-    acquired, so that their noise does not hide the contrast. 1: every direction is kept; 0.5 or less: it is
-    smeared over its neighbours. NaN where no volume has a neighbour.
+    averaged over the diffusion-weighted volumes and limited to [0, 1]. sigma² is subtracted from the variances of
+    the acquired volumes, so that their noise does not hide the contrast. 1: every direction is kept; 0.5 or less:
+    it is smeared over its neighbours. NaN where no volume has a neighbour.
     """
     nearest = scan.gradients.neighbours(1)[:, 0]
     shares = []
@@ -149,13 +149,13 @@ def direction_contrast(scan: Scan, denoised: np.ndarray, sigma: float) -> float:
 
 
 def _checkpoint(scan: Scan, request: Request) -> Path | None:
-    """Return where this very training is kept: beside the requested file, with all it depends on in its name."""
+    """Return the checkpoint of this training: beside the requested file, with a digest of all inputs in its name."""
     if request.checkpoint is None:
         return None
     digest = hashlib.blake2b(digest_size=8)
     for array in (scan.data, scan.mask, scan.gradients.bvals, scan.gradients.bvecs):
         digest.update(np.ascontiguousarray(array).data)
-    # What "auto" came to, not that it was asked for: other hardware starts anew.
+    # The resolved precision, not "auto": training starts anew on other hardware.
     precision = resolve_precision(request.precision, request.device)
     settings = (request.size, request.seed, request.subject, request.run, request.options, request.weights)
     digest.update(repr((*settings, precision, request.device.type)).encode())
@@ -181,7 +181,7 @@ class _Work:
 
     def __init__(self, scan: Scan, stack: Stack, request: Request, sigma: float):
         self.stack, self.request, self.sigma = stack, request, sigma
-        # A lonely volume has no other of its kind: a single b0 passes through.
+        # A volume without another of its kind, such as a single b0, is not denoised.
         self.nearest = scan.gradients.neighbours(1)[:, 0]
         self.targets = np.flatnonzero(self.nearest >= 0)
         self.precision = resolve_precision(request.precision, request.device)
@@ -198,15 +198,15 @@ class _Work:
         raise NotImplementedError
 
     def fused(self, given: Given, t: Tensor) -> Tensor:
-        """Return x*_t, the image that is noised (Eq. 6)."""
+        """Return x*_t, the image to which noise is added (Eq. 6)."""
         raise NotImplementedError
 
     def network_input(self, x_t: Tensor, given: Given) -> Tensor:
-        """Return (J, C, h, w)."""
+        """Return the network's input (J, C, h, w)."""
         raise NotImplementedError
 
     def base(self, given: Given) -> Tensor:
-        """Return what the network's output is added to."""
+        """Return the image (J, h, w) that the network's output is added to."""
         raise NotImplementedError
 
     def finish(self, scan: Scan, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -229,7 +229,7 @@ class _Work:
         return self.process.add_noise(self.fused(given, t), t[:, None, None], xi)
 
     def examples(self, pairs: list[tuple[int, int]], rng: np.random.Generator, crop: bool) -> dict[str, Tensor]:
-        """Return network inputs and targets for (slice, volume) pairs, whole or as patches turned over."""
+        """Return network inputs and targets for (slice, volume) pairs, as whole slices or flipped patches."""
         parts, weights = [], []
         for z, j in pairs:
             rows, columns = self._patch(z, rng) if crop else (slice(None), slice(None))
@@ -286,7 +286,7 @@ class _Work:
             minutes=self.request.minutes,
             learning_rate=float(options.get("learning_rate", self.learning_rate)),
             precision=self.precision,
-            save_every=min(Plan.save_every, max(1, steps // 8)),  # a short training goes on where it was cut off, too
+            save_every=min(Plan.save_every, max(1, steps // 8)),  # a short training can be resumed, too
         )
         progress = None if tell is None else lambda done, total, left: tell("training", done, total)
         return train(net, batch, _loss, score, plan, checkpoint, progress=progress)
@@ -302,14 +302,14 @@ class _Work:
         stop: Stop | None = None,
         watch: Callable[[Tensor], None] | None = None,
     ) -> Sampled:
-        """Sample images of slice z; `watch` is shown every estimate of x0."""
+        """Sample images of slice z; `watch` is called with every estimate of x0."""
         start = torch.full((len(volumes),), times[0])
         rngs = [self._random("sample", volume=int(j), slice=z, sample=sample) for j in volumes]
         base, step = self.base(given), 0
 
         def denoise(x_t: Tensor, t: int) -> Tensor:
             nonlocal step
-            # The fast sampler takes one flip per evaluation, a different one each.
+            # The fast sampler uses one flip per evaluation, each time another one.
             flips = FLIPS if self.request.sampler == "paper" else (FLIPS[step % len(FLIPS)],)
             step += 1
             image, level = self.network_input(x_t, given), self._level(t, x_t)
@@ -332,7 +332,7 @@ class _Work:
 
     @torch.no_grad()
     def choose_times(self, net: nn.Module) -> tuple[int, ...]:
-        """Return the sampler's times; of another number of evaluations, spaced anew over the same walk."""
+        """Return the sampler's times; for another number of evaluations they are spread over the same walk."""
         times, steps = TIMES[self.request.sampler], self.request.steps
         if steps is None:
             return times
@@ -361,37 +361,37 @@ class _Work:
 
 
 class _Extended(_Work):
-    """The prediction from the other volumes takes the place of the neighbour, and the network corrects it."""
+    """The `extended` variant: the network corrects a prediction from the other volumes, used as x'."""
 
     learning_rate = 1e-3
 
     def __init__(self, scan: Scan, stack: Stack, request: Request, sigma: float):
         super().__init__(scan, stack, request, sigma)
         brain = stack.voxels()
-        self.known = leave_one_out(brain, scan.gradients).to(request.device)
-        residual = brain - brain @ self.known.linear[:, :-1].T - self.known.linear[:, -1]
+        self.prediction = leave_one_out(brain, scan.gradients).to(request.device)
+        residual = brain - brain @ self.prediction.linear[:, :-1].T - self.prediction.linear[:, -1]
         power = residual[:, self.targets].square().mean(dim=1)  # (V,)
         self.scale = max(float(power.median().sqrt()), 1e-6)
-        # A few voxels (vessels, the brain's edge) hold most of the squared error: let all voxels count alike.
+        # A few voxels (vessels, the brain's edge) have most of the squared error: the weights balance them.
         self.weight[stack.mask] = 1 / (1 + power / self.scale**2)
 
     def given(self, block: Tensor, volumes: np.ndarray, mask: Tensor) -> Given:
-        told, p = conditions(self.known, block, volumes, self.scale)
-        return Given(block[1, volumes], p, told, mask.expand(len(p), -1, -1))
+        condition, p = conditions(self.prediction, block, volumes, self.scale)
+        return Given(block[1, volumes], p, condition, mask.expand(len(p), -1, -1))
 
     def fused(self, given: Given, t: Tensor) -> Tensor:
-        # x' in both slots, as in the authors' code: x stays out, and can be fused optimally at the end.
+        # x' replaces x, as in the authors' code: x is not used here, and can be fused optimally at the end.
         return given.other
 
     def network_input(self, x_t: Tensor, given: Given) -> Tensor:
-        return torch.cat([((x_t - given.other) / self.scale)[:, None], given.told], dim=1)
+        return torch.cat([((x_t - given.other) / self.scale)[:, None], given.condition], dim=1)
 
     def base(self, given: Given) -> Tensor:
         return given.other
 
     @torch.no_grad()
     def choose_times(self, net: nn.Module) -> tuple[int, ...]:
-        """Return the sampler's times up to the evaluation that predicts the held-out slices best."""
+        """Return the sampler's times up to the evaluation that best predicts the held-out slices."""
         times = super().choose_times(net)
         errors = np.zeros(len(times))
         for z, j in self.held_out:
@@ -424,7 +424,7 @@ class _Extended(_Work):
 
 
 class _Published(_Work):
-    """The paper's own: x_t alone goes in, and the walk ends where x0 departs from x by the noise level."""
+    """The `published` variant: the input is x_t alone; the walk ends where x0 differs from x by the noise level."""
 
     learning_rate = 1e-4
     scale = 1.0
@@ -443,7 +443,7 @@ class _Published(_Work):
         return torch.zeros_like(given.x)
 
     def stop(self, given: Given) -> Stop | None:
-        """Return d = rms(x0 - x) over the brain > CSNR (Eq. 13); CSNR is the noise level in b0 units."""
+        """Return the rule rms(x0 - x) > CSNR over the brain (Eq. 13); CSNR is the noise level in b0 units."""
         level = float(self.request.options.get("csnr", self.sigma / self.stack.scale))
 
         def departed(x0: Tensor, step: int) -> Tensor:
@@ -465,12 +465,12 @@ class _Published(_Work):
 
 
 def _distinct(values: np.ndarray) -> tuple[int, ...]:
-    """Return values rounded to whole numbers, each once, in their order."""
+    """Return the values rounded to whole numbers, without duplicates, in their order."""
     return tuple(dict.fromkeys(values.round().astype(int).tolist()))
 
 
 def _kinds(scan: Scan, targets: np.ndarray) -> list[np.ndarray]:
-    """Return the volumes to denoise, grouped by what they show: the b0s, and each shell."""
+    """Return the volumes to denoise, grouped into the b0s and each shell."""
     return [volumes for volumes in scan.gradients.groups() if np.isin(volumes, targets).any()]
 
 

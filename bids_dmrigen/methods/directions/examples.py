@@ -1,4 +1,4 @@
-"""What QID² is trained on: slices of simulated subjects, and of prepared scans."""
+"""Training examples of QID²: slices of simulated subjects and of prepared scans."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...dwi.noise import rician_mean
 from ...simulate.examples import VOXEL_MM as VOXEL_MM_OF_SCANS
 from ...simulate.examples import SimulatedSubjects, numbers_from
 from ...simulate.imaging import measure
-from .inputs import Known, known_of
+from .inputs import Condition, condition_of
 from .task import REFERENCES
 
 SIDE = {"small": (64, 64), "paper": (145, 174)}  # of training slices
@@ -29,26 +29,26 @@ BVALS = (600.0, 3200.0)  # s/mm²
 SIGMA_ERROR = 0.25  # relative: how well a noise level is known
 OUTSIDE = 0.1  # weight of voxels outside the brain in the loss
 
-UNTOLD = 0.01  # share of the image's variance in x_t below which x_t tells nothing of it
+NOISE_ONLY_SHARE = 0.01  # share of the image in the variance of x_t; below it x_t counts as noise alone
 
 PROCESS = linear()
-FIRST_UNTOLD = int((PROCESS.marginal(torch.arange(PROCESS.steps + 1))[0].square() >= UNTOLD).sum())
+FIRST_NOISE_ONLY = int((PROCESS.marginal(torch.arange(PROCESS.steps + 1))[0].square() >= NOISE_ONLY_SHARE).sum())
 
 
 class Batch(NamedTuple):
     """A batch of training examples."""
 
-    known: Known
-    x0: Tensor  # (B, 1, H, W) what the network has to make
+    condition: Condition
+    x0: Tensor  # (B, 1, H, W) the image to predict
     weight: Tensor  # (B, 1, H, W)
     t: Tensor  # (B,)
     noise: Tensor  # (B, 1, H, W)
 
 
 class Acquisition(NamedTuple):
-    """One shell of S slices, as known and as wanted."""
+    """One shell of S slices: the acquired images and the target images."""
 
-    b0: Tensor  # (S, H, W, 3) mean b0 of the slice between its neighbours
+    b0: Tensor  # (S, H, W, 3) mean b0 of the slice and its two neighbours
     shell: Tensor  # (S, N, H, W, 3)
     target: Tensor  # (S, T, H, W)
     acquired: Tensor  # (S, N, 3) unit vectors in the slice's voxel axes
@@ -59,9 +59,9 @@ class Acquisition(NamedTuple):
 
 
 def simulated(subjects: SimulatedSubjects, size: str, batch: int, generator: torch.Generator) -> Acquisition:
-    """Return slices of subjects, measured along some even directions; the targets are along others, without noise.
+    """Return slices of subjects, measured along even directions; targets are along others, without noise.
 
-    Acquired volumes are magnitudes: a target is what one would be on average.
+    Acquired volumes are magnitudes: a target is the mean of such a magnitude.
     """
     uniform, normal = numbers_from(generator)
     targets = TARGETS[size]
@@ -78,7 +78,7 @@ def simulated(subjects: SimulatedSubjects, size: str, batch: int, generator: tor
     bvals[:, 0] = 0
     clean = slices.signal(bvals, directions)  # (S, 1 + n + T, H, W, 3)
     measured = measure(clean[:, : 1 + n], torch.ones_like(bval), generator, noiseless=clean[:, 1 + n :, :, :, 1:2])
-    assert measured.expected is not None  # it was asked for: `noiseless`
+    assert measured.expected is not None  # because `noiseless` was given
     expected = rician_mean(measured.expected[..., 0], measured.sigma.reshape(-1, 1, 1, 1))
     axes = slices.axes()
     return Acquisition(
@@ -88,7 +88,7 @@ def simulated(subjects: SimulatedSubjects, size: str, batch: int, generator: tor
 
 
 def measured(scans: Prepared, size: str, batch: int, generator: torch.Generator) -> Acquisition:
-    """Return slices of a measured shell: some directions are known, and others, with their noise, are the targets.
+    """Return slices of a measured shell: some directions are inputs; others, with their noise, are targets.
 
     Raises
     ------
@@ -127,13 +127,13 @@ def examples(
     source
         Simulated subjects or measured scans.
     size
-        Of the network.
+        Size of the network.
     batch
-        Images.
+        Number of images.
     generator
-        The only source of chance.
+        The only source of random numbers.
     references
-        How many the network sees.
+        Number of references that the network sees.
     """
     noisy = isinstance(source, Prepared)
     if isinstance(source, Prepared):
@@ -143,23 +143,22 @@ def examples(
     uniform, normal = numbers_from(generator)
     brain = a.mask.sum(dim=(1, 2)).clamp_min(1)
     unit = ((a.shell[..., 1].mean(dim=1) * a.mask).sum(dim=(1, 2)) / brain).clamp_min(1e-3)
-    unit = unit * torch.exp(0.2 * normal(len(unit)))  # of a whole brain it would be another than of the slice
+    unit = unit * torch.exp(0.2 * normal(len(unit)))  # at generation the unit is of a whole brain, not of a slice
     sigma = a.sigma * torch.exp(SIGMA_ERROR * normal(len(unit)))
-    known = known_of(a.b0, a.shell, a.acquired, a.wanted, a.bval, sigma, unit, size, references)
-    x0 = (a.target.flatten(0, 1)[:, None] - known.centre) / known.scale
-    # Nothing is known of a measured scan outside its mask.
+    condition = condition_of(a.b0, a.shell, a.acquired, a.wanted, a.bval, sigma, unit, size, references)
+    x0 = (a.target.flatten(0, 1)[:, None] - condition.centre) / condition.scale
+    # A measured scan has no data outside its mask.
     weight = torch.where(a.mask, 1.0, 0.0 if noisy else OUTSIDE).repeat_interleave(TARGETS[size], dim=0)[:, None]
-    # From a time at which x_t tells nothing of x0 the best answer is the mean, without the target's own noise; from
-    # earlier ones it would be learnt.
-    # The mean is also what is wanted most often: half of all images aim at it.
-    untold = (uniform(len(x0)) < (1.0 if noisy else 0.5)) & known.with_prediction
-    first = torch.where(untold, FIRST_UNTOLD, 1)
+    # Where x_t is noise alone, the best prediction is the mean, without the noise of a measured target. At earlier
+    # times the network would learn that noise. The mean is also the most frequent use: half of all images train it.
+    noise_only = (uniform(len(x0)) < (1.0 if noisy else 0.5)) & condition.with_prediction
+    first = torch.where(noise_only, FIRST_NOISE_ONLY, 1)
     t = first + (uniform(len(x0)) * (PROCESS.steps + 1 - first)).long()
-    return Batch(known, x0.clamp(-20, 20), weight, t, normal(*x0.shape))
+    return Batch(condition, x0.clamp(-20, 20), weight, t, normal(*x0.shape))
 
 
 def _log_uniform(low: int, high: int, uniform: Tensor) -> float:
-    """Return a number from `low` to just below `high + 1`, small ones as often as large ones."""
+    """Return a number from `low` to just below `high + 1`, uniform in its logarithm."""
     return low * ((high + 1) / low) ** float(uniform)
 
 

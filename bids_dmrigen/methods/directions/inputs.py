@@ -1,4 +1,4 @@
-"""What a network is told of an image that it has to make along another direction."""
+"""The condition of the network: references and other inputs for an image along a new direction."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from ...dwi.harmonics import order_for, prediction_weights
 from ...dwi.series import Scan
 from .task import REFERENCES, Shell
 
-EXTRA = 5  # prediction, its slices below and above, mean of the shell, b0
-LEAST_SCALE = 0.03  # of the shell's mean signal: what a prediction errs by where there is no noise
+EXTRA = 5  # channels: prediction, its slices below and above, mean of the shell, b0
+LEAST_SCALE = 0.03  # share of the shell's mean signal: the error of a prediction without noise
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
-    """What the network is told of B images, and how its output becomes one: image = centre + scale * output.
+class Condition:
+    """The condition of B images, and the conversion of the network's output: image = centre + scale * output.
 
     Parameters
     ----------
     images
-        (B, C, H, W) references and what else is known.
+        (B, C, H, W) references and the `EXTRA` channels.
     centre, scale
         (B, 1, H, W) and (B, 1, 1, 1), signal units.
     bvecs, bvals
         (B, R + 1, 3) in the slice's voxel axes and (B, R + 1) s/mm²: references, then target.
     log_sigma
-        (B,) of the references, in units of the shell's mean signal.
+        (B,) logarithm of the references' noise level, in units of the shell's mean signal.
     """
 
     images: Tensor
@@ -39,17 +39,17 @@ class Known:
     bvals: Tensor
     log_sigma: Tensor
 
-    def part(self, rows: Tensor) -> Known:
-        """Return what is known of some of the images."""
-        return Known(**{name: value[rows.to(value.device)] for name, value in vars(self).items()})
+    def part(self, rows: Tensor) -> Condition:
+        """Return the condition of some of the images."""
+        return Condition(**{name: value[rows.to(value.device)] for name, value in vars(self).items()})
 
     @property
     def with_prediction(self) -> bool:
-        """Whether more than the references is known: the network then makes the image, else (`paper`) the noise."""
+        """Whether there are more channels than references: then the output is the image, else (`paper`) the noise."""
         return self.images.shape[1] > self.bvecs.shape[1] - 1
 
 
-def known_of(
+def condition_of(
     b0: Tensor,
     shell: Tensor,
     acquired: Tensor,
@@ -59,21 +59,21 @@ def known_of(
     unit: Tensor,
     size: str,
     references: int = REFERENCES.default,
-) -> Known:
-    """Return what the network is told of T wanted directions in each of S slices; B = S T.
+) -> Condition:
+    """Return the condition of T wanted directions in each of S slices; B = S T.
 
     Parameters
     ----------
     b0
-        (S, H, W, 3) mean b0 of the slice between its neighbours.
+        (S, H, W, 3) mean b0 of the slice and its two neighbours.
     shell
         (S, N, H, W, 3) acquired volumes.
     acquired, wanted
         (S, N, 3) and (S, T, 3) unit vectors in the slice's voxel axes.
     bval, sigma, unit
-        (S,) b-value, noise level, and the shell's mean signal in the brain, by which all is divided.
+        (S,) b-value, noise level, and the shell's mean signal in the brain, the unit of all images.
     size, references
-        Of the network, and how many references it sees.
+        Size of the network, and the number of references that it sees.
     """
     n_slices, n = acquired.shape[:2]
     n_wanted = wanted.shape[1]
@@ -97,7 +97,7 @@ def known_of(
         shared = shared[:, None].expand(-1, n_wanted, -1, -1, -1)
         images = torch.cat([(beside - centre) / scale, centre / unit5, (layers - centre) / scale, shared], dim=2)
     batch = n_slices * n_wanted
-    return Known(
+    return Condition(
         images.reshape(batch, *images.shape[2:]).contiguous(memory_format=torch.channels_last),
         centre.reshape(batch, *centre.shape[2:]),
         scale.reshape(batch, 1, 1, 1),

@@ -1,4 +1,4 @@
-"""Linear interpolation between the nearest acquired directions: what QID² was compared with."""
+"""Linear interpolation between the nearest acquired directions, with which the QID² paper compares."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SPEC = DirectionsSpec(
 
 
 class LinearInterpolation(WeightedSum):
-    """The interpolation that QID² was compared with."""
+    """Linear interpolation, with which the QID² paper compares."""
 
     spec = SPEC
 

@@ -1,8 +1,8 @@
-"""QID²: more directions on a shell by a diffusion model told the nearest acquired ones (Chen et al., CDMRI 2024).
+"""QID²: more directions on a shell by a diffusion model (Chen et al., CDMRI 2024).
 
-`paper` is the paper's network: it sees the R nearest references and makes the image. `small`, the default, is also told
-what a spherical-harmonic fit of all acquired directions predicts, in the slice and its neighbours, and makes the
-difference from it, in units of that prediction's own noise: what the references say well costs it nothing.
+`paper` is the paper's network: it is conditioned on the R nearest acquired images, the references, and generates the
+image. `small`, the default, also sees the prediction of a spherical-harmonic fit to all acquired directions, in the
+slice and its neighbours. It generates the difference from that prediction, in units of the prediction's noise.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ SPEC = DirectionsSpec(
     title="QID²",
     line="more directions by a diffusion model that sees the nearest acquired ones",
     summary=(
-        "adds diffusion directions to each shell by a diffusion model that is told the images of the nearest "
-        "acquired directions"
+        "adds diffusion directions to each shell by a diffusion model that is conditioned on the images of the "
+        "nearest acquired directions"
     ),
     citation=interp.SPEC.citation,
     min_directions=6,

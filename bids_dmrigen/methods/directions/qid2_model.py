@@ -1,4 +1,4 @@
-"""QID²'s network, its training, and the filling of shells with what it draws; see `qid2`."""
+"""QID²'s network, its training, and the generation of directions; see `qid2`."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from ..base import Generated, Request, TrainedAtOnce
 from ..making import Making, denoiser, slice_by_slice
 from . import sh
 from .examples import BVALS, DIRECTIONS, PROCESS, Batch, examples
-from .inputs import EXTRA, Known, known_of
+from .inputs import EXTRA, Condition, condition_of
 from .qid2 import SPEC
 from .task import REFERENCES, Shell, assemble, check_left_out, shells_to_fill, wanted_directions
 
-STEPS = (1000, 1, 8)  # of the paper's sampler, of the fast one for one sample and for several
+STEPS = (1000, 1, 8)  # evaluations: paper's sampler; fast sampler for one sample; fast sampler for several
 IMAGES_AT_ONCE = 24
-CHECKED = 4  # acquired directions of a shell that are left out to find how far the network is to be trusted
+CHECKED = 4  # acquired directions of a shell that are left out to measure the trust in the network
 MARGIN = 4  # voxels around the brain that the network sees
-NEEDED = SPEC.min_directions  # on a shell
+NEEDED = SPEC.min_directions  # different directions on a shell
 SIZES = {  # with six references
     "small": UNetSpec(1 + 6 + EXTRA, base=24, multipliers=(1, 2, 4), blocks=1, attention=(2,), groups=0,
                       bottom=False, heads=4, context=64, zero_output=True),
-    # Levels, blocks, heads of 128, the blocks at the bottom and the networks after each attention as the authors' code
-    # takes them from MONAI.
+    # As in the authors' code, which uses MONAI: levels, blocks, heads of 128, bottom blocks, and a feed-forward network
+    # after each attention.
     "paper": UNetSpec(1 + 6, base=128, multipliers=(1, 1, 2), blocks=1, attention=(1, 2), heads=0, head=128,
                       context=256, feed=4),
 }  # fmt: skip
@@ -50,7 +50,7 @@ class QID2(TrainedAtOnce):
     Parameters
     ----------
     references
-        How many of the nearest directions the network sees.
+        Number of nearest directions that the network sees.
     """
 
     spec = SPEC
@@ -59,7 +59,7 @@ class QID2(TrainedAtOnce):
         self.references = references
 
     def configured(self, options: Mapping[str, Any]) -> QID2:
-        """Return the method with as many references as the options say."""
+        """Return the method with the number of references in the options."""
         return QID2(options.get(REFERENCES.key, REFERENCES.default))
 
     def network(self, size: str) -> DirectionUNet:
@@ -72,7 +72,7 @@ class QID2(TrainedAtOnce):
         return replace(SIZES[size], in_channels=SIZES[size].in_channels + self.references - 6)
 
     def configuration(self, size: str) -> dict[str, Any]:
-        """Return what the network of this size is built from and trained within."""
+        """Return the architecture of this size and the range of the training data."""
         return {
             **vars(self._architecture(size)),
             REFERENCES.key: self.references,
@@ -83,15 +83,15 @@ class QID2(TrainedAtOnce):
     # -- training
 
     def batch(self, size: str) -> int:
-        """Return the examples of a step; the paper does not say, its authors' code takes four."""
+        """Return the examples per step; the paper gives no number, the authors' code uses four."""
         return 4 if size == "paper" else 32
 
     def scored_on(self, size: str) -> tuple[int, int]:
-        """Return the fixed batches, and the examples of each; whole slices cost more and hold more."""
+        """Return the number of fixed batches, and of examples in each; few for `paper`, with whole slices."""
         return (4, 1) if size == "paper" else (8, 32)
 
     def training_plan(self, size: str) -> Plan:
-        """Return the training's default budget and settings; `paper` has the paper's rate and moments."""
+        """Return the training's default budget and settings; `paper` has the paper's learning rate and betas."""
         common: dict[str, Any] = {
             "evaluate_every": 250,
             "patience": 1000,
@@ -111,16 +111,16 @@ class QID2(TrainedAtOnce):
 
     def loss(self, net: nn.Module, batch: Batch) -> Tensor:
         """Return the weighted mean squared error of the network's prediction: noise (`paper`) or image (`small`)."""
-        known = batch.known
+        condition = batch.condition
         x_t = PROCESS.add_noise(batch.x0, batch.t.reshape(-1, 1, 1, 1), batch.noise)
-        found = _evaluate(net, x_t, batch.t, known)
-        target = batch.x0 if known.with_prediction else batch.noise
-        return ((found - target).square() * batch.weight).sum() / batch.weight.sum()
+        prediction = _evaluate(net, x_t, batch.t, condition)
+        target = batch.x0 if condition.with_prediction else batch.noise
+        return ((prediction - target).square() * batch.weight).sum() / batch.weight.sum()
 
     # -- generation
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
-        """Fill every shell of the scan with `net`, or with stored weights where there is none."""
+        """Fill every shell of the scan with `net`, or with stored weights where `net` is None."""
         making: Making[DirectionUNet] = Making(self, net, request, STEPS)
         making.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch types leave it out
         trust: dict[float, float] = {}
@@ -140,10 +140,10 @@ class QID2(TrainedAtOnce):
         shells, more = shells_to_fill(scan, self.spec.title, NEEDED, wanted_directions(request))
         warnings += more + _outside(shells)
         filler = _Filler(making, scan)
-        made, first = [], 0
+        generated, first = [], 0
         trusted = {shell.bval: _nearest(trust, shell.bval) for shell in shells}
         for shell in shells:
-            made.append(filler.fill(shell, first, trusted[shell.bval]))
+            generated.append(filler.fill(shell, first, trusted[shell.bval]))
             first += len(shell.wanted)
         record = making.record(
             len(filler.times),
@@ -151,7 +151,7 @@ class QID2(TrainedAtOnce):
             TrustInCorrection={f"b={bval:.0f}": round(value, 3) for bval, value in trusted.items()},
             NoiseLevel={f"b={shell.bval:.0f}": round(shell_sigma(scan, shell.volumes), 4) for shell in shells},
         )
-        return assemble(scan, shells, made, record, warnings=tuple(warnings))
+        return assemble(scan, shells, generated, record, warnings=tuple(warnings))
 
 
 class _Filler:
@@ -170,8 +170,8 @@ class _Filler:
     def fill(self, shell: Shell, first: int, trust: float) -> tuple[np.ndarray, np.ndarray | None]:
         """Return mean and (of several samples) spread (X, Y, Z, T) of a shell's wanted directions.
 
-        `first` is the number of the first one among all that are generated: it addresses the noise. `trust` is the
-        share of the network's correction that is taken.
+        `first` is the index of the shell's first direction among all generated ones; it selects the noise. `trust` is
+        the share of the network's correction that is used.
         """
         mask = self.scan.mask
         unit = float(self.scan.data[mask][:, shell.volumes].mean())
@@ -179,17 +179,17 @@ class _Filler:
 
         def at(part: np.ndarray) -> Callable[[int], Tensor]:
             z = int(part[0])
-            known = self._known(shell, z, unit, sigma)
-            known = replace(known, scale=trust * known.scale) if trust != 1 else known
+            condition = self._condition(shell, z, unit, sigma)
+            condition = replace(condition, scale=trust * condition.scale) if trust != 1 else condition
             inside = torch.from_numpy(np.ascontiguousarray(mask[(*self.box, z)]))
-            return lambda k: (self._sample(known, z, first, k).clamp_min(0) * inside).permute(1, 2, 0)[:, :, None]
+            return lambda k: (self._sample(condition, z, first, k).clamp_min(0) * inside).permute(1, 2, 0)[:, :, None]
 
         volume = (*mask.shape, len(shell.wanted))
         parts = np.split(self.slices, len(self.slices))
         return slice_by_slice(volume, self.box, parts, self.request, at, f"b = {shell.bval:.0f}, slices")
 
-    def _known(self, shell: Shell, z: int, unit: float, sigma: float) -> Known:
-        """Return what is known of all wanted directions in a slice."""
+    def _condition(self, shell: Shell, z: int, unit: float, sigma: float) -> Condition:
+        """Return the condition of all wanted directions in a slice."""
         around = [min(max(z + k, 0), self.scan.data.shape[2] - 1) for k in (-1, 0, 1)]
 
         def block(volume: np.ndarray) -> Tensor:  # (h, w, 3, ...)
@@ -197,7 +197,7 @@ class _Filler:
 
         signal = block(self.scan.data)[..., shell.volumes].permute(3, 0, 1, 2)  # (N, h, w, 3)
         device = self.request.device
-        return known_of(
+        return condition_of(
             block(self.b0)[None].to(device),
             signal[None].to(device),
             torch.as_tensor(shell.acquired, dtype=torch.float32, device=device)[None] @ self.axes.to(device),
@@ -209,52 +209,56 @@ class _Filler:
             self.making.net.references,
         )
 
-    def _sample(self, known: Known, z: int, first: int, sample: int) -> Tensor:
+    def _sample(self, condition: Condition, z: int, first: int, sample: int) -> Tensor:
         """Return one sample (T, h, w) of every wanted direction in a slice, in signal units."""
-        request, made = self.request, []
-        for part in torch.arange(len(known.images)).split(IMAGES_AT_ONCE):
-            own = known.part(part)
+        request, generated = self.request, []
+        for part in torch.arange(len(condition.images)).split(IMAGES_AT_ONCE):
+            part_condition = condition.part(part)
             addresses = [(first + int(t), z, sample) for t in part]
-            shape = (1, *known.images.shape[2:])
+            shape = (1, *condition.images.shape[2:])
             noise = NoiseSource(request.seed, request.subject, request.run, SPEC.name, addresses, shape, request.device)
-            kind = "x0" if own.with_prediction else "noise"
-            denoise = denoiser(partial(_evaluate, self.making.net, known=own), PROCESS, kind, self.making.precision)
-            found = self.sampler(denoise, PROCESS, noise(0), self.times, noise).x0
-            made.append((own.centre + own.scale * found)[:, 0].float().cpu())
-        return torch.cat(made)
+            kind = "x0" if part_condition.with_prediction else "noise"
+            denoise = denoiser(
+                partial(_evaluate, self.making.net, condition=part_condition), PROCESS, kind, self.making.precision
+            )
+            output = self.sampler(denoise, PROCESS, noise(0), self.times, noise).x0
+            generated.append((part_condition.centre + part_condition.scale * output)[:, 0].float().cpu())
+        return torch.cat(generated)
 
 
-def _evaluate(net: nn.Module, x: Tensor, t: Tensor, known: Known) -> Tensor:
-    return net(torch.cat([x, known.images], dim=1), t.float(), known.bvecs, known.bvals, known.log_sigma)
+def _evaluate(net: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    return net(
+        torch.cat([x, condition.images], dim=1), t.float(), condition.bvecs, condition.bvals, condition.log_sigma
+    )
 
 
 def trust_in_correction(fill: Callable[[Scan, Request], Generated], scan: Scan, request: Request) -> dict[float, float]:
-    """Return for each shell how much of the network's correction the scan itself confirms, 0 to 1.
+    """Return for each shell the share of the network's correction that the scan confirms, 0 to 1.
 
-    Some acquired directions are left out and made from the others. With s what spherical harmonics predict for them, q
-    what the network makes of it and y what was acquired, the trust is the least-squares share
-    sum (y - s)(q - s) / sum (q - s)². The noise in y is in neither s nor q, so that it costs precision, not truth.
+    Some acquired directions are left out and generated from the others. With s the prediction of spherical harmonics,
+    q the network's result and y the acquired signal, the trust is the least-squares share
+    sum (y - s)(q - s) / sum (q - s)². The noise in y is in neither s nor q, so that it adds variance but no bias.
     Shells with too few directions to leave any out are not in the result.
     """
     asked = replace(request, n_samples=1, sampler="fast", steps=None, left_out=CHECKED)
-    made = check_left_out(fill, scan, asked, NEEDED)
+    generated = check_left_out(fill, scan, asked, NEEDED)
     classical = check_left_out(lambda *few: sh.build().generate(None, *few), scan, asked, NEEDED)
-    if made is None or classical is None:
+    if generated is None or classical is None:
         return {}
     trust = {}
     for bval, members in scan.gradients.shells():
-        of_shell = np.isin(made.volumes, members)
+        of_shell = np.isin(generated.volumes, members)
         if of_shell.any():
             base = classical.mean[scan.mask][:, of_shell].astype(np.float64)
-            change = made.mean[scan.mask][:, of_shell] - base
-            error = scan.data[scan.mask][:, made.volumes[of_shell]] - base
+            change = generated.mean[scan.mask][:, of_shell] - base
+            error = scan.data[scan.mask][:, generated.volumes[of_shell]] - base
             trust[bval] = float(np.clip((change * error).sum() / max((change**2).sum(), 1e-12), 0, 1))
     return trust
 
 
 def _nearest(trust: dict[float, float], bval: float) -> float:
-    """Return the trust of the shell at this b-value; all of it where none was found."""
-    return min((abs(known - bval), value) for known, value in (trust or {bval: 1.0}).items())[1]
+    """Return the trust of the shell at this b-value; 1 where no shell has one."""
+    return min((abs(other - bval), value) for other, value in (trust or {bval: 1.0}).items())[1]
 
 
 def _outside(shells: list[Shell]) -> list[str]:
@@ -264,5 +268,5 @@ def _outside(shells: list[Shell]) -> list[str]:
 
 
 def build() -> QID2:
-    """Return the method, with as many references as its option has by default."""
+    """Return the method, with the default number of references."""
     return QID2()

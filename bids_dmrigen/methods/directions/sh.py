@@ -1,4 +1,4 @@
-"""Interpolation by regularised spherical harmonics: what a careful analyst would use."""
+"""Interpolation by regularised spherical harmonics, a strong classical method."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class HarmonicInterpolation(WeightedSum):
     spec = SPEC
 
     def weights(self, acquired: Tensor, wanted: Tensor, options: Mapping[str, Any]) -> Tensor:
-        """Return the weights of a fit of the highest order, up to 4, that the directions determine."""
+        """Return the weights of a fit. Its order is the highest, up to 4, that the directions determine."""
         from ...dwi.harmonics import order_for, prediction_weights
 
         return prediction_weights(acquired, wanted, order_for(len(acquired)))

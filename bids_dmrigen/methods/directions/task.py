@@ -1,8 +1,8 @@
-"""The question of this room: what would a shell look like along directions that were not acquired?
+"""The task: what would a shell look like along directions that were not acquired?
 
-In: a shell with some directions. Out: the same series, followed by volumes of further directions. Scored on acquired
-volumes that were left out (`qc.evaluation`): the papers' tables are DWI PSNR and SSIM, and FA from acquired and
-generated volumes together.
+Input: a shell with some directions. Output: the same series, followed by volumes of further directions. Scored on
+acquired volumes that were left out (`qc.evaluation`): the papers' tables are DWI PSNR and SSIM, and FA from acquired
+and generated volumes together.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ REFERENCES = Option(
 
 
 class DirectionsSpec(MethodSpec):
-    """Of a method that adds directions to shells."""
+    """The specification of a method that adds directions to shells."""
 
     def plan(self, values: Mapping[str, Any], header: Header) -> MethodPlan:
-        """Return the plan: the acquired volumes, then the wanted ones of every shell."""
+        """Return the plan: the acquired volumes, then the wanted directions of every shell."""
         shells = [bval for bval, _ in header.gradients.shells()]
         table = header.gradients.followed_by(shells, vectors_of(values[DIRECTIONS.name]))
-        return MethodPlan(self.own_options(values), table)
+        return MethodPlan(self.options_by_key(values), table)
 
     def evaluation_options(self, wanted: GradientTable) -> dict[str, Any]:
-        """Return options that ask for the directions of these volumes, on every shell."""
+        """Return options that request the directions of these volumes, on every shell."""
         return {DIRECTIONS.key: wanted.bvecs}
 
 
@@ -82,14 +82,14 @@ class Shell:
 
 
 def shells_to_fill(scan: Scan, title: str, needed: int, directions: int | np.ndarray) -> tuple[list[Shell], list[str]]:
-    """Return what is to be generated shell by shell, and warnings.
+    """Return the directions to generate, shell by shell, and warnings.
 
     Parameters
     ----------
     scan
         The acquired series.
     title, needed
-        Of the method, and how many different directions a shell must have.
+        Title of the method, and how many different directions a shell must have.
     directions
         How many directions each shell is to have in the end, spread evenly around the acquired ones; or (T, 3)
         b-vectors in the image's voxel axes (FSL convention), for every shell.
@@ -103,12 +103,12 @@ def shells_to_fill(scan: Scan, title: str, needed: int, directions: int | np.nda
     shells, warnings, problems = [], [], []
     for bval, volumes in scan.gradients.shells():
         acquired = world[volumes]
-        found = len(distinct(acquired))
-        if found < needed:
-            problems.append(TOO_FEW.format(title=title, needed=needed, found=found, bval=bval))
+        n_acquired = len(distinct(acquired))
+        if n_acquired < needed:
+            problems.append(TOO_FEW.format(title=title, needed=needed, found=n_acquired, bval=bval))
             continue
         if not isinstance(directions, np.ndarray):
-            wanted = fill_gaps(acquired, directions - found)
+            wanted = fill_gaps(acquired, directions - n_acquired)
         else:
             table = GradientTable(np.full(len(directions), bval), directions)
             wanted = table.world_directions(scan.affine)
@@ -127,7 +127,7 @@ def shells_to_fill(scan: Scan, title: str, needed: int, directions: int | np.nda
 
 
 def fill_gaps(acquired: np.ndarray, n: int) -> np.ndarray:
-    """Return (n, 3) directions that fill the gaps between acquired ones (N, 3), each as far from all as can be."""
+    """Return (n, 3) directions in the gaps between acquired ones (N, 3), each as far from all others as possible."""
     if n <= 0:
         return np.zeros((0, 3))
     candidates = even_directions(CANDIDATES * n)
@@ -143,7 +143,7 @@ def fill_gaps(acquired: np.ndarray, n: int) -> np.ndarray:
 def assemble(
     scan: Scan,
     shells: list[Shell],
-    made: Sequence[tuple[np.ndarray, np.ndarray | None]],
+    generated: Sequence[tuple[np.ndarray, np.ndarray | None]],
     record: dict[str, Any],
     **more: Any,
 ) -> Generated:
@@ -152,33 +152,33 @@ def assemble(
     bvals = np.concatenate([gradients.bvals, *(np.full(len(s.wanted), s.bval) for s in shells)])
     world = np.concatenate([gradients.world_directions(scan.affine), *(s.wanted for s in shells)])
     table = GradientTable.from_world(bvals, world, scan.affine, gradients.b0_threshold)
-    mean = np.concatenate([np.asarray(scan.data, np.float32), *(m for m, _ in made)], axis=3)
+    mean = np.concatenate([np.asarray(scan.data, np.float32), *(m for m, _ in generated)], axis=3)
     std = None
-    if all(s is not None for _, s in made):
-        std = np.concatenate([np.zeros(scan.data.shape, np.float32), *(s for _, s in made)], axis=3)
+    if all(s is not None for _, s in generated):
+        std = np.concatenate([np.zeros(scan.data.shape, np.float32), *(s for _, s in generated)], axis=3)
     return Generated(mean, std, table, (), np.arange(len(table)) < len(gradients), record, **more)
 
 
 def check_left_out(
     generate: Callable[[Scan, Request], Generated], scan: Scan, request: Request, needed: int
 ) -> LeftOut | None:
-    """Return what a method makes of acquired directions that it is not shown; None where none can be left out.
+    """Hide acquired directions, generate them, and return the result; None where none can be left out.
 
     Parameters
     ----------
     generate
-        (scan, request) -> what the method makes.
+        (scan, request) -> the method's result.
     scan, request
-        `request.left_out` is how many directions of each shell are left out at most: as evenly spread as they can be,
-        and so few that `needed` different ones are kept.
+        `request.left_out` is the largest number of directions to leave out of each shell. They are spread evenly, and
+        `needed` different ones are kept.
     needed
-        Fewest directions that the method works with.
+        Smallest number of directions that the method works with.
     """
-    volumes, made = [], []
+    volumes, generated = [], []
     for _, members in scan.gradients.shells():
         world = scan.gradients.world_directions(scan.affine)[members]
         apart = np.abs(world @ world.T) - 2 * np.eye(len(world))
-        once = np.flatnonzero(apart.max(axis=1) < np.cos(np.deg2rad(SAME_DEGREES)))  # not measured again
+        once = np.flatnonzero(apart.max(axis=1) < np.cos(np.deg2rad(SAME_DEGREES)))  # not measured twice
         n = min(request.left_out, len(once), len(distinct(world)) - needed)
         if n < 1:
             continue
@@ -189,8 +189,8 @@ def check_left_out(
         asked = replace(request, n_samples=1, left_out=0, options=options)
         result = generate(few, asked)
         volumes.append(hidden)
-        made.append(result.mean[..., ~result.acquired])
-    return LeftOut(np.concatenate(volumes), np.concatenate(made, axis=3)) if volumes else None
+        generated.append(result.mean[..., ~result.acquired])
+    return LeftOut(np.concatenate(volumes), np.concatenate(generated, axis=3)) if volumes else None
 
 
 def wanted_directions(request: Request) -> int | np.ndarray:

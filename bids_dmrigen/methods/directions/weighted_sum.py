@@ -25,8 +25,8 @@ class WeightedSum(Method):
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Fill every shell of the scan."""
-        made = self._fill(scan, request)
-        return replace(made, left_out=check_left_out(self._fill, scan, request, self.spec.min_directions))
+        generated = self._fill(scan, request)
+        return replace(generated, left_out=check_left_out(self._fill, scan, request, self.spec.min_directions))
 
     def _fill(self, scan: Scan, request: Request) -> Generated:
         import torch
@@ -37,10 +37,10 @@ class WeightedSum(Method):
         begun = time.monotonic()
         warnings = self.spec.check(scan)
         shells, more = shells_to_fill(scan, self.spec.title, self.spec.min_directions, wanted_directions(request))
-        made = []
+        generated = []
         for shell in shells:
             acquired, wanted = torch.from_numpy(shell.acquired), torch.from_numpy(shell.wanted)
             weights = self.weights(acquired, wanted, request.options).float()
-            made.append(((shell_signal(scan, shell) @ weights.T).clamp_min(0).numpy(), None))
+            generated.append(((shell_signal(scan, shell) @ weights.T).clamp_min(0).numpy(), None))
         record = classical_record(self.spec, begun)
-        return assemble(scan, shells, made, record, warnings=tuple(warnings + more))
+        return assemble(scan, shells, generated, record, warnings=tuple(warnings + more))

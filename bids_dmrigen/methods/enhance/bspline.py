@@ -1,4 +1,4 @@
-"""Up-sampling by B-splines alone: what RISH latent diffusion is compared with on finer voxels."""
+"""Up-sampling by B-splines, the comparison for RISH latent diffusion on finer voxels."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class SplineUpsampling(Method):
     spec = SPEC
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
-        """Up-sample a scan; `ScanError` where its voxels are to stay as they are."""
+        """Up-sample a scan; `ScanError` where no finer voxels are requested."""
         from .resampling import generated, upsampled
 
         begun = time.monotonic()

@@ -1,4 +1,4 @@
-"""What methods of this room are trained on: pairs of a poor scan of simulated subjects and what a good one shows."""
+"""Training examples for enhancement: pairs of a poor and a good scan of simulated subjects."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .inputs import ORDER, Shell, fitted
 from .task import BVALS
 
 SIDE = {"small": (32, 32, 16), "paper": (96, 96, 96)}  # voxels of a training block, at least
-# Edges of the poor scan's voxels in the plane and across. Blocks of size `paper` hold a whole head, as the paper's do.
+# Edges of the poor scan's voxels, in the plane and across. Blocks of `paper` contain a whole head, as in the paper.
 VOXEL_MM = {"small": (1.5, 3.5), "paper": (1.5, 2.5)}
 ACROSS_MM = {"small": THICKNESS_MM, "paper": (1.5, 2.5)}
 DIRECTIONS = (6, 8, 12, 16, 20, 30, 45, 64)
 B0S = (1, 1, 2, 4)
-# Voxels of the good scan for one of the poor one, along each axis.
+# Number of the good scan's voxels per voxel of the poor scan, along each axis.
 ZOOMS = ((1, 1, 1), (1, 1, 1), (1, 1, 1), (1.25, 1.25, 1.25), (1.5, 1.5, 1.5), (1, 1, 2))
 UNEVEN = 0.15  # how far directions stray from even ones
 TRUTH_DIRECTIONS = 45
@@ -38,8 +38,8 @@ class Pair(NamedTuple):
 
     low: Shell
     coarse: Tensor  # (B, 3, H, W, D) the good scan's features on the poor one's grid
-    fine: Tensor  # (B, 3, X, Y, Z) on its own
-    coarse_mask: Tensor  # (B, H, W, D) where the good one tells
+    fine: Tensor  # (B, 3, X, Y, Z) the good scan's features on its own grid
+    coarse_mask: Tensor  # (B, H, W, D) where the good scan has data
     fine_mask: Tensor  # (B, X, Y, Z)
 
 
@@ -56,17 +56,17 @@ def simulated(
     Parameters
     ----------
     subjects
-        To draw from.
+        Subjects to draw from.
     batch
-        Blocks.
+        Number of blocks.
     generator
-        The only source of chance.
+        The only source of random numbers.
     both
-        False: the fine grid is not needed, and `fine` is `coarse`.
+        Whether the fine grid is needed; else `fine` is `coarse`.
     side
         Voxels of the poor scan's blocks.
     network
-        Its size.
+        Size of the network.
     """
     device = subjects.device
     uniform, normal = numbers_from(generator)

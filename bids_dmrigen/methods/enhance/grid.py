@@ -1,4 +1,4 @@
-"""A finer grid over the extent of a scan."""
+"""A finer grid that covers the extent of a scan."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ..base import Grid
 
 
 def finer_grid(mask: np.ndarray, affine: np.ndarray, edge_mm: float) -> tuple[list[np.ndarray], Grid]:
-    """Return a grid of cubes over the extent of another: its points, in that one's voxel indices, and the grid.
+    """Return a grid of cubes over the extent of a scan: its points, in the scan's voxel indices, and the grid.
 
     Parameters
     ----------
     mask, affine
-        (X, Y, Z) bool and (4, 4) of the other.
+        (X, Y, Z) bool and (4, 4), mask and affine of the scan.
     edge_mm
-        Of the cubes, no larger than its voxels.
+        Edge of the cubes, no larger than the scan's voxels.
     """
     zooms = np.linalg.norm(affine[:3, :3], axis=0)
     points = [points_of_size(n, edge_mm / zoom) for n, zoom in zip(mask.shape, zooms, strict=True)]

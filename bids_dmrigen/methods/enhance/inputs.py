@@ -1,4 +1,4 @@
-"""What is known of a shell: rotation-invariant features, their noise, the way back to signals."""
+"""A shell as spherical harmonics: rotation-invariant features, their noise, and the way back to signals."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from ...dwi.spline import resampled
 
 ORDER = 4
 DEGREES = (0, 2, 4)
-# Features are the roots of the RISH features, |C_l| / sqrt(4 pi) in units of these: at l = 0 the mean of S / S0.
+# Units of the features |C_l| / sqrt(4 pi), the roots of the RISH features; at l = 0 this is the mean of S / S0.
 UNITS = (0.5, 0.1, 0.03)
-FLOOR = 0.1  # uncertainty of a feature beside that of its noise, in its units
+FLOOR = 0.1  # uncertainty of a feature in addition to its noise, in `UNITS`
 LARGEST_RATIO = 2.0  # of S / S0
 LARGEST_SCALE = 3.0  # of coefficients
-TINY = 1e-3  # of a feature, in its units: what a scale is at least relative to
+TINY = 1e-3  # added to features in denominators, in `UNITS`
 BVAL_UNIT, SNR_LOG = 1000.0, math.log(20.0)
-TOLD = {"small": 3 * len(DEGREES) + 4 + 6, "paper": 0}
+CONDITION_CHANNELS = {"small": 3 * len(DEGREES) + 4 + 6, "paper": 0}
 VOXEL_UNIT = 2.0  # mm
 
 
 class Shell(NamedTuple):
-    """The signal of a shell on a grid, S / S0 as harmonics; outside the brain too, where they mean little."""
+    """The signal S / S0 of a shell on a grid, as harmonics; outside the brain too, where they have little meaning."""
 
-    coefficients: Tensor  # (B, 15, H, W, D), 0 where its directions do not determine them
-    s0: Tensor  # (B, 1, H, W, D) the mean b0, or a little where there is none
+    coefficients: Tensor  # (B, 15, H, W, D), 0 where the directions do not determine them
+    s0: Tensor  # (B, 1, H, W, D) the mean b0, with a small lower limit
     sigma: Tensor  # (B,) standard deviation of a volume's noise
-    variance: Tensor  # (B, 3) of the sum of squares of each degree's coefficients for unit noise, in squared units
+    variance: Tensor  # (B, 3) sum of the variances of each degree's coefficients for unit noise, in `UNITS` squared
     bval: Tensor  # (B,) s/mm²
-    b0s: Tensor  # (B,) how many b0s S0 is the mean of
+    b0s: Tensor  # (B,) number of b0s in the mean S0
     mask: Tensor  # (B, H, W, D)
-    voxel_mm: Tensor  # (B, 3) edges of its voxels
-    acquired_mm: Tensor  # (B, 3) of those that were acquired
+    voxel_mm: Tensor  # (B, 3) edges of the voxels
+    acquired_mm: Tensor  # (B, 3) edges of the acquired voxels
 
     @property
     def determined(self) -> Tensor:
@@ -56,12 +56,12 @@ class Shell(NamedTuple):
         return self.sigma.reshape(-1, 1, 1, 1, 1) / self.s0 * self.mask[:, None]
 
 
-class Known(NamedTuple):
-    """What super-resolution is told, and from where its result counts."""
+class Condition(NamedTuple):
+    """The condition of super-resolution; the result is centre + scale * output."""
 
-    images: Tensor  # (B, told, H, W, D)
-    centre: Tensor  # (B, 3, H, W, D) features without what noise adds to them
-    scale: Tensor  # (B, 3, H, W, D) how far the true ones may be from there
+    images: Tensor  # (B, C, H, W, D), C of `CONDITION_CHANNELS`
+    centre: Tensor  # (B, 3, H, W, D) features without the bias by noise
+    scale: Tensor  # (B, 3, H, W, D) uncertainty of `centre`
 
 
 def fitted(
@@ -75,14 +75,14 @@ def fitted(
     voxel_mm: Tensor,
     order: int,
 ) -> Shell:
-    """Return shells as harmonics: a regularised fit, whose mean damping of each degree is undone.
+    """Return shells as harmonics, by a regularised fit that is corrected for its mean damping of each degree.
 
     Parameters
     ----------
     b0
         (B, H, W, D) mean b0.
     dwis
-        (B, n, H, W, D).
+        (B, n, H, W, D) diffusion-weighted volumes.
     bvecs
         (B, n, 3) unit vectors.
     bval, sigma, b0s
@@ -92,7 +92,7 @@ def fitted(
     voxel_mm
         (B, 3) edges of the voxels.
     order
-        Of the fit, 2 or 4: what the different ones of the directions determine.
+        Order of the fit, 2 or 4: the highest that the different directions determine.
     """
     weights = undamped_weights(bvecs, order)  # (B, K, n)
     brain = (b0 * mask).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3)).clamp_min(1)
@@ -108,7 +108,7 @@ def fitted(
 def on_grid(shell: Shell, points: Sequence[np.ndarray]) -> Shell:
     """Return a shell at the points of another grid, in voxel indices along each axis.
 
-    Cubic splines of S and of S0, not of their ratio, which beside the brain is noise over next to nothing.
+    Cubic splines of S and of S0, not of their ratio, which is very noisy beside the brain.
     """
     steps = [p[1] - p[0] if len(p) > 1 else n / len(p) for p, n in zip(points, shell.mask.shape[1:], strict=True)]
     s0 = resampled(shell.s0, points).clamp_min(float(shell.s0.min()))
@@ -125,10 +125,10 @@ def features(coefficients: Tensor) -> Tensor:
     return rish(coefficients, ORDER, dim=1).sqrt() / _column(_units(coefficients))
 
 
-def known_of(shell: Shell) -> Known:
-    """Return what super-resolution is told of shells.
+def condition_of(shell: Shell) -> Condition:
+    """Return the condition of super-resolution for shells.
 
-    The mean of |C_l|² is that without noise plus the sum of the coefficients' variances, which is taken off.
+    Noise raises the mean of |C_l|² by the sum of the coefficients' variances, which is subtracted.
     """
     measured, noise_power = shell.features, _column(shell.variance) * shell.noise.square()
     centre = (measured.square() - noise_power).clamp_min(0).sqrt()
@@ -141,9 +141,9 @@ def known_of(shell: Shell) -> Known:
     level = (shell.noise.clamp_min(1e-4).log() + SNR_LOG) * inside
     sizes = (torch.cat([shell.voxel_mm, shell.acquired_mm], dim=1) / VOXEL_UNIT).log()
     sizes = sizes[:, :, None, None, None] * inside
-    told = [measured, centre, scale.log() * inside, level, inside, bval * inside, order4 * inside, sizes]
-    images = torch.cat(told, dim=1)
-    return Known(images, centre, scale)
+    channels = [measured, centre, scale.log() * inside, level, inside, bval * inside, order4 * inside, sizes]
+    images = torch.cat(channels, dim=1)
+    return Condition(images, centre, scale)
 
 
 def scales(wanted: Tensor, coefficients: Tensor, determined: Tensor) -> Tensor:
@@ -152,18 +152,18 @@ def scales(wanted: Tensor, coefficients: Tensor, determined: Tensor) -> Tensor:
     Parameters
     ----------
     wanted
-        (B, 3, H, W, D) as `features`.
+        (B, 3, H, W, D), as from `features`.
     coefficients
         (B, 15, H, W, D).
     determined
-        (B, 3) as of `Shell`.
+        (B, 3), see `Shell.determined`.
     """
-    found = (wanted / (features(coefficients) + TINY)).clamp(0, LARGEST_SCALE)
-    return torch.where(_column(determined) > 0, found, 1.0)
+    ratio = (wanted / (features(coefficients) + TINY)).clamp(0, LARGEST_SCALE)
+    return torch.where(_column(determined) > 0, ratio, 1.0)
 
 
 def signals(coefficients: Tensor, scale: Tensor, basis: Tensor) -> Tensor:
-    """Return S / S0 (B, T, H, W, D): the series lambda_l C_lm Y_lm along directions with this basis (T, 15)."""
+    """Return S / S0 (B, T, H, W, D): the sum of lambda_l C_lm Y_lm along directions with this basis (T, 15)."""
     return torch.einsum("tk,bkxyz->btxyz", basis, scaled(coefficients, scale, ORDER, dim=1))
 
 

@@ -18,9 +18,9 @@ from .examples import DIRECTIONS, SIDE, ZOOMS, Pair
 from .inputs import ORDER, features, fitted
 from .task import BVALS
 
-SAME_B = 0.1  # relative: shells that belong to each other
-KEPT = 16  # shells of good scans in memory
-OVERLAP = 0.7  # of a poor scan's brain, which the good scan's has to hold
+SAME_B = 0.1  # relative difference between the b-values of matching shells
+KEPT = 16  # shells of good scans kept in memory
+OVERLAP = 0.7  # least share of a poor scan's brain that lies in the good scan's brain
 
 NO_PAIRS = "no subject is in both {poor} and {good}: pairs are scans of the same subject, prepared from both datasets"
 NO_SHELL = "{name}: the good scan has no shell within a tenth of b = {bval:.0f} s/mm² that determines degree 4"
@@ -34,31 +34,31 @@ class GoodShell(NamedTuple):
     """A shell of a good scan, in units of its median b0."""
 
     images: Tensor  # (17, X, Y, Z) half precision: S as harmonics, S0, the brain; 0 outside
-    noise_power: Tensor  # (3,) what noise adds to the squares of the features where S0 is 1
+    noise_power: Tensor  # (3,) bias of the squared features by noise, where S0 is 1
     affine: Tensor  # (4, 4)
 
 
 class MeasuredPairs:
-    """Pairs of the scans in two files of prepared ones, by subject; of a subject the first good scan is taken.
+    """Pairs of scans from two files of prepared scans, by subject; each subject's first good scan is used.
 
     Parameters
     ----------
     poor
-        What is trained from, all or part of its scans.
+        The inputs of training; all or some of its scans.
     good
-        What is trained to; in the same place in the world.
+        The targets of training; in the same position in the world.
 
     Raises
     ------
     ValueError
-        Where there is no pair, or the scans of one lie apart.
+        Where there is no pair, or the scans of a pair do not overlap.
     """
 
     def __init__(self, poor: Prepared, good: Prepared):
         self.poor, self.good, self.device = poor, good, poor.device
-        there = {about["subject"]: index for index, about in reversed(list(enumerate(good.about)))}
-        used = [k for k, count in enumerate(poor.counts) if count.any() and poor.about[k]["subject"] in there]
-        self.partner = {k: there[poor.about[k]["subject"]] for k in used}
+        good_scans = {about["subject"]: index for index, about in reversed(list(enumerate(good.about)))}
+        used = [k for k, count in enumerate(poor.counts) if count.any() and poor.about[k]["subject"] in good_scans]
+        self.partner = {k: good_scans[poor.about[k]["subject"]] for k in used}
         if not self.partner:
             raise ValueError(NO_PAIRS.format(poor=poor.path, good=good.path))
         self._shell = lru_cache(KEPT)(self._shell_of)
@@ -68,9 +68,9 @@ class MeasuredPairs:
     def pair(
         self, batch: int, generator: torch.Generator, both: bool = True, side: tuple[int, int, int] = SIDE["small"]
     ) -> Pair:
-        """Return blocks of one poor scan along some of a shell's directions, and the good scan's features there.
+        """Return blocks of one poor scan with some of a shell's directions, and the good scan's features there.
 
-        Parameters are those of `rishldm_examples.simulated`.
+        Parameters are those of `examples.simulated`.
         """
         uniform, _ = numbers_from(generator)
         views, b0s, volumes = self.poor.shell_slices(generator, batch, side, min(DIRECTIONS), BVALS, list(self.partner))
@@ -85,20 +85,20 @@ class MeasuredPairs:
             views.affine[:, :3, :3].norm(dim=1), order,
         )  # fmt: skip
         good = self._shell(self.partner[views.scan], round(float(low.bval[0])))
-        coarse, coarse_mask = fine, fine_mask = self._there(good, views.affine, side, side)
+        coarse, coarse_mask = fine, fine_mask = self._good_features(good, views.affine, side, side)
         if both:
             zoom = ZOOMS[int(uniform(1) * len(ZOOMS))]
             finer = tuple(round(z * n) for z, n in zip(zoom, side, strict=True))
-            fine, fine_mask = self._there(good, views.affine, side, finer)
+            fine, fine_mask = self._good_features(good, views.affine, side, finer)
         return Pair(low, coarse * low.mask[:, None], fine, coarse_mask, fine_mask)
 
-    def _there(
+    def _good_features(
         self, good: GoodShell, views: Tensor, side: tuple[int, ...], shape: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
-        """Return features (B, 3, *shape) of voxels that share each block's extent evenly, and where there is brain.
+        """Return features (B, 3, *shape) on a grid of `shape` over each block, and the brain mask.
 
-        A voxel's signal is the mean of as many good voxels as it covers along each of their axes, at its very place by
-        linear interpolation. What noise still adds to the squares of its features is taken off.
+        A voxel's signal is the mean over the good voxels that it covers along each axis, interpolated linearly at its
+        centre. The remaining bias of the squared features by noise is subtracted.
         """
         edges = [m / n for n, m in zip(shape, side, strict=True)]
         axes = [(torch.arange(n) + 0.5) * edge - 0.5 for n, edge in zip(shape, edges, strict=True)]
@@ -108,19 +108,19 @@ class MeasuredPairs:
         box = covered.tolist()
         means = F.avg_pool3d(good.images.float(), box, stride=1, padding=[n // 2 for n in box])
         points = torch.einsum("bij,xyzj->bxyzi", to_good[:, :3, :3], voxels) + to_good[:, None, None, None, :3, 3]
-        points = points + (covered % 2 == 0) / 2  # means of an even number lie between voxels
-        grid = (2 * points + 1) / torch.tensor(means.shape[1:], device=self.device) - 1  # without aligned corners
-        found = F.grid_sample(means.expand(len(views), -1, -1, -1, -1), grid.flip(-1), align_corners=False)
-        signal, s0, brain = found.split([len(means) - 2, 1, 1], dim=1)
+        points = points + (covered % 2 == 0) / 2  # the mean of an even number of voxels lies between two voxels
+        grid = (2 * points + 1) / torch.tensor(means.shape[1:], device=self.device) - 1  # align_corners=False
+        sampled = F.grid_sample(means.expand(len(views), -1, -1, -1, -1), grid.flip(-1), align_corners=False)
+        signal, s0, brain = sampled.split([len(means) - 2, 1, 1], dim=1)
         s0, between = s0.clamp_min(1e-6), points - points.floor()
-        # The sum of the squares of the weights that a mean gives to good voxels.
+        # The sum of the squared weights of the good voxels in a mean.
         squares = ((between.square() + (1 - between).square() + covered - 1) / covered.square()).prod(dim=-1)
         noise = good.noise_power.reshape(-1, 1, 1, 1) * (squares[:, None] * brain / s0.square())
         inside = brain > 0.5
         return (features(signal / s0).square() - noise).clamp_min(0).sqrt() * inside, inside[:, 0]
 
     def _shell_of(self, index: int, bval: int) -> GoodShell:
-        """Return the shell of a good scan that belongs to a b-value."""
+        """Return the shell of a good scan that matches a b-value."""
         scan, about = self.good.scan(index), self.good.about[index]
         table = scan.gradients
         b, volumes = min(table.shells(), key=lambda shell: abs(shell[0] - bval))

@@ -1,4 +1,4 @@
-"""What the classical methods of this room share: the series on the wanted grid, and what is returned of it."""
+"""Shared by the classical methods of enhancement: resampling to the requested grid, and the result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .task import VOXEL_SIZE, EnhanceSpec
 
 
 def upsampled(spec: EnhanceSpec, scan: Scan, request: Request) -> tuple[Tensor, Grid | None]:
-    """Return the series (N, P, Q, R) on the grid that is asked for, a copy, and that grid; None for the scan's own."""
+    """Return a copy of the series (N, P, Q, R) on the requested grid, and that grid; None for the scan's own."""
     series = torch.from_numpy(np.array(scan.data, dtype=np.float32)).permute(3, 0, 1, 2)
     edge = spec.edge_mm(scan.zooms_mm, request.options.get(VOXEL_SIZE.key))
     if edge is None:
@@ -31,10 +31,10 @@ def generated(
     spec: EnhanceSpec, scan: Scan, series: Tensor, grid: Grid | None, changed: np.ndarray, begun: float,
     warnings: Sequence[str], **record: Any,
 ) -> Generated:  # fmt: skip
-    """Return a series (N, P, Q, R) as what a method made; on finer voxels no volume is an acquired one.
+    """Return a series (N, P, Q, R) as the result of a method; on finer voxels no volume is an acquired one.
 
-    `changed` (N,) bool says which volumes were made anew, `record` what else is to be told of how.
+    `changed` (N,) bool marks volumes that differ from the acquired ones; `record` has more entries of the record.
     """
     mean, kept = series.permute(1, 2, 3, 0).contiguous().numpy(), ~changed & (grid is None)
-    told = classical_record(spec, begun, **record)
-    return Generated(mean, None, scan.gradients, (), kept, told, warnings=tuple(warnings), grid=grid)
+    full_record = classical_record(spec, begun, **record)
+    return Generated(mean, None, scan.gradients, (), kept, full_record, warnings=tuple(warnings), grid=grid)

@@ -1,7 +1,8 @@
-"""Linear harmonisation: each degree of the spherical harmonics times one number, on the series or on finer voxels.
+"""Linear harmonisation: the spherical harmonics of each degree are multiplied by one number.
 
-S = sum over l of ratio_l C_lm Y_lm (after Mirzaalian et al. 2016). Each ratio comes with the weights of RISH latent
-diffusion: the root of the mean of |C_l|² over the good scans of its training pairs, divided by that over the poor ones.
+S = sum over l of ratio_l C_lm Y_lm (after Mirzaalian et al. 2016), on the scan's voxels or on finer ones. The ratios are
+part of the weights of RISH latent diffusion. Each is the root mean square of |C_l| over the good scans of the training
+pairs, divided by that over the poor scans.
 """
 
 from __future__ import annotations
@@ -63,13 +64,13 @@ class LinearHarmonisation(Method):
     spec = SPEC
 
     def network(self, size: str) -> RishLDM:
-        """Return the networks that the ratios come with."""
+        """Return the networks whose weights contain the ratios."""
         from .rishldm_model import RishLatentDiffusion
 
         return RishLatentDiffusion().network(size)
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
-        """Harmonise the shells of a scan with the ratios of `net`, or of stored weights where there is none."""
+        """Harmonise the shells of a scan with the ratios of `net`, or of stored weights where `net` is None."""
         import torch
 
         from ..making import with_weights
@@ -92,21 +93,21 @@ class LinearHarmonisation(Method):
             scaled = harmonised(world[volumes], ratios).float() @ shell
             for volume, values in zip(volumes.tolist(), scaled.clamp_min(0), strict=True):
                 series[volume][inside] = values
-        told = [round(float(r), 4) for r in ratios]
+        rounded = [round(float(r), 4) for r in ratios]
         return generated(
-            SPEC, scan, series, grid, changed, begun, warnings, Size=request.size, Weights=weights, Ratios=told
+            SPEC, scan, series, grid, changed, begun, warnings, Size=request.size, Weights=weights, Ratios=rounded
         )
 
 
 def harmonised(directions: Tensor, ratios: Tensor) -> Tensor:
-    """Return the weights (N, N) with which a shell's volumes give those with each degree l times ratio_l.
+    """Return weights (N, N) that multiply degree l of a shell's volumes by ratio_l.
 
     Parameters
     ----------
     directions
         (N, 3) unit vectors.
     ratios
-        (3,) of l = 0, 2, 4; those of degrees that the directions do not determine are not used.
+        (3,) for l = 0, 2, 4; not used for degrees that the directions do not determine.
     """
     from ...dwi.harmonics import harmonics, order_for, scaled, undamped_weights
     from .inputs import ORDER

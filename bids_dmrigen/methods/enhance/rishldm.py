@@ -1,8 +1,8 @@
 """RISH latent diffusion: a shell as a better scanner would show it (Zhu et al. 2024).
 
-How strong the signal's spherical harmonics of each degree are is made anew, in a latent space; where they point stays.
-`paper` is the paper's; `small`, the default, has a super-resolution that also sees what was measured and how noisy it
-is, adds to that, and does nearly all of the work.
+The strength of the signal's spherical harmonics of each degree is generated in a latent space; their orientation is
+kept. `paper` follows the paper. In `small`, the default, the super-resolution network also sees the measured features
+and their noise, and predicts a correction of them; it makes nearly all of the change.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from ...dwi.gradients import LEAST_DIRECTIONS
 from ..spec import RISH, TENSOR, Citation, Option, OptionError
 from .task import GOOD, VOXEL_SIZE, RishSpec
 
-FAST_STEPS, PAPER_STEPS = 4, 50  # of the inversion, and as many back
-TIMES = 1000  # of the diffusion
+FAST_STEPS, PAPER_STEPS = 4, 50  # steps of the inversion, and of the way back
+TIMES = 1000  # of the diffusion process
 ONE_EACH = "{flag}: expected three numbers, for degrees 0, 2 and 4, found {found}"
 TOO_LATE = "{flag}: expected times of at most {most}, found {found}"
 
@@ -41,7 +41,7 @@ NOISE = Option(
 
 class _Spec(RishSpec):
     def check_options(self, values: Mapping[str, Any], b0_threshold: float) -> None:
-        """Refuse anything but one value for each degree, and times beyond the diffusion's last."""
+        """Raise `OptionError` without one value for each degree, or for times after the last of the diffusion."""
         for option in (GUIDANCE, NOISE):
             if len(values[option.name]) != 3:
                 raise OptionError(ONE_EACH.format(flag=option.flag, found=len(values[option.name])))

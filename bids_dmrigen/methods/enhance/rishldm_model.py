@@ -1,4 +1,4 @@
-"""The networks of RISH latent diffusion, and how they make the shells of a scan anew; see `rishldm` and `stages`."""
+"""The networks of RISH latent diffusion, and the generation of shells; see `rishldm` and `stages`."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from ..base import Generated, Request, Trainable
 from ..making import Making
 from .examples import ZOOMS
 from .grid import finer_grid
-from .inputs import DEGREES, ORDER, TOLD, Shell, fitted, on_grid, scales, signals
+from .inputs import CONDITION_CHANNELS, DEGREES, ORDER, Shell, fitted, on_grid, scales, signals
 from .pairs import MeasuredPairs
 from .rishldm import FAST_STEPS, PAPER_STEPS, SPEC
-from .stages import STAGES, Stage, known_for, levels_of, refined, times_of, translate
+from .stages import STAGES, Stage, condition_for, levels_of, refined, times_of, translate
 from .task import BVALS, GOOD, VOXEL_SIZE
 
 STEPS = (2 * PAPER_STEPS, 2 * FAST_STEPS, 2 * FAST_STEPS)  # evaluations
 MARGIN = 8  # voxels around the brain that the networks see
-SLAB_VOXELS = 1_000_000  # that super-resolution works on at a time
-TRUST = (0.25, 0.9, 1.0)  # in the change of each degree's strength; see docs/decisions.md
+SLAB_VOXELS = 1_000_000  # voxels that super-resolution works on at a time
+TRUST = (0.25, 0.9, 1.0)  # share of the change of each degree's strength; see docs/decisions.md
 SIZES = {
     "small": RishLDMSpec(
         VQVAESpec(widths=(32,)),
         UNetSpec(32, 32, base=32, multipliers=(1, 2, 2), blocks=1, attention=(2,), groups=8, heads=4, context=32,
                  dims=3),
-        told=TOLD["small"],
+        told=CONDITION_CHANNELS["small"],
     ),
     "paper": RishLDMSpec(
         VQVAESpec(widths=(256, 256)),
@@ -75,7 +75,7 @@ class RishLatentDiffusion(Trainable):
             return RishLDM(SIZES[size])
 
     def configuration(self, size: str) -> dict[str, Any]:
-        """Return what the networks of this size are built from and trained within."""
+        """Return the architecture of this size and the range of the training data."""
         return {**asdict(SIZES[size]), "bvals": list(BVALS), "directions_at_least": LEAST_DIRECTIONS}
 
     def trainings(self, net: nn.Module) -> list[Stage]:
@@ -84,23 +84,23 @@ class RishLatentDiffusion(Trainable):
         return [stage(cast("RishLDM", net), size) for stage in STAGES]
 
     def batch(self, size: str) -> int:
-        """Return the examples of a step; the paper does not say, and a GPU of its time holds one whole brain."""
+        """Return the examples per step; the paper gives no number, and its GPU had memory for one whole brain."""
         return 1 if size == "paper" else 32
 
     def measured(self, scans: Prepared, good: Prepared | None = None) -> MeasuredPairs:
-        """Return pairs of prepared scans: of each poor one what the good one of its subject shows.
+        """Return pairs of prepared scans: each poor scan and the good scan of the same subject.
 
         Raises
         ------
         ValueError
-            Where the good ones are missing.
+            Where the good scans are missing.
         """
         if good is None:
             raise ValueError(NO_GOOD)
         return MeasuredPairs(scans, good)
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
-        """Make the shells of a scan anew with `net`, or with stored weights where there is none."""
+        """Generate the shells of a scan with `net`, or with stored weights where `net` is None."""
         making: Making[RishLDM] = Making(self, net, replace(request, n_samples=1), STEPS)
         warnings = self.spec.check(scan)
         maker = _Maker(making, scan)
@@ -116,78 +116,78 @@ class RishLatentDiffusion(Trainable):
 class _Box(NamedTuple):
     """The part of a scan that the networks see."""
 
-    inside: tuple[slice, slice, slice]  # of the scan
+    inside: tuple[slice, slice, slice]  # in the scan
     padding: tuple[int, ...]  # as `F.pad` takes it
-    points: list[np.ndarray]  # of the result's grid in it, in its own voxel indices
-    of_result: tuple[slice, slice, slice]  # where those are in the result
+    points: list[np.ndarray]  # points of the result's grid, in voxel indices of the part
+    of_result: tuple[slice, slice, slice]  # the same points in the result
 
 
 class _Maker:
-    """Makes the shells of one scan."""
+    """Generates the shells of one scan."""
 
     def __init__(self, making: Making[RishLDM], scan: Scan):
         self.net, self.scan, self.request, self.precision = making.net, scan, making.request, making.precision
         self.levels, self.warnings = levels_of(self.request.options), []
         self.times = times_of(making.steps, self.levels)
-        # Of each image: features of a degree are images of their own.
-        self.evaluations = max(len(own) * level.cost for own, level in zip(self.times, self.levels, strict=True))
+        # Per image: the features of each degree are separate images.
+        self.evaluations = max(len(times) * level.cost for times, level in zip(self.times, self.levels, strict=True))
         self.brain = _with_b0(scan)
         self.points = [np.arange(float(n)) for n in scan.mask.shape]
         self.grid, edge = None, SPEC.edge_mm(scan.zooms_mm, self.request.options.get(VOXEL_SIZE.key))
         if edge is not None:
             self.points, self.grid = finer_grid(scan.mask, scan.affine, edge)
-            found, most = max(scan.zooms_mm) / edge, max(map(max, ZOOMS))
-            if found > most + 0.05:
-                self.warnings.append(FINER_THAN_TRAINED.format(found=found, most=most))
+            ratio, most = max(scan.zooms_mm) / edge, max(map(max, ZOOMS))
+            if ratio > most + 0.05:
+                self.warnings.append(FINER_THAN_TRAINED.format(found=ratio, most=most))
         self.box = self._box()
         self.world = scan.gradients.world_directions(scan.affine)
 
     @torch.no_grad()
     def make(self) -> tuple[np.ndarray, dict[str, list[float]], np.ndarray]:
         """Return the series, each shell's mean scales, and which volumes are new."""
-        told = {}
+        mean_scales = {}
         series = torch.from_numpy(np.asarray(self.scan.data, np.float32)).permute(3, 0, 1, 2)
         series = series if self.grid is None else resampled(series, self.points).clamp_min(0)
         series = series.clone() if self.grid is None else series
-        made_anew, inside = np.zeros(len(series), bool), self._inside()
+        changed, inside = np.zeros(len(series), bool), self._inside()
         for bval, volumes in self.scan.gradients.shells():
             if self._directions(volumes) < LEAST_DIRECTIONS:
                 continue
-            made_anew[volumes] = True
-            made, told[f"b={bval:.0f}"] = self._shell(bval, volumes)
-            for volume, image in zip(volumes.tolist(), made, strict=True):
+            changed[volumes] = True
+            generated, mean_scales[f"b={bval:.0f}"] = self._shell(bval, volumes)
+            for volume, image in zip(volumes.tolist(), generated, strict=True):
                 part = series[volume][self.box.of_result]
                 part.copy_(torch.where(inside, image, part))
-        return series.permute(1, 2, 3, 0).contiguous().numpy(), told, made_anew
+        return series.permute(1, 2, 3, 0).contiguous().numpy(), mean_scales, changed
 
     def _shell(self, bval: float, volumes: np.ndarray) -> tuple[Tensor, list[float]]:
-        """Return a shell's volumes (N, P, Q, R) in the box, and the mean scales in the brain."""
+        """Return a shell's new volumes (N, P, Q, R) in the box, and the mean scales in the brain."""
         shell, b0, lowest = self._fitted(bval, volumes)
         if not shell.determined[0, 2]:
             self.warnings.append(NO_DEGREE_4.format(bval=bval, found=self._directions(volumes), needed=GOOD))
         device = self.request.device
         basis = harmonics(torch.as_tensor(self.world[volumes], dtype=torch.float32), ORDER).to(device)
         with autocast(device, self.precision):
-            made = translate(self.net, shell.features, self.levels, self.times).float()
+            translated = translate(self.net, shell.features, self.levels, self.times).float()
         trust = torch.tensor(TRUST, device=device)[:, None, None, None]
         parts, sums, voxels, slabs = [], torch.zeros(len(DEGREES)), 0, list(self._slabs())
         for done, (first, last, halo) in enumerate(slabs):
             points = [*self.box.points[:2], self.box.points[2][halo]]
             part = on_grid(shell, points)
-            known = known_for(self.net, part)
+            condition = condition_for(self.net, part)
             with autocast(device, self.precision):
-                found = refined(self.net, resampled(made, points), known).float()
-            scale = 1 + trust * (scales(found, part.coefficients, part.determined) - 1)
-            own = slice(first - halo.start, last - halo.start)
-            scale, coefficients = scale[..., own], part.coefficients[..., own]
+                wanted = refined(self.net, resampled(translated, points), condition).float()
+            scale = 1 + trust * (scales(wanted, part.coefficients, part.determined) - 1)
+            inner = slice(first - halo.start, last - halo.start)
+            scale, coefficients = scale[..., inner], part.coefficients[..., inner]
             parts.append(signals(coefficients, scale, basis)[0].cpu())
-            inside = part.mask[0, ..., own]
+            inside = part.mask[0, ..., inner]
             sums += (scale[0] * inside).sum(dim=(1, 2, 3)).cpu()
             voxels += int(inside.sum())
             if self.request.progress is not None:
                 self.request.progress(f"slabs at b = {bval:.0f} s/mm²", done + 1, len(slabs))
         b0, lowest = (resampled(image, self.box.points).clamp_min(0) for image in (b0, lowest))
-        # Between the directions of a few, harmonics swing below anything that was measured.
+        # Harmonics of few directions can fall below all measured values between the directions.
         series = torch.maximum(torch.cat(parts, dim=3) * b0, lowest)
         return series, [round(float(s), 4) for s in sums / max(voxels, 1)]
 
@@ -215,28 +215,28 @@ class _Maker:
         return len(distinct(self.scan.gradients.bvecs[volumes]))
 
     def _box(self) -> _Box:
-        """Return the brain with a margin; the networks' divisor is reached by zeros beyond it."""
+        """Return the brain with a margin, padded with zeros to a multiple of the networks' divisor."""
         corners = np.argwhere(self.brain)
         low = np.maximum(corners.min(axis=0) - MARGIN, 0)
         high = np.minimum(corners.max(axis=0) + 1 + MARGIN, self.brain.shape)
         divisor = self.net.spec.divisor
         missing = [-int(b - a) % divisor for a, b in zip(low, high, strict=True)]
         padding = tuple(n for m in reversed(missing) for n in (0, m))
-        own, of_result = [], []
+        box_points, of_result = [], []
         for a, b, points in zip(low, high, self.points, strict=True):
             within = np.flatnonzero((points > a - 0.5) & (points < b - 0.5))
-            own.append(points[within] - a)
+            box_points.append(points[within] - a)
             of_result.append(slice(int(within[0]), int(within[-1]) + 1))
         x, y, z = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-        return _Box((x, y, z), padding, own, (of_result[0], of_result[1], of_result[2]))
+        return _Box((x, y, z), padding, box_points, (of_result[0], of_result[1], of_result[2]))
 
     def _inside(self) -> Tensor:
-        """Return where the result is made anew (P, Q, R) on its grid in the box."""
+        """Return where the result is new: bool (P, Q, R), on its grid in the box."""
         brain = torch.from_numpy(self.brain[self.box.inside].astype(np.float32))
         return resampled(brain, self.box.points) > 0.5
 
     def _slabs(self) -> Iterator[tuple[int, int, slice]]:
-        """Yield the first and last layer of the result's slabs in the box, and the layers that they depend on."""
+        """Yield first and last layer (exclusive) of the result's slabs in the box, and the layers they depend on."""
         nx, ny, nz = (len(p) for p in self.box.points)
         reach = self.net.refiner.reach
         size = max(SLAB_VOXELS // (nx * ny), 1)
@@ -246,7 +246,7 @@ class _Maker:
 
 
 def _with_b0(scan: Scan) -> np.ndarray:
-    """Return the brain (X, Y, Z) without voxels that have next to no signal at b = 0: S / S0 is nothing there."""
+    """Return the brain (X, Y, Z) without voxels with almost no b0 signal, where S / S0 has no meaning."""
     b0 = scan.mean_b0()
     brain = scan.mask & (b0 > LEAST_B0 * (b0[scan.mask].mean() if scan.mask.any() else 0))
     if not brain.any():

@@ -1,8 +1,8 @@
-"""The question of this room: what would a better scanner have shown?
+"""The task: what would a better scanner have shown?
 
-In: a series of a poor scan. Out: the series as a good scan would show it, on the scan's voxels or on finer ones. Scored
-against a good scan of the same subject, simulated or measured: the papers' tables are NMSE and SSIM of the rotation-
-invariant features of each degree and of FA.
+Input: the series of a poor scan. Output: the series as a good scan would show it, on the scan's voxels or on finer
+ones. Scored against a good scan of the same subject, simulated or measured: the papers' tables are NMSE and SSIM of FA
+and of the rotation-invariant features of each degree.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ...dwi.gradients import LEAST_DIRECTIONS, distinct
 from ...dwi.series import Scan, ScanError
 from ..spec import Header, MethodPlan, MethodSpec, Option
 
-GOOD = 15  # different directions of a shell: they determine harmonics of degree 4
+GOOD = 15  # different directions of a shell that determine harmonics of degree 4
 BVALS = (600.0, 3200.0)  # s/mm², of training examples
-SAME_MM = 1e-3  # voxels whose edges differ by less are of one size
+SAME_MM = 1e-3  # voxels whose edges differ by less have the same size
 
 BAD_SIZE = "{flag} {wanted:g}: expected at most the scan's own voxel size, {zooms} mm, found a larger one"
 ONLY_FINER = "{title}: there is nothing to do on the scan's own voxels, {zooms} mm; ask for smaller ones with {flag}"
@@ -41,43 +41,43 @@ VOXEL_SIZE = Option(
 
 @dataclass(frozen=True)
 class EnhanceSpec(MethodSpec):
-    """Of a method that may make its series on finer voxels.
+    """The specification of a method whose result may have finer voxels.
 
     Parameters
     ----------
     only_finer
-        Whether it has nothing to do on the scan's own voxels.
+        Whether the method has nothing to do on the scan's own voxels.
     """
 
     only_finer: bool = False
 
     def plan(self, values: Mapping[str, Any], header: Header) -> MethodPlan:
-        """Return the plan: the acquired table, on the grid that was asked for."""
+        """Return the plan: the acquired table, on the requested grid."""
         edge = self.edge_mm(header.zooms_mm, values[VOXEL_SIZE.name])
-        options = self.own_options(values) | {VOXEL_SIZE.key: edge}
+        options = self.options_by_key(values) | {VOXEL_SIZE.key: edge}
         if edge is None:
             del options[VOXEL_SIZE.key]
         return MethodPlan(options, header.gradients, edge_mm=edge)
 
     def sentences(self, values: Mapping[str, Any]) -> Sequence[str]:
-        """Return what the methods text says of the voxels."""
+        """Return a sentence about the voxels for the methods text."""
         edge = values[VOXEL_SIZE.name]
         return () if edge is None else (VOXELS.format(edge=edge),)
 
     def edge_mm(self, zooms_mm: Sequence[float] | np.ndarray, wanted: float | None) -> float | None:
-        """Return the edge of the voxels of its result, mm; None where they are to be the scan's own.
+        """Return the voxel edge of the result, mm; None for the scan's own voxels.
 
         Parameters
         ----------
         zooms_mm
-            (3,) of the scan.
+            (3,) voxel size of the scan, mm.
         wanted
-            Edge that is asked for; None for the scan's own.
+            Requested edge, mm; None for the scan's own voxels.
 
         Raises
         ------
         ScanError
-            Where it would be a coarser grid, or there is nothing to do on the scan's own.
+            Where the grid would be coarser, or where there is nothing to do on the scan's own voxels.
         """
         zooms = " x ".join(f"{z:g}" for z in zooms_mm)
         if wanted is None or np.allclose(zooms_mm, wanted, atol=SAME_MM):
@@ -90,7 +90,7 @@ class EnhanceSpec(MethodSpec):
 
 
 class RishSpec(EnhanceSpec):
-    """Of a method that changes the RISH features of shells."""
+    """The specification of a method that changes the RISH features of shells."""
 
     def check(self, scan: Scan) -> list[str]:
         """Return warnings about a scan; `ScanError` where no shell has enough different directions."""

@@ -1,7 +1,7 @@
 """Diff-DTI: FA, MD and colour FA from three to six directions by a joint diffusion model (Zhang et al. 2024).
 
-`paper` is the paper's: the maps are made from noise, beside the images. `small`, the default, is also told what a ridge
-fit says of the tensor, how noisy that is and which directions it stands on, and makes the maps' difference from it.
+`paper` follows the paper: the network sees the images, and generates the maps from noise. `small`, the default, also
+sees a ridge fit of the tensor, its noise and its directions. It generates the difference of the maps from that fit.
 """
 
 from __future__ import annotations

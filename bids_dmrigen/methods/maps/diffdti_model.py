@@ -1,4 +1,4 @@
-"""Diff-DTI's network, its training, the calibration of its spread, and the maps that it draws; see `diffdti`."""
+"""Diff-DTI's network, its training, the calibration of its spread, and the generation of maps; see `diffdti`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..base import Generated, Request, TrainedAtOnce
 from ..making import Making, denoiser, slice_by_slice
 from .diffdti import SPEC
 from .examples import PROCESS, Batch, examples, zeros_around
-from .inputs import IMAGES, MD_UNIT, NUMBERS, Known, known_of, noise_levels
+from .inputs import IMAGES, MD_UNIT, NUMBERS, Condition, condition_of, noise_levels
 from .task import (
     BVALS,
     CHANNELS,
@@ -40,16 +40,16 @@ from .task import (
     nearest_to_scheme,
 )
 
-STEPS = (2000, 1, 24)  # of the paper's sampler, which asks twice at each time, of the fast one for one and several
+STEPS = (2000, 1, 24)  # evaluations: paper's sampler (two per time); fast sampler for one sample, for several
 CORRECTOR_SNR = 0.075
 SLICES_AT_ONCE = 8
-CALIBRATION_BATCH = {"small": 16, "paper": 2}  # of slices; those of `paper` have nine times the voxels
+CALIBRATION_BATCH = {"small": 16, "paper": 2}  # slices; those of `paper` have nine times the voxels
 CALIBRATION_SAMPLES = 16
-FEWEST_VOXELS = 200  # for a tissue to have factors of its own
-TISSUES = ("white matter", "grey matter", "CSF")  # by the maps
-WHITE_FA, FLUID_MD = 0.25, 1.5e-3  # above which it is white matter, and (mm²/s) fluid
-NORMAL_90 = 1.645  # half a 90 % interval of a normal distribution, standard deviations
-FA_TRUST = (1.0, 0.5)  # in the network's correction of FA and colour, from three and from six directions
+FEWEST_VOXELS = 200  # fewest voxels of a tissue for separate factors
+TISSUES = ("white matter", "grey matter", "CSF")  # as classified by `tissue`
+WHITE_FA, FLUID_MD = 0.25, 1.5e-3  # lower limits of white matter, and (mm²/s) of fluid
+NORMAL_90 = 1.645  # half the 90 % interval of a normal distribution, in standard deviations
+FA_TRUST = (1.0, 0.5)  # share of the correction of FA and colour, with three and with six directions
 MD_TRUST = 0.2
 MARGIN = 4  # voxels around the brain that the network sees
 SIZES = {
@@ -73,23 +73,23 @@ class DiffDTI(TrainedAtOnce):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             net = FusedUNet(SIZES[size], FEN[size] if fefm else None, NUMBERS if size == "small" else 0)
-        # By how much samples' standard deviations are multiplied to be errors; see `calibrate`.
+        # Factors that convert the samples' standard deviations into errors; see `calibrate`.
         net.register_buffer("spread", torch.ones(MOST - LEAST + 1, len(TISSUES), CHANNELS))
         return net
 
     def configuration(self, size: str) -> dict[str, Any]:
-        """Return what the network of this size is built from and trained within."""
-        made_of = {**vars(SIZES[size]), "fen": vars(FEN[size]), "bvals": list(BVALS), "directions": [LEAST, MOST]}
-        return made_of | ({"schemes": [own.tolist() for own in SCHEMES.values()]} if size == "paper" else {})
+        """Return the architecture of this size and the range of the training data."""
+        settings = {**vars(SIZES[size]), "fen": vars(FEN[size]), "bvals": list(BVALS), "directions": [LEAST, MOST]}
+        return settings | ({"schemes": [scheme.tolist() for scheme in SCHEMES.values()]} if size == "paper" else {})
 
     # -- training
 
     def batch(self, size: str) -> int:
-        """Return the examples of a step: the paper's eight."""
+        """Return the examples per step; the paper's are eight."""
         return 8 if size == "paper" else 32
 
     def scored_on(self, size: str) -> tuple[int, int]:
-        """Return the fixed batches, and the examples of each; whole slices cost more and hold more."""
+        """Return the number of fixed batches, and of examples in each; few for `paper`, with whole slices."""
         return (4, 1) if size == "paper" else (8, 32)
 
     def training_plan(self, size: str) -> Plan:
@@ -109,34 +109,34 @@ class DiffDTI(TrainedAtOnce):
         """Return the weighted mean squared error, in the network's units: of the noise (`paper`) or of the maps."""
         t = batch.t.reshape(-1, 1, 1, 1)
         x_t = PROCESS.add_noise(batch.x0, t, batch.noise)
-        found = _raw(net, x_t, batch.t, batch.known)
+        prediction = _raw(net, x_t, batch.t, batch.condition)
         target = batch.noise
-        if batch.known.with_fit:
+        if batch.condition.with_fit:
             skip, out = _preconditioning(batch.t, x_t)
             target = (batch.x0 - skip * x_t) / out
-        return ((found - target).square() * batch.weight).sum() / batch.weight.sum()
+        return ((prediction - target).square() * batch.weight).sum() / batch.weight.sum()
 
     @torch.no_grad()
     def calibrate(
         self, net: nn.Module, source: SimulatedSubjects | Prepared, size: str, seed: int, batches: int = 2
     ) -> None:
-        """Set the factors of the samples' spread so that a 90 % interval holds 90 % of the true values.
+        """Set the factors of the samples' spread so that a 90 % interval contains 90 % of the true values.
 
-        The interval is the mean of `CALIBRATION_SAMPLES` samples plus and minus 1.645 of their standard deviations, the
-        factor included; of subjects who were not trained on. Every number of directions and every tissue (as the mean
-        shows it) has factors of its own, from so many `batches` of each number of directions.
+        The interval is the mean of `CALIBRATION_SAMPLES` samples plus and minus 1.645 standard deviations, each
+        multiplied by its factor. The subjects are not those of the training. Factors differ by number of directions and
+        by tissue, as classified from the mean; each number of directions gets `batches` batches.
         """
         slices = CALIBRATION_BATCH[size]
         make, times = self.examples(source, size, slices, seed + 1), _times("fast", STEPS[2])
-        own_net = cast("FusedUNet", net.eval())
+        network = cast("FusedUNet", net.eval())
         numbers = SCHEMES if size == "paper" else range(LEAST, MOST + 1)
-        found: dict[int, list[tuple[Tensor, Tensor]]] = {n: [] for n in numbers}
+        results: dict[int, list[tuple[Tensor, Tensor]]] = {n: [] for n in numbers}
         for index in count():
-            if all(len(own) == batches for own in found.values()):
+            if all(len(parts) == batches for parts in results.values()):
                 break
             batch = make(index)
-            own = found[batch.known.bvecs.shape[1]]
-            if len(own) == batches:
+            parts = results[batch.condition.bvecs.shape[1]]
+            if len(parts) == batches:
                 continue
             addresses = [(index, k, 0) for k in range(slices)]
             drawn = []
@@ -144,33 +144,33 @@ class DiffDTI(TrainedAtOnce):
                 noise = NoiseSource(
                     seed, "calibrate", str(sample), SPEC.name, addresses, batch.x0.shape[1:], source.device
                 )
-                drawn.append(consistent(draw(net, batch.known, "fast", times, noise, "fp32"))[0])
+                drawn.append(consistent(draw(net, batch.condition, "fast", times, noise, "fp32"))[0])
             samples = torch.stack(drawn)
             mean = samples.mean(dim=0)
-            truth, inside = batch.known.centre + batch.known.scale * batch.x0, batch.weight[:, 0] > 0
+            truth, inside = batch.condition.centre + batch.condition.scale * batch.x0, batch.weight[:, 0] > 0
             ratio = (truth - mean).abs() / samples.std(dim=0).clamp_min(1e-6)
-            own.append((ratio.movedim(1, 3)[inside], tissue(mean[:, 0], mean[:, 1] * MD_UNIT)[inside]))
-        for n, own in found.items():
-            ratios, tissues = (torch.cat(parts) for parts in zip(*own, strict=True))
+            parts.append((ratio.movedim(1, 3)[inside], tissue(mean[:, 0], mean[:, 1] * MD_UNIT)[inside]))
+        for n, parts in results.items():
+            ratios, tissues = (torch.cat(columns) for columns in zip(*parts, strict=True))
             for k in range(len(TISSUES)):
                 chosen = ratios[tissues == k] if (tissues == k).sum() >= FEWEST_VOXELS else ratios
-                own_net.spread[n - LEAST, k] = chosen.float().quantile(0.9, dim=0) / NORMAL_90
+                network.spread[n - LEAST, k] = chosen.float().quantile(0.9, dim=0) / NORMAL_90
 
     # -- generation
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
-        """Make the maps of a scan with `net`, or with stored weights where there is none."""
-        # The largest sigma times a small error of bfloat16 would not be small.
+        """Generate the maps of a scan with `net`, or with stored weights where `net` is None."""
+        # bfloat16 is not enough here: its rounding errors are multiplied by the largest sigma.
         precision = None if request.size == "small" else "fp32"
         making: Making[FusedUNet] = Making(self, net, request, STEPS, precision)
         making.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch types leave it out
         warnings = self.spec.check(scan)
-        bval, volumes, found = choose_volumes(scan.gradients)
+        bval, volumes, n_directions = choose_volumes(scan.gradients)
         more: dict[str, Any] = {}
         if request.size == "paper":
             volumes, apart = _of_scheme(scan, bval)
-            if len(volumes) < found <= MOST:
-                warnings.append(NOT_ALL.format(used=len(volumes), found=found, bval=bval))
+            if len(volumes) < n_directions <= MOST:
+                warnings.append(NOT_ALL.format(used=len(volumes), found=n_directions, bval=bval))
             more["DegreesFromScheme"] = round(apart, 1)
             if apart > SCHEME_DEGREES:
                 warnings.append(OTHER_SCHEME.format(apart=apart))
@@ -181,8 +181,8 @@ class DiffDTI(TrainedAtOnce):
             "NoiseLevel": [round(float(level), 4) for level in maker.noise],
         }
         if std is not None:
-            own = np.round(maker.factors.double().numpy(), 3)
-            parts = np.split(own, [1, 2], axis=1)  # colour FA has three
+            factors = np.round(maker.factors.double().numpy(), 3)
+            parts = np.split(factors, [1, 2], axis=1)  # colour FA has three
             more["SpreadFactors"] = {
                 name: {t: p[k].tolist() for k, t in enumerate(TISSUES)} for name, p in zip(MAPS, parts, strict=True)
             }
@@ -200,7 +200,7 @@ class DiffDTI(TrainedAtOnce):
 
 
 def _of_scheme(scan: Scan, bval: float) -> tuple[np.ndarray, float]:
-    """Return the volumes of a shell that stand for a scheme's, in its order, and by how many degrees they differ."""
+    """Return the volumes of a shell nearest to a scheme's, in its order, and their largest difference, degrees."""
     volumes = dict(scan.gradients.shells())[bval]
     volumes = volumes[distinct(scan.gradients.bvecs[volumes])]
     chosen, apart = nearest_to_scheme(scan.gradients.world_directions(scan.affine)[volumes])
@@ -208,7 +208,7 @@ def _of_scheme(scan: Scan, bval: float) -> tuple[np.ndarray, float]:
 
 
 class _Maker:
-    """Makes the maps of one scan, slice by slice."""
+    """Generates the maps of one scan, slice by slice."""
 
     def __init__(self, making: Making[FusedUNet], scan: Scan, bval: float, volumes: np.ndarray):
         self.making, self.scan, self.request = making, scan, making.request
@@ -225,18 +225,18 @@ class _Maker:
             self.around = zeros_around(*(part.stop - part.start for part in self.box))
         self.factors = making.net.spread[len(volumes) - LEAST].cpu()  # (tissues, 5)
 
-    @torch.no_grad()  # inference mode would not reach the threads of the tensor maps
+    @torch.no_grad()  # inference mode does not apply in the threads that compute tensor maps
     def make(self) -> tuple[np.ndarray, np.ndarray | None, float]:
-        """Return mean and (of several samples) spread (X, Y, Z, 5), and how far colour FA and FA disagreed."""
+        """Return mean and (of several samples) spread (X, Y, Z, 5), and the mean mismatch of colour FA and FA."""
         mask, mismatch, voxels = self.scan.mask, 0.0, 0
 
         def at(part: np.ndarray) -> Callable[[int], Tensor]:
-            known = self._known(part)
+            condition = self._condition(part)
             inside = torch.from_numpy(np.ascontiguousarray(mask[self.box][:, :, part])).permute(2, 0, 1)[:, None]
 
             def sample(k: int) -> Tensor:
                 nonlocal mismatch, voxels
-                maps, difference = consistent(self._sample(known, part, k))
+                maps, difference = consistent(self._sample(condition, part, k))
                 mismatch += float((difference * inside[:, 0]).sum())
                 voxels += int(inside.sum())
                 return (maps * inside).permute(2, 3, 0, 1)
@@ -256,13 +256,13 @@ class _Maker:
         """Return the noise levels (2,): the median over the slices."""
         data = torch.from_numpy(np.ascontiguousarray(self.scan.data[..., self.volumes], dtype=np.float32))
         levels = noise_levels(data.permute(2, 3, 0, 1), torch.from_numpy(self.scan.mask).permute(2, 0, 1))
-        found = levels.nanmedian(dim=0).values
-        if not found.isfinite().all():  # no slice shows enough brain
-            found = torch.full((2,), shell_sigma(self.scan, self.volumes))
-        return found
+        noise = levels.nanmedian(dim=0).values
+        if not noise.isfinite().all():  # no slice shows enough brain
+            noise = torch.full((2,), shell_sigma(self.scan, self.volumes))
+        return noise
 
-    def _known(self, part: np.ndarray) -> Known:
-        """Return what is known of some slices."""
+    def _condition(self, part: np.ndarray) -> Condition:
+        """Return the condition of some slices."""
         around = np.clip(part[:, None] + [-1, 0, 1], 0, self.scan.mask.shape[2] - 1)  # (S, 3)
 
         def block(volume: np.ndarray) -> Tensor:  # (h, w, S, 3, ...)
@@ -271,7 +271,7 @@ class _Maker:
             return F.pad(part, (0, 0) * (part.ndim - 2) + (*columns, *rows))
 
         device, n = self.request.device, len(part)
-        return known_of(
+        return condition_of(
             block(self.b0).permute(2, 0, 1, 3).to(device),
             block(self.scan.data[..., self.volumes]).permute(2, 4, 0, 1, 3).to(device),
             self.bvecs.to(device).expand(n, -1, -1),
@@ -281,33 +281,38 @@ class _Maker:
             self.request.size,
         )
 
-    def _sample(self, known: Known, part: np.ndarray, sample: int) -> Tensor:
+    def _sample(self, condition: Condition, part: np.ndarray, sample: int) -> Tensor:
         """Return one sample (S, 5, h, w) of the maps of some slices, MD in units of `MD_UNIT`."""
         request = self.request
         addresses = [(0, int(z), sample) for z in part]
         left, right, top, bottom = self.around
-        height, width = known.centre.shape[2:]
+        height, width = condition.centre.shape[2:]
         shape = (CHANNELS, height, width)
         noise = NoiseSource(request.seed, request.subject, request.run, SPEC.name, addresses, shape, request.device)
-        made = draw(self.making.net, known, request.sampler, self.times, noise, self.making.precision).cpu()
-        return made[..., top : height - bottom, left : width - right]
+        maps = draw(self.making.net, condition, request.sampler, self.times, noise, self.making.precision).cpu()
+        return maps[..., top : height - bottom, left : width - right]
 
 
 def draw(
-    net: nn.Module, known: Known, sampler: str, times: Sequence[int], noise: Callable[[int], Tensor], precision: str
+    net: nn.Module,
+    condition: Condition,
+    sampler: str,
+    times: Sequence[int],
+    noise: Callable[[int], Tensor],
+    precision: str,
 ) -> Tensor:
-    """Return maps (S, 5, H, W) as the network makes them from noise: MD in units of `MD_UNIT`, colour FA of any length.
+    """Return maps (S, 5, H, W) drawn from noise: MD in units of `MD_UNIT`, colour FA not yet as long as FA.
 
     Parameters
     ----------
     net
-        In evaluation mode.
-    known
-        Of S slices.
+        The network, in evaluation mode.
+    condition
+        Condition of S slices.
     sampler
         "fast" or "paper".
     times
-        Of the evaluations, the first the process's last.
+        Times of the evaluations; the first is the last time of the process.
     noise
         Number of the draw -> standard normal noise (S, 5, H, W).
     precision
@@ -315,53 +320,53 @@ def draw(
     """
 
     def ask(x: Tensor, t: Tensor) -> Tensor:
-        return _raw(net, x, t, known)
+        return _raw(net, x, t, condition)
 
     denoise = denoiser(ask, PROCESS, "noise", precision)
-    if known.with_fit:
+    if condition.with_fit:
         raw = denoiser(ask, PROCESS, "x0", precision)
 
         def denoise(x: Tensor, t: int) -> Tensor:
             skip, out = _preconditioning(torch.full((len(x),), t), x)
             return skip * x + out * raw(x, t)
 
-    start = noise(0) * PROCESS.marginal(times[0])[1].to(known.centre)
+    start = noise(0) * PROCESS.marginal(times[0])[1].to(condition.centre)
     if sampler == "fast":
-        found = dpm_solver_pp_2m(denoise, PROCESS, start, times).x0
+        output = dpm_solver_pp_2m(denoise, PROCESS, start, times).x0
     else:
-        found = predictor_corrector(denoise, PROCESS, start, times, noise, 1, CORRECTOR_SNR).x0
-    share = trust(known.bvecs.shape[1]) if known.with_fit else [1.0] * CHANNELS
-    return (known.centre + known.centre.new_tensor(share)[:, None, None] * known.scale * found).float()
+        output = predictor_corrector(denoise, PROCESS, start, times, noise, 1, CORRECTOR_SNR).x0
+    share = trust(condition.bvecs.shape[1]) if condition.with_fit else [1.0] * CHANNELS
+    return (condition.centre + condition.centre.new_tensor(share)[:, None, None] * condition.scale * output).float()
 
 
 def trust(n: int) -> tuple[float, ...]:
-    """Return the share (5,) of the network's correction that is taken from n directions.
+    """Return the share (5,) of the network's correction that is used with n directions.
 
-    Simulated subjects are smoother than real ones, so what is learnt from them corrects too much. Chosen on real scans
-    that no figure is reported for (docs/decisions.md): all of FA and colour where three directions leave much open,
-    less where six leave noise alone to be taken away; of MD little.
+    Simulated subjects are smoother than real ones, so that a network trained on them corrects too much. The shares were
+    chosen on real scans for which no figure is reported (docs/decisions.md). With three directions, which leave much
+    undetermined, it is all of FA and colour; with six, where only noise is to be removed, less; for MD it is little.
     """
     fa = FA_TRUST[0] + (FA_TRUST[1] - FA_TRUST[0]) * (n - LEAST) / (MOST - LEAST)
     return (fa, MD_TRUST, fa, fa, fa)
 
 
 def tissue(fa: Tensor, md: Tensor) -> Tensor:
-    """Return indices into `TISSUES`: fluid diffuses fast, white matter is anisotropic; MD in mm²/s."""
+    """Return indices into `TISSUES`: CSF by high MD (mm²/s), then white matter by high FA."""
     return torch.where(md > FLUID_MD, 2, torch.where(fa > WHITE_FA, 0, 1))
 
 
 def consistent(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return maps (S, 5, H, W) within their ranges, colour FA as long as FA, and by how much it was not (S, H, W)."""
+    """Return maps (S, 5, H, W) in their ranges, with colour FA as long as FA, and the mismatch before (S, H, W)."""
     fa, md, colour = maps[:, :1].clamp(0, 1), maps[:, 1:2].clamp_min(0), maps[:, 2:].clamp_min(0)
     length = colour.norm(dim=1, keepdim=True)
     return torch.cat([fa, md, colour * fa / length.clamp_min(1e-6)], dim=1), (length - fa).abs()[:, 0]
 
 
-def _raw(net: nn.Module, x: Tensor, t: Tensor, known: Known) -> Tensor:
-    """Return the network's output; what it sees of x_t has about unit variance at every time."""
+def _raw(net: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    """Return the network's output; x_t is scaled to about unit variance at every time."""
     sigma = PROCESS.marginal(t.cpu())[1].to(x).reshape(-1, 1, 1, 1)
-    seen = torch.cat([x / (1 + sigma.square()).sqrt(), known.images], dim=1)
-    return net(seen, t.float(), known.acquired, known.bvecs, known.bvals, known.numbers)
+    seen = torch.cat([x / (1 + sigma.square()).sqrt(), condition.images], dim=1)
+    return net(seen, t.float(), condition.acquired, condition.bvecs, condition.bvals, condition.numbers)
 
 
 def _preconditioning(t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -371,7 +376,7 @@ def _preconditioning(t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _times(sampler: str, evaluations: int) -> list[int]:
-    """Return the times at which so many evaluations are spent: the paper's sampler asks twice at each."""
+    """Return the times for a number of evaluations; the paper's sampler evaluates twice at each time."""
     steps = max(evaluations // 2, 1) if sampler == "paper" else evaluations
     if sampler == "paper" and steps == PROCESS.steps:
         return list(range(steps, 0, -1))

@@ -1,4 +1,4 @@
-"""What methods of this room are trained on: slices along few directions, and the maps that they should give."""
+"""Training examples for maps: slices along few directions, and the true maps."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ...dwi.gradients import even_directions, even_subset
 from ...dwi.noise import rician_mean
 from ...simulate.examples import SimulatedSubjects, numbers_from
 from ...simulate.imaging import Imaging, measure
-from .inputs import Known, fitted_maps, known_of, noise_levels
+from .inputs import Condition, condition_of, fitted_maps, noise_levels
 from .task import BVALS, LEAST, MOST, SCHEME_DEGREES, SCHEMES, nearest_to_scheme
 
 SIDE = {"small": (64, 64), "paper": (145, 174)}  # of training slices
 PADDED = 192  # height and width to which zeros bring slices of size `paper`
-# In the plane. Smaller voxels show how smooth the anatomies are, and a network learns to smooth real detail; those of
-# the paper are 1.25 mm.
+# In the plane. The simulated anatomies are smooth: with smaller voxels a network would learn to smooth real detail. The
+# paper's voxels are 1.25 mm.
 VOXEL_MM = {"small": (2.0, 5.0), "paper": (1.25, 2.5)}
 IMAGING = Imaging(acquired=(0.75, 1.0), noise_alone=True)
 UNEVEN = {"small": 0.25, "paper": 0.05}  # how far directions stray from even ones, and from the paper's scheme
-SIGMA_ERROR = 0.1  # relative, beyond what a slice's reading of its noise varies
-TRUTH_DIRECTIONS = 12  # without random noise their FA is within 1e-3 of that of 90
-MEASURED_DIRECTIONS = 12  # at least, of a measured shell whose maps are to be made
+SIGMA_ERROR = 0.1  # relative, in addition to the variation of a slice's noise estimate
+TRUTH_DIRECTIONS = 12  # without noise their FA differs by less than 1e-3 from that of 90
+MEASURED_DIRECTIONS = 12  # fewest directions of a measured shell, for its true maps
 
 NOT_OF_SCHEME = (
     "{name}: its directions differ by {apart:.0f} degrees from the scheme that networks of size paper are trained for, "
@@ -37,34 +37,34 @@ NOT_OF_SCHEME = (
 )
 
 PROCESS = VarianceExploding()
-UNTOLD_SIGMA = 30.0  # noise in x_t beside which an image of about unit variance does not show
-FIRST_UNTOLD = 1 + int((PROCESS.marginal(torch.arange(PROCESS.steps + 1))[1] < UNTOLD_SIGMA).sum())
+NOISE_ONLY_SIGMA = 30.0  # noise in x_t from which x_t counts as noise alone; images have about unit variance
+FIRST_NOISE_ONLY = 1 + int((PROCESS.marginal(torch.arange(PROCESS.steps + 1))[1] < NOISE_ONLY_SIGMA).sum())
 
 
 class Batch(NamedTuple):
     """A batch of training examples."""
 
-    known: Known
-    x0: Tensor  # (B, 5, H, W) what the network has to make
+    condition: Condition
+    x0: Tensor  # (B, 5, H, W) the maps to predict
     weight: Tensor  # (B, 5, H, W), 0 outside the brain
     t: Tensor  # (B,)
     noise: Tensor  # (B, 5, H, W)
 
 
 class Acquisition(NamedTuple):
-    """Slices along few directions, and the maps that they should give."""
+    """Slices along few directions, and their true maps."""
 
-    b0: Tensor  # (B, H, W, 3) the slice between its neighbours
+    b0: Tensor  # (B, H, W, 3) the slice and its two neighbours
     dwis: Tensor  # (B, n, H, W, 3)
     bvecs: Tensor  # (B, n, 3) world RAS+
     bval: Tensor  # (B,)
-    sigma: Tensor  # (B,) noise level, where slices show too little to read it
+    sigma: Tensor  # (B,) noise level, for slices with too little brain to estimate it
     mask: Tensor  # (B, H, W)
     truth: Tensor  # (B, 5, H, W) as `fitted_maps`
 
 
 def simulated(subjects: SimulatedSubjects, size: str, batch: int, generator: torch.Generator) -> Acquisition:
-    """Return slices of simulated subjects; the maps are those of even directions' mean magnitudes, by least squares."""
+    """Return slices of simulated subjects; the true maps are least-squares fits to noise-free even directions."""
     device = subjects.device
     uniform, normal = numbers_from(generator)
     n = _number(size, uniform)
@@ -82,20 +82,20 @@ def simulated(subjects: SimulatedSubjects, size: str, batch: int, generator: tor
     wanted = torch.cat([nothing, dense.expand(batch, -1, -1)], dim=1)
     noiseless = middle.signal(F.pad(bval[:, None].expand(-1, TRUTH_DIRECTIONS), (1, 0)), wanted)
     measured = measure(clean, torch.ones_like(bval), generator, IMAGING, noiseless[..., None])
-    # Of magnitudes, as many more directions of this scanner would show them, noise floor and all.
-    assert measured.expected is not None  # it was asked for: `noiseless`
+    # Mean magnitudes, so that the true maps have the noise floor of this scanner.
+    assert measured.expected is not None  # because `noiseless` was given
     expected = rician_mean(measured.expected[..., 0], measured.sigma[:, None, None, None])
     truth = fitted_maps(expected, bval, dense)
     return Acquisition(measured.signal[:, 0], measured.signal[:, 1:], bvecs, bval, measured.sigma, middle.mask(), truth)
 
 
 def measured(scans: Prepared, size: str, batch: int, generator: torch.Generator) -> Acquisition:
-    """Return slices of a measured shell: few of its directions, and the least-squares maps of all of them.
+    """Return slices of a measured shell: few of its directions, and the least-squares maps of all directions.
 
     Raises
     ------
     ValueError
-        Where no scan has a shell in range with enough directions, or (`paper`) one has not those of the scheme.
+        Where no scan has a shell in range with enough directions, or (`paper`) a scan lacks those of the scheme.
     """
     uniform, _ = numbers_from(generator)
     views, b0s, volumes = scans.shell_slices(generator, batch, (*SIDE[size], 3), MEASURED_DIRECTIONS, BVALS)
@@ -126,11 +126,11 @@ def examples(source: SimulatedSubjects | Prepared, size: str, batch: int, genera
     source
         Simulated subjects or measured scans.
     size
-        Of the network.
+        Size of the network.
     batch
-        Slices.
+        Number of slices.
     generator
-        The only source of chance.
+        The only source of random numbers.
     """
     if isinstance(source, SimulatedSubjects):
         a = simulated(source, size, batch, generator)
@@ -140,24 +140,26 @@ def examples(source: SimulatedSubjects | Prepared, size: str, batch: int, genera
         a = _padded(a)
     uniform, normal = numbers_from(generator)
     unit = ((a.b0[..., 1] * a.mask).sum(dim=(1, 2)) / a.mask.sum(dim=(1, 2)).clamp_min(1)).clamp_min(1e-3)
-    unit = unit * torch.exp(0.2 * normal(batch))  # of a whole brain it would be another than of the slice
+    unit = unit * torch.exp(0.2 * normal(batch))  # at generation the unit is of a whole brain, not of a slice
     noise = noise_levels(a.dwis[..., 1], a.mask)
     noise = torch.where(noise.isfinite(), noise, a.sigma[:, None]) * torch.exp(SIGMA_ERROR * normal(batch, 1))
-    known = known_of(a.b0, a.dwis, a.bvecs, a.bval, noise, unit, size)
-    # Within a slice errors count as they are; from slice to slice relative to what was to be expected of the fit, so
-    # that good scans are not outweighed by bad ones.
-    expected, voxels = a.mask[:, None] * known.scale.square(), a.mask.sum(dim=(1, 2)).clamp_min(1)
+    condition = condition_of(a.b0, a.dwis, a.bvecs, a.bval, noise, unit, size)
+    # Errors have equal weight within a slice. Between slices they are relative to the expected error of the fit, so
+    # that bad scans do not outweigh good ones.
+    expected, voxels = a.mask[:, None] * condition.scale.square(), a.mask.sum(dim=(1, 2)).clamp_min(1)
     weight = expected / (expected.sum(dim=(2, 3)) / voxels[:, None]).clamp_min(1e-12)[:, :, None, None]
-    # Outside the brain small networks' examples show the fit, and nothing is asked there.
-    x0 = (torch.where(a.mask[:, None], a.truth, known.centre) - known.centre).div(known.scale).clamp(-10, 10)
-    # What is wanted most often is the mean, which is made from x_t that tells nothing: half of all slices aim at it.
-    first = torch.where((uniform(batch) < 0.5) & known.with_fit, FIRST_UNTOLD, 1)
+    # Outside the brain the target is the fit itself: no correction, and the loss has weight 0 there.
+    x0 = (
+        (torch.where(a.mask[:, None], a.truth, condition.centre) - condition.centre).div(condition.scale).clamp(-10, 10)
+    )
+    # The most frequent use is the mean, predicted from noise alone: half of all slices train it.
+    first = torch.where((uniform(batch) < 0.5) & condition.with_fit, FIRST_NOISE_ONLY, 1)
     t = first + (uniform(batch) * (PROCESS.steps + 1 - first)).long()
-    return Batch(known, x0, weight, t, normal(*x0.shape))
+    return Batch(condition, x0, weight, t, normal(*x0.shape))
 
 
 def _number(size: str, uniform: Callable[..., Tensor]) -> int:
-    """Return how many directions a batch has: three to six, or (`paper`) those of one of the schemes."""
+    """Return the number of directions of a batch: three to six, or (`paper`) that of a scheme."""
     numbers = sorted(SCHEMES) if size == "paper" else range(LEAST, MOST + 1)
     return numbers[int(uniform(1) * len(numbers))]
 
@@ -173,7 +175,7 @@ def _padded(a: Acquisition) -> Acquisition:
 
 
 def zeros_around(height: int, width: int) -> tuple[int, int, int, int]:
-    """Return as `F.pad` takes it how many zeros bring slices to `PADDED`; none where they are larger."""
+    """Return the padding, as for `F.pad`, that brings slices to `PADDED`; zero where they are larger."""
     rows, columns = (max(PADDED - n, 0) for n in (height, width))
     return columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
 

@@ -1,4 +1,4 @@
-"""What a network is told of a slice that it has to make maps of, and those maps."""
+"""The condition of the network for a slice, and tensor maps as torch tensors."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from ...dwi.tensor import MIN_SIGNAL, TensorFit, design_matrix, tensor_maps
 from ...nets.direction_unet import dyadic_features
 from .task import CHANNELS, MOST
 
-MD_UNIT = 3e-3  # mm²/s, of free water: MD is divided by it
-DIFFUSIVITY = 1e-3  # mm²/s, unit of tensors and apparent diffusion coefficients given to the network
+MD_UNIT = 3e-3  # mm²/s, about that of free water: the unit of MD
+DIFFUSIVITY = 1e-3  # mm²/s, unit of tensors and apparent diffusion coefficients in the network's input
 LEAST_DIFFUSIVITY = 1e-6  # mm²/s: smaller eigenvalues are noise
-LARGEST_ADC = 5.0  # of these units
-DARKEST = 0.01  # of the mean b0: signals are raised to this before the logarithm
-RIDGE = 0.02  # of the tensor fitted to three to six directions, beside the unit vectors' products
-COLOUR_ERROR = 0.75  # of FA's
-APART = (1, 2)  # voxels, of the differences that noise is read from
-IMAGES = 3 * 6 + CHANNELS + 3  # given beside the noisy maps (`small`)
+LARGEST_ADC = 5.0  # in units of `DIFFUSIVITY`
+DARKEST = 0.01  # share of the mean b0: the lowest signal in logarithms
+RIDGE = 0.02  # regularisation of the tensor fit to three to six directions; see `ridge_fit`
+COLOUR_ERROR = 0.75  # share of the error of FA
+APART = (1, 2)  # voxels, distances of the differences that noise is estimated from
+IMAGES = 3 * 6 + CHANNELS + 3  # channels in addition to the noisy maps (`small`)
 NUMBERS = 4 + 21
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
-    """What the network is told of B slices, and how its output becomes their maps: maps = centre + scale * output.
+class Condition:
+    """The condition of B slices, and the conversion of the network's output: maps = centre + scale * output.
 
     Parameters
     ----------
     images
-        (B, C, H, W) beside the noisy maps.
+        (B, C, H, W) channels in addition to the noisy maps.
     acquired
         (B, 1 + n, H, W) b0 and diffusion-weighted images, in units of the mean b0.
     bvecs, bvals
         (B, n, 3) unit vectors in world RAS+ and (B, n) s/mm².
     numbers
-        (B, K) noise levels, b-value, number of directions, and what they tell of a tensor; K = 0 for `paper`.
+        (B, K) noise levels, b-value, number of directions, and K A of `ridge_fit`; K = 0 for `paper`.
     centre
         (B, 5, H, W) the maps of a ridge fit (`small`), or zero.
     scale
-        (B, 5, H, W) about the error of that fit, so that little is changed where little is uncertain; or one.
+        (B, 5, H, W) the approximate error of that fit, so that changes are small where the fit is good; or one.
     """
 
     images: Tensor
@@ -56,23 +56,25 @@ class Known:
 
     @property
     def with_fit(self) -> bool:
-        """Whether the network is told of a tensor fit and corrects it, or (`paper`) makes the maps alone."""
+        """Whether the network sees a tensor fit and corrects it; with `paper` it does not."""
         return self.numbers.shape[1] > 0
 
 
-def known_of(b0: Tensor, dwis: Tensor, bvecs: Tensor, bval: Tensor, noise: Tensor, unit: Tensor, size: str) -> Known:
-    """Return what the network is told of S slices.
+def condition_of(
+    b0: Tensor, dwis: Tensor, bvecs: Tensor, bval: Tensor, noise: Tensor, unit: Tensor, size: str
+) -> Condition:
+    """Return the condition of S slices.
 
     Parameters
     ----------
     b0
-        (S, H, W, 3) mean b0 of the slice between its neighbours.
+        (S, H, W, 3) mean b0 of the slice and its two neighbours.
     dwis
-        (S, n, H, W, 3).
+        (S, n, H, W, 3) diffusion-weighted images.
     bvecs
         (S, n, 3) unit vectors in world RAS+.
     bval, unit
-        (S,) b-value, and the mean b0 in the brain, by which all is divided.
+        (S,) b-value, and the mean b0 in the brain, the unit of all images.
     noise
         (S, 2) noise levels, see `noise_levels`.
     """
@@ -85,7 +87,7 @@ def known_of(b0: Tensor, dwis: Tensor, bvecs: Tensor, bval: Tensor, noise: Tenso
         images = F.pad(acquired, (0, 0, 0, 0, 0, MOST - n))
         centre = images.new_zeros((len(images), CHANNELS, *images.shape[2:]))
         none = images.new_zeros((len(images), 0))
-        return Known(images, acquired, bvecs, bvals, none, centre, torch.ones_like(centre))
+        return Condition(images, acquired, bvecs, bvals, none, centre, torch.ones_like(centre))
     attenuation = torch.log(b0.clamp_min(DARKEST)[:, None] / dwis.clamp_min(DARKEST))
     adc = (attenuation / (DIFFUSIVITY * bval[:, None, None, None, None])).clamp(-LARGEST_ADC, LARGEST_ADC)
     gain, kernel = ridge_fit(bvecs)
@@ -102,18 +104,19 @@ def known_of(b0: Tensor, dwis: Tensor, bvecs: Tensor, bval: Tensor, noise: Tenso
     numbers = torch.stack([bval / 1000, torch.full_like(bval, n / MOST)], dim=1)
     numbers = torch.cat([noise.clamp_min(1e-3).log(), numbers, kernel[:, upper[0], upper[1]]], dim=1)
     images = images.contiguous(memory_format=torch.channels_last)
-    return Known(images, acquired, bvecs, bvals, numbers, maps, fit_error(uncertain, n))
+    return Condition(images, acquired, bvecs, bvals, numbers, maps, fit_error(uncertain, n))
 
 
 def noise_levels(dwis: Tensor, mask: Tensor) -> Tensor:
-    """Return what is told of the noise (S, 2): the same reading of so few volumes in training and in use.
+    """Return noise levels (S, 2), estimated from differences over the two distances `APART`.
 
-    What such a reading misses the network learns; that the two distances disagree tells how smooth the noise is.
+    The estimate is the same in training and in use, so that the network learns its errors. The difference between the
+    two levels shows how smooth the noise is.
 
     Parameters
     ----------
     dwis
-        (S, n, H, W).
+        (S, n, H, W) diffusion-weighted images.
     mask
         (S, H, W) bool.
     """
@@ -121,16 +124,16 @@ def noise_levels(dwis: Tensor, mask: Tensor) -> Tensor:
 
 
 def fit_error(uncertain: Tensor, n: int) -> Tensor:
-    """Return about how far maps of the ridge fit are from the true ones (S, 5, H, W).
+    """Return the approximate error (S, 5, H, W) of maps of the ridge fit.
 
-    As measured on simulated subjects: what n directions leave open, and noise, which saturates where it exceeds signal.
+    From simulated subjects: the error of n directions without noise, and that of noise, which saturates.
 
     Parameters
     ----------
     uncertain
         (S, H, W) standard deviations of apparent diffusion coefficients, in units of `DIFFUSIVITY`.
     n
-        Directions.
+        Number of directions.
     """
     fa = torch.hypot(1.5 * uncertain / (1 + 3 * uncertain), uncertain.new_tensor(0.04 + 0.03 * (MOST - n)))
     md = torch.hypot(0.4 * uncertain / (1 + 2 * uncertain), uncertain.new_tensor(0.015))
@@ -138,21 +141,21 @@ def fit_error(uncertain: Tensor, n: int) -> Tensor:
 
 
 def ridge_fit(bvecs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how a tensor follows from few apparent diffusion coefficients, and what of it they determine.
+    """Return the fit of a tensor to few apparent diffusion coefficients, and the part of it that they determine.
 
     With A the products of the unit vectors, a the coefficients and m their mean, d = m (1, 1, 1, 0, 0, 0) + K (a - m),
-    K = A^T (A A^T + RIDGE)^-1: for six good directions nearly the least-squares tensor, for fewer the one nearest to a
-    sphere that agrees with them.
+    K = A^T (A A^T + RIDGE)^-1. For six good directions this is nearly the least-squares tensor. For fewer it is the
+    tensor nearest to a sphere that agrees with the coefficients.
 
     Parameters
     ----------
     bvecs
-        (S, n, 3) unit vectors, n of 1 or more.
+        (S, n, 3) unit vectors, n >= 1.
 
     Returns
     -------
     tuple
-        K (S, 6, n), and K A (S, 6, 6): of what the true tensor differs from the sphere, how much is found. Tensors are
+        K (S, 6, n), and K A (S, 6, 6), the share of a tensor's difference from a sphere that the fit finds. Tensors are
         Dxx, Dyy, Dzz, sqrt(2) Dxy, sqrt(2) Dxz, sqrt(2) Dyz.
     """
     products = dyadic_features(bvecs)
@@ -162,7 +165,7 @@ def ridge_fit(bvecs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def maps_of(tensor: Tensor) -> Tensor:
-    """Return FA, MD and colour FA (S, 5, H, W) of tensors (S, 6, H, W) as `ridge_fit` has them.
+    """Return FA, MD and colour FA (S, 5, H, W) of tensors (S, 6, H, W) in the order of `ridge_fit`.
 
     MD is in units of `MD_UNIT`; negative eigenvalues count as (almost) zero.
     """
@@ -177,7 +180,7 @@ def fitted_maps(signal: Tensor, bval: Tensor, bvecs: Tensor) -> Tensor:
     Parameters
     ----------
     signal
-        (S, 1 + N, H, W) b0 and diffusion-weighted, b0 of about one or less.
+        (S, 1 + N, H, W) b0 and diffusion-weighted images, b0 of about one or less.
     bval
         (S,) s/mm².
     bvecs

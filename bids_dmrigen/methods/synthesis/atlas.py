@@ -1,4 +1,4 @@
-"""The classical way to diffusion-weighted images from a b0: a population's atlas, registered. Nothing is learnt."""
+"""Diffusion-weighted images from a b0 and a registered population atlas, the classical way: nothing is learnt."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SPEC = SynthesisSpec(
         "predicts diffusion-weighted images from the b0 by the attenuation that the tissue and fibre directions of "
         "a registered atlas would show; nothing is learnt"
     ),
-    # The embedded anatomy's; who gives another one knows whom to cite, and the methods text asks for it.
+    # Reference of the built-in anatomy. For a user's own anatomy the methods text asks for its reference.
     citation=Citation(
         key="mni",
         text=(
@@ -58,7 +58,7 @@ SPEC = SynthesisSpec(
 
 
 class AtlasPrediction(Method):
-    """The signal of the atlas's tissue and fibres, relative to its b0, times the scan's b0."""
+    """The prediction: the atlas's signal relative to its b0, times the scan's b0."""
 
     spec = SPEC
 
@@ -68,7 +68,7 @@ class AtlasPrediction(Method):
         Raises
         ------
         ScanError
-            Where there is no anatomy.
+            Where the population has no anatomy.
         """
         from ..making import classical_record
 
@@ -79,13 +79,13 @@ class AtlasPrediction(Method):
         b0, mean = scan.mean_b0(), np.zeros((*scan.mask.shape, len(table)), np.float32)
         for part in np.split(np.arange(len(table)), range(VOLUMES_AT_ONCE, len(table), VOLUMES_AT_ONCE)):
             attenuation = self._attenuation(request.population.anatomy, scan, table[part])
-            mean[..., part] = b0[..., None] * attenuation  # around the brain too: it is read back on another grid
+            mean[..., part] = b0[..., None] * attenuation  # around the brain too: resampling to another grid needs it
         record = classical_record(SPEC, begun)
         return Generated(mean, None, table, (), np.zeros(len(table), bool), record)
 
     @staticmethod
     def _attenuation(anatomy: Atlas, scan: Scan, table: GradientTable) -> np.ndarray:
-        """Return (X, Y, Z, N) S / S0 on the scan's grid; that of free water where the atlas knows no brain."""
+        """Return (X, Y, Z, N) S / S0 on the scan's grid; that of free water where the atlas has no brain."""
         import torch
 
         from ...simulate.signal import CSF_DIFFUSIVITY, simulate_signal
@@ -93,15 +93,15 @@ class AtlasPrediction(Method):
 
         with_b0 = GradientTable(np.r_[0.0, table.bvals], np.concatenate([np.zeros((1, 3)), table.bvecs]))
         signal = simulate_signal(anatomy, with_b0, scan.affine).movedim(3, 0)  # (1 + N, x, y, z)
-        # Signals and not their ratio are interpolated: at its rim the atlas then has the brain's own attenuation.
+        # Signals are interpolated, not their ratio, so that the edge of the atlas has the attenuation of brain.
         index = torch.stack(torch.meshgrid(*(torch.arange(n) for n in scan.mask.shape), indexing="ij")).float()
         affine = torch.as_tensor(scan.affine, dtype=torch.float32)
         places = torch.einsum("ij,jxyz->ixyz", affine[:3, :3], index) + affine[:3, 3, None, None, None]
-        # Slice by slice as `read_at` has it: (Z, 3, X, Y).
-        found = read_at(signal, anatomy.affine, places.permute(3, 0, 1, 2)).permute(2, 3, 0, 1)  # (X, Y, Z, 1 + N)
+        # `read_at` takes slices: (Z, 3, X, Y).
+        sampled = read_at(signal, anatomy.affine, places.permute(3, 0, 1, 2)).permute(2, 3, 0, 1)  # (X, Y, Z, 1 + N)
         water = torch.exp(-torch.tensor(table.bvals.tolist()) * CSF_DIFFUSIVITY)
-        known = found[..., :1] > 1e-3 * float(signal[0].max())
-        return torch.where(known, found[..., 1:] / found[..., :1].clamp_min(1e-12), water).numpy()
+        has_signal = sampled[..., :1] > 1e-3 * float(signal[0].max())
+        return torch.where(has_signal, sampled[..., 1:] / sampled[..., :1].clamp_min(1e-12), water).numpy()
 
 
 def build() -> AtlasPrediction:

@@ -1,4 +1,4 @@
-"""What methods of this room are trained on: slices of simulated subjects who were registered to the template."""
+"""Training examples for synthesis: slices of simulated subjects that are registered to the template."""
 
 from __future__ import annotations
 
@@ -11,56 +11,56 @@ from torch.nn import functional as F
 
 from ...simulate.examples import SimulatedSubjects, Slices, numbers_from
 from ...simulate.imaging import measure
-from .inputs import PROCESS, Known, PopulationMaps, known_of
+from .inputs import PROCESS, Condition, PopulationMaps, condition_of
 from .task import GRID_MM
 
-# Of training slices; those of size `paper` hold a whole brain of the template, and zeros around it.
+# Size of training slices; those of `paper` hold a whole brain of the template, with zeros around it.
 SIDE = {"small": (64, 64), "paper": (112, 128)}
-PADDED = 256  # height and width of the latter with the zeros
+PADDED = 256  # height and width of slices of size `paper` with the zeros
 TARGETS = 4  # directions per slice
 BVALS = (500.0, 3200.0)  # s/mm²
-RIM_GAIN, RIM_MM = 0.7, 10.0  # largest logarithm of the coils' gain at the brain's rim, and how far in it reaches
+RIM_GAIN, RIM_MM = 0.7, 10.0  # largest logarithm of the coils' gain at the brain's rim, and its depth
 OUTSIDE = 0.02  # weight of voxels outside the brain in the loss
-UNTOLD = 0.01  # share of the image's variance in x_t below which x_t tells nothing of it
-FIRST_UNTOLD = int((PROCESS.marginal(torch.arange(PROCESS.steps + 1))[0].square() >= UNTOLD).sum())
+NOISE_ONLY_SHARE = 0.01  # share of the image in the variance of x_t; below it x_t counts as noise alone
+FIRST_NOISE_ONLY = int((PROCESS.marginal(torch.arange(PROCESS.steps + 1))[0].square() >= NOISE_ONLY_SHARE).sum())
 
 
 @dataclass(frozen=True, eq=False)
 class Cohort:
-    """Simulated subjects who lie in the template, and what is known of the population."""
+    """Simulated subjects in the template's space, and the population's maps."""
 
     subjects: SimulatedSubjects
     maps: PopulationMaps
 
     @property
     def device(self) -> torch.device:
-        """Where examples are made."""
+        """The device of the examples."""
         return self.subjects.device
 
 
 class Batch(NamedTuple):
     """A batch of training examples."""
 
-    known: Known
-    x0: Tensor  # (B, 1, H, W) what the network has to make
+    condition: Condition
+    x0: Tensor  # (B, 1, H, W) the image to predict
     weight: Tensor  # (B, 1, H, W)
     t: Tensor  # (B,)
     noise: Tensor  # (B, 1, H, W)
 
 
 def examples(cohort: Cohort, size: str, batch: int, generator: torch.Generator) -> Batch:
-    """Return a batch of training examples: a measured b0, and images without noise of other directions.
+    """Return a batch of training examples: a measured b0, and noise-free images of some directions.
 
     Parameters
     ----------
     cohort
-        Whom to measure.
+        The subjects to measure.
     size
-        Of the network.
+        Size of the network.
     batch
-        Images, `TARGETS` of each slice.
+        Number of images, `TARGETS` of each slice.
     generator
-        The only source of chance.
+        The only source of random numbers.
     """
     subjects = cohort.subjects
     uniform, normal = numbers_from(generator)
@@ -77,8 +77,8 @@ def examples(cohort: Cohort, size: str, batch: int, generator: torch.Generator) 
     measured = measure(clean, torch.ones_like(bval), generator, noiseless=wanted[..., None])
     b0 = measured.signal[:, 0]
     unit = ((b0[..., 1] * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp_min(1)).clamp_min(1e-3)
-    unit = unit * torch.exp(0.2 * normal(n))  # of a whole brain it would be another than of the slice
-    assert measured.expected is not None  # it was asked for: `noiseless`
+    unit = unit * torch.exp(0.2 * normal(n))  # at generation the unit is of a whole brain, not of a slice
+    assert measured.expected is not None  # because `noiseless` was given
     image = measured.expected[..., 0] / unit[:, None, None, None]
     if size == "paper":
         around = zeros_around(*mask.shape[1:])
@@ -89,42 +89,43 @@ def examples(cohort: Cohort, size: str, batch: int, generator: torch.Generator) 
         return values.repeat_interleave(TARGETS, dim=0)
 
     bvals, tracts = each(bval), cohort.maps.tracts_at(places)
-    known = known_of(
+    condition = condition_of(
         each(b0 / unit[:, None, None, None]), cohort.maps.adc_at(each(places), bvals), bvecs.flatten(0, 1), bvals,
         each(places), size, None if tracts is None else each(tracts),
     )  # fmt: skip
-    x0 = ((image.flatten(0, 1)[:, None] - known.centre) / known.scale).clamp(-10, 10)
+    x0 = ((image.flatten(0, 1)[:, None] - condition.centre) / condition.scale).clamp(-10, 10)
     inside = each(mask)[:, None]
-    # Within a slice errors count as they are, from slice to slice relative to the signal there is.
-    expected, voxels = inside * known.scale.square(), inside.sum(dim=(2, 3), keepdim=True).clamp_min(1)
+    # Errors have equal weight within a slice; between slices they are relative to the expected error.
+    expected, voxels = inside * condition.scale.square(), inside.sum(dim=(2, 3), keepdim=True).clamp_min(1)
     weight = expected / (expected.sum(dim=(2, 3), keepdim=True) / voxels).clamp_min(1e-12) + OUTSIDE * ~inside
-    # What is wanted most often is the mean, made from x_t that tells nothing: half of all images aim at it.
+    # The most frequent use is the mean, predicted from noise alone: half of all images train it.
     first = torch.where(
-        (uniform(len(x0)) < 0.5) & torch.tensor(size == "small", device=subjects.device), FIRST_UNTOLD, 1
+        (uniform(len(x0)) < 0.5) & torch.tensor(size == "small", device=subjects.device), FIRST_NOISE_ONLY, 1
     )
     t = first + (uniform(len(x0)) * (PROCESS.steps + 1 - first)).long()
-    return Batch(known, x0, weight, t, normal(*x0.shape))
+    return Batch(condition, x0, weight, t, normal(*x0.shape))
 
 
 def rim_gain(mask: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
-    """Return gains (B, 1, H, W) of coils that lie around the head: above 1 near the brain's rim, on some sides more.
+    """Return gains (B, 1, H, W) of coils around the head: above 1 near the brain's rim, more on some sides.
 
-    A bright rim is else taken for fluid. What is left after a bias field that varies slowly was removed is this steep.
+    Without such examples the network takes a bright rim for fluid. Bias correction removes slow variation only, and
+    leaves such a steep gain.
 
     Parameters
     ----------
     mask
         (B, H, W) bool, the brain.
     strength
-        (B,) of the logarithm of the gain at the rim, at most.
+        (B,) largest logarithm of the gain at the rim.
     generator
-        Of the sides.
+        Random numbers for the sides.
     """
     batch, height, width = mask.shape
     reach = int(RIM_MM / GRID_MM)
     kernel = torch.ones(1, 1, 2 * reach + 1, device=mask.device) / (2 * reach + 1)
     inside = mask[:, None].float()
-    for _ in range(2):  # two boxes make a hat
+    for _ in range(2):  # two box filters make a triangular one
         inside = F.conv2d(inside, kernel[..., None], padding=(reach, 0))
         inside = F.conv2d(inside, kernel[:, :, None], padding=(0, reach))
     sides = torch.rand((batch, 1, 3, 3), generator=generator, device=mask.device)
@@ -133,13 +134,13 @@ def rim_gain(mask: Tensor, strength: Tensor, generator: torch.Generator) -> Tens
 
 
 def zeros_around(height: int, width: int) -> tuple[int, int, int, int]:
-    """Return as `F.pad` takes it how many zeros bring slices to `PADDED`; none where they are larger."""
+    """Return the padding, as for `F.pad`, that brings slices to `PADDED`; zero where they are larger."""
     rows, columns = (max(PADDED - n, 0) for n in (height, width))
     return columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
 
 
 def continued(places: Tensor, around: tuple[int, int, int, int]) -> Tensor:
-    """Return places (B, 3, H, W) of voxels, mm, and of as many more on each side, as `F.pad` takes them."""
+    """Return places (B, 3, H, W) of voxels, mm, extended by `around` voxels on each side, as for `F.pad`."""
     left, right, top, bottom = around
     height, width = places.shape[2:]
     rows = torch.arange(-top, height + bottom, device=places.device, dtype=places.dtype)[:, None]

@@ -1,7 +1,8 @@
 """Phy-Diff: diffusion-weighted images at any b-value and direction from the b0 alone (Zhang et al. 2024).
 
-`paper` is the paper's: the image is made beside the b0, from the noised b0. `small`, the default, is also told what
-isotropic diffusion by the ADC atlas predicts and where in the template it is, and makes the difference from that.
+`paper` follows the paper: the network sees the b0, and generates the image from the noised b0. `small`, the default,
+also sees its place in the template and the prediction of isotropic diffusion with the ADC atlas. It generates the
+difference from that prediction.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Phy-Diff's network, its training, and the images that it draws; see `phydiff`."""
+"""Phy-Diff's network, its training, and the generation of images; see `phydiff`."""
 
 from __future__ import annotations
 
@@ -29,36 +29,36 @@ from ...simulate.individual import ALIGNED
 from ..base import Generated, Population, Request, TrainedAtOnce
 from ..making import Making, denoiser, slice_by_slice
 from .examples import BVALS, Batch, Cohort, continued, examples, zeros_around
-from .inputs import IMAGES, PROCESS, Known, PopulationMaps, adc_for, known_of
+from .inputs import IMAGES, PROCESS, Condition, PopulationMaps, adc_for, condition_of
 from .phydiff import SPEC
 from .task import DEFAULT_BVALUES, wanted_table
 
-STRENGTH = 0.8  # of the process: the paper's sampler starts from the b0 noised so far
+STRENGTH = 0.8  # share of the process: the paper's sampler starts from the b0 noised up to this time
 STEPS = (round(STRENGTH * PROCESS.steps), 1, 20)  # of the paper's sampler, of the fast one for one sample and several
-TRUST = 0.8  # in the network's correction of a shell's brightness; chosen on real scans, see docs/decisions.md
+TRUST = 0.8  # share of the network's correction of a shell's brightness; chosen on real scans, docs/decisions.md
 IMAGES_AT_ONCE = 16
 MARGIN = 4  # voxels around the brain that the network sees
 TRACTS = 42
-ADC_SUBJECTS = 8  # whose mean ADC is the atlas of a training
+ADC_SUBJECTS = 8  # subjects whose mean ADC is the atlas of a training
 SIZES = {
     "small": HDiTSpec(1 + IMAGES, widths=(64, 128, 256), depths=(2, 2, 4), head=32),
     "paper": HDiTSpec(1 + 1, widths=(128, 256, 512), depths=(2, 2, 4), head=64, recompute=True),
 }
 NO_POPULATION = "Phy-Diff needs the ADC atlas on the scan's grid, in the template's space; found none"
 OTHER_GRID = "the ADC atlas has shape {found}, the scan {expected}: both must share one grid"
-NO_TRACTS = "Phy-Diff was told of no tracts: give XTRACT with --xtract-dir"
+NO_TRACTS = "Phy-Diff ran without tracts: give XTRACT with --xtract-dir"
 UNTRAINED_TRACTS = "Phy-Diff's weights were not trained with tracts: those of --xtract-dir change nothing"
 UNTRAINED_B = "b = {bvals} s/mm² lie outside what the weights were trained on, {low:.0f} to {high:.0f}"
 
 
 class TractHDiT(nn.Module):
-    """The backbone, what it has learnt of directions in the template (`small`), and the adapter that tells of tracts.
+    """The backbone, a learnt atlas of directions in the template (`small`), and the adapter for tracts.
 
-    Without tracts, or untrained, the adapter adds nothing; the atlas adds its image to the prediction, and is shown to
-    the backbone, which makes the rest.
+    Without tracts, or untrained, the adapter adds nothing. The atlas's image is an input of the backbone, and is added
+    to the backbone's output.
     """
 
-    physics = True  # which process it is trained and sampled with; see `PhyDiff.network`
+    physics = True  # selects the process of training and sampling; see `PhyDiff.network`
 
     def __init__(self, spec: HDiTSpec, with_atlas: bool = False):
         super().__init__()
@@ -66,29 +66,31 @@ class TractHDiT(nn.Module):
         self.backbone = HDiT(replace(spec, in_channels=spec.in_channels + ATLAS_IMAGES * with_atlas))
         self.adapter = Adapter(TRACTS, spec.patch, spec.widths)
 
-    def forward(self, x: Tensor, t: Tensor, known: Known) -> Tensor:
-        """Return the prediction (B, 1, H, W) from noisy images (B, 1, H, W), times (B,) and what is known of them."""
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Return the prediction (B, 1, H, W) from noisy images (B, 1, H, W), times (B,) and their condition."""
         maps = None
-        if known.tracts is not None:
-            b0 = known.images[:, 1:2] if known.images.shape[1] > 1 else known.images
-            maps = self.adapter(tract_condition(known.tracts, b0))
-        seen = [x, known.images]
+        if condition.tracts is not None:
+            b0 = condition.images[:, 1:2] if condition.images.shape[1] > 1 else condition.images
+            maps = self.adapter(tract_condition(condition.tracts, b0))
+        seen = [x, condition.images]
         if self.atlas is not None:
             with autocast(x.device, "fp32"):
-                seen.append(self.atlas(known.places.float(), known.bvecs, known.bvals))
-        made = self.backbone(torch.cat(seen, dim=1), t.float(), known.bvecs, known.bvals, known.position, maps)
-        return made if self.atlas is None else made + seen[2][:, :1]
+                seen.append(self.atlas(condition.places.float(), condition.bvecs, condition.bvals))
+        output = self.backbone(
+            torch.cat(seen, dim=1), t.float(), condition.bvecs, condition.bvals, condition.position, maps
+        )
+        return output if self.atlas is None else output + seen[2][:, :1]
 
 
 class PhyDiff(TrainedAtOnce):
-    """Phy-Diff. `Request.options`: table, the (N,) `GradientTable` that is wanted, in the scan's voxel axes."""
+    """Phy-Diff. `Request.options`: table, the wanted `GradientTable` (N,), in the scan's voxel axes."""
 
     spec = SPEC
 
     def network(self, size: str, physics: bool = True, query_mapping: bool = True) -> TractHDiT:
         """Return an untrained network, always the same; without `query_mapping` it is the paper's ablation.
 
-        `physics` says by which process it is trained and sampled.
+        `physics` selects the process of training and sampling.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -98,13 +100,13 @@ class PhyDiff(TrainedAtOnce):
         return net
 
     def configuration(self, size: str) -> dict[str, Any]:
-        """Return what the network of this size is built from and trained within."""
+        """Return the architecture of this size and the range of the training data."""
         return {**vars(SIZES[size]), "bvals": list(BVALS), "tracts": TRACTS, "learnt_atlas": size == "small"}
 
     # -- training
 
     def scored_on(self, size: str) -> tuple[int, int]:
-        """Return the fixed batches, and the examples of each; whole slices cost more and hold more."""
+        """Return the number of fixed batches, and of examples in each; few for `paper`, with whole slices."""
         return (1, 4) if size == "paper" else (8, 32)
 
     def training_plan(self, size: str) -> Plan:
@@ -121,9 +123,9 @@ class PhyDiff(TrainedAtOnce):
         device: str | torch.device = "cpu",
         population: Population | None = None,
     ) -> Cohort:
-        """Return simulated subjects as registration leaves them in the template, and what is known of the population.
+        """Return simulated subjects, aligned to the template as by registration, and the population's maps.
 
-        `population` is on the atlas's grid; without one the ADC atlas is that of `ADC_SUBJECTS` such subjects.
+        `population` is on the atlas's grid; by default its ADC is the mean of `ADC_SUBJECTS` such subjects.
         """
         subjects = SimulatedSubjects.from_atlas(atlas, n, held_out, ALIGNED, device)
         if population is None:
@@ -131,10 +133,10 @@ class PhyDiff(TrainedAtOnce):
         return Cohort(subjects, PopulationMaps.of(population, atlas.affine, device))
 
     def freeze(self, net: nn.Module, source: Cohort) -> None:
-        """Leave one part of the network as it is: the adapter without tracts, the backbone with them."""
-        own = cast("TractHDiT", net)
-        own.adapter.requires_grad_(source.maps.tracts is not None)
-        for part in (own.backbone, own.atlas):
+        """Freeze one part of the network: the adapter where there are no tracts, else the backbone and the atlas."""
+        network = cast("TractHDiT", net)
+        network.adapter.requires_grad_(source.maps.tracts is not None)
+        for part in (network.backbone, network.atlas):
             if part is not None:
                 part.requires_grad_(source.maps.tracts is None)
 
@@ -145,18 +147,18 @@ class PhyDiff(TrainedAtOnce):
     def loss(self, net: nn.Module, batch: Batch) -> Tensor:
         """Return the weighted mean squared error of the network's prediction: noise (`paper`) or image (`small`)."""
         t = batch.t.reshape(-1, 1, 1, 1)
-        x_t = batch.known.process(_physics(net)).add_noise(batch.x0, t, batch.noise)
-        target = batch.x0 if _makes_image(batch.known) else batch.noise
-        found = net(x_t, batch.t, batch.known)
-        return ((found - target).square() * batch.weight).sum() / batch.weight.sum()
+        x_t = batch.condition.process(_physics(net)).add_noise(batch.x0, t, batch.noise)
+        target = batch.x0 if _makes_image(batch.condition) else batch.noise
+        prediction = net(x_t, batch.t, batch.condition)
+        return ((prediction - target).square() * batch.weight).sum() / batch.weight.sum()
 
     # -- generation
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
-        """Make the wanted images of a scan in the template's space from its mean b0, in its brain and around it.
+        """Generate the wanted images from the mean b0 of a scan in the template's space, in and around the brain.
 
-        Its diffusion-weighted volumes are not looked at. Of what the network changes in the mean of a wanted shell's
-        images, beside isotropic diffusion, `TRUST` is taken (`small`).
+        Diffusion-weighted volumes of the scan are not used. With `small`, only the share `TRUST` of the network's
+        change to a shell's mean image, relative to isotropic diffusion, is kept.
 
         Raises
         ------
@@ -184,7 +186,7 @@ class PhyDiff(TrainedAtOnce):
 
 
 class _Maker:
-    """Makes the images of one scan, slice by slice."""
+    """Generates the images of one scan, slice by slice."""
 
     def __init__(self, making: Making[TractHDiT], scan: Scan, table: GradientTable):
         self.making, self.scan, self.table, self.request = making, scan, table, making.request
@@ -193,9 +195,9 @@ class _Maker:
         self.b0 = torch.from_numpy(np.ascontiguousarray(b0, dtype=np.float32)) / self.unit
         self.bvecs = torch.as_tensor(table.world_directions(scan.affine), dtype=torch.float32)
         self.bvals = torch.tensor(table.bvals.tolist())
-        self.box, own = scan.brain_window(MARGIN)
-        # Around the brain too: what is read back on another grid needs neighbours.
-        self.slices = np.arange(max(own[0] - MARGIN, 0), min(own[-1] + MARGIN + 1, self.b0.shape[2]))
+        self.box, brain_slices = scan.brain_window(MARGIN)
+        # Around the brain too: resampling to another grid needs neighbours.
+        self.slices = np.arange(max(brain_slices[0] - MARGIN, 0), min(brain_slices[-1] + MARGIN + 1, self.b0.shape[2]))
         # A network of size `paper` has only seen slices with zeros around them.
         self.around = (0, 0, 0, 0)
         if self.request.size == "paper":
@@ -205,7 +207,7 @@ class _Maker:
 
     @torch.inference_mode()
     def make(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return mean and (of several samples) spread (X, Y, Z, N), in the scan's units; 0 far from the brain alone."""
+        """Return mean and (of several samples) spread (X, Y, Z, N), in the scan's units; 0 far from the brain."""
 
         def at(part: np.ndarray) -> Callable[[int], Tensor]:
             z = int(part[0])
@@ -218,33 +220,33 @@ class _Maker:
         """Return one sample (N, h, w) of every wanted image of a slice, in units of the mean b0."""
         request, parts, centres = self.request, [], []
         for part in torch.arange(len(self.table)).split(IMAGES_AT_ONCE):
-            known = self._known(z, part)
+            condition = self._condition(z, part)
             addresses = [(int(n), z, sample) for n in part]
-            shape = tuple(known.centre.shape[1:])
+            shape = tuple(condition.centre.shape[1:])
             noise = NoiseSource(request.seed, request.subject, request.run, SPEC.name, addresses, shape, request.device)
-            images = draw(self.making.net, known, request.sampler, self.times, noise, self.making.precision)
+            images = draw(self.making.net, condition, request.sampler, self.times, noise, self.making.precision)
             parts.append(images[:, 0].cpu())
-            centres.append(known.centre[:, 0].cpu())
+            centres.append(condition.centre[:, 0].cpu())
         left, right, top, bottom = self.around
-        inside = (..., slice(top, known.centre.shape[2] - bottom), slice(left, known.centre.shape[3] - right))
+        inside = (..., slice(top, condition.centre.shape[2] - bottom), slice(left, condition.centre.shape[3] - right))
         images, centre = torch.cat(parts)[inside], torch.cat(centres)[inside]
-        if _makes_image(known):
-            # A direction's part is taken whole: a share of it would cost FA.
-            for _, own in self.table.shells():
-                images[own] -= (1 - TRUST) * (images[own] - centre[own]).mean(dim=0)
+        if _makes_image(condition):
+            # What differs between directions is kept in full: a share of it would lower FA.
+            for _, volumes in self.table.shells():
+                images[volumes] -= (1 - TRUST) * (images[volumes] - centre[volumes]).mean(dim=0)
         return images
 
-    def _known(self, z: int, part: Tensor) -> Known:
-        """Return what is known of some images of a slice."""
+    def _condition(self, z: int, part: Tensor) -> Condition:
+        """Return the condition of some images of a slice."""
         request, n = self.request, len(part)
         population, device = request.population, request.device
-        assert population is not None  # `generate` refuses to go on without
+        assert population is not None  # `generate` has checked it
         assert population.adc is not None
         around = [min(max(z + k, 0), self.b0.shape[2] - 1) for k in (-1, 0, 1)]
 
         def image(volume: np.ndarray) -> Tensor:  # (C, h, w)
-            own = np.ascontiguousarray(volume[(*self.box, z)], dtype=np.float32)
-            return F.pad(torch.from_numpy(own).permute(2, 0, 1), self.around).to(device)
+            values = np.ascontiguousarray(volume[(*self.box, z)], dtype=np.float32)
+            return F.pad(torch.from_numpy(values).permute(2, 0, 1), self.around).to(device)
 
         bvals = self.bvals[part].to(device)
         adc = adc_for(image(population.adc).expand(n, -1, -1, -1), torch.as_tensor(population.bvals), bvals)
@@ -253,52 +255,52 @@ class _Maker:
         places = torch.from_numpy((places + self.scan.affine[:3, 3, None, None]).astype(np.float32))[None].to(device)
         b0 = F.pad(self.b0[self.box][:, :, around], (0, 0, *self.around))
         tracts = None if population.tracts is None else image(population.tracts).expand(n, -1, -1, -1)
-        return known_of(
+        return condition_of(
             b0.expand(n, -1, -1, -1).to(device), adc, self.bvecs[part].to(device), bvals,
             continued(places, self.around).expand(n, -1, -1, -1), request.size, tracts,
         )  # fmt: skip
 
 
 def draw(
-    net: nn.Module, known: Known, sampler: str, times: list[int], noise: Callable[[int], Tensor], precision: str
+    net: nn.Module, condition: Condition, sampler: str, times: list[int], noise: Callable[[int], Tensor], precision: str
 ) -> Tensor:
     """Return images (B, 1, H, W) in units of the mean b0.
 
     Parameters
     ----------
     net
-        In evaluation mode.
-    known
-        Of B images.
+        The network, in evaluation mode.
+    condition
+        Condition of B images.
     sampler
-        "fast", from noise, or "paper", from the b0 (`paper`) or the isotropic prediction (`small`) noised.
+        "fast" starts from noise; "paper" from the noised b0 (`paper`) or the noised isotropic prediction (`small`).
     times
-        Of the evaluations, falling.
+        Times of the evaluations, decreasing.
     noise
         Number of the draw -> standard normal noise (B, 1, H, W).
     precision
         "fp32" or "bf16".
     """
-    process, kind = known.process(_physics(net)), "x0" if _makes_image(known) else "noise"
+    process, kind = condition.process(_physics(net)), "x0" if _makes_image(condition) else "noise"
 
-    denoise = denoiser(lambda x, t: net(x, t, known), process, kind, precision)
+    denoise = denoiser(lambda x, t: net(x, t, condition), process, kind, precision)
     if sampler == "fast":
-        found = dpm_solver_pp_2m(denoise, process, noise(0), times).x0
+        output = dpm_solver_pp_2m(denoise, process, noise(0), times).x0
     else:
-        first = torch.zeros_like(known.centre) if _makes_image(known) else 1.5 * (known.images + 1) - 1
-        found = ancestral(denoise, process, process.add_noise(first, times[0], noise(0)), times, noise).x0
-    return known.centre + known.scale * found
+        first = torch.zeros_like(condition.centre) if _makes_image(condition) else 1.5 * (condition.images + 1) - 1
+        output = ancestral(denoise, process, process.add_noise(first, times[0], noise(0)), times, noise).x0
+    return condition.centre + condition.scale * output
 
 
 @cache
 def _mean_adc(atlas: Atlas) -> np.ndarray:
-    """Return (X, Y, Z, K) mean ADC of an anatomy's subjects, mm²/s: the same for training and for what is held out."""
+    """Return the mean ADC (X, Y, Z, K) of an anatomy's subjects, mm²/s; the same for training and held-out data."""
     return mean_adc(atlas, DEFAULT_BVALUES, ADC_SUBJECTS)
 
 
-def _makes_image(known: Known) -> bool:
-    """Whether the network makes the image's difference from a prediction (`small`), or the noise (`paper`)."""
-    return known.images.shape[1] > 1
+def _makes_image(condition: Condition) -> bool:
+    """Whether the output is the image's difference from a prediction (`small`), or the noise (`paper`)."""
+    return condition.images.shape[1] > 1
 
 
 def _physics(net: nn.Module) -> bool:

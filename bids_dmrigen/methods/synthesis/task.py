@@ -1,8 +1,8 @@
-"""The question of this room: what would images of any b-value and direction look like, from the b0 alone?
+"""The task: what would images of any b-value and direction look like, from the b0 alone?
 
-In: the mean b0 in the template's space, and what is known of the population there. Out: the wanted images, beside
-the acquired series. Scored against acquired volumes, which are never shown to the methods: the papers' tables are PSNR
-and SSIM of the images by b-value.
+Input: the mean b0 in the template's space, and maps of the population. Output: the wanted images, in addition to the
+acquired series. Scored against acquired volumes, which the methods never see: the papers' tables are PSNR and SSIM of
+the images by b-value.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ...dwi.gradients import GradientTable, even_directions
 from ...dwi.series import Scan
 from ..spec import Directions, Header, MethodPlan, MethodSpec, Option, OptionError, vectors_of
 
-GRID_MM = 2.0  # of the slices that are looked at: cubes, axes those of the template's world
+GRID_MM = 2.0  # voxel edge of the slices: cubes along the axes of the template's world
 DEFAULT_BVALUES, DEFAULT_DIRECTIONS = (1000.0, 2000.0, 3000.0), 30
 TENSOR_B = 1000.0  # s/mm², near which the tensor describes white matter best
 NOT_ABOVE_B0 = "{flag}: expected b-values above --b0-threshold, {threshold:g}, found {found}"
@@ -41,27 +41,27 @@ DIRECTIONS = Option(
 
 
 class SynthesisSpec(MethodSpec):
-    """Of a method that makes images from the b0."""
+    """The specification of a method that generates images from the b0."""
 
     def check_options(self, values: Mapping[str, Any], b0_threshold: float) -> None:
-        """Refuse b-values that would be those of a b0, with an `OptionError`."""
+        """Raise `OptionError` where a b-value is not above the b0 threshold."""
         bvalues = values[BVALUES.name]
         if min(bvalues, default=0) <= b0_threshold:
-            found = ", ".join(f"{b:g}" for b in bvalues) or "none"
-            raise OptionError(NOT_ABOVE_B0.format(flag=BVALUES.flag, threshold=b0_threshold, found=found))
+            listed = ", ".join(f"{b:g}" for b in bvalues) or "none"
+            raise OptionError(NOT_ABOVE_B0.format(flag=BVALUES.flag, threshold=b0_threshold, found=listed))
 
     def plan(self, values: Mapping[str, Any], header: Header) -> MethodPlan:
         """Return the plan: the acquired volumes, then every wanted direction at every b-value.
 
-        Shells that are made from b0s alone are a choice of whoever called, from 500 to 3000 s/mm²: a fit to all of
-        them, and to what was acquired, would be no tensor. Tensor maps are those of the one nearest to `TENSOR_B`.
+        The user chooses the b-values, for instance 500 to 3000 s/mm². The tensor model does not hold over such a range,
+        so tensor maps are fitted to one generated shell, the nearest to `TENSOR_B`.
         """
         bvalues = values[BVALUES.name]
         table = header.gradients.followed_by(bvalues, vectors_of(values[DIRECTIONS.name]))
         nearest = min(bvalues, key=lambda b: abs(b - TENSOR_B))
-        made = np.arange(len(table)) >= len(header.gradients)
-        fitted = np.flatnonzero(table.is_b0 | (made & (table.bvals == nearest))).tolist()
-        options = self.own_options(values) | {BVALUES.key: list(bvalues)}
+        generated = np.arange(len(table)) >= len(header.gradients)
+        fitted = np.flatnonzero(table.is_b0 | (generated & (table.bvals == nearest))).tolist()
+        options = self.options_by_key(values) | {BVALUES.key: list(bvalues)}
         return MethodPlan(options, table, fitted, nearest)
 
 
@@ -73,12 +73,12 @@ def wanted_table(
     Parameters
     ----------
     scan
-        Whose voxel axes the table is in.
+        The scan; the table is in its voxel axes.
     bvalues
         s/mm².
     directions
-        How many, spread evenly over the half-sphere and the same for every b-value; or (N, 3) b-vectors in the scan's
-        voxel axes.
+        A number of directions, spread evenly over the half-sphere and the same for every b-value; or (N, 3) b-vectors
+        in the scan's voxel axes.
     """
     if np.ndim(directions) == 0:
         world = even_directions(int(directions))

@@ -168,7 +168,7 @@ def test_nothing_the_network_is_told_holds_the_volumes_own_noise(scan):
     other = block.clone()
     other[:, 5] += torch.randn_like(other[:, 5])
     changed = work.given(other, j, stack.mask[1])
-    torch.testing.assert_close(changed.told, given.told)
+    torch.testing.assert_close(changed.condition, given.condition)
     torch.testing.assert_close(changed.other, given.other)
     assert not torch.equal(changed.x, given.x)
 

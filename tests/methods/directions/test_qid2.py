@@ -151,9 +151,9 @@ def test_examples_are_a_function_of_their_index_and_can_be_learnt_from(subjects)
     first, again, other = make(0), make(0), make(1)
     torch.testing.assert_close(first.x0, again.x0, rtol=0, atol=0)
     assert not torch.equal(first.x0, other.x0)
-    known = first.known
-    assert known.images.shape[1] == SIZES["small"].in_channels - 1
-    torch.testing.assert_close(known.bvecs.norm(dim=2), torch.ones(known.bvecs.shape[:2]))
+    condition = first.condition
+    assert condition.images.shape[1] == SIZES["small"].in_channels - 1
+    torch.testing.assert_close(condition.bvecs.norm(dim=2), torch.ones(condition.bvecs.shape[:2]))
     # In units of the prediction's own noise what is left to make is of order one.
     inside = first.x0[first.weight == 1]
     assert 0.3 < inside.std() < 5
@@ -166,8 +166,8 @@ def test_examples_are_a_function_of_their_index_and_can_be_learnt_from(subjects)
 
 def test_the_paper_variant_makes_noise_from_references_alone(subjects):
     batch = QID2().examples(subjects, "paper", 4, seed=3)(0)
-    assert batch.known.images.shape[1] == 6
-    image = batch.known.centre + batch.known.scale * batch.x0
+    assert batch.condition.images.shape[1] == 6
+    image = batch.condition.centre + batch.condition.scale * batch.x0
     assert (image >= -1e-4).all()
 
 
@@ -180,9 +180,9 @@ def test_measured_scans_are_aimed_at_where_their_noise_is_not_learnt(scan, tmp_p
     assert (kept.square() < 0.01).all()
     assert not batch.weight[:, :, :10].any()  # beside the scan
     # The target is an acquired volume, whose direction is not among the references.
-    cosine = (batch.known.bvecs[:, :-1] * batch.known.bvecs[:, -1:]).sum(dim=2).abs()
+    cosine = (batch.condition.bvecs[:, :-1] * batch.condition.bvecs[:, -1:]).sum(dim=2).abs()
     assert (cosine < 0.999).all()
-    image = (batch.known.centre + batch.known.scale * batch.x0)[batch.weight > 0]
+    image = (batch.condition.centre + batch.condition.scale * batch.x0)[batch.weight > 0]
     signal = scan.data[scan.mask][:, 2:] / np.median(scan.mean_b0()[scan.mask])
     assert signal.min() * 0.99 <= image.min()
     assert image.max() <= signal.max() * 1.01

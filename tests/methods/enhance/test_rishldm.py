@@ -14,7 +14,7 @@ from bids_dmrigen.dwi.spline import even_points
 from bids_dmrigen.dwi.tensor import fit_tensor, tensor_maps
 from bids_dmrigen.methods.base import Request
 from bids_dmrigen.methods.enhance.examples import SIDE, simulated
-from bids_dmrigen.methods.enhance.inputs import ORDER, UNITS, features, fitted, known_of, on_grid, scales, signals
+from bids_dmrigen.methods.enhance.inputs import ORDER, UNITS, condition_of, features, fitted, on_grid, scales, signals
 from bids_dmrigen.methods.enhance.rishldm_model import RishLatentDiffusion
 from bids_dmrigen.methods.enhance.stages import LEVELS, STAGES, times_of
 from bids_dmrigen.simulate.anatomy import deform
@@ -100,9 +100,9 @@ def test_what_noise_adds_to_the_features_is_known(n):
     )
     assert (added > 0).tolist() == [True, True, n == 30]
     assert found.determined.tolist() == [[1.0, 1.0, float(n == 30)]]
-    known = known_of(found)
-    assert known.images.shape[1] == rishldm.SIZES["small"].told
-    assert (known.centre <= features(found.coefficients) + 1e-6).all()
+    condition = condition_of(found)
+    assert condition.images.shape[1] == rishldm.SIZES["small"].told
+    assert (condition.centre <= features(found.coefficients) + 1e-6).all()
 
 
 def test_a_finer_grid_is_told_its_voxels_and_those_acquired():
@@ -336,7 +336,7 @@ def test_the_loss_of_a_perfect_answer_is_zero(subjects):
     net = RishLatentDiffusion().network("small")
     stage = RishLatentDiffusion().trainings(net)[3]
     batch = stage.examples(subjects, "small", 1, 0)(0)
-    answer = (batch.truth - batch.known.centre) / batch.known.scale
+    answer = (batch.truth - batch.condition.centre) / batch.condition.scale
     assert stage.loss(lambda part, images: answer, batch) < 1e-10
     assert stage.loss(lambda part, images: 0 * answer, batch) > 0.01
 

@@ -15,8 +15,8 @@ from bids_dmrigen.methods.maps.diffdti_model import DiffDTI, consistent
 from bids_dmrigen.methods.maps.inputs import (
     DIFFUSIVITY,
     MD_UNIT,
+    condition_of,
     fitted_maps,
-    known_of,
     maps_of,
     noise_levels,
     ridge_fit,
@@ -215,14 +215,14 @@ def test_examples_are_what_they_say_and_repeat(subjects):
     make = method.examples(subjects, "small", 6, 0)
     batch, same = make(3), make(3)
     torch.testing.assert_close(batch.x0, same.x0, rtol=0, atol=0)
-    known, inside = batch.known, batch.weight[:, 0] > 0
-    truth = known.centre + known.scale * batch.x0
+    condition, inside = batch.condition, batch.weight[:, 0] > 0
+    truth = condition.centre + condition.scale * batch.x0
     fa, colour = truth[:, 0][inside], truth[:, 2:].norm(dim=1)[inside]
     assert ((fa >= -1e-4) & (fa <= 1 + 1e-4)).all()
     unclipped = batch.x0.abs().amax(dim=1)[inside] < 9.9
     torch.testing.assert_close(fa[unclipped], colour[unclipped], atol=2e-3, rtol=0)
     one = method.examples(subjects, "small", 1, 0)
-    assert {one(k).known.bvecs.shape[1] for k in range(24)} == {3, 4, 5, 6}
+    assert {one(k).condition.bvecs.shape[1] for k in range(24)} == {3, 4, 5, 6}
     assert not batch.x0[:, 0][~inside].any()
 
 
@@ -271,10 +271,10 @@ def test_what_is_told_keeps_the_scale_of_the_scan_out(subjects):
     b0 = torch.from_numpy(scan.mean_b0()[None, :, :, :3])
     dwis = torch.from_numpy(np.moveaxis(scan.data[:, :, :3, 2:], 3, 0)[None].copy())
     ones = torch.ones(1)
-    known = known_of(b0, dwis, g, 1000 * ones, 2 * ones, 100 * ones, "small")
-    brighter = known_of(7 * b0, 7 * dwis, g, 1000 * ones, 14 * ones, 700 * ones, "small")
-    torch.testing.assert_close(known.images, brighter.images, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(known.numbers, brighter.numbers)
+    condition = condition_of(b0, dwis, g, 1000 * ones, 2 * ones, 100 * ones, "small")
+    brighter = condition_of(7 * b0, 7 * dwis, g, 1000 * ones, 14 * ones, 700 * ones, "small")
+    torch.testing.assert_close(condition.images, brighter.images, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(condition.numbers, brighter.numbers)
 
 
 def test_the_spread_is_scaled_to_hold_nine_in_ten(subjects):
@@ -286,9 +286,9 @@ def test_the_spread_is_scaled_to_hold_nine_in_ten(subjects):
             super().__init__()
             self.register_buffer("spread", torch.ones(4, 3, 5))
 
-    def pretend(net, known, sampler, times, noise, precision):
-        error = torch.randn(known.centre.shape, generator=torch.Generator().manual_seed(len(known.centre)))
-        return truth[known] + 0.02 * error + 0.005 * noise(0)
+    def pretend(net, condition, sampler, times, noise, precision):
+        error = torch.randn(condition.centre.shape, generator=torch.Generator().manual_seed(len(condition.centre)))
+        return truth[condition] + 0.02 * error + 0.005 * noise(0)
 
     truth, original = {}, diffdti.DiffDTI.examples
 
@@ -297,8 +297,8 @@ def test_the_spread_is_scaled_to_hold_nine_in_ten(subjects):
             batch = original(self, *args)(index)
             # Inside the ranges and with colour as long as FA, so that nothing is cut off.
             maps = torch.full_like(batch.x0, 0.5) * torch.tensor([1, 1, 3**-0.5, 3**-0.5, 3**-0.5])[:, None, None]
-            truth[batch.known] = maps
-            return batch._replace(x0=(maps - batch.known.centre) / batch.known.scale)
+            truth[batch.condition] = maps
+            return batch._replace(x0=(maps - batch.condition.centre) / batch.condition.scale)
 
         return make
 
@@ -322,12 +322,12 @@ def test_measured_scans_give_few_of_their_directions_and_the_maps_of_all(tmp_pat
     make = DiffDTI().examples(source, "small", 2, 0)
     batch = make(1)
     torch.testing.assert_close(batch.x0, make(1).x0, rtol=0, atol=0)
-    known, inside = batch.known, batch.weight[:, 0] > 0
+    condition, inside = batch.condition, batch.weight[:, 0] > 0
     expected = fit_maps(scan, "ols", names=("fa", "md"))
-    fa, md = (known.centre + known.scale * batch.x0)[:, :2].movedim(1, 3)[inside].T
+    fa, md = (condition.centre + condition.scale * batch.x0)[:, :2].movedim(1, 3)[inside].T
     assert fa.mean() == pytest.approx(expected["fa"][scan.mask].mean(), abs=0.01)
     assert md.mean() * MD_UNIT == pytest.approx(expected["md"][scan.mask].mean(), rel=0.01)
-    cosine = (known.bvecs[0] @ torch.as_tensor(gradients.world_directions(AFFINE)[2:], dtype=torch.float32).T).abs()
+    cosine = (condition.bvecs[0] @ torch.as_tensor(gradients.world_directions(AFFINE)[2:], dtype=torch.float32).T).abs()
     assert (cosine.amax(dim=1) > 1 - 1e-5).all()
     few = Scan(scan.data[..., :11], AFFINE, gradients[np.arange(11)], scan.mask)
     write_prepared(tmp_path / "few.safetensors", [("run", "01", few, 0.5)])

@@ -13,7 +13,7 @@ from bids_dmrigen.methods.base import Population, Request
 from bids_dmrigen.methods.making import Making
 from bids_dmrigen.methods.synthesis import phydiff_model as phydiff
 from bids_dmrigen.methods.synthesis.examples import TARGETS, Cohort, rim_gain
-from bids_dmrigen.methods.synthesis.inputs import FREE_WATER, PopulationMaps, adc_for, known_of, read_at
+from bids_dmrigen.methods.synthesis.inputs import FREE_WATER, PopulationMaps, adc_for, condition_of, read_at
 from bids_dmrigen.methods.synthesis.phydiff_model import PhyDiff
 from bids_dmrigen.methods.synthesis.task import wanted_table
 from bids_dmrigen.simulate.anatomy import deform
@@ -88,17 +88,17 @@ def test_the_small_network_is_told_the_isotropic_prediction_and_corrects_it():
     bvals = torch.tensor([1000.0, 2000.0])
     places = torch.zeros(2, 3, 8, 8)
     places[:, 2] = 10.0
-    known = known_of(b0, adc, torch.eye(3)[:2], bvals, places, "small")
+    condition = condition_of(b0, adc, torch.eye(3)[:2], bvals, places, "small")
     expected = b0[..., 1] * torch.tensor([math.exp(-0.9), math.exp(-1.8)])[:, None, None]
-    torch.testing.assert_close(known.centre[:, 0, 1:], expected[:, 1:])
+    torch.testing.assert_close(condition.centre[:, 0, 1:], expected[:, 1:])
     water = torch.exp(-bvals * FREE_WATER)[:, None] * b0[:, 0, :, 1]
-    torch.testing.assert_close(known.centre[:, 0, 0], water)
-    torch.testing.assert_close(known.position, torch.full((2,), 0.5))
-    assert isinstance(known.process(), PhysicsGuided)
-    assert isinstance(known.process(physics=False), VariancePreserving)
-    paper = known_of(b0, adc, torch.eye(3)[:2], bvals, places, "paper")
+    torch.testing.assert_close(condition.centre[:, 0, 0], water)
+    torch.testing.assert_close(condition.position, torch.full((2,), 0.5))
+    assert isinstance(condition.process(), PhysicsGuided)
+    assert isinstance(condition.process(physics=False), VariancePreserving)
+    paper = condition_of(b0, adc, torch.eye(3)[:2], bvals, places, "paper")
     assert paper.images.shape[1] == 1
-    assert known.part(slice(1, 2)).bvals.tolist() == [2000.0]
+    assert condition.part(slice(1, 2)).bvals.tolist() == [2000.0]
 
 
 def test_untrained_it_makes_what_isotropic_diffusion_predicts():
@@ -147,9 +147,9 @@ def making(net, **request):
 
 def _without_noise(net, scan, table, maps):
     maker = phydiff._Maker(making(net, population=maps), scan, table)
-    known = maker._known(1, torch.arange(len(table)))
+    condition = maker._condition(1, torch.arange(len(table)))
     with torch.no_grad():
-        found = phydiff.draw(net, known, "fast", [1000], lambda draw: torch.zeros_like(known.centre), "fp32")
+        found = phydiff.draw(net, condition, "fast", [1000], lambda draw: torch.zeros_like(condition.centre), "fp32")
     out = np.zeros((*SHAPE, len(table)), np.float32)
     out[(*maker.box, 1)] = 100 * found[:, 0].permute(1, 2, 0).numpy()
     return out
@@ -221,14 +221,14 @@ def test_examples_are_what_they_say_and_repeat(cohort):
     make = PhyDiff().examples(cohort, "small", 8, 0)
     batch, same = make(3), make(3)
     torch.testing.assert_close(batch.x0, same.x0, rtol=0, atol=0)
-    known = batch.known
+    condition = batch.condition
     assert len(batch.x0) == 8
-    assert (known.bvals[:TARGETS] == known.bvals[0]).all()
-    image = known.centre + known.scale * batch.x0
+    assert (condition.bvals[:TARGETS] == condition.bvals[0]).all()
+    image = condition.centre + condition.scale * batch.x0
     inside = batch.weight > 0.02
     assert image[inside].min() > -0.05
-    assert ((known.attenuation >= 0) & (known.attenuation <= 1)).all()
-    between = (known.bvecs[0] * known.bvecs[1]).sum().abs()
+    assert ((condition.attenuation >= 0) & (condition.attenuation <= 1)).all()
+    between = (condition.bvecs[0] * condition.bvecs[1]).sum().abs()
     assert between < 0.999
 
 
@@ -263,7 +263,7 @@ def test_both_sizes_train_and_a_perfect_answer_costs_nothing(cohort, size):
     assert loss.isfinite()
 
     class Perfect(torch.nn.Module):
-        def forward(self, x, t, known):
+        def forward(self, x, t, condition):
             return batch.x0 if size == "small" else batch.noise
 
     assert PhyDiff().loss(Perfect(), batch) == 0
@@ -290,8 +290,8 @@ def test_a_share_of_the_brightness_and_all_of_the_directions_is_taken(monkeypatc
         with torch.no_grad():
             made[share] = phydiff._Maker(making(net), scan, table)._sample(1, 0).numpy()
     whole, half = (made[share].reshape(2, 3, *made[share].shape[1:]) for share in (1.0, 0.5))
-    known = phydiff._Maker(making(net), scan, table)._known(1, torch.arange(6))
-    isotropic = known.centre[:, 0].numpy().reshape(whole.shape)
+    condition = phydiff._Maker(making(net), scan, table)._condition(1, torch.arange(6))
+    isotropic = condition.centre[:, 0].numpy().reshape(whole.shape)
     parts = [(image - isotropic).mean(axis=1) for image in (whole, half)]
     np.testing.assert_allclose(parts[1], 0.5 * parts[0], atol=1e-5)
     differences = [image - image.mean(axis=1, keepdims=True) for image in (whole, half)]
