@@ -77,7 +77,7 @@ class Request:
 
 @dataclass(frozen=True)
 class InTemplate:
-    """A generated series in the template's space, where it was generated.
+    """A series in the template's space, where the method generated it.
 
     Parameters
     ----------

@@ -46,7 +46,7 @@ def denoise(scan: Scan, method: str) -> tuple[np.ndarray, str]:
     if method not in minimum:
         raise ValueError(UNKNOWN_METHOD.format(method=method, methods=METHODS))
     if method == "none":
-        return acquired, "Not denoised, as asked."
+        return acquired, "Not denoised, as requested."
     if n_volumes < minimum[method]:
         text = TOO_FEW_VOLUMES.format(method=method, needed=minimum[method], found=n_volumes)
         return acquired, text[0].upper() + text[1:] + "."

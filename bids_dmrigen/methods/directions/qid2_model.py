@@ -240,9 +240,9 @@ def trust_in_correction(fill: Callable[[Scan, Request], Generated], scan: Scan, 
     sum (y - s)(q - s) / sum (q - s)². The noise in y is in neither s nor q, so that it adds variance but no bias.
     Shells with too few directions to leave any out are not in the result.
     """
-    asked = replace(request, n_samples=1, sampler="fast", steps=None, left_out=CHECKED)
-    generated = check_left_out(fill, scan, asked, NEEDED)
-    classical = check_left_out(lambda *few: sh.build().generate(None, *few), scan, asked, NEEDED)
+    check_request = replace(request, n_samples=1, sampler="fast", steps=None, left_out=CHECKED)
+    generated = check_left_out(fill, scan, check_request, NEEDED)
+    classical = check_left_out(lambda *few: sh.build().generate(None, *few), scan, check_request, NEEDED)
     if generated is None or classical is None:
         return {}
     trust = {}

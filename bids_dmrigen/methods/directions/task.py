@@ -22,9 +22,9 @@ CANDIDATES = 8  # per wanted direction
 DEFAULT_DIRECTIONS = 60
 
 TOO_FEW = "{title} needs at least {needed} different directions on a shell, found {found} at b = {bval:.0f} s/mm²"
-NOTHING_TO_DO = "{title}: every shell has as many directions as were asked for ({wanted}); ask for more with {flag}"
-LEFT_AS_IT_IS = "{problem}: it was left as it is"
-COINCIDE = "{n} of the directions asked for at b = {bval:.0f} s/mm² are acquired ones and were not generated"
+NOTHING_TO_DO = "{title}: every shell already has the requested directions ({wanted}); request more with {flag}"
+LEFT_AS_IT_IS = "{problem}: the shell was not changed"
+COINCIDE = "{n} of the requested directions at b = {bval:.0f} s/mm² were acquired, and were not generated"
 
 DIRECTIONS = Option(
     "qid2_directions",
@@ -91,7 +91,7 @@ def shells_to_fill(scan: Scan, title: str, needed: int, directions: int | np.nda
     title, needed
         Title of the method, and how many different directions a shell must have.
     directions
-        How many directions each shell is to have in the end, spread evenly around the acquired ones; or (T, 3)
+        Number of directions of each shell in the result, spread evenly around the acquired ones; or (T, 3)
         b-vectors in the image's voxel axes (FSL convention), for every shell.
 
     Raises
@@ -121,8 +121,8 @@ def shells_to_fill(scan: Scan, title: str, needed: int, directions: int | np.nda
     if problems and len(problems) == len(scan.gradients.shells()):
         raise ScanError("; ".join(problems))
     if not shells:
-        asked = "list" if isinstance(directions, np.ndarray) else directions
-        raise ScanError(NOTHING_TO_DO.format(title=title, wanted=asked, flag=DIRECTIONS.flag))
+        number = "list" if isinstance(directions, np.ndarray) else directions
+        raise ScanError(NOTHING_TO_DO.format(title=title, wanted=number, flag=DIRECTIONS.flag))
     return shells, warnings + [LEFT_AS_IT_IS.format(problem=problem) for problem in problems]
 
 
@@ -186,8 +186,8 @@ def check_left_out(
         shown = np.sort(np.r_[np.flatnonzero(scan.gradients.is_b0), np.setdiff1d(members, hidden)])
         few = Scan(scan.data[..., shown], scan.affine, scan.gradients[shown], scan.mask)
         options = {**request.options, DIRECTIONS.key: scan.gradients.bvecs[hidden]}
-        asked = replace(request, n_samples=1, left_out=0, options=options)
-        result = generate(few, asked)
+        check_request = replace(request, n_samples=1, left_out=0, options=options)
+        result = generate(few, check_request)
         volumes.append(hidden)
         generated.append(result.mean[..., ~result.acquired])
     return LeftOut(np.concatenate(volumes), np.concatenate(generated, axis=3)) if volumes else None

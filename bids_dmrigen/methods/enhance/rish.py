@@ -1,8 +1,8 @@
 """Linear harmonisation: the spherical harmonics of each degree are multiplied by one number.
 
-S = sum over l of ratio_l C_lm Y_lm (after Mirzaalian et al. 2016), on the scan's voxels or on finer ones. The ratios are
-part of the weights of RISH latent diffusion. Each is the root mean square of |C_l| over the good scans of the training
-pairs, divided by that over the poor scans.
+S = sum over l of ratio_l C_lm Y_lm (after Mirzaalian et al. 2016), on the scan's voxels or on finer ones. The ratios
+are part of the weights of RISH latent diffusion. Each is the root mean square of |C_l| over the good scans of the
+training pairs, divided by that over the poor scans.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class LinearHarmonisation(Method):
         from .rishldm_model import RishLatentDiffusion
 
         begun = time.monotonic()
-        asked, weights = with_weights(RishLatentDiffusion(), net, request)
-        ratios = cast("RishLDM", asked).ratios.cpu().double()
+        networks, weights = with_weights(RishLatentDiffusion(), net, request)
+        ratios = cast("RishLDM", networks).ratios.cpu().double()
         warnings = SPEC.check(scan)
         series, grid = upsampled(SPEC, scan, request)
         inside = torch.from_numpy(scan.mask if grid is None else grid.mask)

@@ -54,8 +54,8 @@ SPEC = _Spec(
     title="RISH latent diffusion",
     line="the shell as a better scanner would show it, on finer voxels where asked for, by latent diffusion",
     summary=(
-        "makes the strength of the signal's spherical harmonics anew, as a better scanner would show it, by a "
-        "latent diffusion model and super-resolution, and keeps where they point"
+        "generates the strength of the signal's spherical harmonics, as a better scanner would show it, by a "
+        "latent diffusion model and super-resolution, and keeps their orientation"
     ),
     citation=Citation(
         key="zhu2024rish",

@@ -86,7 +86,7 @@ class Stage(Training):
         return Plan(steps=50_000, learning_rate=self.rate, warmup=100, **common)
 
     def begin(self, source: Source, batch: int, seed: int) -> None:
-        """Freeze all parts but this one; earlier stages have already trained the others."""
+        """Freeze all parts of the network but this one."""
         for name, parameter in self.net.named_parameters():
             parameter.requires_grad_(name.split(".")[0] == self.name)
 

@@ -22,10 +22,10 @@ BVALS = (600.0, 3200.0)  # s/mm², of training examples
 SAME_MM = 1e-3  # voxels whose edges differ by less have the same size
 
 BAD_SIZE = "{flag} {wanted:g}: expected at most the scan's own voxel size, {zooms} mm, found a larger one"
-ONLY_FINER = "{title}: there is nothing to do on the scan's own voxels, {zooms} mm; ask for smaller ones with {flag}"
+ONLY_FINER = "{title}: there is nothing to do on the scan's own voxels, {zooms} mm; request smaller ones with {flag}"
 VOXELS = "Its voxels were cubes of {edge:g} mm."
-TOO_FEW = "b = {bval:.0f} s/mm² has {found} different directions, RISH features need {least}: it was left as it is"
-NOTHING = "{title} needs a shell with at least {least} different directions; most found on one: {found}"
+TOO_FEW = "b = {bval:.0f} s/mm² has {found} different directions, RISH features need {least}: the shell was not changed"
+NOTHING = "{title} needs a shell with at least {least} different directions, found at most {found}"
 UNTRAINED_B = "b = {bval:.0f} s/mm² lies outside what the weights were trained on, {low:.0f} to {high:.0f}"
 
 VOXEL_SIZE = Option(
@@ -97,12 +97,12 @@ class RishSpec(EnhanceSpec):
         warnings = super().check(scan)
         least = LEAST_DIRECTIONS
         shells = [(bval, len(distinct(scan.gradients.bvecs[volumes]))) for bval, volumes in scan.gradients.shells()]
-        if all(found < least for _, found in shells):
-            found = max((found for _, found in shells), default=0)
-            raise ScanError(NOTHING.format(title=self.title, least=least, found=found))
-        for bval, found in shells:
-            if found < least:
-                warnings.append(TOO_FEW.format(bval=bval, found=found, least=least))
+        if all(n_directions < least for _, n_directions in shells):
+            n_directions = max((n_directions for _, n_directions in shells), default=0)
+            raise ScanError(NOTHING.format(title=self.title, least=least, found=n_directions))
+        for bval, n_directions in shells:
+            if n_directions < least:
+                warnings.append(TOO_FEW.format(bval=bval, found=n_directions, least=least))
             elif not BVALS[0] <= bval <= BVALS[1]:
                 warnings.append(UNTRAINED_B.format(bval=bval, low=BVALS[0], high=BVALS[1]))
         return warnings

@@ -64,7 +64,7 @@ class Acquisition(NamedTuple):
 
 
 def simulated(subjects: SimulatedSubjects, size: str, batch: int, generator: torch.Generator) -> Acquisition:
-    """Return slices of simulated subjects; the true maps are least-squares fits to noise-free even directions."""
+    """Return slices of simulated subjects; the true maps are fitted to mean magnitudes along even directions."""
     device = subjects.device
     uniform, normal = numbers_from(generator)
     n = _number(size, uniform)

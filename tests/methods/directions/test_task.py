@@ -62,7 +62,7 @@ def test_directions_of_a_file_are_in_voxel_axes_and_acquired_ones_are_not_made_a
     )
     shells, warnings = shells_to_fill(given, "test", 6, wanted.bvecs)
     np.testing.assert_allclose(shells[0].wanted, [[0.6, 0.8, 0]], atol=1e-12)
-    assert warnings == ["1 of the directions asked for at b = 1000 s/mm² are acquired ones and were not generated"]
+    assert warnings == ["1 of the requested directions at b = 1000 s/mm² were acquired, and were not generated"]
 
 
 def test_harmonics_interpolate_a_smooth_signal():
@@ -127,7 +127,7 @@ def test_too_few_different_directions_are_refused():
     shells, warnings = shells_to_fill(mixed, "QID²", 6, 60)
     assert [(shell.bval, len(shell.wanted)) for shell in shells] == [(1000.0, 48)]
     assert warnings == [
-        "QID² needs at least 6 different directions on a shell, found 3 at b = 500 s/mm²: it was left as it is"
+        "QID² needs at least 6 different directions on a shell, found 3 at b = 500 s/mm²: the shell was not changed"
     ]
-    with pytest.raises(ScanError, match="as many directions as were asked for"):
+    with pytest.raises(ScanError, match="already has the requested directions"):
         shells_to_fill(scan(12), "QID²", 6, 12)
