@@ -334,26 +334,30 @@ def symmetric(monkeypatch, all_is_taken):
 
             monkeypatch.setattr(module, name, asked)
 
-        def slices(known, **more):
-            return replace(known, images=turn.image(known.images, 2), **more)
+        def slices(condition, **more):
+            return replace(condition, images=turn.image(condition.images, 2), **more)
 
         two(
             qid2_model,
             "_evaluate",
-            lambda x, t, known: (turn.image(x, 2), t, slices(known, bvecs=turn.directions(known.bvecs))),
+            lambda x, t, condition: (turn.image(x, 2), t, slices(condition, bvecs=turn.directions(condition.bvecs))),
         )
         two(
             diffdti_model,
             "_raw",
-            lambda x, t, known: (turn.image(x, 2), t, slices(known, acquired=turn.image(known.acquired, 2))),
+            lambda x, t, condition: (
+                turn.image(x, 2),
+                t,
+                slices(condition, acquired=turn.image(condition.acquired, 2)),
+            ),
         )
         two(rishldm_model, "translate", lambda low, levels, times: (turn.image(low, 3), levels, times))
         two(
             rishldm_model,
             "refined",
-            lambda decoded, known: (
+            lambda decoded, condition: (
                 turn.image(decoded, 3),
-                known._replace(**{name: turn.image(value, 3) for name, value in known._asdict().items()}),
+                condition._replace(**{name: turn.image(value, 3) for name, value in condition._asdict().items()}),
             ),
         )
 
