@@ -207,7 +207,7 @@ class Prepared:
             block = signals[first:last][:, :, rows[0], columns[0]].float()  # (D, N, H, W)
             signal[k].permute(3, 0, 1, 2)[to[0], :, to[1], to[2]] = block
             mask[k].permute(2, 0, 1)[to] = masks[first:last][:, rows[0], columns[0]]
-            corner = torch.tensor([float(part.start - own.start) for part, own in (rows, columns)] + [float(low)])
+            corner = torch.tensor([float(part.start - inside.start) for part, inside in (rows, columns)] + [float(low)])
             affine[k, :3, 3] += affine[k, :3, :3] @ corner
         linear = affine[0, :3, :3]
         if len(size) == 2:
@@ -287,7 +287,7 @@ class Prepared:
                 start = (len(count) - span) // 2
                 kept.append((number >= start) & (number < start + span))
         part = {"all": [torch.ones_like(k) for k in kept], "train": [~k for k in kept], "held out": kept}[self.part]
-        return [own & (a["subject"] in wanted) for own, a in zip(part, self.about, strict=True)]
+        return [slices_of_scan & (a["subject"] in wanted) for slices_of_scan, a in zip(part, self.about, strict=True)]
 
 
 def _box(mask: np.ndarray) -> tuple[slice, slice, slice]:

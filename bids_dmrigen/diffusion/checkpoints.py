@@ -78,7 +78,7 @@ class Training:
     def save(self, path: Path, plan: str) -> None:
         """Write a checkpoint; `plan` is what has to agree for it to be continued."""
         path = Path(path)
-        learnt = {name for name, own in self.net.named_parameters() if own.requires_grad}
+        learnt = {name for name, parameter in self.net.named_parameters() if parameter.requires_grad}
         fixed = {name for name, _ in self.net.named_parameters()} - learnt
         averaged = self.averaged.state_dict()  # its buffers are the network's
         tensors = _with_prefix("net", self.net.state_dict()) | _with_prefix(

@@ -12,7 +12,7 @@ VARIABLE = "BIDS_DMRIGEN_GPU"
 
 
 @contextmanager
-def own_gpu(number: int | None) -> Iterator[None]:
+def use_gpu(number: int | None) -> Iterator[None]:
     """Tell `choose_device` inside which GPU is its own; None where none was given out."""
     if number is None:
         yield

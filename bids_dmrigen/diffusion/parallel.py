@@ -15,7 +15,7 @@ from .gpus import given_gpu
 def choose_device(name: str) -> torch.device:
     """Return the torch device for auto, cpu, cuda or cuda:N.
 
-    Without a number it is the GPU that a scheduler gave this step (`gpus.own_gpu`), or else the first one that is
+    Without a number it is the GPU that a scheduler gave this step (`gpus.use_gpu`), or else the first one that is
     visible. No context is opened on any.
 
     Raises

@@ -245,10 +245,10 @@ def heun(
     for t, s in pairwise(times):
         (alpha, sigma), (alpha_s, sigma_s) = process.marginal(t), process.marginal(s)
         along, step = _as(alpha_s / alpha, x) * x, _as(sigma_s - alpha_s * sigma / alpha, x)
-        here = (x - _as(alpha, x) * denoise(x, t)) / _as(sigma, x)
-        there = along + step * here
-        there = (there - _as(alpha_s, x) * denoise(there, s)) / _as(sigma_s, x)
-        x = along + step * (here + there) / 2
+        noise_t = (x - _as(alpha, x) * denoise(x, t)) / _as(sigma, x)
+        x_s = along + step * noise_t
+        noise_s = (x_s - _as(alpha_s, x) * denoise(x_s, s)) / _as(sigma_s, x)
+        x = along + step * (noise_t + noise_s) / 2
     return _sampled(denoise(x, times[-1]), 2 * len(times) - 1)
 
 

@@ -23,7 +23,7 @@ FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
 
 BAD_NAME = "weights cannot be named {name!r}: use letters, digits, '-', '_' and '.', starting with a letter or digit"
-NOT_FOUND = "no weights {name!r} in {folders}; there are: {there}"
+NOT_FOUND = "no weights {name!r} in {folders}; there are: {available}"
 NO_CARD = "{path}: its card {card} is missing"
 BAD_CARD = "{card}: not a card of weights ({reason})"
 OTHER_FORMAT = "{card}: format version {found}, this program reads version {expected}; its code version is {code}"
@@ -137,9 +137,9 @@ def find_weights(name: str | Path, weights_dir: Path | None = None) -> Path:
         path = folder / f"{name}{SUFFIX}"
         if path.is_file():
             return path
-    there = ", ".join(card.name for card in list_weights(weights_dir)) or "none"
+    available = ", ".join(card.name for card in list_weights(weights_dir)) or "none"
     folders = " or ".join(str(folder) for folder in _folders(weights_dir))
-    raise WeightsError(NOT_FOUND.format(name=str(name), folders=folders, there=there))
+    raise WeightsError(NOT_FOUND.format(name=str(name), folders=folders, available=available))
 
 
 def list_weights(weights_dir: Path | None = None) -> list[Card]:
@@ -147,13 +147,13 @@ def list_weights(weights_dir: Path | None = None) -> list[Card]:
 
     Files are not verified here, and cards of other programs are passed over.
     """
-    found: dict[str, Card] = {}
+    cards: dict[str, Card] = {}
     for path in _weight_files(weights_dir):
         try:
-            found.setdefault(path.stem, read_card(path))
+            cards.setdefault(path.stem, read_card(path))
         except WeightsError:
             continue
-    return [found[name] for name in sorted(found)]
+    return [cards[name] for name in sorted(cards)]
 
 
 def read_card(path: Path) -> Card:
@@ -216,8 +216,8 @@ def load_weights(
         names = {"found_method": card.method, "found_size": card.size, "method": method, "size": size}
         raise WeightsError(OTHER_USE.format(path=path, **names))
     for key, wanted in (trained_for or {}).items():
-        if (found := card.configuration.get(key, wanted)) != wanted:
-            raise WeightsError(OTHER_SETTING.format(path=path, key=key, found=found, wanted=wanted))
+        if (setting := card.configuration.get(key, wanted)) != wanted:
+            raise WeightsError(OTHER_SETTING.format(path=path, key=key, found=setting, wanted=wanted))
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:

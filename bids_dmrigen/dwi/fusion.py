@@ -1,4 +1,4 @@
-"""Combining an acquired series with an estimate that has not seen it."""
+"""Combine an acquired series with an independent estimate of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from .noise import rician_mean, rician_signal
 
 SCALES = 2  # details of one and of two voxels; a third band holds the rest
-LEAST_SIGNAL = 0.5  # share of a magnitude that stays without its noise floor: zero has no logarithm
+LEAST_SIGNAL = 0.5  # smallest share of a magnitude left after its noise floor is removed: zero has no logarithm
 
 
 def fuse(
@@ -21,22 +21,22 @@ def fuse(
     The difference of both is split into bands d_k from fine to coarse, and x^ = mu + sum_k w_k d_k with
     w_k = max(0, v_k - n_k s²) / v_k: v_k is the mean of d_k² over the volumes and the neighbouring voxels, s²
     the variance of a Rician magnitude there, n_k the share of white noise that falls into the band. That is
-    the local linear estimate of least mean square error, scale by scale: where the estimate is perfect
-    v_k = n_k s² and nothing of the acquired is taken, where it misses something that stays as acquired.
+    the local linear estimate of least mean square error, scale by scale. Where the estimate is perfect v_k = n_k s²,
+    and the result is the estimate. Where the estimate misses a detail, the acquired signal is kept.
 
     Parameters
     ----------
     acquired, estimate
         (X, Y, Z, J) float32 volumes of one kind (one shell, or the b0s), in scanner units. The noise of
-        each acquired volume must be independent of its estimate, which is one of the magnitude's mean, noise
-        floor included.
+        each acquired volume must be independent of its estimate. The estimate is that of the mean magnitude,
+        noise floor included.
     mask
-        (X, Y, Z) bool; outside it the acquired is returned.
+        (X, Y, Z) bool; outside it the acquired signal is returned.
     sigma
         Noise level in scanner units.
     keep_floor
-        False takes the noise floor off: the result is the signal whose Rician mean was estimated, and at
-        least half of that mean.
+        False removes the noise floor: the result is the signal whose Rician mean was estimated, but at least half of
+        that mean.
     """
     inside, volumes = torch.from_numpy(mask), range(acquired.shape[3])
     noise = torch.zeros(mask.shape)
@@ -64,14 +64,14 @@ def fuse(
 def bands(image: Tensor, mask: Tensor) -> list[Tensor]:
     """Return `SCALES` + 1 images (X, Y, Z) that add up to the masked one, from fine to coarse.
 
-    An undecimated pyramid (à trous): each band is what one more smoothing, of doubled width, takes away.
+    An undecimated pyramid (à trous): each band is the detail that one more smoothing, of doubled width, removes.
     """
-    found, rest = [], image * mask
+    split, rest = [], image * mask
     for scale in range(SCALES):
         smooth = _smooth(rest, 2**scale) / _smooth(mask.to(image), 2**scale).clamp_min(1e-6) * mask
-        found.append(rest - smooth)
+        split.append(rest - smooth)
         rest = smooth
-    return [*found, rest]
+    return [*split, rest]
 
 
 def noise_shares() -> list[float]:

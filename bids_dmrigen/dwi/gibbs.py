@@ -76,7 +76,7 @@ def remove_gibbs(data: np.ndarray, slice_axis: int = 2, device: str | torch.devi
     n_workers = n_threads if device.type == "cpu" else 1
     try:
         with ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(restore, todo.split(step)))  # drawn out, so that an error is raised here
+            list(pool.map(restore, todo.split(step)))  # a list, so that an error is raised here
     finally:
         torch.set_num_threads(n_threads)
     restored = np.moveaxis(slices.view(volumes.shape).numpy(), (0, 1), (3, slice_axis))
@@ -109,7 +109,7 @@ def _shift_away(images: torch.Tensor) -> torch.Tensor:
 
 
 class _Search:
-    """The shift of least total variation around every voxel of (K, A, B) images, in buffers made once.
+    """The shift of least total variation around every voxel of (K, A, B) images, in buffers that are reused.
 
     Comparisons write 0 or 1 into float buffers that weight the update: on a CPU that is far faster than
     boolean masks and `torch.where`.
@@ -125,7 +125,7 @@ class _Search:
         self.unshifted = self._least_variation(images).clone()
 
     def restart(self) -> None:
-        """Forget all shifts but none."""
+        """Forget all shifts; go back to the unshifted images."""
         self.least, self.value, self.shift = self.unshifted.clone(), self.images.clone(), 0 * self.images
 
     def offer(self, moved: torch.Tensor, step: float) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 
 B0_THRESHOLD_S_PER_MM2 = 50.0
 SHELL_GAP_S_PER_MM2 = 100.0  # a shell spans less than this, or than 5 % of its lowest b-value
-NORM_TOLERANCE = 0.1  # further from one, a vector's length is no rounding error
-SAME_DEGREES = 3.0  # nearer ones are one direction
-LEAST_DIRECTIONS = 6  # different ones that determine spherical harmonics of degree 2
+NORM_TOLERANCE = 0.1  # largest difference of a vector's length from one that counts as a rounding error
+SAME_DEGREES = 3.0  # directions at a smaller angle count as one
+LEAST_DIRECTIONS = 6  # different directions that determine spherical harmonics of degree 2
 
 LENGTH_MISMATCH = "{n_bvals} b-values but {n_bvecs} directions; both need one entry per volume"
 NOT_FINITE = "b-table entries {volumes} are not finite numbers; correct or remove these volumes"
@@ -164,7 +164,7 @@ class GradientTable:
         """Return (N, k) indices of the nearest other directions on the same shell, nearest first.
 
         Nearness is |dot|: a direction and its antipode measure the same. Where a shell has fewer than
-        k + 1 volumes the list is filled with -1, as it is for b0s, whose neighbours are the other b0s in order.
+        k + 1 volumes the list is filled with -1. The neighbours of a b0 are the other b0s, in order.
         """
         nearest = np.full((len(self), k), -1, dtype=np.int64)
         for members in self.groups():
@@ -218,7 +218,7 @@ def even_subset(directions: np.ndarray, n: int) -> np.ndarray:
 
 
 def pair_energies(directions: np.ndarray) -> np.ndarray:
-    """Return (N, N) electrostatic energies of pairs of directions (N, 3) and antipodes; the lower, the more even."""
+    """Return (N, N) electrostatic energies of pairs of directions (N, 3) and antipodes, low for even directions."""
     with np.errstate(divide="ignore"):
         energy: np.ndarray = 1 / np.linalg.norm(directions[:, None] - directions[None], axis=-1)
         energy += 1 / np.linalg.norm(directions[:, None] + directions[None], axis=-1)
@@ -228,7 +228,7 @@ def pair_energies(directions: np.ndarray) -> np.ndarray:
 
 
 def distinct(directions: np.ndarray) -> np.ndarray:
-    """Return indices of the (N, 3) unit vectors that repeat no earlier one or its antipode, within `SAME_DEGREES`.
+    """Return indices of the (N, 3) unit vectors that are not within `SAME_DEGREES` of an earlier one or its antipode.
 
     >>> distinct(np.array([[1.0, 0, 0], [0, 1, 0], [-1, 0, 0]])).tolist()
     [0, 1]
@@ -241,7 +241,7 @@ def distinct(directions: np.ndarray) -> np.ndarray:
 
 
 def even_directions(n: int, iterations: int = 500) -> np.ndarray:
-    """Return (n, 3) unit vectors spread evenly over the half-sphere, by electrostatic repulsion from a spiral."""
+    """Return (n, 3) unit vectors spread evenly over the half-sphere: a spiral, improved by electrostatic repulsion."""
     k = np.arange(n) + 0.5
     polar, azimuth = np.arccos(1 - k / n), np.pi * (1 + 5**0.5) * k
     points = np.stack([np.sin(polar) * np.cos(azimuth), np.sin(polar) * np.sin(azimuth), np.cos(polar)], axis=1)

@@ -67,7 +67,7 @@ def harmonics(directions: Tensor, order: int) -> Tensor:
 
 
 def order_for(n_directions: int, highest: int = 4) -> int:
-    """Return the highest even order that so many directions determine, at least 2."""
+    """Return the highest even order that this number of directions determines, at least 2."""
     order = highest
     while order > 2 and n_harmonics(order) > n_directions:
         order -= 2
@@ -96,7 +96,7 @@ def prediction_weights(acquired: Tensor, wanted: Tensor, order: int, smoothing: 
 
 
 def fit_weights(acquired: Tensor, order: int, smoothing: float = SMOOTHING) -> Tensor:
-    """Return the weights (..., K, N) with which a shell's signals along (..., N, 3) give its coefficients.
+    """Return the weights (..., K, N) that turn the signals of a shell along (..., N, 3) into its coefficients.
 
     C = (B^T B + smoothing L)^-1 B^T S; see `prediction_weights`.
     """
@@ -107,9 +107,9 @@ def fit_weights(acquired: Tensor, order: int, smoothing: float = SMOOTHING) -> T
 
 
 def undamped_weights(acquired: Tensor, order: int, smoothing: float = SMOOTHING) -> Tensor:
-    """Return `fit_weights` (..., K, N) with what the penalty takes of each degree, on average, given back.
+    """Return `fit_weights` (..., K, N) corrected for the average shrinkage of each degree by the penalty.
 
-    Else the features of few directions would be smaller than those of many.
+    Without this the features of few directions would be smaller than those of many.
     """
     weights = fit_weights(acquired, order, smoothing)
     kept = torch.einsum("...kn,...nk->...k", weights, harmonics(acquired, order))
@@ -134,11 +134,11 @@ def rish(coefficients: Tensor, order: int, dim: int = -1) -> Tensor:
     Parameters
     ----------
     coefficients
-        (..., K, ...) with the K of this order along `dim`.
+        (..., K, ...): the K coefficients of this order lie along `dim`.
     order
         Even.
     dim
-        In the result it has order / 2 + 1.
+        Axis of the coefficients; in the result its length is order / 2 + 1.
     """
     parts = coefficients.square().split(degree_sizes(order), dim)
     return torch.stack([part.sum(dim) for part in parts], dim)

@@ -1,4 +1,4 @@
-"""Noise of magnitude images: Rician moments, their inverse, and the noise level of a run from itself."""
+"""Noise of magnitude images: Rician moments, their inverse, and an estimate of the noise level of a run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .gradients import GradientTable
 from .series import Scan, ScanError
 
 FOREGROUND = 0.1  # share of the b0's 99th percentile: darker voxels are background, whatever the mask says
-WEAK_CONTRAST = 0.5  # share of the voxels, those of weakest direction contrast, that are read
-QUANTILE = 0.2  # of the residual power, where the noise is read: all that is not noise adds power
+WEAK_CONTRAST = 0.5  # share of the voxels that are used: those with the weakest direction contrast
+QUANTILE = 0.2  # quantile of the residual power that is used: it is low, because all that is not noise adds power
 MIN_VOXELS = 100
 MIN_IN_SLICE = 30
 MAX_VOXELS = 100_000  # more would only cost memory: a quantile over these is good to a fraction of a percent
@@ -23,14 +23,14 @@ TOO_FEW_VOXELS = (
     "{needed} are needed; check the mask and that the volumes differ from one another"
 )
 NO_FREEDOM = (
-    "noise cannot be estimated: {n_b0} b0 and {n_directions} diffusion-weighted volumes hold no two that are "
-    "comparable; two b0s or two directions on one shell are needed"
+    "noise cannot be estimated: {n_b0} b0 and {n_directions} diffusion-weighted volumes hold no two that can "
+    "be compared; two b0s or two directions on one shell are needed"
 )
 
 
 @dataclass(frozen=True)
 class NoiseEstimate:
-    """What is known of a run's noise.
+    """The noise level of a run.
 
     Parameters
     ----------
@@ -39,10 +39,10 @@ class NoiseEstimate:
     b0_snr
         Median over the foreground of (mean b0) / sigma.
     n_voxels
-        Voxels that the estimate was read in.
+        Number of voxels that were used.
     spatial
-        True where so few volumes leave only differences between neighbouring voxels to read it from: edges
-        raise such an estimate, interpolation lowers it; expect the right order of magnitude.
+        True where the volumes are so few that only differences between neighbouring voxels could be used. Edges raise
+        such an estimate and interpolation lowers it; expect the right order of magnitude.
     """
 
     sigma: float
@@ -73,7 +73,7 @@ def rician_mean(signal: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tens
 def rician_signal(mean: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
     """Return the noise-free magnitude whose expected Rician magnitude is `mean`: invert `rician_mean`.
 
-    Means at or below the noise floor, sigma sqrt(pi/2), come from no signal: zero.
+    Means at or below the noise floor, sigma sqrt(pi/2), give a signal of zero.
     """
     means, snrs, _ = _moments()
     ratio = (torch.as_tensor(mean, dtype=torch.float64) / sigma).cpu().numpy()
@@ -89,13 +89,13 @@ def estimate_sigma(scan: Scan) -> NoiseEstimate:
     Each shell is described voxel by voxel by even spherical harmonics of low order, the b0s by their mean.
     What remains is noise: E[residual sum of squares] = sigma² sum_i P_ii xi(A_i / sigma), with P the
     projection onto what the description leaves out and xi the share of the noise variance that survives the
-    magnitude (Koay & Basser 2006; 1 at high signal, 0.43 in the background). It is read in the half of the
-    voxels with the weakest direction contrast, where a low order is enough; the contrast is independent of
-    the residual, so that choosing by it does not bias the estimate. And it is read by matching a low quantile
-    of the chi² distribution, because motion and pulsation add power but never take any away.
+    magnitude (Koay & Basser 2006; 1 at high signal, 0.43 in the background). Only the half of the voxels with the
+    weakest direction contrast is used, where a low order is enough; the contrast is independent of the residual, so
+    that this choice does not bias the estimate. Sigma is the value that matches a low quantile of the chi²
+    distribution, because motion and pulsation add power but never remove any.
 
-    With too few directions for that (six and one b0), the deviations from the shell's mean are read in
-    differences between neighbouring voxels instead.
+    Where there are too few directions for that (six and one b0), the differences of neighbouring voxels in their
+    deviations from the shell's mean are used instead.
 
     The noise is that of the images as they are: interpolation in the scanner lowers it, uncorrected motion
     raises it. Where the noise varies over the brain (parallel imaging), the estimate lies below its mean.
@@ -132,7 +132,7 @@ def estimate_sigma(scan: Scan) -> NoiseEstimate:
 
 
 def shell_sigma(scan: Scan, volumes: np.ndarray) -> float:
-    """Return the noise level of some volumes of a shell: b0s of several runs differ by more than noise.
+    """Return the noise level of some volumes of a shell; the b0s, which may be of several runs, enter as their mean.
 
     Raises
     ------
@@ -145,11 +145,12 @@ def shell_sigma(scan: Scan, volumes: np.ndarray) -> float:
 
 
 def shell_contrast_noise(dwis: torch.Tensor, mask: torch.Tensor, apart: int) -> torch.Tensor:
-    """Return what differences between voxels tell of the noise of a shell's few volumes, slice by slice.
+    """Estimate the noise of a shell with few volumes from differences between voxels, slice by slice.
 
-    Mixed second differences of voxels `apart` voxels apart along both axes of the slice, of the volumes' deviations
-    from their mean: anatomy and coil cancel mostly. Noise that is alike in such voxels cancels too, so two distances
-    tell how smooth it is. Read at a low quantile, as in `estimate_sigma`, and blind to the noise floor.
+    The volumes' deviations from their mean are differenced along both axes of the slice, between voxels `apart` voxels
+    apart. Anatomy and coil sensitivity mostly cancel. Correlated noise cancels in part too, so that the results at two
+    distances show how smooth the noise is. A low quantile is used, as in `estimate_sigma`; the noise floor is not
+    corrected for.
 
     Parameters
     ----------
@@ -158,7 +159,7 @@ def shell_contrast_noise(dwis: torch.Tensor, mask: torch.Tensor, apart: int) -> 
     mask
         (S, H, W) bool.
     apart
-        Voxels.
+        Distance in voxels.
 
     Returns
     -------
@@ -173,11 +174,11 @@ def shell_contrast_noise(dwis: torch.Tensor, mask: torch.Tensor, apart: int) -> 
     freedom = dwis.shape[1] - 1
     power = difference.square().sum(dim=1)
     usable = inside & (power > 0)  # constant voxels were filled in, not measured
-    found = [
+    estimates = [
         p[u].float().quantile(QUANTILE) if u.sum() >= MIN_IN_SLICE else p.new_tensor(torch.nan)
         for p, u in zip(power, usable, strict=True)
     ]
-    return (torch.stack(found) / _chi_squared_quantile(freedom)).sqrt()
+    return (torch.stack(estimates) / _chi_squared_quantile(freedom)).sqrt()
 
 
 def _foreground(scan: Scan) -> np.ndarray:
@@ -208,7 +209,7 @@ def _mixed_difference(scan: Scan, chosen: np.ndarray) -> np.ndarray:
 
 
 def _descriptions(gradients: GradientTable, max_order: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the (N, N) projection onto what the shells' descriptions leave, and a (N, K) contrast basis."""
+    """Return the (N, N) projection onto the residual of the fits of the shells, and a (N, K) contrast basis."""
     n = len(gradients)
     projection, contrast = np.zeros((n, n)), []
     for members in gradients.groups():
@@ -235,7 +236,7 @@ def _even_polynomials(directions: np.ndarray, order: int) -> np.ndarray:
 
 
 def _solve(power: np.ndarray, fitted: np.ndarray, leverage: np.ndarray, freedom: int) -> float:
-    """Return the sigma for which a quantile of power / sum_i P_ii xi_i is that of sigma² chi²_n / n."""
+    """Return the sigma for which the quantile of power / sum_i P_ii xi_i equals that of sigma² chi²_n / n."""
     expected = _chi_squared_quantile(freedom) / freedom
     means, _, survivals = _moments()
     sigma = float(np.sqrt(np.quantile(power, QUANTILE) / (freedom * expected)))
@@ -249,7 +250,7 @@ def _solve(power: np.ndarray, fitted: np.ndarray, leverage: np.ndarray, freedom:
 
 
 def _chi_squared_quantile(freedom: int) -> float:
-    """Return the `QUANTILE` of chi² with so many degrees of freedom."""
+    """Return the `QUANTILE` of chi² with this number of degrees of freedom."""
     grid = torch.linspace(0, 3 * freedom, 3001, dtype=torch.float64)
     chances = torch.special.gammainc(torch.full_like(grid, freedom / 2), grid / 2)
     return float(np.interp(QUANTILE, chances, grid))

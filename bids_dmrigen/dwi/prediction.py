@@ -1,4 +1,4 @@
-"""Predicting each volume of a series from all others, so that its own noise cannot enter the prediction."""
+"""Predict each volume of a series from all others, so that its own noise cannot enter the prediction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from .gradients import GradientTable
 from .tensor import design_matrix
 
-RIDGE = 1e-6  # of the mean squared signal; only keeps an exact duplicate volume from making the system singular
+RIDGE = 1e-6  # share of the mean squared signal; without it an exact duplicate of a volume makes the system singular
 NEIGHBOURS = 4
 CHANNELS = 6 + NEIGHBOURS  # of `conditions`
 LOG_FLOOR = 1e-2  # signals are raised to this share of the b0 before the logarithm
@@ -71,8 +71,8 @@ def leave_one_out(signal: Tensor, gradients: GradientTable) -> LeaveOneOut:
     )
 
 
-def conditions(known: LeaveOneOut, block: Tensor, volumes: np.ndarray, unit: float) -> tuple[Tensor, Tensor]:
-    """Return images that say something about volumes without having seen them, and the linear prediction.
+def conditions(predictors: LeaveOneOut, block: Tensor, volumes: np.ndarray, unit: float) -> tuple[Tensor, Tensor]:
+    """Return images that describe volumes but are computed from other volumes alone, and the linear prediction.
 
     The noise of each volume is independent of all that is returned for it, which makes the acquired volume a
     valid target for a network that is given these images (Noise2Noise, Lehtinen et al. 2018).
@@ -82,11 +82,11 @@ def conditions(known: LeaveOneOut, block: Tensor, volumes: np.ndarray, unit: flo
     known
         The predictors.
     block
-        (3, N, h, w) signals in units of the b0: a slice between the ones below and above it.
+        (3, N, h, w) signals in units of the b0: the slice below, the slice itself, the slice above.
     volumes
         (J,) volume indices.
     unit
-        Divides differences from the prediction; its own typical error.
+        Typical error of the prediction, by which differences from the prediction are divided.
 
     Returns
     -------
@@ -97,15 +97,15 @@ def conditions(known: LeaveOneOut, block: Tensor, volumes: np.ndarray, unit: flo
     prediction
         (J, h, w) linear prediction.
     """
-    here, weights = block[1], known.linear[volumes]
+    here, weights = block[1], predictors.linear[volumes]
     around = torch.einsum("jn,znhw->zjhw", weights[:, :-1], block) + weights[None, :, -1, None, None]
     p = around[1]
-    log = torch.einsum("jn,nhw->jhw", known.log_tensor[volumes], here.clamp_min(LOG_FLOOR).log())
-    mean = torch.einsum("jn,nhw->jhw", known.mean[volumes], here)
-    b0 = torch.einsum("jn,nhw->jhw", known.b0[volumes], here)
+    log = torch.einsum("jn,nhw->jhw", predictors.log_tensor[volumes], here.clamp_min(LOG_FLOOR).log())
+    mean = torch.einsum("jn,nhw->jhw", predictors.mean[volumes], here)
+    b0 = torch.einsum("jn,nhw->jhw", predictors.b0[volumes], here)
     tensor = log.clamp_max(1.0).exp()
     differences = torch.stack([around[0], around[2], tensor, mean], dim=1) - p[:, None]
-    near = torch.from_numpy(known.nearest[volumes]).to(p.device)  # (J, k), -1 where there is none
+    near = torch.from_numpy(predictors.nearest[volumes]).to(p.device)  # (J, k), -1 where there is none
     neighbours = (here[near.clamp_min(0)] - p[:, None]) * (near >= 0)[:, :, None, None]
     return torch.cat([torch.stack([p, b0], dim=1), differences / unit, neighbours / unit], dim=1), p
 

@@ -12,7 +12,7 @@ from .harmonics import order_for, rish, undamped_weights
 from .series import Scan
 
 TARGET_B = 1000.0  # s/mm²
-LEAST_B0 = 0.05  # of the brain's mean b0: voxels with less take this as theirs
+LEAST_B0 = 0.05  # share of the brain's mean b0 to which lower b0 signals are raised
 
 NO_SHELL = "RISH features need a shell with at least {least} different directions"
 
@@ -26,26 +26,26 @@ class RishShell(NamedTuple):
 
     @property
     def degrees(self) -> range:
-        """0, 2 and, where they determine it, 4."""
+        """Degrees 0, 2 and, where the directions determine it, 4."""
         return range(0, self.order + 1, 2)
 
 
 def rish_shell(gradients: GradientTable) -> RishShell:
-    """Return the shell nearest to `TARGET_B` of those with enough different directions.
+    """Return the shell nearest to `TARGET_B` among those with enough different directions.
 
     Raises
     ------
     GradientError
-        Where there is none.
+        Where there is no such shell.
     """
-    found = []
+    shells = []
     for bval, volumes in gradients.shells():
         n = len(distinct(gradients.bvecs[volumes]))
         if n >= LEAST_DIRECTIONS:
-            found.append(RishShell(bval, volumes, order_for(n)))
-    if not found:
+            shells.append(RishShell(bval, volumes, order_for(n)))
+    if not shells:
         raise GradientError(NO_SHELL.format(least=LEAST_DIRECTIONS))
-    return min(found, key=lambda shell: abs(shell.bval - TARGET_B))
+    return min(shells, key=lambda shell: abs(shell.bval - TARGET_B))
 
 
 def rish_maps(scan: Scan) -> dict[int, np.ndarray]:

@@ -60,9 +60,9 @@ class Scan:
         return np.asarray(b0s.mean(axis=3))
 
     def brain_window(self, margin: int) -> tuple[tuple[slice, slice], np.ndarray]:
-        """Return the rows and columns that hold the mask with so many voxels around it, and the slices that have any.
+        """Return the rows and columns that hold the mask with a margin in voxels, and the slices with brain.
 
-        The window ends where the image does.
+        The window ends at the edge of the image.
         """
         inside = np.argwhere(self.mask)
         low, high = np.maximum(inside.min(axis=0) - margin, 0), inside.max(axis=0) + 1 + margin

@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LEAST_SEEN = 0.3  # strength of the waves that are inverted, relative to that of the best seen one
+LEAST_SEEN = 0.3  # smallest singular value that is inverted, relative to the largest
 
 
 def even_points(n: int, wanted: int) -> np.ndarray:
-    """Return (wanted,) indices along an axis of n voxels: centres of voxels that share its extent evenly."""
+    """Return (wanted,) indices along an axis of n voxels: centres of equal voxels that fill its extent."""
     return (np.arange(wanted) + 0.5) * (n / wanted) - 0.5
 
 
 def points_of_size(n: int, voxel: float) -> np.ndarray:
-    """Return indices along an axis of n voxels: centres of voxels of this size, in theirs, that cover its extent."""
+    """Return indices along an axis of n voxels: centres of voxels of size `voxel` (in old voxels) that cover it."""
     wanted = max(int(np.ceil(n / voxel - 1e-6)), 1)
     return (n - 1) / 2 + voxel * (np.arange(wanted) - (wanted - 1) / 2)
 
@@ -30,7 +30,7 @@ def resampled(volumes: Tensor, points: Sequence[np.ndarray]) -> Tensor:
     Parameters
     ----------
     volumes
-        Of any type with decimals.
+        Of any floating-point type.
     points
         (P,), (Q,) and (R,) in voxel indices.
     """
@@ -42,22 +42,22 @@ def resampled(volumes: Tensor, points: Sequence[np.ndarray]) -> Tensor:
 
 
 def condensed(volumes: Tensor, points: Sequence[np.ndarray], shape: Sequence[int]) -> Tensor:
-    """Return volumes (..., X, Y, Z) whose splines come nearest, in squares, to volumes (..., P, Q, R) of a finer grid.
+    """Return volumes (..., X, Y, Z) whose splines fit volumes (..., P, Q, R) of a finer grid by least squares.
 
-    Of what `resampled` made it is the inverse; finer detail and noise are averaged. Waves that points between the
-    voxels hardly see, where both are of nearly one size, are left out.
+    This inverts `resampled`; finer detail and noise are averaged. Components that hardly change the values at the
+    points are left out; they occur where the voxels of both grids have nearly the same size.
 
     Parameters
     ----------
     volumes
-        Of any type with decimals.
+        Of any floating-point type.
     points
         (P,), (Q,) and (R,) of the finer grid in indices of the voxels that are returned.
     shape
         (X, Y, Z), each no larger than there are points.
     """
-    for axis, there, n in zip((-3, -2, -1), points, shape, strict=True):
-        volumes = _along(volumes, axis, np.linalg.pinv(spline_weights(n, there), LEAST_SEEN))
+    for axis, positions, n in zip((-3, -2, -1), points, shape, strict=True):
+        volumes = _along(volumes, axis, np.linalg.pinv(spline_weights(n, positions), LEAST_SEEN))
     return volumes
 
 
@@ -66,12 +66,12 @@ def _along(volumes: Tensor, axis: int, weights: np.ndarray) -> Tensor:
 
 
 def spline_weights(n: int, points: np.ndarray) -> np.ndarray:
-    """Return the weights (P, n) with which n values on an axis give those at the points (P,), in voxel indices."""
+    """Return the weights (P, n) that turn n values on an axis into those at the points (P,), in voxel indices."""
     return _basis(n, points) @ np.linalg.inv(_basis(n, np.arange(n, dtype=np.float64)))
 
 
 def _basis(n: int, points: np.ndarray) -> np.ndarray:
-    """Return the cubic B-splines centred on the voxels (P, n), those beyond the ends mirrored into the axis."""
+    """Return the cubic B-splines centred on n voxels at P points, (P, n); those beyond the ends are mirrored."""
     reach = np.arange(-2, n + 2)
     distance = np.abs(np.asarray(points, np.float64)[:, None] - reach)
     near, far = 2 / 3 - distance**2 + distance**3 / 2, np.clip(2 - distance, 0, None) ** 3 / 6

@@ -44,7 +44,7 @@ class Stack:
         return [int(z) for z in np.flatnonzero(self.mask.flatten(1).any(dim=1).cpu().numpy())]
 
     def block(self, z: int, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
-        """Return (3, N, h, w): a patch of slice z between those below and above it (the edge repeats)."""
+        """Return (3, N, h, w): a patch of the slices below z, at z and above z (the first and last slice repeat)."""
         around = np.clip([z - 1, z, z + 1], 0, len(self.data) - 1)
         return self.data[around][:, :, rows, columns]
 

@@ -15,8 +15,8 @@ from .series import Scan
 
 MIN_SIGNAL = 1e-4  # signals are raised to this before the logarithm, as DIPY does
 MIN_DIFFUSIVITY_TOLERANCE = 1e-6  # eigenvalues are raised to this over the largest b-matrix entry, as in DIPY
-CHUNK_VOXELS = {"cpu": 2**14, "cuda": 2**18}  # CPU: what stays in cache; GPU: what stays below 500 MB
-SMALL_VOXELS = 2**12  # fewer are done before a second thread has started
+CHUNK_VOXELS = {"cpu": 2**14, "cuda": 2**18}  # CPU: fits into the cache; GPU: needs less than 500 MB
+SMALL_VOXELS = 2**12  # fewer voxels are computed before a second thread has started
 
 METHODS = ("ols", "wls")
 MAP_NAMES = ("fa", "md", "ad", "rd", "dec", "tensor")

@@ -128,17 +128,17 @@ class Generate(SimpleInterface):
             if method.spec.in_template:
                 from ..spatial.in_template import generate_in_template
 
-                made = generate_in_template(method, scan, request, self._template_files(), i.tensor_volumes)
+                generated = generate_in_template(method, scan, request, self._template_files(), i.tensor_volumes)
             else:
-                made = method.generate(None, scan, request)
+                generated = method.generate(None, scan, request)
         source = json.loads(Path(i.in_record).read_text()) if isdefined(i.in_record) else None
-        sidecar = generative_model(method.spec, made, warnings, source)
+        sidecar = generative_model(method.spec, generated, warnings, source)
         (cwd / "sidecar.json").write_text(json.dumps(sidecar, indent=2))
         self._results["out_sidecar"] = str(cwd / "sidecar.json")
-        self._results |= write_maps(made, image, cwd) if made.maps else write_series(made, image, cwd)
-        self._results["out_extra"] = write_extra(made, method.spec, image, cwd)
-        if i.also_in_template and made.in_template is not None:
-            self._results |= write_in_template(made.in_template, i.template_brain, cwd)
+        self._results |= write_maps(generated, image, cwd) if generated.maps else write_series(generated, image, cwd)
+        self._results["out_extra"] = write_extra(generated, method.spec, image, cwd)
+        if i.also_in_template and generated.in_template is not None:
+            self._results |= write_in_template(generated.in_template, i.template_brain, cwd)
             (cwd / "sidecar_template.json").write_text(json.dumps(template_record(sidecar), indent=2))
             self._results["out_template_sidecar"] = str(cwd / "sidecar_template.json")
         return runtime

@@ -59,18 +59,18 @@ class Normalize(SimpleInterface):
         if isdefined(inputs.in_t1w):
             values, t1w_image = read_volume(inputs.in_t1w)
             t1w = values, t1w_image.affine
-        found = normalize(b0, image.affine, mask, template, folder, fa=fa, t1w=t1w, seed=inputs.random_seed)
-        if found.t1w_to_scan is not None:
-            results["out_to_t1w"] = str(write_matrix(folder / "to_t1w.mat", found.t1w_to_scan))
-            results["out_from_t1w"] = str(write_matrix(folder / "from_t1w.mat", np.linalg.inv(found.t1w_to_scan)))
-        results["out_to_template"] = str(found.to_template.rename(folder / "to_template.h5"))
-        results["out_from_template"] = str(found.from_template.rename(folder / "from_template.h5"))
+        normalized = normalize(b0, image.affine, mask, template, folder, fa=fa, t1w=t1w, seed=inputs.random_seed)
+        if normalized.t1w_to_scan is not None:
+            results["out_to_t1w"] = str(write_matrix(folder / "to_t1w.mat", normalized.t1w_to_scan))
+            results["out_from_t1w"] = str(write_matrix(folder / "from_t1w.mat", np.linalg.inv(normalized.t1w_to_scan)))
+        results["out_to_template"] = str(normalized.to_template.rename(folder / "to_template.h5"))
+        results["out_from_template"] = str(normalized.from_template.rename(folder / "from_template.h5"))
         in_template = nib.Nifti1Image(np.zeros(template.mask.shape, np.uint8), template.affine)
-        for images, like in ((found.on_scan, image), ({"brain_template": template.mask}, in_template)):
+        for images, like in ((normalized.on_scan, image), ({"brain_template": template.mask}, in_template)):
             for name, data in images.items():
                 kind = np.uint8 if data.dtype == bool else np.float32
                 results[f"out_{name}"] = str(write_image(folder / f"{name}.nii", data, like, kind))
-        results["out_report"] = str(write_text(folder / "normalize.json", json.dumps(found.report, indent=2)))
+        results["out_report"] = str(write_text(folder / "normalize.json", json.dumps(normalized.report, indent=2)))
         return runtime
 
     def _template(self):

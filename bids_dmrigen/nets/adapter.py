@@ -11,16 +11,16 @@ XI = 0.2  # xi of Eq. 8
 
 
 class Adapter(nn.Module):
-    """A T2I-adapter (Mou et al. 2023) that starts as nothing: every map it gives is 0.
+    """A T2I-adapter (Mou et al. 2023). At the start of its training every map that it returns is 0.
 
-    It is trained after the backbone, which stays as it is.
+    It is trained after the backbone, whose weights do not change.
 
     Parameters
     ----------
     channels_in
-        Tracts: 42 in XTRACT.
+        Number of tracts: 42 in XTRACT.
     patch, widths
-        Those of the `HDiTSpec`.
+        As in the `HDiTSpec`.
     blocks
         Residual blocks per level.
     """
@@ -48,7 +48,7 @@ class Adapter(nn.Module):
         Parameters
         ----------
         condition
-            (B, channels_in, H, W), what `tract_condition` gives; H and W those of the HDiT's images.
+            (B, channels_in, H, W), from `tract_condition`; H and W are those of the HDiT's images.
         """
         h = F.pixel_unshuffle(replicate_to(condition, self.divisor), self.patch)
         maps = []

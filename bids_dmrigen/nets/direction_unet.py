@@ -15,15 +15,16 @@ WRONG_VECTORS = "expected b-vectors of shape {expected} (references, then target
 class DirectionUNet(UNet):
     """Predict the image of a target direction from the noisy target and R reference images.
 
-    It is told the time, how noisy the references are, and one token for each b-vector, which is the same for g and -g.
+    Its conditions are the time, the noise level of the references, and one token for each b-vector, which is the same
+    for g and -g.
 
     Parameters
     ----------
     spec
-        `in_channels` is at least 1 + R: the noisy target, the references, then whatever else is known of the
-        target; `context` is the width of the tokens.
+        `in_channels` is at least 1 + R: the noisy target, the references, then further images
+        that describe the target; `context` is the width of the tokens.
     references
-        R.
+        Number R of reference images.
 
     Raises
     ------
@@ -39,7 +40,7 @@ class DirectionUNet(UNet):
         self.tokens = DirectionTokens(references + 1, spec.context)
         self.noise = nn.Sequential(nn.Linear(1, spec.base), nn.SiLU(), nn.Linear(spec.base, spec.base))
 
-    # A network is called with what it is told, and those that build on the U-Net are told more.
+    # Networks that build on the U-Net take further conditions as arguments.
     def forward(  # type: ignore[override]
         self, x: Tensor, t: Tensor, bvecs: Tensor, bvals: Tensor, log_sigma: Tensor
     ) -> Tensor:
@@ -48,7 +49,7 @@ class DirectionUNet(UNet):
         Parameters
         ----------
         x
-            (B, in_channels, H, W), any H and W: the noisy target, the references, what else is known.
+            (B, in_channels, H, W), any H and W: the noisy target, the references, further images of the target.
         t
             (B,) time, 0 ... T.
         bvecs
@@ -56,8 +57,8 @@ class DirectionUNet(UNet):
         bvals
             (B, R + 1) s/mm², in the same order.
         log_sigma
-            (B,) natural logarithm of the references' noise level in the images' units: normalisation layers
-            take the scale away from which a network would read it.
+            (B,) natural logarithm of the references' noise level in the images' units. The network
+            cannot read it from the images, because normalisation layers remove their scale.
 
         Returns
         -------
@@ -74,8 +75,8 @@ class DirectionUNet(UNet):
         height, width = x.shape[-2:]
         divisor = self.spec.divisor
         padded = F.pad(x, (0, -width % divisor, 0, -height % divisor), mode="replicate")
-        told = self.embed(t) + self.noise(log_sigma[:, None])
-        return self._through(padded, told, self.tokens(bvecs, bvals))[..., :height, :width]
+        condition = self.embed(t) + self.noise(log_sigma[:, None])
+        return self._through(padded, condition, self.tokens(bvecs, bvals))[..., :height, :width]
 
 
 class DirectionTokens(nn.Module):
@@ -86,7 +87,7 @@ class DirectionTokens(nn.Module):
     n
         Number of b-vectors.
     width
-        Of the tokens.
+        Width of the tokens.
     """
 
     def __init__(self, n: int, width: int):

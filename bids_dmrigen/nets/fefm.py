@@ -22,16 +22,16 @@ class FENSpec:
     Parameters
     ----------
     images
-        Most images it sees: b0 and diffusion-weighted ones.
+        Largest number of images that it takes: b0 and diffusion-weighted ones.
     patch
         Height and width of a patch, voxels.
     width
-        Of the tokens and features.
+        Width of the tokens and features.
     layers, heads
-        Of the transformer.
+        Number of layers and of attention heads of the transformer.
     directions
-        Tell it each image's b-vector; the images' order then says nothing. Without, every image has its place
-        (the paper's).
+        Give the network the b-vector of each image; then the order of the images has no meaning. Without b-vectors
+        every image has its fixed place, as in the paper.
     """
 
     images: int = 7
@@ -111,26 +111,26 @@ class Fusion(nn.Module):
 
 
 class FusedUNet(UNet):
-    """A U-Net that is told the time and global numbers, and whose lower levels are fused with features of the images.
+    """A U-Net conditioned on the time and on global numbers; its lower levels are fused with features of the images.
 
     Parameters
     ----------
     spec
-        The U-Net's; `in_channels` counts the noisy maps and the images given beside them.
+        Architecture of the U-Net; `in_channels` counts the noisy maps and the images given beside them.
     fen
-        The feature network's, or None for none (the paper's ablation).
-    told
-        How many numbers it is told beside the time; may be 0.
+        Architecture of the feature network, or None for no such network (the paper's ablation).
+    n_numbers
+        How many global numbers condition the network beside the time; may be 0.
     """
 
     spread: Tensor  # a buffer of `methods.maps.diffdti_model`
 
-    def __init__(self, spec: UNetSpec, fen: FENSpec | None, told: int):
+    def __init__(self, spec: UNetSpec, fen: FENSpec | None, n_numbers: int):
         super().__init__(spec)
         self.fen = None if fen is None else FeatureNet(fen)
         self.numbers = None
-        if told:
-            self.numbers = nn.Sequential(nn.Linear(told, spec.base), nn.SiLU(), nn.Linear(spec.base, spec.base))
+        if n_numbers:
+            self.numbers = nn.Sequential(nn.Linear(n_numbers, spec.base), nn.SiLU(), nn.Linear(spec.base, spec.base))
         self.fusions = nn.ModuleDict()
         if fen is not None:  # S - 2 of the S levels: the lower ones
             ends = [k for k, layer in enumerate(self.down) if isinstance(layer, Stage)][spec.blocks - 1 :: spec.blocks]
@@ -139,7 +139,7 @@ class FusedUNet(UNet):
                     width = spec.base * spec.multipliers[level]
                     self.fusions[str(number)] = Fusion(width, fen.width, fen.heads)
 
-    # A network is called with what it is told, and those that build on the U-Net are told more.
+    # Networks that build on the U-Net take further conditions as arguments.
     def forward(  # type: ignore[override]
         self, x: Tensor, t: Tensor, acquired: Tensor, bvecs: Tensor, bvals: Tensor, numbers: Tensor
     ) -> Tensor:
@@ -154,7 +154,7 @@ class FusedUNet(UNet):
         acquired, bvecs, bvals
             See `FeatureNet.forward`; H and W as those of x.
         numbers
-            (B, told).
+            (B, n_numbers).
 
         Returns
         -------
@@ -163,14 +163,14 @@ class FusedUNet(UNet):
         Raises
         ------
         ValueError
-            Where the images are not one more than the b-vectors.
+            Where there is not exactly one image more than there are b-vectors.
         """
         if acquired.shape[1] != bvecs.shape[1] + 1:
             raise ValueError(WRONG_IMAGES.format(expected=bvecs.shape[1] + 1, found=acquired.shape[1]))
         height, width = x.shape[-2:]
         divisor = self.spec.divisor if self.fen is None else math.lcm(self.spec.divisor, self.fen.spec.patch)
         border = (0, -width % divisor, 0, -height % divisor)
-        told = self.embed(t) if self.numbers is None else self.embed(t) + self.numbers(numbers)
+        condition = self.embed(t) if self.numbers is None else self.embed(t) + self.numbers(numbers)
         fuse = None
         if self.fen is not None:
             features = self.fen(F.pad(acquired, border, mode="replicate"), bvecs, bvals)
@@ -178,7 +178,7 @@ class FusedUNet(UNet):
             def fuse(number: int, h: Tensor) -> Tensor:
                 return self.fusions[str(number)](h, features) if str(number) in self.fusions else h
 
-        return self._through(F.pad(x, border, mode="replicate"), told, fuse=fuse)[..., :height, :width]
+        return self._through(F.pad(x, border, mode="replicate"), condition, fuse=fuse)[..., :height, :width]
 
 
 def _positions(height: int, width: int, channels: int, like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The Hourglass Diffusion Transformer (Crowson et al. 2024) told b-vector, b-value and slice, as Phy-Diff does."""
+"""The Hourglass Diffusion Transformer (Crowson et al. 2024), conditioned on b-vector, b-value and slice (Phy-Diff)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class HDiTSpec:
     patch
         Height and width of the patch that makes one token, pixels.
     widths
-        Of the tokens of each level, outermost first; height and width of the grid are halved between levels.
+        Width of the tokens of each level, outermost first; height and width of the grid are halved between levels.
     depths
         Transformer layers of each level. All but the last have them on the way down and again on the way up.
     head
@@ -41,20 +41,21 @@ class HDiTSpec:
     kernel
         Height and width of the neighbourhood that outer levels attend to, tokens, odd; the last level attends to all.
     mapping_width, mapping_depth
-        Of the network that makes one vector of the conditions.
+        Width and depth of the network that turns the conditions into one vector.
     expansion
         Hidden width of the feed-forward networks in units of their width.
     dropout
         Probability with which a hidden unit of a feed-forward network is left out in training.
     query_mapping
-        Tell it b-vector, b-value and slice position. Without, the paper's ablation: it is told the time only.
+        Condition the network on b-vector, b-value and slice position. Without it the time is the only condition (the
+        paper's ablation).
     recompute
         In training, compute the inside of a layer again on the way back: a third more work, far less memory.
 
     Raises
     ------
     ValueError
-        Where widths, depths and head do not fit.
+        Where widths, depths and head do not fit together.
     """
 
     in_channels: int
@@ -102,8 +103,9 @@ def neighbourhood_attention(q: Tensor, k: Tensor, v: Tensor, kernel: int, scale:
     -------
     (B, heads, H, W, d)
     """
-    # A tile of queries shares the keys around it, and a mask leaves each its own window: four times the products of
-    # gathered windows in a tenth of the time, for keys and values are written three times, not kernel² times.
+    # A tile of queries shares the keys around it, and a mask restricts each query to its window. This needs four times
+    # the products of gathered windows, but a tenth of the time: keys and values are written three times, not kernel²
+    # times.
     batch, heads, height, width = q.shape[:4]
     tile_rows, rows, row_mask = _tiles(height, kernel, q.device)
     tile_columns, columns, column_mask = _tiles(width, kernel, q.device)
@@ -121,10 +123,10 @@ def neighbourhood_attention(q: Tensor, k: Tensor, v: Tensor, kernel: int, scale:
 
 
 def _tiles(n: int, kernel: int, device: torch.device) -> tuple[int, list[slice], Tensor]:
-    """Cut an axis of n tokens into tiles: queries per tile, each tile's keys, and which of them each query sees.
+    """Cut an axis of n tokens into tiles; return queries per tile, the keys of each tile, and the mask.
 
-    The mask is (tiles, queries, keys); the last tile may have queries beyond the axis, which see what the last one
-    sees.
+    The mask (tiles, queries, keys) is True where a query sees a key. The last tile may have queries beyond the end of
+    the axis; they see what the last query on the axis sees.
     """
     kernel, tile = min(kernel, n), min(TILE, n)
     keys = min(tile + kernel - 1, n)
@@ -137,22 +139,22 @@ def _tiles(n: int, kernel: int, device: torch.device) -> tuple[int, list[slice],
 
 def _surroundings(x: Tensor, rows: list[slice], columns: list[slice]) -> Tensor:
     """Return the tokens around each tile, (B heads, tiles, keys, d), of x (B, heads, H, W, d)."""
-    # Slices, not indices: the gradient of indexing is added up in no fixed order on a GPU.
+    # Slices, not indices: on a GPU the gradient of indexing is summed in no fixed order.
     x = torch.stack([x[:, :, r] for r in rows], dim=2)  # (B, heads, m, keys, W, d)
     x = torch.stack([x[:, :, :, :, c] for c in columns], dim=3)  # (B, heads, m, n, keys, keys, d)
     return x.flatten(4, 5).flatten(2, 3).flatten(0, 1)
 
 
 class AdaRMSNorm(nn.Module):
-    """Root-mean-square normalisation of tokens (B, H, W, width), scaled as the conditions say; at first by 1."""
+    """Root-mean-square normalisation of tokens (B, H, W, width), scaled by a function of the condition, first by 1."""
 
-    def __init__(self, width: int, told: int):
+    def __init__(self, width: int, width_condition: int):
         super().__init__()
         self.width = width
-        self.scale = _zero(nn.Linear(told, width, bias=False))
+        self.scale = _zero(nn.Linear(width_condition, width, bias=False))
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
-        return F.rms_norm(x, (self.width,), eps=EPS) * (1 + self.scale(told)[:, None, None])
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return F.rms_norm(x, (self.width,), eps=EPS) * (1 + self.scale(condition)[:, None, None])
 
 
 class AxialRotary(nn.Module):
@@ -176,7 +178,7 @@ class AxialRotary(nn.Module):
         self.token = token
         pairs = head // 8
         frequencies = math.pi * 10.0 ** (torch.arange(heads * pairs) / (heads * pairs))
-        # Channel by channel dealt out to the heads: each has low and high ones.
+        # Frequencies go to the heads in turn, so that each head has low and high ones.
         self.register_buffer("frequencies", frequencies.view(pairs, heads).T.contiguous(), persistent=False)
 
     def forward(self, height: int, width: int) -> Tensor:
@@ -245,13 +247,13 @@ class Layer(nn.Module):
         self.feed_norm = AdaRMSNorm(width, spec.mapping_width)
         self.feed = FeedForward(width, spec.expansion, spec.dropout)
 
-    def forward(self, x: Tensor, told: Tensor, angles: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x, told), angles)
-        return x + self.feed(self.feed_norm(x, told))
+    def forward(self, x: Tensor, condition: Tensor, angles: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x, condition), angles)
+        return x + self.feed(self.feed_norm(x, condition))
 
 
 class Level(nn.Module):
-    """The transformer layers of one level (0 = outermost), in one way."""
+    """The transformer layers of one level (0 = outermost), on the way down or on the way up."""
 
     def __init__(self, spec: HDiTSpec, level: int):
         super().__init__()
@@ -261,13 +263,13 @@ class Level(nn.Module):
         self.rotary = AxialRotary(width // spec.head, spec.head, spec.patch * 2**level)
         self.layers = nn.ModuleList(Layer(spec, width, kernel) for _ in range(spec.depths[level]))
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         angles = self.rotary(*x.shape[1:3])
         for layer in self.layers:
             if self.recompute and self.training and torch.is_grad_enabled():
-                x = checkpoint(layer, x, told, angles, use_reentrant=False)
+                x = checkpoint(layer, x, condition, angles, use_reentrant=False)
             else:
-                x = layer(x, told, angles)
+                x = layer(x, condition, angles)
         return x
 
 
@@ -311,10 +313,10 @@ class Join(nn.Module):
 
 
 class Conditions(nn.Module):
-    """Make one vector of time, b-vector, b-value and slice position: an embedding each, their sum, the mapping network.
+    """Turn time, b-vector, b-value and slice position into one vector: embeddings, their sum, the mapping network.
 
-    Real numbers are embedded as MLP(sign(x) ln(|x| + 1)) (Eq. 7), b-vectors by the products of their components, which
-    g and -g share.
+    Real numbers are embedded as MLP(sign(x) ln(|x| + 1)) (Eq. 7). b-vectors enter as the products of their components,
+    which are the same for g and -g.
     """
 
     def __init__(self, spec: HDiTSpec):
@@ -331,25 +333,25 @@ class Conditions(nn.Module):
 
     def forward(self, t: Tensor, bvecs: Tensor, bvals: Tensor, position: Tensor) -> Tensor:
         """Return (B, mapping_width); the parameters are those of `HDiT.forward`."""
-        told = self.time(t)
+        condition = self.time(t)
         if self.numbers:
-            # Units in which the logarithm keeps shells apart: in s/mm², ln(b + 1) of 1000 and 3000 is 6.9 and 8.0.
+            # In these units the logarithm keeps shells apart; in s/mm², ln(b + 1) of 1000 and 3000 is 6.9 and 8.0.
             given = {
                 "direction": dyadic_features(bvecs),
                 "bval": bvals[:, None] / BVAL_UNIT,
                 "position": position[:, None],
             }
-            told = told + sum(self.numbers[name](x.sign() * x.abs().log1p()) for name, x in given.items())
-        told = self.first_norm(told.float())
+            condition = condition + sum(self.numbers[name](x.sign() * x.abs().log1p()) for name, x in given.items())
+        condition = self.first_norm(condition.float())
         for layer in self.mapping:
-            told = told + layer(told)
-        return self.last_norm(told)
+            condition = condition + layer(condition)
+        return self.last_norm(condition)
 
 
 class HDiT(nn.Module):
-    """Predict an image from an image stack, told the time, the gradient and the slice.
+    """Predict an image from an image stack, conditioned on the time, the gradient and the slice.
 
-    Untrained it predicts 0.
+    An untrained network predicts 0.
 
     Parameters
     ----------
@@ -395,9 +397,9 @@ class HDiT(nn.Module):
         bvals
             (B,) s/mm².
         position
-            (B,) of the slice, 0 ... 1.
+            (B,) position of the slice, 0 ... 1.
         adapter
-            What `Adapter` gives: for each level a map (B, width, h, w) that is added after its layers on the way down.
+            Output of `Adapter`: for each level a map (B, width, h, w) that is added after its layers on the way down.
 
         Returns
         -------
@@ -411,18 +413,18 @@ class HDiT(nn.Module):
         if adapter is not None and len(adapter) != len(self.down):
             raise ValueError(WRONG_MAPS.format(expected=len(self.down), found=len(adapter)))
         height, width = x.shape[-2:]
-        told = self.conditions(t, bvecs, bvals, position)
+        condition = self.conditions(t, bvecs, bvals, position)
         h = self.patch_in(replicate_to(x, self.spec.divisor).permute(0, 2, 3, 1))  # (B, rows, columns, widths[0])
         kept = []
         for number, level in enumerate(self.down):
-            h = level(h, told)
+            h = level(h, condition)
             if adapter is not None:
                 h = h + adapter[number].permute(0, 2, 3, 1)
             if number < len(self.merges):
                 kept.append(h)
                 h = self.merges[number](h)
         for join, level in zip(self.joins, self.up, strict=True):
-            h = level(join(h, kept.pop()), told)
+            h = level(join(h, kept.pop()), condition)
         return self.patch_out(self.norm(h.float())).permute(0, 3, 1, 2)[..., :height, :width]
 
 

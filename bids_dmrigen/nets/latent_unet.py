@@ -1,4 +1,4 @@
-"""A 3-D U-Net for latents, told by cross-attention what they are of: a class label, and which feature (RISH-LDM)."""
+"""A 3-D U-Net for latents, conditioned by cross-attention on a class label and on the feature (RISH-LDM)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LabelledUNet(UNet):
     spec
         `dims` is 3; `context` is the width of the tokens.
     labels
-        Number of classes of each label. One more is added to the first for "not told", the number `labels[0]`.
+        Number of classes of each label. The first label has one class more, number `labels[0]`: unconditional.
 
     Raises
     ------
@@ -32,9 +32,9 @@ class LabelledUNet(UNet):
         super().__init__(spec)
         sizes = (labels[0] + 1, *labels[1:])
         self.tokens = nn.ModuleList(nn.Embedding(size, spec.context) for size in sizes)
-        self.untold = labels[0]  # the first label's class for "not told"
+        self.unconditional = labels[0]  # class of the first label that stands for no condition
 
-    # A network is called with what it is told, and those that build on the U-Net are told more.
+    # Networks that build on the U-Net take further conditions as arguments.
     def forward(  # type: ignore[override]
         self, x: Tensor, t: Tensor, labels: Tensor
     ) -> Tensor:
@@ -55,5 +55,5 @@ class LabelledUNet(UNet):
             Where the size does not divide.
         """
         self._check(x)
-        tokens = torch.stack([own(labels[:, k]) for k, own in enumerate(self.tokens)], dim=1)
+        tokens = torch.stack([embedding(labels[:, k]) for k, embedding in enumerate(self.tokens)], dim=1)
         return self._through(x, self.embed(t), tokens)

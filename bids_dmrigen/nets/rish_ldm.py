@@ -23,13 +23,13 @@ class RishLDMSpec:
     Parameters
     ----------
     autoencoder
-        Of both field strengths.
+        Architecture of the autoencoders of both field strengths.
     unet
-        Of their latents.
+        Architecture of the U-Net of their latents.
     features
-        Kinds of volumes that pass the autoencoder one by one.
+        Number of features; each passes the autoencoder as a volume of its own.
     told
-        Channels that super-resolution sees beside the decoded features.
+        Number of channels that condition super-resolution, beside the decoded features.
     width, blocks
         Channels of super-resolution, and residual blocks between its two convolutions.
     """
@@ -68,11 +68,12 @@ class RishLDM(nn.Module):
         self.refiner = Refiner(spec.features, spec.told, spec.width, spec.blocks)
         # What latents are divided by before noise is added to them.
         self.register_buffer("latent_scale", torch.ones(spec.autoencoder.code_width, 1, 1, 1))
-        # Of the training pairs' features, good over poor, root mean squares: what linear harmonisation scales by.
+        # Ratio of the root mean squares of the training pairs' features, high over low field strength: the factors of
+        # linear harmonisation.
         self.register_buffer("ratios", torch.ones(spec.features))
 
     def forward(self, part: str, *args: Tensor) -> Any:
-        """Return what one of `PARTS` makes of its arguments: one entry, for networks that are trained in parallel."""
+        """Return the output of one of `PARTS`. Networks that are trained in parallel need a single entry point."""
         return getattr(self, part)(*args)
 
     def encode(self, field: str, features: Tensor) -> Tensor:
@@ -93,21 +94,21 @@ class Refiner(nn.Module):
     ----------
     features
         Decoded features, (B, F, X, Y, Z) on the fine grid.
-    told
-        Further channels that it sees.
+    n_conditions
+        Number of further input channels.
     width, blocks
-        Of what is between.
+        Channels of the residual blocks, and their number.
     """
 
-    def __init__(self, features: int, told: int, width: int, blocks: int):
+    def __init__(self, features: int, n_conditions: int, width: int, blocks: int):
         super().__init__()
         self.reach = 2 + 2 * blocks  # voxels on each side that a result depends on
-        self.first = nn.Conv3d(features + told, width, 3, padding=1)
+        self.first = nn.Conv3d(features + n_conditions, width, 3, padding=1)
         self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
         self.last = nn.Conv3d(width, features, 3, padding=1)
         for parameter in self.last.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return what is to be added (B, F, X, Y, Z) to the features, of images (B, F + told, X, Y, Z)."""
+        """Return the change (B, F, X, Y, Z) of the features, from images (B, F + n_conditions, X, Y, Z)."""
         return self.last(self.blocks(self.first(images)))

@@ -1,4 +1,4 @@
-"""What a network has learnt of directions at each place of the template: maps of harmonics, read where a slice lies."""
+"""Learnt maps of spherical harmonics in the template's space: how the signal depends on direction at each place."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from torch.nn import functional as F
 
 from ..dwi.harmonics import harmonics, n_harmonics
 
-LOW_MM, HIGH_MM = (-81.0, -114.0, -78.0), (81.0, 84.0, 90.0)  # of the box in the template's world: any brain
+LOW_MM, HIGH_MM = (
+    (-81.0, -114.0, -78.0),
+    (81.0, 84.0, 90.0),
+)  # corners of a box in the template's world that holds any brain
 SPACING_MM = 3.0
 ORDER = 4
-SCALE = 8.0  # of the stored numbers, so that an optimiser's steps are large enough for maps that start as 0
+SCALE = 8.0  # factor on the stored numbers: makes the optimiser's steps large enough for maps that start as 0
 IMAGES = 2
 
 
@@ -45,7 +48,7 @@ class TemplateAtlas(nn.Module):
         # grid_sample counts from -1 to 1 and takes the axes the other way round.
         grid = (2 * (places - low[:, None, None]) / (high - low)[:, None, None] - 1).flip(1).permute(0, 2, 3, 1)
         maps, grid = SCALE * self.maps, grid.flatten(0, 1)
-        # A processor's own way back adds in the same order every time, and is faster there.
+        # On a CPU torch's own backward pass sums in the same order every time, and is faster.
         on_cpu = maps.device.type == "cpu"
         read = _read(maps, grid) if on_cpu else _ReadInOrder.apply(maps, grid)  # type: ignore[no-untyped-call] # torch's
         read = read.unflatten(1, (len(places), -1)).transpose(0, 1)  # (B, C, H, W)
@@ -63,7 +66,7 @@ def _read(maps: Tensor, grid: Tensor) -> Tensor:
 
 
 class _ReadInOrder(torch.autograd.Function):
-    """`_read`, whose gradient in the maps is the same to the bit every time: on a GPU torch's own is not."""
+    """`_read` with a gradient of the maps that is the same to the bit every time; torch's own is not on a GPU."""
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, grid: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The U-Net of SR3 (Saharia et al. 2021): residual blocks told the noise level, attention where asked."""
+"""The U-Net of SR3 (Saharia et al. 2021): residual blocks conditioned on the noise level, with optional attention."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class UNetSpec:
     bottom
         Two more blocks at the lowest level, the first with attention.
     heads, head
-        Number of heads of the attention, or where that is 0 the width of one; every width it works at divides by it.
+        Number of attention heads, or where that is 0 the width of a head, by which every width must be divisible.
     context
         Width of the tokens that attention also looks at (`DirectionUNet`), or 0 where there are none.
     feed
-        Hidden width, in units of its width, of a gated network (GEGLU) after attention to tokens; 0 for none.
+        Hidden width of a gated network (GEGLU) after attention to tokens, in units of its width; 0 for no network.
     zero_output
         Start the last convolution at zero, so that an untrained network predicts nothing.
     dims
@@ -137,7 +137,7 @@ class UNet(nn.Module):
         Raises
         ------
         ValueError
-            Where one does not divide.
+            Where a size does not divide.
         """
         self._check(x)
         return self._through(x, self.embed(level))
@@ -150,23 +150,27 @@ class UNet(nn.Module):
             )
 
     def _through(
-        self, x: Tensor, told: Tensor, tokens: Tensor | None = None, fuse: Callable[[int, Tensor], Tensor] | None = None
+        self,
+        x: Tensor,
+        condition: Tensor,
+        tokens: Tensor | None = None,
+        fuse: Callable[[int, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Go down and up again.
+        """Return the prediction of the U-Net.
 
-        `told` (B, base) reaches every block, `tokens` (B, N, context) the attention; `fuse` (number of a layer on the
-        way down, what it gives) -> what goes on from there.
+        `condition` (B, base) enters every block, `tokens` (B, N, context) the attention. `fuse` takes the number of a
+        layer on the way down and its output, and returns the features that replace this output.
         """
         h = self.stem(x)
         kept = [h]
         for number, layer in enumerate(self.down):
-            h = layer(h, told, tokens) if isinstance(layer, Stage) else layer(h)
+            h = layer(h, condition, tokens) if isinstance(layer, Stage) else layer(h)
             h = h if fuse is None else fuse(number, h)
             kept.append(h)
         for layer in self.bottom:
-            h = layer(h, told, tokens)
+            h = layer(h, condition, tokens)
         for layer in self.up:
-            h = layer(torch.cat([h, kept.pop()], dim=1), told, tokens) if isinstance(layer, Stage) else layer(h)
+            h = layer(torch.cat([h, kept.pop()], dim=1), condition, tokens) if isinstance(layer, Stage) else layer(h)
         return self.head(h)
 
 
@@ -186,7 +190,7 @@ class LevelFeatures(nn.Module):
 
 
 class Stage(nn.Module):
-    """A residual block; where asked with self-attention after it, and attention to the tokens where there are any."""
+    """A residual block, with optional self-attention after it, and attention to the tokens where there are any."""
 
     def __init__(self, spec: UNetSpec, width_in: int, width: int, attention: bool = False):
         super().__init__()
@@ -202,9 +206,9 @@ class Stage(nn.Module):
             self.cross = CrossAttention(width, spec.context, groups, heads, spec.dims)
             self.feed = GatedNetwork(width, spec.feed, groups, spec.dims) if spec.feed else None
 
-    def forward(self, x: Tensor, told: Tensor, tokens: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, tokens: Tensor | None = None) -> Tensor:
         h = self.first(x)
-        h = h + self.told(told).reshape(*h.shape[:2], *[1] * (h.ndim - 2))
+        h = h + self.told(condition).reshape(*h.shape[:2], *[1] * (h.ndim - 2))
         h = self.attention(self.second(h) + self.skip(x))
         h = h if self.cross is None else self.cross(h, tokens)
         return h if self.feed is None else self.feed(h)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-COMMITMENT = 0.25  # weight of what draws the encoder to the codes
+COMMITMENT = 0.25  # weight of the loss that draws the encoder to the codes
 FOLLOW = 0.99  # decay of the running averages that draw the codes to the encoder
-IDLE = 0.03  # of an even share of the vectors: a code that stands for fewer is put elsewhere
+IDLE = 0.03  # share of the mean number of vectors per code: a code that stands for fewer is moved to a vector
 NOT_DIVISIBLE = "the autoencoder halves its input {halvings} times: its size must divide by {divisor}, found {shape}"
 
 
@@ -23,13 +23,13 @@ class VQVAESpec:
     Parameters
     ----------
     channels
-        Of the volumes.
+        Channels of the volumes.
     widths
         Channels after each halving.
     blocks
-        Residual blocks at each of these sizes, on both ways.
+        Residual blocks at each of these sizes, in the encoder and in the decoder.
     codes, code_width
-        Size of the codebook.
+        Number of vectors in the codebook, and their width.
     """
 
     channels: int = 1
@@ -45,7 +45,7 @@ class VQVAESpec:
 
 
 class Quantised(NamedTuple):
-    """What `Codebook` makes of latents."""
+    """Latents quantised by a `Codebook`."""
 
     codes: Tensor  # (B, C, H, W, D) the nearest codes; gradients reach the latents as if they were these
     loss: Tensor  # scalar
@@ -53,7 +53,7 @@ class Quantised(NamedTuple):
 
 
 class VQVAE(nn.Module):
-    """Encode volumes to a few numbers for every block of voxels, each drawn to one of a codebook's vectors.
+    """Encode every block of voxels as a vector, and replace it by the nearest vector of a codebook.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ class VQVAE(nn.Module):
         return self.decoder(self.codebook(latents).codes)
 
     def forward(self, volumes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the volumes as they come back, and the loss of the quantisation."""
+        """Return the volumes encoded and decoded again, and the loss of the quantisation."""
         quantised = self.codebook(self.encode(volumes))
         return self.decoder(quantised.codes), quantised.loss
 
@@ -108,8 +108,8 @@ class VQVAE(nn.Module):
 class Codebook(nn.Module):
     """Replace vectors by the nearest of a learnt set.
 
-    The codes are no parameters: in training each follows the running mean of the vectors that it stands for (van den
-    Oord et al. 2017, appendix A.1), and one that hardly any vector is near to is put where a vector is.
+    The codes are not parameters: in training each code follows the running mean of the vectors that it stands for (van
+    den Oord et al. 2017, appendix A.1). A code to which hardly any vector is near is moved to one of the vectors.
     """
 
     codes: Tensor  # (codes, width)
@@ -148,7 +148,7 @@ class Codebook(nn.Module):
         self.counts.lerp_(torch.bincount(indices, minlength=n).to(self.counts), 1 - FOLLOW)
         self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, indices, vectors), 1 - FOLLOW)
         self.codes.copy_(self.sums / self.counts.clamp_min(1e-6)[:, None])
-        # No chance in it: a resumed training goes the same way.
+        # Not at random, so that a resumed training gives the same result.
         idle = (self.counts < IDLE * len(vectors) / n).nonzero()[:, 0]
         places = torch.linspace(0, len(vectors) - 1, len(idle), device=vectors.device).long()
         self.codes[idle] = vectors[places]

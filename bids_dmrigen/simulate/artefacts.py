@@ -39,8 +39,8 @@ class Artefacts:
 
     def __post_init__(self):
         for name, low in (("acquired", 1e-3), ("dropout", 0.0), ("ghost", 0.0)):
-            if not low <= (found := getattr(self, name)) <= 1:
-                raise ValueError(OUT_OF_RANGE.format(name=name, low=low, high=1, found=found))
+            if not low <= (value := getattr(self, name)) <= 1:
+                raise ValueError(OUT_OF_RANGE.format(name=name, low=low, high=1, found=value))
 
 
 def eddy_coefficients(gradients: GradientTable, eddy_mm: float) -> np.ndarray:

@@ -119,9 +119,9 @@ class Atlas:
             "texture": (3,),
         }
         for name, lead in leading.items():
-            found = tuple(getattr(self, name).shape)
-            if found != lead + shape:
-                raise ValueError(SHAPE_MISMATCH.format(name=name, expected=lead + shape, found=found))
+            stored_shape = tuple(getattr(self, name).shape)
+            if stored_shape != lead + shape:
+                raise ValueError(SHAPE_MISMATCH.format(name=name, expected=lead + shape, found=stored_shape))
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -30,12 +30,12 @@ def read_atlas(path: Path) -> Atlas:
     """Return the atlas in a file that `save_atlas` wrote, on the CPU; `AtlasError` where it is no such file."""
     try:
         with safe_open(str(path), "pt") as stored:
-            found = (stored.metadata() or {}).get("format")
-            tensors = {f.name: stored.get_tensor(f.name) for f in fields(Atlas)} if found == FORMAT else {}
+            stored_format = (stored.metadata() or {}).get("format")
+            tensors = {f.name: stored.get_tensor(f.name) for f in fields(Atlas)} if stored_format == FORMAT else {}
     except (SafetensorError, OSError) as error:
         raise AtlasError(NOT_AN_ATLAS.format(path=path, reason=error)) from None
     if not tensors:
-        raise AtlasError(NOT_AN_ATLAS.format(path=path, reason=f"its format is {found}"))
+        raise AtlasError(NOT_AN_ATLAS.format(path=path, reason=f"its format is {stored_format}"))
     affine = tensors.pop("affine").numpy()
     maps = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
     fractions = maps["fractions"]  # they sum to one again after rounding

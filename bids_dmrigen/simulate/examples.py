@@ -81,8 +81,8 @@ class Slices:
     def layer(self, k: int) -> Slices:
         """Return slice k of a block alone, with only the points that lie in it."""
         batch, per_voxel = len(self.inside), self.inside.shape[2]
-        own = self.inside.unflatten(1, self.shape)[:, :, :, k].reshape(batch, -1)
-        kept, inside = _compact(own, self.points.shape[2])
+        indices = self.inside.unflatten(1, self.shape)[:, :, :, k].reshape(batch, -1)
+        kept, inside = _compact(indices, self.points.shape[2])
         points = self.points.gather(2, kept[:, None].expand(-1, self.points.shape[1], -1))
         affine = self.affine.clone()
         affine[:, :, 3] += k * self.affine[:, :, 2]
@@ -264,10 +264,10 @@ class SimulatedSubjects:
         flat = torch.zeros((), device=voxels.device)
         for axis, n in enumerate(subjects[0].voxels.shape):
             flat = flat * n + voxels[:, axis].round_().clamp_(0, n - 1)
-        rows = torch.stack([own.voxels.flatten()[at] for own, at in zip(subjects, flat.long(), strict=True)]).long()
-        kept, inside = _compact(rows, max(len(own.table) for own in subjects))
+        rows = torch.stack([one.voxels.flatten()[at] for one, at in zip(subjects, flat.long(), strict=True)]).long()
+        kept, inside = _compact(rows, max(len(one.table) for one in subjects))
         inside = inside.reshape(len(subject), int(np.prod(shape)), -1)
-        tissues = torch.stack([own.table[at].T for own, at in zip(subjects, kept, strict=True)])
+        tissues = torch.stack([one.table[at].T for one, at in zip(subjects, kept, strict=True)])
         return Slices(tissues, inside, tuple(size), tissue, affine, subject)
 
     def finer(self, seen: Slices, size: tuple[int, int, int], generator: torch.Generator) -> Slices:

@@ -112,7 +112,7 @@ def acquire(
     """
     affine = np.asarray(affine, dtype=np.float64)
     shape, artefacts = tuple(int(s) for s in shape), artefacts or Artefacts()
-    there = resample(atlas, affine, shape, supersample)
+    anatomy = resample(atlas, affine, shape, supersample)
     bias_field = coil_bias(seed, affine, shape, bias)
     eddy = eddy_coefficients(gradients, artefacts.eddy_mm)
     shift = _displacements(displacement, eddy, shape, np.linalg.norm(affine[:3, :3], axis=0))
@@ -120,13 +120,13 @@ def acquire(
     what, gain = (atlas, gradients, affine, shape, tissue, phase_axis, supersample), bias_field.numpy()[..., None]
     clean = _noise_free(*what, None, None) * gain
     noise_free = clean if motion is None and shift is None else _noise_free(*what, poses, shift) * gain
-    sigma = _noise_level(clean, there, gradients, snr)
+    sigma = _noise_level(clean, anatomy, gradients, snr)
     gains = slice_gains(seed, gradients, shape[2], artefacts.dropout)
     received = ghosted(noise_free * gains, artefacts.ghost, phase_axis)
     noisy = add_noise(received, sigma, seed, coils, artefacts.acquired)
-    truth = _truth(there, len(gradients), poses, displacement)
+    truth = _truth(anatomy, len(gradients), poses, displacement)
     truth |= {"sigma": sigma, "bias": bias_field.numpy(), "noise_free": noise_free, "eddy": eddy, "slice_gains": gains}
-    return SimulatedScan(Scan(noisy, affine, gradients, there.brain.cpu().numpy()), clean, truth)
+    return SimulatedScan(Scan(noisy, affine, gradients, anatomy.brain.cpu().numpy()), clean, truth)
 
 
 def _noise_free(atlas, gradients, affine, shape, tissue, phase_axis, supersample, poses, shift) -> np.ndarray:
@@ -137,12 +137,12 @@ def _noise_free(atlas, gradients, affine, shape, tissue, phase_axis, supersample
     return _measure(signal, atlas, affine, shape, poses, shift, phase_axis, supersample)
 
 
-def _truth(there: Atlas, n: int, poses: np.ndarray | None, displacement: np.ndarray | None) -> dict[str, Any]:
+def _truth(anatomy: Atlas, n: int, poses: np.ndarray | None, displacement: np.ndarray | None) -> dict[str, Any]:
     """Return what is known of the anatomy on the scan's grid and of where it was in each of n volumes."""
-    truth = {name: getattr(there, name).cpu().numpy() for name in ("fractions", "directions", "weights")}
+    truth = {name: getattr(anatomy, name).cpu().numpy() for name in ("fractions", "directions", "weights")}
     truth["motion"] = np.broadcast_to(np.eye(4) if poses is None else poses, (n, 4, 4))
     truth["displacement_mm"] = (
-        np.zeros(there.shape, np.float32) if displacement is None else np.array(displacement, np.float32)
+        np.zeros(anatomy.shape, np.float32) if displacement is None else np.array(displacement, np.float32)
     )
     return truth
 

@@ -1,4 +1,4 @@
-"""What failed, as Nipype's crash files tell it, and what of a run can be done without it."""
+"""The nodes that failed, read from Nipype's crash files, and the plan of a run without them."""
 
 from __future__ import annotations
 
@@ -35,44 +35,44 @@ class Failure:
 def find_failures(logs: Path, plans: Iterable[RunPlan]) -> list[Failure]:
     """Return every node of these runs that left a crash file in a folder, the first to fail first."""
     by_node = {plan.node_name: plan.run.name for plan in plans}
-    found = []
+    failures = []
     for log in sorted(logs.glob("crash-*.txt"), key=lambda p: p.stat().st_mtime):
         text = log.read_text(errors="replace")
         node = RUN_NODE.search(text)
         if not node or node["run"] not in by_node:
             continue
-        said = LAST_ERROR.findall(text)
-        message = said[-1][1] if said else text.strip().splitlines()[-1]
+        matches = LAST_ERROR.findall(text)
+        message = matches[-1][1] if matches else text.strip().splitlines()[-1]
         error = RunError(node["node"].split(".")[-1], message, str(log))
-        found.append(Failure(by_node[node["run"]], node["node"], error))
-    return found
+        failures.append(Failure(by_node[node["run"]], node["node"], error))
+    return failures
 
 
 def owner(output: Output) -> str:
-    """Return what makes an output: a method, or a part of the graph; in the template's space with its prefix."""
+    """Return the method or the part of the graph that makes an output, with a prefix in the template's space."""
     if output.key.startswith(IN_TEMPLATE):
-        made = output.fields.get("source") or output.fields.get("method") or "preproc"
-        return IN_TEMPLATE + made + SERIES * output.key.startswith("template_generated")
+        source = output.fields.get("source") or output.fields.get("method") or "preproc"
+        return IN_TEMPLATE + source + SERIES * output.key.startswith("template_generated")
     return output.fields.get("source") or output.fields.get("method") or OWNERS.get(output.key, "preproc")
 
 
 def without_failed(plan: RunPlan, nodes: Sequence[str]) -> RunPlan | None:
-    """Return the plan without the methods and the normalisation that failed; None where all hangs on a failed node.
+    """Return the plan without the methods and the normalisation that failed; None where nothing else can be done.
 
-    Figures and metrics take the results of all, and Nipype runs nothing that comes after a failed node.
+    Figures and metrics need the results of all methods, and Nipype runs no node that depends on a failed one.
 
     Parameters
     ----------
     plan
-        Of the run.
+        Plan of the run.
     nodes
-        The run's nodes that failed, by their paths.
+        Paths of the run's nodes that failed.
     """
     methods = {method.name for method in plan.methods}
     failed = {_node_owner(node, methods) for node in nodes}
     if not failed or not failed <= {"normalize", *methods}:
         return None
-    if "normalize" in failed:  # they had nowhere to go
+    if "normalize" in failed:  # these methods need the transforms to the template
         failed |= {method.name for method in plan.methods if method.spec.in_template}
     lost = failed | {IN_TEMPLATE + method + end for method in failed for end in ("", SERIES)}
     if "normalize" in failed:
@@ -86,6 +86,6 @@ def without_failed(plan: RunPlan, nodes: Sequence[str]) -> RunPlan | None:
 
 
 def _node_owner(node: str, methods: Iterable[str]) -> str:
-    """Return the method of one of its nodes, as NAME in replay_NAME_file.gibbs; else the node's own name."""
+    """Return the method that a node belongs to (NAME in replay_NAME_file.gibbs), or else the path of the node."""
     kind, *rest = node.split(".")[0].split("_")
     return rest[0] if kind in BEFORE_FIGURES and rest and rest[0] in methods else node

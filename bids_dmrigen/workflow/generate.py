@@ -20,13 +20,13 @@ def generate_node(plan: RunPlan, method: PlannedMethod, *, threads: int, name: s
     Parameters
     ----------
     plan
-        Of the run.
+        Plan of the run.
     method
         One of its methods, or the one that denoises.
     threads
-        Of the node on the CPU.
+        Number of CPU threads of the node.
     name
-        Of the node (default: after the method).
+        Name of the node (default: from the name of the method).
     """
     from ..diffusion.parallel import usable_gpus
     from ..diffusion.weights import read_card
@@ -76,23 +76,23 @@ def generate_node(plan: RunPlan, method: PlannedMethod, *, threads: int, name: s
 
 
 def _template_gb(plan: RunPlan, method: PlannedMethod) -> float:
-    """Return what images made in the template's space take beside the series, GB: there, and on the scan's grid."""
+    """Return the memory (GB) of generated images in the template's space and on the scan's grid, beside the series."""
     if not method.spec.in_template:
         return 0.0
     volumes = len(method.plan.table) - len(plan.table) + LEFT_OUT * len(plan.table.shells())
     kinds = 2 if plan.many_samples else 1  # mean, and spread
     voxels = TEMPLATE_VOXELS + plan.volume_gb * 1e9 / 4 / plan.shape[3]
-    return 2 * kinds * volumes * voxels * 4e-9  # what is made, and what it is put together to
+    return 2 * kinds * volumes * voxels * 4e-9  # the images, and the arrays they are collected in
 
 
 def _finer_gb(plan: RunPlan, method: PlannedMethod) -> float:
-    """Return what a series on a finer grid takes beside the run's own, GB: it, its spread and what they are made of."""
+    """Return the memory (GB) of a series on a finer grid: the series, its spread, and intermediate arrays."""
     return (10 if plan.many_samples else 6) * method.made_gb
 
 
 def _state(*paths: Path | None) -> str:
-    """Return a digest of the names, sizes and times of files, those in folders too."""
+    """Return a digest of the names, sizes and times of files, including the files in folders."""
     files = [file for path in paths if path for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
     beside = [file.with_name(file.name.split(".")[0] + end) for file in files for end in (".json", "_labels.tsv")]
-    told = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in [*files, *beside] if f.is_file()]
-    return hashlib.sha256(repr(told).encode()).hexdigest()
+    stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in [*files, *beside] if f.is_file()]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()

@@ -138,12 +138,12 @@ def paragraphs(plans: Sequence[RunPlan]) -> list[str]:
 
 def _eddy_sentences(plans: Sequence[RunPlan]) -> list[str]:
     """Return what was done about eddy currents: without the phase-encoding axis, registration is rigid."""
-    known = [plan.run.phase_encoding_axis is not None for plan in plans]
-    if not known:
+    axis_known = [plan.run.phase_encoding_axis is not None for plan in plans]
+    if not axis_known:
         return []
-    if not any(known):
+    if not any(axis_known):
         return [SENTENCES["no_eddy"]]
-    return [SENTENCES["eddy"].format(where="" if all(known) else " of the runs of which it is known")]
+    return [SENTENCES["eddy"].format(where="" if all(axis_known) else " of the runs of which it is known")]
 
 
 def _method_paragraph(spec: MethodSpec, settings: Settings) -> str:
@@ -170,9 +170,9 @@ def _fibres(spec: MethodSpec, folder: Path | None) -> list[str]:
 
 def citations(text: Sequence[str]) -> list[Citation]:
     """Return the references that a text names, in order of first mention."""
-    known = {**REFERENCES, **{c.key: c for c in (spec_of(name).citation for name in REGISTRY)}}
+    references = {**REFERENCES, **{c.key: c for c in (spec_of(name).citation for name in REGISTRY)}}
     keys = [k for group in re.findall(r"\[([\w; ]+)\]", " ".join(text)) for k in group.split("; ")]
-    return [known[key] for key in dict.fromkeys(keys) if key in known]
+    return [references[key] for key in dict.fromkeys(keys) if key in references]
 
 
 def of_runs(records: Sequence[RunRecord]) -> list[str]:
@@ -182,8 +182,8 @@ def of_runs(records: Sequence[RunRecord]) -> list[str]:
         if record.methods:
             alike.setdefault(record.methods, []).append(record.name)
     text: list[str] = []
-    for told, runs in alike.items():
-        text += [f"Of {', '.join(runs)}:", *told] if len(alike) > 1 else told
+    for paragraphs_of_runs, runs in alike.items():
+        text += [f"Of {', '.join(runs)}:", *paragraphs_of_runs] if len(alike) > 1 else paragraphs_of_runs
     return text or [MADE_WITH, NOTHING_DONE]
 
 

@@ -23,9 +23,9 @@ def normalize_node(plan: RunPlan, *, threads: int) -> pe.Node:
         node.inputs.in_t1w = str(plan.run.t1w)
     if settings.template_dir:
         # Files, not their folder: Nipype sees when a file changes.
-        found = find_template(settings.template_dir)
-        node.inputs.template_name = found.name
-        node.inputs.template_t1w, node.inputs.template_mask = str(found.t1w), str(found.mask)
-        if found.fa:
-            node.inputs.template_fa = str(found.fa)
+        template = find_template(settings.template_dir)
+        node.inputs.template_name = template.name
+        node.inputs.template_t1w, node.inputs.template_mask = str(template.t1w), str(template.mask)
+        if template.fa:
+            node.inputs.template_fa = str(template.fa)
     return node

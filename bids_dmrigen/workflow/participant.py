@@ -65,7 +65,7 @@ def execute(
             "check_version": False,
             "remove_unnecessary_outputs": False,
         },
-        # A failed run is told by its own message; the traceback is in the crash file.
+        # A failed run is reported by its own message; the traceback is in the crash file.
         "logging": {"workflow_level": ("CRITICAL", "INFO", "DEBUG")[min(settings.verbose, 2)]},
     })  # fmt: skip
     logging.update_logging(config)
@@ -104,7 +104,7 @@ def _run(plans: Sequence[RunPlan], settings, template: str, links, resources: Re
         return plans
     plugin = _plugin(settings, resources, _weights(wf, sound))
     prepare_batch(wf, plugin)
-    gc.freeze()  # MultiProc collects garbage in every round: let it pass over all that is here to stay
+    gc.freeze()  # MultiProc collects garbage in every round: objects that exist now need no check
     try:
         wf.run(plugin=plugin)
     except RuntimeError as error:
@@ -124,7 +124,7 @@ def _add_run(wf, plan: RunPlan, **common) -> RunPlan:
         return plan
     try:
         wf.add_nodes([init_run_wf(plan, **common)])
-    except Exception as error:  # whatever is odd about one run must not be the end of the others
+    except Exception as error:  # an unforeseen fault of one run must not stop the others
         return plan.broken_by(error)
     return plan
 
@@ -136,18 +136,18 @@ def _keep_traces(logs: Path, plans: Sequence[RunPlan]) -> None:
 
 
 def cache_folder(settings: Settings) -> Path:
-    """Return the folder of intermediate results: apart for other software and for `--deterministic`.
+    """Return the folder of intermediate results, which depends on the software versions and on `--deterministic`.
 
-    Nipype compares inputs, not code: after an update it would hand out what the old code made.
+    Nipype compares inputs, not code: after an update it would reuse the results of the old code.
     """
-    told = json.dumps([versions(), settings.deterministic], sort_keys=True)
-    return settings.work / hashlib.sha256(told.encode()).hexdigest()[:12]
+    environment = json.dumps([versions(), settings.deterministic], sort_keys=True)
+    return settings.work / hashlib.sha256(environment.encode()).hexdigest()[:12]
 
 
 def _forget_lost(plans: Sequence[RunPlan], base: Path) -> None:
-    """Let results be stored again that are gone from the output folder, or are now another call's.
+    """Store results again that were removed from the output folder or replaced by another call.
 
-    For Nipype their sinks are done: it looks at what went in, not at what became of it.
+    Nipype would not run their sinks again: it compares the inputs of a node, not the state of its outputs.
     """
     from ..bids.store import intact
 
@@ -158,7 +158,7 @@ def _forget_lost(plans: Sequence[RunPlan], base: Path) -> None:
 
 
 def unfinished(plans: Sequence[RunPlan], out_dir: Path) -> dict[str, RunError]:
-    """Return the runs whose plan has a fault, whose promised files are not all there, or that refused a method."""
+    """Return the runs whose plan has a fault, that lack promised files, or that cannot be processed by a method."""
     errors = {}
     for plan in plans:
         missing = [o.path.name for o in plan.outputs if not (out_dir / o.path).is_file()]
@@ -173,7 +173,7 @@ def unfinished(plans: Sequence[RunPlan], out_dir: Path) -> dict[str, RunError]:
 
 
 def _plugin(settings: Settings, resources: Resources, weights: Mapping[str, tuple[str, str, float]]):
-    """Return the execution plugin; the arguments of the plugin file go before those of the command line."""
+    """Return the execution plugin; the arguments of the plugin file override those of the command line."""
     from .plugin import make_plugin
     from .progress import Progress
 
@@ -205,7 +205,7 @@ def _plugin_file(path: Path | None) -> dict:
 
 
 def _weights(wf, plans: Sequence[RunPlan]) -> dict[str, tuple[str, str, float]]:
-    """Return (run, step, weight) of every node that the user would call a step, by its full name."""
+    """Return (run, step, weight) of every node that is a step of the progress, by its full name."""
     from .progress import DENOISE, GENERATE, STEPS
 
     by_node = {plan.node_name: plan for plan in plans}

@@ -73,13 +73,13 @@ class PlannedMethod:
     Parameters
     ----------
     spec
-        Of the method.
+        Specification of the method.
     plan
-        What it will do with the run.
+        What the method will do with the run.
     maps
-        Whether the directions of the series that it makes determine a tensor; False for one that makes maps itself.
+        Whether the directions of the generated series determine a tensor; False for a method that generates maps.
     made_gb
-        Size of that series in memory as float32, GB, where it is on a finer grid; 0 on the run's own.
+        Size of that series in memory as float32, GB, where it is on a finer grid; 0 on the grid of the run.
     """
 
     spec: MethodSpec
@@ -89,17 +89,17 @@ class PlannedMethod:
 
     @property
     def name(self) -> str:
-        """On the command line and in file names."""
+        """Name of the method on the command line and in file names."""
         return self.spec.name
 
     @property
     def grid(self) -> dict[str, str]:
-        """What names and sidecars are told of its grid: nothing of the run's own."""
+        """The fields of names and sidecars that describe a finer grid; none where the grid is that of the run."""
         return {} if self.plan.edge_mm is None else {"voxel_mm": f"{self.plan.edge_mm:g}"}
 
     @property
     def origin(self) -> dict[str, str]:
-        """What the sidecar of a map says of where it comes from, unless it is a fit to all of a series."""
+        """The fields that describe the origin of a map in its sidecar; none where it is a fit to the whole series."""
         if self.spec.maps:
             return {"title": self.spec.title}
         return {} if self.plan.fitted_b is None else {"fitted": f"{self.plan.fitted_b:g}"}
@@ -122,7 +122,7 @@ class RunPlan:
     fault: str | None = None
     trace: str = ""  # of a fault that the checks did not foresee
     only_b0: bool = False  # nothing in it is diffusion-weighted, as far as is known
-    refused: Mapping[str, str] = field(default_factory=dict)  # method that was asked for -> why it cannot work here
+    refused: Mapping[str, str] = field(default_factory=dict)  # requested method -> why it cannot work on this run
     note: str | None = None  # why there is nothing to do, and nothing wrong with that
 
     def broken_by(self, error: Exception) -> RunPlan:
@@ -151,12 +151,12 @@ class RunPlan:
         return bool(self.steps) and self.steps[step].active
 
     def sources(self, key: str) -> dict[str, list[Output]]:
-        """Return the outputs of this key by what they come from: preproc, or a method."""
-        found: dict[str, list[Output]] = {}
+        """Return the outputs of this key by their source: preproc, or the name of a method."""
+        by_source: dict[str, list[Output]] = {}
         for output in self.outputs:
             if output.key == key:
-                found.setdefault(output.fields["source"], []).append(output)
-        return found
+                by_source.setdefault(output.fields["source"], []).append(output)
+        return by_source
 
     @property
     def volume_gb(self) -> float:
@@ -177,7 +177,8 @@ class RunPlan:
 def plan_runs(runs: Sequence[Run], settings: Settings, template: str) -> list[RunPlan]:
     """Return the plan of every run; see `plan_run`.
 
-    A series of b0s alone is at fault only where it is nobody's partner: else its plan is a note, without any output.
+    A series of b0s alone that is the partner of another run has a plan with a note and without outputs; any other
+    series of b0s alone has a fault.
     """
     plans = [plan_run(run, settings, template) for run in runs]
     served: dict[Path, list[str]] = {}
@@ -192,7 +193,7 @@ def plan_runs(runs: Sequence[Run], settings: Settings, template: str) -> list[Ru
 
 
 def plan_run(run: Run, settings: Settings, template: str) -> RunPlan:
-    """Return the plan of a run; where it cannot be processed, a plan with nothing but its fault. Never raises.
+    """Return the plan of a run, or a plan with only a fault where the run cannot be processed. Never raises.
 
     A method that cannot work on the run is refused with its reason; everything else is done.
 
@@ -213,7 +214,7 @@ def plan_run(run: Run, settings: Settings, template: str) -> RunPlan:
         return RunPlan(run, settings, fault=str(error), only_b0=True)
     except (ScanError, GradientError) as error:
         return RunPlan(run, settings, fault=str(error))
-    except Exception as error:  # whatever is odd about one run must not be the end of the others
+    except Exception as error:  # an unforeseen fault of one run must not stop the others
         return RunPlan(run, settings).broken_by(error)
 
 
@@ -246,7 +247,7 @@ def _plan(run: Run, settings: Settings, template: str) -> RunPlan:
 
 
 def _option_values(settings: Settings) -> dict:
-    """Return the value of every method's every option; directions as a number or as b-vectors."""
+    """Return the values of all options of all methods; directions as a number or as b-vectors."""
     values = dict(settings.method_options)
     for option in options():
         if option.kind is Directions:
@@ -266,7 +267,7 @@ def _planned(spec: MethodSpec, values: Mapping, header: Header) -> PlannedMethod
 
 
 def _inspect(run: Run, b0_threshold: float) -> Header:
-    """Return what the run's header and table tell; raise where they do not describe a diffusion series."""
+    """Return the header and the gradient table of a run; raise where they do not describe a diffusion series."""
     import nibabel as nib
 
     from ..spatial.io import read_gradients
@@ -292,7 +293,7 @@ def _inspect(run: Run, b0_threshold: float) -> Header:
 
 
 def _method_warnings(spec: MethodSpec, run: Run, header: Header) -> list[str]:
-    """Ask the method itself; a scan without voxel values is enough for it."""
+    """Return the warnings of a method about a run; its check needs only the header and the gradient table."""
     empty = np.zeros((1, 1, 1, header.shape[3]), np.float32)
     warnings = spec.check(Scan(empty, np.eye(4), header.gradients, np.ones((1, 1, 1), bool)))
     if run.preprocessed and spec.on_acquired:
@@ -301,7 +302,7 @@ def _method_warnings(spec: MethodSpec, run: Run, header: Header) -> list[str]:
 
 
 def _steps(plan: RunPlan) -> dict[str, Step]:
-    """Return what is done and why, step by step, methods last; those that cannot work on the run too."""
+    """Return every step with its reason, methods last, including methods that cannot work on the run."""
     run, settings, shape = plan.run, plan.settings, plan.shape
     flat = min(shape[:3]) < MIN_SLICES
     too_flat = f"the image has {min(shape[:3])} slices along one axis, registration needs {MIN_SLICES}"
@@ -325,8 +326,8 @@ def _steps(plan: RunPlan) -> dict[str, Step]:
                        ONE_VOLUME if shape[3] == 1 else too_flat if flat else None),
         "bias": step(settings.bias, "--no-bias", "N4", too_flat if flat else None),
     }  # fmt: skip
-    own_mask = run.mask is not None and not settings.skip_preprocessing
-    steps["mask"] = Step(not own_mask, "given with the run" if own_mask else "from b0 and mean DWI")
+    given_mask = run.mask is not None and not settings.skip_preprocessing
+    steps["mask"] = Step(not given_mask, "given with the run" if given_mask else "from b0 and mean DWI")
     maps = _maps(plan.table)
     steps["normalize"] = Step(not flat, too_flat if flat else _normalization(run, maps.active))
     steps["maps"] = maps
@@ -403,38 +404,38 @@ def _outputs(plan: RunPlan, template: str) -> Iterator[Output]:
 
 def _method_outputs(plan: RunPlan, method: PlannedMethod, output) -> Iterator[Output]:
     name, spec = method.name, method.spec
-    told = {"method": name, "title": spec.title}
+    origin = {"method": name, "title": spec.title}
     for param in spec.maps:
         yield output("map", param=param, source=name, **method.origin)
         if plan.many_samples:
-            yield output("map_spread", param=param, **told)
+            yield output("map_spread", param=param, **origin)
     for extra in spec.extra_maps:
-        yield output("extra_map", param=extra.param, description=extra.description, units=extra.units, **told)
+        yield output("extra_map", param=extra.param, description=extra.description, units=extra.units, **origin)
     if not spec.gives_series:
         return
     for key in ("generated", "generated_bval", "generated_bvec"):
-        yield output(key, **told, **method.grid)
+        yield output(key, **origin, **method.grid)
     if plan.many_samples and spec.draws:
         for key in ("spread", "spread_bval", "spread_bvec"):
-            yield output(key, **told, **method.grid)
+            yield output(key, **origin, **method.grid)
     if method.maps and TENSOR in spec.fits:
         for param in names.TENSOR_MAPS:
             yield output("map", param=param, source=name, **method.origin, **method.grid)
 
 
 def _rish_outputs(plan: RunPlan, methods: Sequence[PlannedMethod], output) -> Iterator[Output]:
-    """Yield the maps of the features that methods change, before and after."""
+    """Yield the RISH maps before and after the methods that change these features."""
     from ..dwi.rish import rish_shell
 
     shell = rish_shell(plan.table)
-    told = {"shell": f"{shell.bval:.0f}", "order": str(shell.order)}
+    shell_fields = {"shell": f"{shell.bval:.0f}", "order": str(shell.order)}
     for source, grid in (("preproc", {}), *((method.name, method.grid) for method in methods)):
         for degree in shell.degrees:
-            yield output("rish_map", param=f"rish{degree}", source=source, **told, **grid)
+            yield output("rish_map", param=f"rish{degree}", source=source, **shell_fields, **grid)
 
 
 def _template_outputs(plan: RunPlan, template: str, output) -> Iterator[Output]:
-    """Yield what is written in the template's space: the mask, maps that are one number per voxel, and series."""
+    """Yield the outputs in the template's space: the mask, scalar maps, and series."""
     from ..spatial.templates import EMBEDDED_URL, find_template
 
     folder = plan.settings.template_dir
@@ -443,8 +444,8 @@ def _template_outputs(plan: RunPlan, template: str, output) -> Iterator[Output]:
     maps = {"preproc": names.TENSOR_MAPS if plan.does("maps") else (),
             **{m.name: m.spec.maps or (names.TENSOR_MAPS if m.maps else ()) for m in plan.methods}}  # fmt: skip
     origins = {method.name: method.origin for method in plan.methods}
-    for source, there in maps.items():
-        for param in (p for p in names.SCALAR_MAPS if p in there):
+    for source, params in maps.items():
+        for param in (p for p in names.SCALAR_MAPS if p in params):
             yield output("template_map", param=param, source=source, **where, **origins.get(source, {}))
     for method in (m for m in plan.methods if m.spec.in_template):
         for key in ("template_generated", "template_generated_bval", "template_generated_bvec"):

@@ -19,7 +19,7 @@ from nipype.pipeline.plugins import MultiProcPlugin, SLURMPlugin
 from nipype.pipeline.plugins.base import PluginBase, SGELikeBatchManagerBase
 from nipype.pipeline.plugins.multiproc import process_initializer, run_node
 
-from ..diffusion.gpus import own_gpu
+from ..diffusion.gpus import use_gpu
 
 POLLING = {
     "poll_sleep_duration": 5,  # a call of squeue, or its like, for every waiting job
@@ -82,7 +82,7 @@ class ResilientMultiProcPlugin(MultiProcPlugin):
 
 def _run_step(node, updatehash, task, gpu):
     """Run a node in a worker, which may have had another GPU before."""
-    with own_gpu(gpu):
+    with use_gpu(gpu):
         return run_node(node, updatehash, task)
 
 

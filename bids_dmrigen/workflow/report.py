@@ -91,8 +91,8 @@ def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: M
         for target, merged in lists.items():
             wf.connect(merged, "out", node, target)
         node.inputs.preproc_generated = plan.does("denoise") and plan.denoised_by is not None
-        for target, found in methods.items():
-            setattr(node.inputs, target, found)
+        for target, names_of_methods in methods.items():
+            setattr(node.inputs, target, names_of_methods)
         if normalize is not None:
             t1w = {"t1w": "out_t1w"} if plan.run.t1w else {}
             for target, source in {**NORMALIZED_INPUTS, **t1w}.items():
@@ -124,7 +124,7 @@ def _listed(plan: RunPlan, lists: Mapping, ports: Mapping, records: Mapping) -> 
     if plan.many_samples:
         listed["generated_std"] = [ports[("spread", method)] for method in lists["drawn_methods"]]
         listed |= {f"{name}_std": [ports[("map_spread", m, name)] for m in map_methods] for name in COMPARED}
-    return {name: found for name, found in listed.items() if found}
+    return {name: ports_of_input for name, ports_of_input in listed.items() if ports_of_input}
 
 
 def _merged(wf, listed: dict[str, list]) -> dict:
@@ -133,9 +133,9 @@ def _merged(wf, listed: dict[str, list]) -> dict:
     from nipype.pipeline import engine as pe
 
     nodes = {}
-    for name, found in listed.items():
-        nodes[name] = pe.Node(Merge(len(found)), name=f"list_{name}", run_without_submitting=True)
-        for number, port in enumerate(found, 1):
+    for name, ports_of_input in listed.items():
+        nodes[name] = pe.Node(Merge(len(ports_of_input)), name=f"list_{name}", run_without_submitting=True)
+        for number, port in enumerate(ports_of_input, 1):
             wf.connect(*port, nodes[name], f"in{number}")
     return nodes
 
@@ -169,11 +169,11 @@ def write_reports(
         groups.setdefault((plan.run.entities["subject"], plan.run.entities.get("session")), []).append(plan)
     titles = {name: spec_of(name).title for name in settings.methods}
     pages, missing = [], []
-    for (subject, session), own in groups.items():
+    for (subject, session), plans_of_session in groups.items():
         name = names.stem({"subject": subject, "session": session or ""})
         print(f"writing the report of {name}", flush=True)
         try:
-            for plan in own:
+            for plan in plans_of_session:
                 _write_record(plan, errors.get(plan.run.name))
             methods = methods_text.as_markdown(methods_text.of_runs(find_records(settings.out_dir, subject, session)))
             page = subject_report(settings.out_dir, subject, session, methods, titles, sidecars.versions())
@@ -207,10 +207,10 @@ def _write_record(plan: RunPlan, error: RunError | None) -> None:
     record = _record(plan, error)
     if plan.settings.reports_only:
         # Nothing was run: what was done is in the record, and why it failed; only what is missing is known now.
-        known = read_record(out_dir, plan.run.entities)
-        record = replace(record, methods=known.methods or record.methods, voxels=known.voxels or record.voxels)
+        previous = read_record(out_dir, plan.run.entities)
+        record = replace(record, methods=previous.methods or record.methods, voxels=previous.voxels or record.voxels)
         if error and error.step == "outputs":
-            record = replace(record, error=known.error or error)
+            record = replace(record, error=previous.error or error)
     text = json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n"
     write_text(out_dir / record_path(plan.run.entities), text)
 
@@ -220,15 +220,15 @@ def _record(plan: RunPlan, error: RunError | None) -> RunRecord:
 
     steps = {name: (step.active, step.reason) for name, step in plan.steps.items()}
     sidecar = plan.settings.out_dir / names.sidecar_path(names.output_path(plan.run.entities, "preproc"))
-    told = json.loads(sidecar.read_text()) if sidecar.is_file() else {}
-    if "denoise" in steps and told.get("Noise"):
-        steps["denoise"] = (steps["denoise"][0], f"{steps['denoise'][1]}. {told['Noise']}")
-    warnings = (*plan.warnings, *told.get("Warnings", ()))
+    preproc_record = json.loads(sidecar.read_text()) if sidecar.is_file() else {}
+    if "denoise" in steps and preproc_record.get("Noise"):
+        steps["denoise"] = (steps["denoise"][0], f"{steps['denoise'][1]}. {preproc_record['Noise']}")
+    warnings = (*plan.warnings, *preproc_record.get("Warnings", ()))
     methods = () if plan.fault else tuple(paragraphs([plan]))
     return RunRecord(plan.run.entities, steps, warnings, error, methods, _voxels(plan))
 
 
 def _voxels(plan: RunPlan) -> dict[str, str]:
     """Return method -> label of the finer grid that its result is on."""
-    made = [output.fields for output in plan.outputs if output.key == "generated" and "voxel_mm" in output.fields]
-    return {fields["method"]: names.resolution(fields["voxel_mm"]) for fields in made}
+    finer = [output.fields for output in plan.outputs if output.key == "generated" and "voxel_mm" in output.fields]
+    return {fields["method"]: names.resolution(fields["voxel_mm"]) for fields in finer}

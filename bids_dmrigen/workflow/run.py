@@ -119,19 +119,19 @@ class RunGraph:
             for end, part in zip(KEYS, FILES, strict=True):
                 self.ports[(f"template_generated{end}", name)] = (node, f"out_template_{part}")
         for key, part in (("generated", "file"), ("spread", "std")):
-            made = [(node, f"out_{own}") for own in (part, "bval", "bvec")]
+            ports = [(node, f"out_{name}") for name in (part, "bval", "bvec")]
             if spec.on_acquired and (key == "generated" or self.plan.many_samples):
-                made = self._replayed(method, part, made)
-            self.ports |= {(f"{key}{end}", name): port for end, port in zip(KEYS, made, strict=True)}
+                ports = self._replayed(method, part, ports)
+            self.ports |= {(f"{key}{end}", name): port for end, port in zip(KEYS, ports, strict=True)}
         self.series[name] = [self.ports[(f"generated{end}", name)] for end in KEYS]
 
-    def _replayed(self, method: PlannedMethod, part: str, made: list[Port]) -> list[Port]:
+    def _replayed(self, method: PlannedMethod, part: str, ports: list[Port]) -> list[Port]:
         """Return the ports of what was made of the acquired series, after the steps that the series goes through."""
         plan = self.plan
         replay = init_replay_wf(plan, name=f"replay_{method.name}_{part}", threads=self.threads, gibbs=part == "file")
         if replay is None:
-            return made
-        for name, port in zip(FILES, made, strict=True):
+            return ports
+        for name, port in zip(FILES, ports, strict=True):
             self.wf.connect(*port, replay, f"input.in_{name}")
         for step, name in (("motion", "transforms"), ("susceptibility", "field"), ("bias", "bias_field")):
             if plan.does(step):
@@ -176,9 +176,9 @@ class RunGraph:
                   ("out_brain_template", "template_brain")]  # fmt: skip
         for method in self.plan.methods:
             if method.spec.in_template:
-                made = self.wf.get_node(f"generate_{method.name}")
-                self.wf.connect([(node, made, places)])
-                made.inputs.template_name = self.template
+                generate = self.wf.get_node(f"generate_{method.name}")
+                self.wf.connect([(node, generate, places)])
+                generate.inputs.template_name = self.template
         self._add_to_template(node)
 
     def _add_to_template(self, normalize: pe.Node) -> None:
@@ -218,7 +218,7 @@ class RunGraph:
         """Add the nodes that bring what is on a finer grid to the scan's, where it is compared; return their ports."""
         from ..interfaces.finer import OntoScan
 
-        promised, found = {port_key(output) for output in self.plan.outputs}, {}
+        promised, ports = {port_key(output) for output in self.plan.outputs}, {}
         for method in (method for method in self.plan.methods if method.grid):
             name = method.name
             node = pe.Node(OntoScan(), name=f"onto_{name}", mem_gb=0.5 + self.plan.volume_gb + 2 * method.made_gb)
@@ -232,8 +232,8 @@ class RunGraph:
                 files = self._listed(f"list_onto_{name}_{kind}", (self.ports[key] for key in keys))
                 self.wf.connect(*files, node, f"in_{kind}")
                 for number, key in enumerate(keys):
-                    found[key] = self._picked(node, f"out_{kind}", number, "_".join(("onto", *key)), prefix="")
-        return found
+                    ports[key] = self._picked(node, f"out_{kind}", number, "_".join(("onto", *key)), prefix="")
+        return ports
 
     def add_sinks(self, links: Mapping[str, Path]) -> None:
         """Add a sink for everything that one part of the graph makes: a failing step loses nothing but its own."""
@@ -251,15 +251,15 @@ class RunGraph:
         plan = self.plan
         raw = [bids_uri(plan.run.image, links)]
         from_raw = {method.name for method in plan.methods if method.spec.on_acquired}
-        own = {o.fields.get("method", "preproc"): f"bids::{o.path.as_posix()}" for o in plan.outputs
+        series_uris = {o.fields.get("method", "preproc"): f"bids::{o.path.as_posix()}" for o in plan.outputs
                if o.key in ("preproc", "generated")}  # fmt: skip
         sink = pe.Node(Sink(out_dir=str(plan.settings.out_dir.resolve())), name=f"sink_{group}",
                        mem_gb=0.3 + 2 * plan.series_gb(group))  # fmt: skip
         sidecars = []
         for output in outputs:
-            source = own.get(output.fields.get("source", ""))
+            source = series_uris.get(output.fields.get("source", ""))
             acquired = output.key == "preproc" or group in from_raw
-            sources = [source] if source else raw if acquired else [own["preproc"]]
+            sources = [source] if source else raw if acquired else [series_uris["preproc"]]
             sidecars.append({} if output.key == "metrics" else image_sidecar(output.key, sources, **output.fields))
         sink.inputs.targets = [output.path.as_posix() for output in outputs]
         sink.inputs.sidecars = sidecars

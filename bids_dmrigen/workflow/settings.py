@@ -42,8 +42,8 @@ def option(group: str, text: str, default: Any = MISSING, *, flag: str | None = 
     return field(default=default, metadata=metadata)
 
 
-def _told_of(kind: str) -> str:
-    """Return the names of the methods that are told of this part of a population."""
+def _methods_for(kind: str) -> str:
+    """Return the names of the methods that use this kind of population map."""
     return ", ".join(name for name in REGISTRY if kind in spec_of(name).population)
 
 
@@ -165,20 +165,20 @@ class Settings:
 
     xtract_dir: Path | None = option(
         "atlases",
-        f"XTRACT's tracts, for {_told_of('tracts')}: FSL's folder, or one 4-D file with its labels (default: none)",
+        f"XTRACT's tracts, for {_methods_for('tracts')}: FSL's folder, or one 4-D file with its labels (default: none)",
         None,
         metavar="DIR_OR_FILE",
     )
     adc_atlas: Path | None = option(
         "atlases",
-        f"ADC atlas in MNI space, for {_told_of('adc')}, as `dmrigen prepare --adc-atlas` writes it (default: the "
+        f"ADC atlas in MNI space, for {_methods_for('adc')}, as `dmrigen prepare --adc-atlas` writes it (default: the "
         "packaged one)",
         None,
         metavar="FILE",
     )
     fibre_dir: Path | None = option(
         "atlases",
-        f"fibre atlas in MNI space, for {_told_of('fibres')}: a folder with T1w, brain_mask, "
+        f"fibre atlas in MNI space, for {_methods_for('fibres')}: a folder with T1w, brain_mask, "
         "tissue_wm_gm_csf_percent, peaks_world_ras and qa (default: analytic bundles)",
         None,
         metavar="DIR",
@@ -276,12 +276,13 @@ class Settings:
 
     def _checked_options(self) -> dict[str, Any]:
         """Return the value of every method's every option, by name, files by their full paths."""
-        known = {o.name: o for o in options()}
-        if unknown := sorted(set(self.method_options) - set(known)):
-            raise SettingsError(f"no method has an option {unknown[0]}; there are {', '.join(known)}")
+        all_options = {o.name: o for o in options()}
+        if unknown := sorted(set(self.method_options) - set(all_options)):
+            raise SettingsError(f"no method has an option {unknown[0]}; there are {', '.join(all_options)}")
         try:
             values = {
-                name: _located(o, o.checked(self.method_options.get(name, o.default))) for name, o in known.items()
+                name: _located(o, o.checked(self.method_options.get(name, o.default)))
+                for name, o in all_options.items()
             }
             for method in self.methods:
                 spec_of(method).check_options(values, self.b0_threshold)
@@ -360,8 +361,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise SettingsError(f"--config-file {path}: cannot be read ({error.strerror})") from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"--config-file {path}: not valid TOML ({error})") from None
-    known = {f.name: f for f in fields(Settings) if "group" in f.metadata}
-    own = {o.name: o for o in options()}
+    settings = {f.name: f for f in fields(Settings) if "group" in f.metadata}
+    method_options = {o.name: o for o in options()}
     values: dict[str, Any] = {}
     for table, content in document.items():
         if table not in GROUPS or not isinstance(content, dict):
@@ -369,12 +370,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         for name, value in content.items():
             name = name.replace("-", "_")
             value = tuple(value) if isinstance(value, list) else value
-            if table == METHODS_GROUP and name in own:
+            if table == METHODS_GROUP and name in method_options:
                 values.setdefault("method_options", {})[name] = value
                 continue
-            if name not in known or known[name].metadata["group"] != table:
+            if name not in settings or settings[name].metadata["group"] != table:
                 raise SettingsError(f"--config-file {path}: [{table}] has no setting {name}")
-            values[name] = Path(str(value)) if "Path" in str(known[name].type) else value
+            values[name] = Path(str(value)) if "Path" in str(settings[name].type) else value
     return values
 
 
@@ -416,12 +417,12 @@ def _vectors_in(path: str) -> tuple[tuple[float, ...], ...]:
     from ..dwi.gradients import GradientError, GradientTable
     from ..spatial.io import read_bvecs
 
-    found = read_bvecs(path)
-    found = found[np.any(found, axis=1)]
-    if not len(found):
+    vectors = read_bvecs(path)
+    vectors = vectors[np.any(vectors, axis=1)]
+    if not len(vectors):
         raise GradientError(NO_DIRECTIONS.format(path=path))
     try:
-        table = GradientTable(np.full(len(found), 1000.0), found)
+        table = GradientTable(np.full(len(vectors), 1000.0), vectors)
     except GradientError as error:
         raise GradientError(f"{path}, without rows of length 0: {error}") from None
     return tuple(map(tuple, table.bvecs.tolist()))

@@ -35,8 +35,8 @@ def test_each_label_reaches_the_output():
     torch.manual_seed(0)
     unet = LabelledUNet(UNET, (2, 3))
     x, t = torch.randn(1, 4, 4, 4, 4), torch.tensor([100.0])
-    outputs = [unet(x, t, torch.tensor([labels])) for labels in ([0, 0], [1, 0], [unet.untold, 0], [0, 2])]
-    assert unet.untold == 2
+    outputs = [unet(x, t, torch.tensor([labels])) for labels in ([0, 0], [1, 0], [unet.unconditional, 0], [0, 2])]
+    assert unet.unconditional == 2
     assert all((a - b).abs().max() > 1e-4 for k, a in enumerate(outputs) for b in outputs[:k])
     with pytest.raises(ValueError, match="context"):
         LabelledUNet(UNetSpec(4, 4, dims=3), (2, 3))

@@ -11,7 +11,7 @@ import torch
 from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, TraitedSpec, traits
 from nipype.pipeline import engine as pe
 
-from bids_dmrigen.diffusion.gpus import VARIABLE, given_gpu, own_gpu
+from bids_dmrigen.diffusion.gpus import VARIABLE, given_gpu, use_gpu
 from bids_dmrigen.diffusion.parallel import choose_device, current, usable_gpus
 from bids_dmrigen.workflow.plugin import ResilientMultiProcPlugin
 
@@ -166,7 +166,7 @@ def test_without_a_gpu_no_step_takes_one(tmp_path, monkeypatch):
 def test_a_device_without_a_number_is_the_one_given_or_the_first():
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("cuda").index in (None, 0)
-    with own_gpu(2):
+    with use_gpu(2):
         assert given_gpu() == 2
         assert choose_device("auto") == choose_device("cuda") == torch.device("cuda:2")
         assert choose_device("cuda:1") == torch.device("cuda:1"), "who names one means it"
@@ -179,10 +179,10 @@ def test_what_a_step_kept_of_its_gpu_s_memory_is_given_back(monkeypatch):
     emptied = mock.Mock()
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", emptied)
-    with own_gpu(None):
+    with use_gpu(None):
         pass
     assert not emptied.called
-    with own_gpu(0):
+    with use_gpu(0):
         assert not emptied.called
     assert emptied.called
     assert given_gpu() is None

@@ -191,7 +191,7 @@ class LatentDiffusion(Stage):
         latents = self._latents(low, high)
         labels = labels_of(len(low), latents.device, range(pair.coarse.shape[1]) if degree is None else [degree])
         unconditional = uniform(len(latents)) < UNCONDITIONAL_SHARE
-        labels[:, 0] = torch.where(unconditional, self.net.unet.untold, labels[:, 0])
+        labels[:, 0] = torch.where(unconditional, self.net.unet.unconditional, labels[:, 0])
         t = 1 + (uniform(len(latents)) * PROCESS.steps).long()
         return NoisyLatents(latents, labels, t, normal(*latents.shape))
 
@@ -325,7 +325,7 @@ def translate(net: RishLDM, low: Tensor, levels: Sequence[Level], times: Sequenc
         def denoise(x: Tensor, t: int, w: float = level.guidance, predicted: Predicted = predicted) -> Tensor:
             estimate = predicted(x, t, 1)
             if w:
-                estimate = (1 + w) * estimate - w * predicted(x, t, net.unet.untold)
+                estimate = (1 + w) * estimate - w * predicted(x, t, net.unet.unconditional)
             return PROCESS.to_x0(x, t, estimate, "noise")
 
         start = ddim_inverse(partial(predicted, field=0), PROCESS, degree_latents, rising).x0
