@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (AtlasError, TemplateError, WeightsError) as error:
         return _fail(error, BAD_RESOURCE)
     except OSError as error:
-        # Full disks and read-only folders are the user's to mend: the message, not the traceback.
+        # The user can repair full disks and read-only folders: print the message, not the traceback.
         if settings.verbose:
             raise
         return _fail(error, SOME_FAILED)
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _participants(settings: Settings) -> int:
     from . import environment
 
-    _own_output(settings.out_dir)
+    _check_output(settings.out_dir)
     _device_exists(settings.device)
     _plugin_exists(settings.nipype_plugin or "MultiProc")
     if not settings.dry_run:
@@ -157,7 +157,7 @@ def _discover(settings: Settings):
 
 
 def _validate(bids_dir: Path) -> None:
-    """Say what the BIDS validator says, where it is installed; its errors are warnings here.
+    """Print the errors of the BIDS validator as notes, where it is installed.
 
     A dataset with a fault somewhere else is still processed: the checks of each run decide.
     """
@@ -199,8 +199,8 @@ def _links(settings: Settings) -> dict[str, Path]:
     return links
 
 
-def _own_output(folder: Path) -> None:
-    """Refuse to write into somebody else's dataset: its description would be lost."""
+def _check_output(folder: Path) -> None:
+    """Refuse to write into a dataset of another program, whose description would be lost."""
     description = folder / "dataset_description.json"
     if not description.is_file():
         return
@@ -244,7 +244,7 @@ def _weights_fit(settings: Settings) -> None:
 
 
 def _atlases_fit(settings: Settings) -> None:
-    """Refuse a faulty atlas that a method will use; say which one no method uses."""
+    """Refuse a faulty atlas that a method will use; print a note about one that no method uses."""
     from ..methods import spec_of
     from ..spatial.population import check_atlas
 
@@ -276,7 +276,7 @@ def _temporary_files() -> None:
 
 
 def _enough_space(settings: Settings, plans) -> None:
-    """Refuse to start what cannot end: intermediate and final files are a known multiple of the input."""
+    """Refuse to start without enough disk space, which is estimated from the size of the input."""
     from ..workflow.participant import cache_folder
 
     needed = sum(plan.space_gb for plan in plans if not plan.fault)
@@ -290,7 +290,7 @@ def _enough_space(settings: Settings, plans) -> None:
 
 
 def _finish(settings: Settings, plans, errors, problems, pages, seconds: float) -> int:
-    """Say what was done and what was not; return the exit status."""
+    """Print results and failures; return the exit status."""
     failures = [f"{name}, {error.step}: {error.message}" for name, error in errors.items()] + problems
     for failure in failures:
         print(f"\nFAILED {failure}", file=sys.stderr)

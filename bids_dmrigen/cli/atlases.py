@@ -1,4 +1,4 @@
-"""Which anatomy subjects are simulated from: the embedded one, a folder of images, or an array file."""
+"""The anatomy of simulated subjects: the embedded one, a folder of images, or an array file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def load_atlas(source: str = EMBEDDED, resolution_mm: int = 2) -> Atlas:
     source
         As in `HELP`.
     resolution_mm
-        Voxel size of the embedded one.
+        Voxel size of the embedded anatomy.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""`dmrigen evaluate`: can a method be trusted on my scanner? Directions are left out of a dense scan and compared."""
+"""`dmrigen evaluate`: score methods on directions that are left out of a dense scan of one's own scanner."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def run(args) -> None:
 
 
 def _option_values(args) -> dict[str, Any]:
-    """Return the value of every method's every option."""
+    """Return the values of all options of all methods."""
     from ..workflow.settings import directions_of
 
     values = {}

@@ -1,4 +1,4 @@
-"""The command line, made from the settings: one place per option, so that help, TOML and code agree."""
+"""The command line, built from the settings: each option is defined once, so that help, TOML and code agree."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _method_lines() -> str:
 def add_options(parser: argparse._ActionsContainer, methods: Iterable[str], of_weights: bool = False) -> None:
     """Add the options of methods, each once, with the names of the methods that have it.
 
-    With `of_weights` only those that weights are trained for.
+    With `of_weights` only the options that weights are trained for.
     """
     for option in dict.fromkeys(option for name in methods for option in spec_of(name).options):
         if option.of_weights or not of_weights:
@@ -93,8 +93,8 @@ def option_arguments(option: Option) -> dict[str, Any]:
     return more
 
 
-def own_options(given: dict[str, Any]) -> dict[str, Any]:
-    """Take the options of methods out of what was given, and return them."""
+def take_method_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Remove the options of methods from the given arguments, and return them."""
     return {o.name: tuple(given.pop(o.name)) if o.many else given.pop(o.name) for o in options() if o.name in given}
 
 
@@ -121,14 +121,14 @@ def arguments(spec) -> dict[str, Any]:
 
 
 def parse_settings(argv: Sequence[str] | None = None) -> Settings:
-    """Return the settings of a command line, a TOML file behind it.
+    """Return the settings of a command line, with those of a TOML file where the command line gives none.
 
     Raises
     ------
     SettingsError
-        Where a value makes no sense.
+        Where a value is not valid.
     UnsupportedLevel
-        Where the analysis level is none of this app's.
+        Where the app does not have this analysis level.
     SystemExit
         With status 2 from argparse, or 0 after --help and --version.
     """
@@ -136,12 +136,12 @@ def parse_settings(argv: Sequence[str] | None = None) -> Settings:
     level = given["analysis_level"]
     if level not in ANALYSIS_LEVELS:
         raise UnsupportedLevel(f"analysis level {level!r} is not supported; expected {' or '.join(ANALYSIS_LEVELS)}")
-    own = own_options(given)
+    method_options = take_method_options(given)
     if given.get("config_file"):
         stored = read_toml(given["config_file"])
-        own = stored.pop("method_options", {}) | own
+        method_options = stored.pop("method_options", {}) | method_options
         given = {**stored, **given}
     defaults = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
-    values: dict[str, Any] = {**defaults, **given, "method_options": own}
+    values: dict[str, Any] = {**defaults, **given, "method_options": method_options}
     values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     return Settings(**values)

@@ -32,15 +32,15 @@ DESCRIPTION = (
 SUBJECTS, HELD_OUT_SUBJECTS = 100, 10
 REPORT_EVERY_S = 20.0
 SIMULATED = "simulated"
-FOR_PLACED = "--adc-atlas and --xtract are for methods that know brains by their place ({names}); leave them out"
-TRACTS_ALONE = "--xtract trains what tells a network of tracts, beside a trained network: give that with --init"
+FOR_PLACED = "--adc-atlas and --xtract are for methods that work in the template's space ({names}); leave them out"
+TRACTS_ALONE = "--xtract trains the adapter for tracts of a trained network: give that network with --init"
 TRACTS_WITH_SIMULATED = "--xtract goes with an ADC atlas from a file; leave --adc-atlas simulated out"
 NO_IMAGES = "an ADC atlas is read with {module}, which is not installed; install it, or give --adc-atlas simulated"
 NOT_ON_SCANS = "--data: {name} is trained on subjects in the template's space, and prepared scans are not; leave it out"
 PAIRS = "{name} is trained on pairs: give the good scans of the subjects in --data with --good"
 FOR_PAIRED = "--good goes with --data and is for methods that are trained on pairs ({names}); leave it out"
-ANEW = "{name}: what it was trained on has changed since, so that it is trained anew, from where it ended"
-NOT_ITS_OWN = "{flag}: {name} has no such option; leave it out"
+ANEW = "{name}: its training data have changed since; it is trained again, starting from its last weights"
+UNKNOWN_OPTION = "{flag}: {name} has no such option; leave it out"
 NOT_TRAINABLE = "{name} has nothing to train beforehand: it needs no weights, or trains on each run itself"
 
 
@@ -73,16 +73,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help=f"simulated subjects (default: {SUBJECTS}, or none beside --data)")  # fmt: skip
     parser.add_argument("--atlas", default=EMBEDDED, metavar="DIR_OR_FILE", help=HELP)
     parser.add_argument("--xtract", type=Path, metavar="DIR_OR_FILE",
-                        help=f"{placed}: XTRACT's tracts, FSL's folder or a 4-D file with labels; trained is then the "
-                        "adapter that tells of them, beside the network of --init, which stays as it is")  # fmt: skip
+                        help=f"{placed}: XTRACT's tracts, FSL's folder or a 4-D file with labels; then only the "
+                        "adapter for tracts is trained, beside the network of --init, which stays fixed")  # fmt: skip
     parser.add_argument("--adc-atlas", metavar="FILE",
                         help=f"{placed}: the ADC atlas that its weights will be used with, which `dmrigen prepare "
                         f"--adc-atlas` wrote, or {SIMULATED}: of subjects of --atlas (default: packaged)")  # fmt: skip
     parser.add_argument("--data", type=Path, metavar="FILE",
                         help="prepared scans to train on; with --subjects on both, in turn")  # fmt: skip
     parser.add_argument("--good", type=Path, metavar="FILE",
-                        help=f"{paired}: prepared scans of the same subjects by a better scanner, in the "
-                        "place of those of --data: what it is to make of them")  # fmt: skip
+                        help=f"{paired}: prepared scans of the same subjects by a better scanner, at the "
+                        "same positions as those of --data: the target of the training")  # fmt: skip
     parser.add_argument("--init", metavar="NAME_OR_PATH", help="weights to start from: fine-tuning")
     parser.add_argument("--weights-dir", type=Path, metavar="DIR", help="folder searched for --init before the package")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random number (default: 0)")
@@ -149,8 +149,8 @@ def _train(args, device) -> Path | None:
     net, start = method.network(args.size), {}
     if args.init is not None:  # before anything that takes long
         path, card = load_weights(net, args.init, args.method, args.size, args.weights_dir, trained_for)
-        told = {"steps": card.steps, "minutes": card.minutes, "trained_on": card.trained_on}
-        start = {"started_from": {"name": path.stem, "sha256": card.sha256, **told}}
+        origin = {"steps": card.steps, "minutes": card.minutes, "trained_on": card.trained_on}
+        start = {"started_from": {"name": path.stem, "sha256": card.sha256, **origin}}
     net = net.to(device)
     sources, held_out, trained_on = _sources(args, method, device)
     method.freeze(net, sources[0])
@@ -173,14 +173,14 @@ def _options_of_weights(args, spec) -> dict[str, Any]:
     for option in options():
         value = getattr(args, option.name, None)
         if value is not None and option not in spec.options:
-            raise OptionError(NOT_ITS_OWN.format(flag=option.flag, name=spec.name))
+            raise OptionError(UNKNOWN_OPTION.format(flag=option.flag, name=spec.name))
         if value is not None:
             given[option.key or option.name] = option.checked(value)
     return spec.options_of_weights(given)
 
 
 def _run_training(args, training: Training, earlier: Sequence[Training], net, sources, held_out, device):
-    """Train the network, or a part of it; return how that went."""
+    """Train the network, or a part of it; return the result of the training."""
     from ..diffusion.numerics import resolve_precision
     from ..diffusion.parallel import rank
     from ..diffusion.training import train
@@ -217,10 +217,10 @@ def _run_training(args, training: Training, earlier: Sequence[Training], net, so
 
 
 def _put_back(training: Training, earlier: Sequence[Training], net, checkpoint: Path):
-    """Put the part of the network that a training trains back as its checkpoint has it.
+    """Restore the part of the network that a training trains from its checkpoint.
 
-    Where an earlier part has changed since, this one has to start anew, because its examples are made with those parts:
-    the state in which it stood is returned then, else None. Its constants are then those that it has just begun with.
+    Where an earlier part has changed since, the training has to start again, because its examples depend on those
+    parts. Then its progress is returned, and its constants keep their new values; else None is returned.
     """
     import torch
 
@@ -237,7 +237,7 @@ def _put_back(training: Training, earlier: Sequence[Training], net, checkpoint: 
 
 
 def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:
-    """Return what to train on, what to score on, and both in words for the card."""
+    """Return the sources of training and of held-out examples, and a description of both for the card."""
     sources, held_out, words = [], [], {"batch": args.batch}
     if args.data is not None:
         from ..diffusion.arrays import Prepared
@@ -269,7 +269,7 @@ def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:
 
 
 def _population(args, atlas):
-    """Return what is known of the population, on the atlas's grid; None where only their simulation tells."""
+    """Return the population maps on the atlas's grid; None where they are simulated."""
     if args.adc_atlas == SIMULATED:
         if args.xtract is not None:
             raise ValueError(TRACTS_WITH_SIMULATED)
@@ -296,16 +296,16 @@ def _mean(scores: list[Callable[[Any], float]]) -> Callable[[Any], float]:
 
 
 def _card(args, method, trained: dict[str, Any], device, trained_on: dict[str, Any]):
-    """Return the card of weights that were trained in these stages, name to how each went."""
+    """Return the card of weights that were trained in these stages, by name."""
     from ..diffusion import numerics
     from ..diffusion.parallel import world_size
     from ..diffusion.weights import Card
 
     hardware = f"{world_size()} x {_hardware(device)}"
     scores: dict[str, float] = {}
-    for name, own in trained.items():
-        scores |= {f"{name} start".strip(): own.start_loss, f"{name} best".strip(): own.held_out_loss}
-    steps, minutes = sum(own.steps for own in trained.values()), sum(own.minutes for own in trained.values())
+    for name, part in trained.items():
+        scores |= {f"{name} start".strip(): part.start_loss, f"{name} best".strip(): part.held_out_loss}
+    steps, minutes = sum(part.steps for part in trained.values()), sum(part.minutes for part in trained.values())
     precision = numerics.resolve_precision(args.precision, device)
     trained_on = trained_on | {"numerics": numerics.record(device, precision)}
     return Card(args.method, args.size, method.configuration(args.size), trained_on, steps, round(minutes, 2),

@@ -1,1 +1,1 @@
-"""The generative core: processes, samplers, training, weights."""
+"""The generative core: noising processes, samplers, training, weights."""

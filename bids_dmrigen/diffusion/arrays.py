@@ -19,7 +19,7 @@ from .storage import write_tensors
 
 FORMAT = "bids_dmrigen prepared scans 1"
 MARGIN = 2  # voxels kept around the mask
-HELD_OUT = 10  # one subject of so many is held out
+HELD_OUT = 10  # one subject in ten is held out
 
 NOT_PREPARED = "{path}: not a file of prepared scans ({reason}); make one with `dmrigen prepare`"
 NO_SHELL = "{path}: no shell has the {needed} directions between b = {low:.0f} and {high:.0f} s/mm² that training needs"
@@ -44,7 +44,7 @@ class MeasuredSlices:
     axes
         (3, 3) columns are the world directions of the axes H, W, D.
     scan
-        Its number in the file.
+        Number of the scan in the file.
     affine
         (B, 4, 4) indices H, W, D of each view to world RAS+, mm.
     """
@@ -63,12 +63,13 @@ def write_prepared(path: Path, scans: Iterable[tuple[str, str, Scan, float]]) ->
     """Write scans, cropped to their masks, as one array file; return how many.
 
     Signals are stored as float16 in units of the scan's median b0 in the mask (relative error at most 2^-11), slice
-    after slice, so that a slice of all volumes is one piece of the file. All are held in memory until written.
+    by slice, so that one slice of all volumes is contiguous in the file. All scans are held in memory until they are
+    written.
 
     Parameters
     ----------
     path
-        To write; .safetensors.
+        File to write; .safetensors.
     scans
         (name, subject, scan, noise level in scanner units) each; nothing of a scan outside its mask is kept.
 
@@ -114,17 +115,17 @@ class Prepared:
     path
         The file.
     device
-        Where slices are wanted.
+        Device of the slices that are returned.
     part
-        "all", or for training "train" and "held out": every tenth subject, at least one, is held out. With one subject
-        alone it is the middle tenth of its slices instead, at least one: a weaker test.
+        "all", or for training "train" or "held out". Every tenth subject, at least one, is held out. Where there is
+        only one subject, the middle tenth of its slices, at least one, is held out instead: a weaker test.
     subjects
-        Whose scans are drawn from and parted; None for all.
+        Subjects whose scans are used; None for all.
 
     Raises
     ------
     ValueError
-        Where it is no such file.
+        Where the file does not hold prepared scans.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class Prepared:
         if record.get("format") != FORMAT:
             raise ValueError(NOT_PREPARED.format(path=path, reason=f"its format is {record.get('format')}"))
         self.about = json.loads(record["scans"])
-        # Voxels per slice: a slice is drawn as often as its share of brain.
+        # Brain voxels per slice: the chance of a slice to be drawn is its share of the brain.
         counts = [self._file.get_tensor(f"{k}.mask").flatten(1).sum(dim=1) for k in range(len(self.about))]
         self.counts = [count * keep for count, keep in zip(counts, self._parts(counts, subjects), strict=True)]
 
@@ -179,9 +180,9 @@ class Prepared:
         batch
             Number of windows.
         size
-            (H, W), or (H, W, D) for blocks of D slices; what lies beyond the scan is 0.
+            (H, W), or (H, W, D) for blocks of D slices; voxels outside the scan are 0.
         among
-            Numbers of the scans to draw from; None for all. A scan is drawn by its share of brain.
+            Numbers of the scans to draw from; None for all. The chance of a scan is its share of brain voxels.
         """
         if generator.device.type != "cpu":
             seed = torch.randint(2**62, (), generator=generator, device=generator.device)
@@ -234,9 +235,9 @@ class Prepared:
         generator, batch, size
             As `slices`.
         needed
-            Directions that the shell has at least.
+            Smallest number of directions of the shell.
         bvals
-            Between which its b-value lies, s/mm².
+            Lowest and highest b-value of the shell, s/mm².
         among
             As `slices`.
 
@@ -263,7 +264,7 @@ class Prepared:
 
     @cached_property
     def _shells(self) -> list[list[tuple[float, np.ndarray]]]:
-        """For every scan its shells: b-value and volumes."""
+        """Return the shells of every scan: b-value and volumes."""
         tables = (
             GradientTable(self._get(k, "bvals").numpy(), self._get(k, "directions").numpy(), about["b0_threshold"])
             for k, about in enumerate(self.about)

@@ -1,9 +1,8 @@
-"""What a training is at one moment, and how it is kept so that it goes on to the bit.
+"""The state of a training, and its checkpoint: a resumed training gives the same result to the bit.
 
-Nothing is kept twice. The checkpoint holds the network, the averages of the parameters that are trained, and the
-optimiser. The best averaged weights lie in a file of their own beside it, and only where they are not those averages:
-its name ends in the step that they are of, and it is written before the checkpoint that names it, so that the two
-always belong together.
+Nothing is stored twice. The checkpoint holds the network, the averages of the trained parameters, and the optimiser.
+The best averaged weights are stored in a second file, and only where they differ from the current averages. Its name
+ends with their step. It is written before the checkpoint that refers to it, so that the two always match.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Progress:
     history
         A row for each score.
     steps_before, seconds_before
-        Of trainings that ended where this one began.
+        Steps and time of earlier trainings whose result this training started from.
     """
 
     step: int = 0
@@ -60,7 +59,7 @@ class Progress:
     seconds_before: float = 0.0
 
     def anew(self) -> Progress:
-        """Return the start of a training that begins where this one ended."""
+        """Return the initial progress of a training that starts from the result of this one."""
         return Progress(steps_before=self.steps_before + self.step, seconds_before=self.seconds_before + self.seconds)
 
 
@@ -76,7 +75,7 @@ class Training:
     stored_best: int | None = None  # step of the best weights that lie beside the checkpoint
 
     def save(self, path: Path, plan: str) -> None:
-        """Write a checkpoint; `plan` is what has to agree for it to be continued."""
+        """Write a checkpoint; a training can continue it only with the same `plan`."""
         path = Path(path)
         learnt = {name for name, parameter in self.net.named_parameters() if parameter.requires_grad}
         fixed = {name for name, _ in self.net.named_parameters()} - learnt
@@ -100,12 +99,12 @@ class Training:
             old.unlink(missing_ok=True)
 
     def load(self, path: Path, plan: str) -> None:
-        """Go back to where a checkpoint was written.
+        """Restore the state in a checkpoint.
 
         Raises
         ------
         ValueError
-            Where it is no checkpoint, or one of another network or plan.
+            Where the file is no checkpoint, or belongs to another network or plan.
         """
         tensors, record = _read(path)
         if record.get("plan") != plan:
@@ -129,12 +128,12 @@ class Training:
 
 
 def best_weights(path: Path, net: nn.Module) -> tuple[dict[str, Tensor], Progress]:
-    """Return the best averaged weights in a checkpoint of a network like this one, and where its training stood.
+    """Return the best averaged weights in a checkpoint of a network like this one, and its training's progress.
 
     Raises
     ------
     ValueError
-        Where it is no checkpoint, or one of another network.
+        Where the file is no checkpoint, or belongs to another network.
     """
     tensors, record = _read(path)
     state = _state(path, record)
@@ -145,12 +144,12 @@ def best_weights(path: Path, net: nn.Module) -> tuple[dict[str, Tensor], Progres
 
 
 def _best_file(path: Path, step: int | str) -> Path:
-    """Return where the best weights of a checkpoint lie that are those of a step."""
+    """Return the path of the best weights of a checkpoint, which are those of this step."""
     return path.with_name(f"{path.stem}-best-{step}{path.suffix}")
 
 
 def _best_of(path: Path, state: Progress, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the best averaged weights, buffers and what is not trained included."""
+    """Return the best averaged weights, with buffers and parameters that are not trained."""
     weights = _under("net.", tensors)
     if state.best_step == state.step:
         return weights | _under("averaged.", tensors)

@@ -1,4 +1,4 @@
-"""GPUs that a scheduler gives out: how a step is told which one is its own."""
+"""The GPU that a scheduler assigns to a step, passed on in an environment variable."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Not CUDA_VISIBLE_DEVICES: a worker takes several steps, and CUDA reads that one only before its first.
+# Not CUDA_VISIBLE_DEVICES: a worker runs several steps, and CUDA reads that variable only before the first.
 VARIABLE = "BIDS_DMRIGEN_GPU"
 
 
 @contextmanager
 def use_gpu(number: int | None) -> Iterator[None]:
-    """Tell `choose_device` inside which GPU is its own; None where none was given out."""
+    """Let `choose_device` return this GPU inside the context; None where no GPU was assigned."""
     if number is None:
         yield
         return
@@ -28,6 +28,6 @@ def use_gpu(number: int | None) -> Iterator[None]:
 
 
 def given_gpu() -> int | None:
-    """Return the number of the GPU that a scheduler gave this step; None where there was no scheduler."""
+    """Return the number of the GPU that a scheduler assigned to this step; None without a scheduler."""
     number = os.environ.get(VARIABLE)
     return None if number is None else int(number)

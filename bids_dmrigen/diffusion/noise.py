@@ -1,4 +1,4 @@
-"""Addressed noise: random numbers that depend on what they are for, not on when they were drawn."""
+"""Addressed noise: random numbers depend on their address (subject, volume, slice ...), not on the order of draws."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def generator(
 
     The address is hashed to the key of a counter-based generator (Philox): equal addresses give equal numbers
     whatever was drawn before, on any device, in any process; different ones give independent numbers.
-    Everything is drawn on the CPU. `draw` counts the draws of one address (the steps of a sampler): it starts the
-    counter where no shorter draw can reach.
+    Everything is drawn on the CPU. `draw` counts the draws of one address (the steps of a sampler). Each draw starts
+    the counter at a distance that earlier draws cannot reach.
     """
     address = json.dumps([seed, subject, run, method, volume, slice, sample]).encode()
     key = np.frombuffer(hashlib.blake2b(address, digest_size=16).digest(), dtype="<u8")
@@ -50,7 +50,7 @@ def noise(
 
 @dataclass(frozen=True)
 class NoiseSource:
-    """Noise for a batch of images, each from its own address; what a sampler takes.
+    """Noise for a batch of images, each with an address; the `noise` argument of samplers.
 
     Parameters
     ----------
@@ -59,9 +59,9 @@ class NoiseSource:
     addresses
         B triples (volume, slice, sample).
     shape
-        Of one image.
+        Shape of one image.
     device
-        Where the noise is wanted; the numbers are drawn on the CPU and are the same on all.
+        Device of the result; the numbers are drawn on the CPU and are the same for all devices.
     """
 
     seed: int

@@ -1,11 +1,11 @@
 """Numerics: the one policy of precision, TF32, cuDNN and deterministic algorithms, for app, training and tests.
 
-- float32 means float32: TF32 is off. Who wants speed takes bfloat16, which "auto" does where hardware has it.
-- cuDNN chooses its algorithms by shapes, not by a race that another run may decide in another way.
-- Training asks for deterministic algorithms, because it promises to go on to the bit, and refuses an operation without
-  one: if it were only warned of, torch would leave attention's backward pass as it is, in random order.
-- Where networks are used there is no backward pass, and an operation without a deterministic algorithm is only warned
-  of: a result is worth more than none.
+- float32 means float32: TF32 is off. For speed there is bfloat16, which "auto" takes where the hardware has it.
+- cuDNN chooses its algorithms by shapes, not by timing them, which may give another choice in another run.
+- Training uses deterministic algorithms, so that a resumed training gives the same result to the bit. An operation
+  without a deterministic algorithm is an error: with only a warning torch would leave attention's backward pass in
+  random order.
+- Inference has no backward pass. There an operation without a deterministic algorithm only causes a warning.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ CUBLAS_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS i
 
 @contextmanager
 def policy(deterministic: bool, strict: bool = False) -> Iterator[None]:
-    """Compute what is inside by the policy; what was set before is set again at the end.
+    """Apply the policy inside the context; restore the earlier settings at the end.
 
-    The settings are the whole process's. cuBLAS reads its own before the first work on a GPU, and not again: so it is
-    set in any case, for a training that is part of something else.
+    The settings hold for the whole process. cuBLAS reads its setting only once, before the first work on a GPU. So it
+    is always set, also for code that will be followed by a training.
 
     Parameters
     ----------
     deterministic
-        Take the algorithms that give the same bits every time.
+        Use algorithms that give the same bits every time.
     strict
-        With `deterministic`: raise RuntimeError where there is none, not only warn.
+        With `deterministic`: raise RuntimeError where an operation has no such algorithm, instead of a warning.
     """
     os.environ.setdefault(*CUBLAS_WORKSPACE)
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
@@ -49,12 +49,12 @@ def policy(deterministic: bool, strict: bool = False) -> Iterator[None]:
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:
-    """Return "fp32" or "bf16": what was wanted, or for "auto" the faster one this device has in hardware.
+    """Return "fp32" or "bf16": the one given, or for "auto" the faster one that this device has in hardware.
 
     Raises
     ------
     ValueError
-        Where another precision is wanted.
+        Where the precision is none of these.
     """
     if wanted not in PRECISIONS:
         raise ValueError(f"unknown precision {wanted!r}; expected auto, fp32 or bf16")
@@ -68,12 +68,12 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context in which networks compute: in bfloat16 where they may, or ("fp32") in float32 throughout."""
+    """Return the context in which networks compute: mixed with bfloat16 ("bf16"), or float32 throughout ("fp32")."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def record(device: torch.device, precision: str) -> dict[str, Any]:
-    """Return for the sidecar by what arithmetic a result was made: that in force where this is called."""
+    """Return the current arithmetic settings as fields of a sidecar."""
     tf32 = torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
     return {
         "Precision": precision,

@@ -1,4 +1,4 @@
-"""Devices: which one is meant, the processes that torchrun starts on several, and what they have to agree on."""
+"""Devices: the choice of one, and the processes that torchrun starts on several."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .gpus import given_gpu
 def choose_device(name: str) -> torch.device:
     """Return the torch device for auto, cpu, cuda or cuda:N.
 
-    Without a number it is the GPU that a scheduler gave this step (`gpus.use_gpu`), or else the first one that is
-    visible. No context is opened on any.
+    Without a number it is the GPU that a scheduler assigned to this step (`gpus.use_gpu`), or else the first visible
+    one. No CUDA context is opened.
 
     Raises
     ------
     ValueError
-        Where the GPU asked for is not there.
+        Where this GPU does not exist.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -36,10 +36,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def usable_gpus(name: str) -> tuple[int, ...]:
-    """Return the numbers of the GPUs that steps on auto, cpu, cuda or cuda:N may be given.
+    """Return the numbers of the GPUs that may be assigned to steps on auto, cpu, cuda or cuda:N.
 
-    They are those in `CUDA_VISIBLE_DEVICES`, counted by the driver's management library. No context is opened: this is
-    for the process that gives them out, and takes none itself.
+    They are those in `CUDA_VISIBLE_DEVICES`, counted by the driver's management library. No CUDA context is opened,
+    because the calling process assigns GPUs but does not use them.
     """
     if name == "cpu":
         return ()
@@ -50,7 +50,7 @@ def usable_gpus(name: str) -> tuple[int, ...]:
 
 @contextmanager
 def current(device: torch.device) -> Iterator[None]:
-    """Let what names no GPU by its number mean this one, where it is one: no context is opened on the first, then."""
+    """Make a GPU the default one, so that no CUDA context is opened on the first; do nothing for a CPU."""
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         yield
 
@@ -59,8 +59,8 @@ def current(device: torch.device) -> Iterator[None]:
 def process_group(device: torch.device) -> Iterator[torch.device]:
     """Join the processes that torchrun started; yield the device of this one.
 
-    Under `torchrun --nproc-per-node N` each process gets a GPU of its own where `device` is one; without torchrun there
-    is nothing to join, and `device` is yielded as it is.
+    Under `torchrun --nproc-per-node N` each process gets one GPU where `device` is a GPU. Without torchrun
+    `device` is yielded unchanged.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device

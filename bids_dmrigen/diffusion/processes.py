@@ -1,4 +1,4 @@
-"""Forward noising processes: how much image and how much noise there is at each time."""
+"""Forward noising processes: the amounts of image and noise at each time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 PREDICTIONS = ("x0", "noise", "v", "score")
-PHYSICS_TERMS = 5  # of a series in the strength: relative error of alpha_bar below 1e-9 at the largest
+PHYSICS_TERMS = 5  # terms of a power series in the strength: relative error of alpha_bar below 1e-9 at the largest
 WRONG_PHYSICS = (
     "physics-guided noise: expected relative attenuations in [0, 1] and a strength in [0, 0.01], found "
     "{low:g} to {high:g} and {strength:g}"
@@ -46,7 +46,7 @@ class Process(ABC):
         Raises
         ------
         ValueError
-            Where the kind is another.
+            Where the kind is none of these.
         """
         alpha, sigma = self._marginal_like(t, x_t)
         if kind == "x0":
@@ -137,12 +137,12 @@ class VarianceExploding(Process):
 
 @dataclass(frozen=True, eq=False)
 class PhysicsGuided(Process):
-    """Phy-Diff's process: what diffusion attenuates is noised a little faster, voxel by voxel.
+    """Phy-Diff's process: voxels with strong diffusion attenuation get noise a little faster.
 
     Per step alpha_t = 1 - beta_t - g (1 - u) and alpha_bar_t = prod_{s <= t} alpha_s, with u = exp(-2 b D) of an atlas
     of the apparent diffusion coefficient D, brought to [0, 1] in each image (`relative_attenuation`). So x_t =
-    sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise (Zhang et al. 2024, Eq. 5), where u = 1 the process without
-    physics.
+    sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise (Zhang et al. 2024, Eq. 5). Where u = 1 this is the
+    process without physics.
 
     Parameters
     ----------
@@ -175,8 +175,8 @@ class PhysicsGuided(Process):
 
     def marginal(self, t: int | Tensor) -> tuple[Tensor, Tensor]:
         """Return (sqrt(alpha_bar_t), sqrt(1 - alpha_bar_t)), float64; t broadcasts against the attenuation."""
-        # ln(1 - beta - w) = ln(1 - beta) - sum_k (w / (1 - beta))^k / k with w = g (1 - u): each power of w has one sum
-        # over the steps, the same for all voxels.
+        # ln(1 - beta - w) = ln(1 - beta) - sum_k (w / (1 - beta))^k / k with w = g (1 - u). The sum over the steps is
+        # needed once for each power of w, and is the same for all voxels.
         t, keep = torch.as_tensor(t).cpu(), 1 - self.betas
         lost = self.strength * (1 - self.attenuation.double())
         log_alpha_bar = _from_zero(keep.log())[t].to(lost.device)
@@ -186,7 +186,7 @@ class PhysicsGuided(Process):
 
 
 def relative_attenuation(bval: Tensor, adc: Tensor) -> Tensor:
-    """Return u = exp(-2 b D), brought to [0, 1] in each image; 1 throughout where all of an image is alike.
+    """Return u = exp(-2 b D), brought to [0, 1] in each image; 1 in an image where u is constant.
 
     Parameters
     ----------

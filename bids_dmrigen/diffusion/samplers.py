@@ -1,6 +1,6 @@
-"""Samplers: pure functions from a noisy start to a clean image, with the noise handed in.
+"""Samplers: pure functions from a noisy start to a clean image; the noise is an argument.
 
-All but `run_walk` read alike, `sampler(denoise, process, x_start, times, noise)`:
+All but `run_walk` have the same arguments, `sampler(denoise, process, x_start, times, noise)`:
 
 denoise
     (x_t, t) -> estimate of x_0, same shape; `Process.to_x0` makes one from any other prediction.
@@ -9,14 +9,14 @@ process
 x_start
     (B, ...) images at time times[0].
 times
-    Falling evaluation times, T >= t >= 1. The estimate of x_0 at the last one is the result: the step from there to
-    time 0, where nothing is left but x_0.
+    Falling evaluation times, T >= t >= 1. The estimate of x_0 at the last one is the result, which is the same as a
+    step to time 0.
 noise
-    number of the draw, from 1 -> standard normal noise shaped as x_start. Draw 0 is left for x_start itself, so that
-    one source serves both (`noise.NoiseSource`).
+    number of the draw, from 1 -> standard normal noise shaped as x_start. Draw 0 is reserved for x_start, so that one
+    source serves both (`noise.NoiseSource`).
 
-They return `Sampled`, and raise `ValueError` where the times do not fall or noise is needed and there is none.
-Coefficients are computed in double precision from `Process.marginal` and then take the images' type.
+They return `Sampled`, and raise `ValueError` where the times do not fall, or where noise is needed but not given.
+Coefficients are computed in double precision from `Process.marginal` and then converted to the images' type.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ NO_NOISE = "{sampler} needs a source of noise"
 
 @dataclass(frozen=True)
 class Sampled:
-    """What a sampler returns.
+    """The result of a sampler.
 
     Parameters
     ----------
     x0
         Same shape as the start.
     evaluations
-        (B,) int64: network evaluations each sample used.
+        (B,) int64 number of network evaluations of each sample.
     """
 
     x0: Tensor
@@ -54,7 +54,7 @@ class Sampled:
 
 
 def run_walk_times(start: int = 300, run: int = 10, walk_from: int = 50) -> list[int]:
-    """Return Di-Fusion's evaluation times: `run` apart down to `walk_from`, then every one down to 0."""
+    """Return Di-Fusion's evaluation times: every `run`-th down to `walk_from`, then every one down to 0."""
     return [*range(start, walk_from - 1, -run), *range(walk_from - 1, -1, -1)]
 
 
@@ -83,7 +83,7 @@ def run_walk(
     times
         Falling evaluation times.
     noise
-        step index -> standard normal noise shaped as x_start; asked for only where eta > 0.
+        step index -> standard normal noise shaped as x_start; used only where eta > 0.
     eta
         0 walks along the posterior means, 1 samples.
     stop
@@ -164,7 +164,7 @@ def ddim(
     noise: Noise | None = None,
     eta: float = 0.0,
 ) -> Sampled:
-    """Keep a share of the noise that is there (Song et al. 2021, Eq. 12).
+    """Keep a share of the present noise and replace the rest (Song et al. 2021, Eq. 12).
 
     x_s = alpha_s x_0 + sqrt(sigma_s² - std²) (x_t - alpha_t x_0) / sigma_t + std z, std = eta times that of the
     posterior: eta = 0 solves the probability-flow equation to first order, eta = 1 is `ancestral`.
@@ -187,7 +187,7 @@ def ddim(
 def ddim_inverse(
     predicted: Callable[[Tensor, int], Tensor], process: Process, x_start: Tensor, times: Sequence[int]
 ) -> Sampled:
-    """Walk DDIM backwards, from an image to the noise that it would have been made from (Song et al. 2021, Sec. 4.3).
+    """Walk DDIM backwards, from an image to the noise that DDIM would turn into it (Song et al. 2021, Sec. 4.3).
 
     x_s = alpha_s / alpha_t x_t + (sigma_s - alpha_s / alpha_t sigma_t) e(x_t, t), s > t, from t = 0.
 
@@ -200,7 +200,7 @@ def ddim_inverse(
     x_start
         (B, ...) clean images.
     times
-        Rising times, 1 to T; the images at the last of them are the result, in `x0` of what is returned.
+        Rising times, 1 to T. The result, in the field `x0` of `Sampled`, is the images at the last of them.
     """
     _check_times(process, times[::-1])
     x = x_start
@@ -264,7 +264,7 @@ def predictor_corrector(
     """Correct by Langevin steps, then predict by reverse diffusion (Song et al. 2021, Algorithms 2, 4 and 5).
 
     Corrector: x + e sigma² score + sqrt(2 e) sigma z, e = 2 (snr |z| / |sigma score|)² for each image by itself. Where
-    sigma is the same for all voxels this is the paper's; the factor sigma² lets it vary.
+    sigma is the same for all voxels this is the corrector of the paper; the factor sigma² lets sigma vary.
     Predictor: x_s = (x_t + b² score + b z) / a, a = alpha_t / alpha_s and b² = sigma_t² - a² sigma_s².
     """
     _check_times(process, times)

@@ -1,4 +1,4 @@
-"""The one way in which files are written: they are either whole or not there."""
+"""Write files so that they are either complete or absent."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Call `write` with the path of a part file beside `path`, and move that file into place when it is complete.
 
-    Nobody sees a half-written file, and a part file does not stay behind where writing fails. A symbolic link at
+    No process can see a half-written file, and the part file is deleted where writing fails. A symbolic link at
     `path` is replaced; the file that it points to keeps its content.
 
     Parameters
     ----------
     path
-        The file; folders above it are made.
+        The file; missing folders above it are created.
     write
-        Writes the content to the path that it is given, which has the file's own suffix.
+        Function that writes the content to a given path, which has the same suffix as `path`.
 
     Returns
     -------

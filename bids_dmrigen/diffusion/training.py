@@ -37,13 +37,13 @@ class Plan:
     steps
         Optimiser steps at most.
     minutes
-        Wall-clock budget; None lets no clock enter the result.
+        Wall-clock budget; None for a result that does not depend on time.
     learning_rate, betas, weight_decay
-        Of AdamW. The rate rises over `warmup` steps and falls along a cosine to a twentieth over the
-        budget, steps or minutes, whichever is nearer its end.
+        Parameters of AdamW. The rate rises over `warmup` steps, then falls along a cosine to a twentieth over the
+        budget: steps or minutes, whichever is nearer its end.
     ema
-        Decay of the averaged weights, which are what is evaluated and returned; it grows from 0, so that
-        the starting weights are forgotten.
+        Decay of the averaged weights, which are evaluated and returned; it grows from 0, so that the initial weights
+        are soon forgotten.
     clip
         Largest norm of the gradient.
     evaluate_every, patience
@@ -72,7 +72,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Trained:
-    """How a training went; the network it was given holds the best averaged weights."""
+    """The result of a training; the network holds the best averaged weights."""
 
     steps: int
     minutes: float
@@ -122,8 +122,8 @@ def train(
     progress
         Called with (steps done, steps planned, estimated seconds left).
     before
-        Where a training stood whose weights this one starts from. What it took counts in the result, but not for
-        the plan's budget; and the checkpoint is written, not read.
+        Progress of an earlier training whose weights this one starts from. Its steps and time are included in the
+        result, but not in the plan's budget. The checkpoint is then written, but not read.
 
     Returns
     -------
@@ -225,7 +225,7 @@ def _step(run: Training, wrapped: nn.Module, batch: Any, loss: Loss, plan: Plan)
 
 
 def _evaluate(run: Training, plan: Plan, held_out: Score) -> None:
-    """Score the averaged weights, keep them where they are the best yet, note when to stop."""
+    """Score the averaged weights, keep them if they are the best so far, and decide whether to stop."""
     state = run.state
     score = _score(run.averaged, held_out, plan)
     row = (state.step, state.seconds, run.optimiser.param_groups[0]["lr"], state.running, score)
@@ -239,7 +239,7 @@ def _evaluate(run: Training, plan: Plan, held_out: Score) -> None:
 
 
 def _keep(run: Training, plan: Plan, checkpoint: Path | None, log: Path | None) -> None:
-    """Write the log, and where one is due a checkpoint."""
+    """Write the log, and a checkpoint every `plan.save_every` steps and at the end."""
     if log is not None:
         _write_log(log, run.state.history)
     if checkpoint is not None and (run.state.stopped or run.state.step % plan.save_every == 0):
@@ -247,7 +247,7 @@ def _keep(run: Training, plan: Plan, checkpoint: Path | None, log: Path | None) 
 
 
 def _score(net: nn.Module, held_out: Score, plan: Plan) -> float:
-    """Return the first process's score: the weights are the same on all, and so must be what follows from it."""
+    """Return the first process's score on all processes, so that they all take the same decisions."""
     device = next(net.parameters()).device
     with autocast(device, plan.precision):  # the arithmetic that the weights are made for
         score = held_out(net) if rank() == 0 else math.nan
@@ -255,7 +255,7 @@ def _score(net: nn.Module, held_out: Score, plan: Plan) -> float:
 
 
 def _fraction(state: Progress, plan: Plan) -> float:
-    """Share of the budget that is spent, by whichever runs out first."""
+    """Return the spent share of the budget: the larger of the shares of steps and minutes."""
     fraction = state.step / plan.steps
     return fraction if plan.minutes is None else max(fraction, state.seconds / (60 * plan.minutes))
 
@@ -278,7 +278,7 @@ def _seconds_left(state: Progress, plan: Plan) -> float:
 
 
 def _fingerprint(plan: Plan) -> str:
-    """What of a plan must agree for a checkpoint to continue it."""
+    """Return the settings of a plan that must be the same to continue a checkpoint."""
     settings = {name: value for name, value in asdict(plan).items() if name not in ("minutes", "save_every")}
     return json.dumps(settings | {"processes": world_size()})
 

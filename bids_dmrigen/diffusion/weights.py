@@ -41,24 +41,24 @@ class WeightsError(ValueError):
 
 @dataclass(frozen=True)
 class Card:
-    """What there is to know about a file of weights.
+    """The card of a file of weights.
 
     Parameters
     ----------
     method, size
-        The method they belong to and its size, "small" or "paper".
+        The method of the weights and its size, "small" or "paper".
     configuration
         Settings that the network was built from.
     trained_on
-        The examples: simulator settings and version, data sets.
+        The training examples: simulator settings and version, data sets.
     steps, minutes, seed, hardware
-        Of the training.
+        Length, seed and hardware of the training.
     held_out
         Scores on data that was not trained on, name to value.
     licence
         SPDX identifier.
     name, precision, code_version, format_version, bytes, sha256
-        Of the file; `save_weights` fills them in. `precision` is that of the stored numbers, "float32",
+        Facts about the file; `save_weights` fills them in. `precision` is that of the stored numbers, "float32",
         "float16" or "bfloat16".
     """
 
@@ -80,7 +80,7 @@ class Card:
     sha256: str = ""
 
     def record(self) -> dict[str, Any]:
-        """Return what the sidecar of a generated file says of the weights."""
+        """Return the description of the weights for the sidecar of a generated file."""
         return {"Name": self.name, "SHA256": self.sha256, "TrainedOn": self.trained_on, "License": self.licence}
 
 
@@ -90,13 +90,13 @@ def save_weights(folder: Path, name: str, net: nn.Module, card: Card, dtype: tor
     Parameters
     ----------
     folder, name
-        Where, and the name they will be found by.
+        Folder to write to, and the name of the weights.
     net
         The network; after `training.train` it holds the averaged weights.
     card
-        What the caller knows of it.
+        Card with the fields that the caller knows.
     dtype
-        Of the stored floating-point numbers. float16 or bfloat16 halve the file; they are read back into the
+        Type of the stored floating-point numbers. float16 or bfloat16 halve the file; they are read back into the
         network's own precision.
 
     Raises
@@ -127,7 +127,7 @@ def find_weights(name: str | Path, weights_dir: Path | None = None) -> Path:
     Raises
     ------
     WeightsError
-        Where there are none; it names the ones there are.
+        Where there are no such weights; the message lists the available ones.
     """
     if str(name).endswith(SUFFIX):
         if Path(name).is_file():
@@ -143,9 +143,10 @@ def find_weights(name: str | Path, weights_dir: Path | None = None) -> Path:
 
 
 def list_weights(weights_dir: Path | None = None) -> list[Card]:
-    """Return the cards in `weights_dir` and in the package, by name; the former hide namesakes in the latter.
+    """Return the cards in `weights_dir` and in the package, sorted by name.
 
-    Files are not verified here, and cards of other programs are passed over.
+    Weights in `weights_dir` hide packaged ones of the same name. Files are not verified here, and cards of other
+    formats are ignored.
     """
     cards: dict[str, Card] = {}
     for path in _weight_files(weights_dir):
@@ -199,11 +200,11 @@ def load_weights(
     name
         Name or path, see `find_weights`.
     method, size
-        What they have to be weights of.
+        Method and size that the weights have to be of.
     weights_dir
         Folder that is searched before the package.
     trained_for
-        Settings that must not be others in the card's configuration.
+        Settings that must have the same values in the card's configuration.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Nipype interfaces of a run's first step: refuse what cannot be processed, bring the rest to one plain form."""
+"""Nipype interfaces of a run's first step: refuse unusable series, write the others in one plain form."""
 
 from __future__ import annotations
 

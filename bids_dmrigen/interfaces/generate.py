@@ -1,4 +1,4 @@
-"""One generative method on one run: the only place where image files meet a method."""
+"""Nipype interface of a generative method: the only place where a method is called with image files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _GenerateInput(SeriesInputSpec):
     device = traits.Str("cpu", usedefault=True, desc="auto, cpu, cuda or cuda:N")
     precision = traits.Str("auto", usedefault=True, desc="auto, fp32 or bf16")
     weights = traits.Either(None, traits.Str, usedefault=True, desc="path of the weights")
-    weights_sha256 = traits.Str(desc="of their file: Nipype computes anew where it is another")
+    weights_sha256 = traits.Str(desc="hash of the weights' file: Nipype runs again where it changes")
     minutes = traits.Either(None, traits.Float, usedefault=True, desc="training budget, minutes")
     to_template = File(exists=True, desc=".h5 that resamples the scan onto the template; for methods that work there")
     from_template = File(exists=True, desc=".h5 that resamples an atlas onto the scan")
@@ -53,7 +53,7 @@ class _GenerateInput(SeriesInputSpec):
     adc_atlas = File(exists=True, desc="ADC atlas (default: the packaged one)")
     xtract = traits.Either(None, File(exists=True), traits.Directory(exists=True), usedefault=True, desc="tracts")
     fibres = traits.Either(None, traits.Directory(exists=True), usedefault=True, desc="atlas with fibre directions")
-    atlas_state = traits.Str(desc="of the files in those folders: Nipype computes anew where it is another")
+    atlas_state = traits.Str(desc="digest of the files in those folders: Nipype runs again where it changes")
     options = traits.Dict(usedefault=True, desc="the method's own options, by key")
     left_out = traits.Int(0, usedefault=True, desc="acquired directions of each shell that are made unseen, as a check")
     tensor_volumes = traits.Either(
@@ -85,7 +85,7 @@ class _GenerateOutput(TraitedSpec):
 
 
 class Generate(SimpleInterface):
-    """Run a method on a series and write what it made, a series or maps, with the record of how."""
+    """Run a method on a series and write the generated series or maps, with their record."""
 
     input_spec = _GenerateInput
     output_spec = _GenerateOutput

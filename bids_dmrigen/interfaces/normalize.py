@@ -20,7 +20,7 @@ class _NormalizeInputSpec(BaseInterfaceInputSpec):
     template_mask = File(exists=True, desc="the template's brain mask")
     template_fa = File(exists=True, desc="the template's FA, where it has one")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="ITK threads")
-    random_seed = traits.Int(1, usedefault=True, desc="of the metric's sampling")
+    random_seed = traits.Int(1, usedefault=True, desc="seed of the metric's sampling")
 
 
 class _NormalizeOutputSpec(TraitedSpec):

@@ -1,4 +1,4 @@
-"""The apparent diffusion coefficient that simulated subjects have in common, in the template's space."""
+"""The mean apparent diffusion coefficient of simulated subjects, in the template's space."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .atlas import Atlas
 from .individual import ALIGNED, Variation
 from .signal import Tissue, simulate_signal
 
-DIRECTIONS = 12  # the mean over an even dozen is a third of a tensor's trace, to a percent
+DIRECTIONS = 12  # the mean over twelve even directions is a third of the tensor's trace, to a percent
 WRONG_BVALS = "b-values: expected rising ones above {threshold:g} s/mm², found {found}"
 NO_SUBJECTS = "subjects: expected at least one, found {found}"
 
@@ -30,22 +30,22 @@ def mean_adc(
     """Return the mean ADC of simulated subjects who lie in the template.
 
     D(b) = mean of ln(S0 / S(b, g)) / b over subjects and directions g, without noise: the ADC atlas of Phy-Diff
-    (arXiv 2406.03002, Eq. 4; the sum that is printed there is N times the average of which the text speaks).
+    (arXiv 2406.03002, Eq. 4; the sum in that equation is N times the average that the text describes).
 
     Parameters
     ----------
     atlas
-        In the template's space; its grid is that of the result.
+        Atlas in the template's space; the result is on its grid.
     bvals
         (K,) s/mm², rising.
     n_subjects
-        Subjects number 0 to n - 1.
+        Number of subjects; their seeds are 0 to n - 1.
     n_directions
-        Of each b-value, even over the sphere.
+        Directions per b-value, even over the sphere.
     variation
         How subjects differ from the atlas; by default as after registration.
     tissue
-        Microstructure of everybody; None for everybody's own random one.
+        Microstructure of all subjects; None for a random one for each subject.
     progress
         Called with the number of subjects done.
 
@@ -57,7 +57,7 @@ def mean_adc(
     Raises
     ------
     ValueError
-        Where the b-values do not rise or are those of b0s, or there is nobody.
+        Where the b-values do not rise or count as b0, or there is no subject.
     """
     rising = np.diff(np.asarray(bvals, dtype=np.float64), prepend=B0_THRESHOLD_S_PER_MM2)
     if not len(bvals) or (rising <= 0).any():

@@ -1,4 +1,4 @@
-"""New subjects from one atlas: random pose and deformation; any atlas on other grids."""
+"""New subjects from one atlas by random pose and deformation; resampling of an atlas onto other grids."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from .atlas import Atlas, dyadic, principal_directions, unit
 from .fields import random_field, sample, sample_mean, stream
 from .individual import Variation, individual
 
-COARSE = 2  # the warp is integrated on a grid this many times coarser: it is smooth
+COARSE = 2  # the warp is smooth, and so is integrated on a grid this many times coarser
 N_CHANNELS = 29  # 3 fractions, 3 weights, 3 textures, t1w, brain, 3 x 6 dyadic products
 SQUARINGS = 5  # the velocity is integrated in 2**5 steps
 FOLDS = "the deformation folds: lower its amplitude (largest local stretch found: {worst:.2f}, needed > 0)"
 
 
 def deform(atlas: Atlas, seed: int, variation: Variation | None = None) -> Atlas:
-    """Return a new subject on the atlas's grid: pose, smooth invertible warp, own edges and texture.
+    """Return a new subject on the atlas's grid: random pose, smooth invertible warp, tissue edges and texture.
 
     The warp is the flow of a stationary random velocity field (scaling and squaring), hence invertible.
     Fibre directions are carried by the inverse of its Jacobian and normalised (preservation of principal
@@ -26,7 +26,7 @@ def deform(atlas: Atlas, seed: int, variation: Variation | None = None) -> Atlas
     Parameters
     ----------
     atlas
-        On the CPU or another device; the result is on the same one.
+        Atlas on any device; the result is on the same device.
     seed
         The same seed gives the same subject.
     variation
@@ -83,7 +83,7 @@ def resample(atlas: Atlas, affine: np.ndarray, shape, supersample: int = 2) -> A
     Parameters
     ----------
     affine, shape
-        Of the new grid: any voxel size, obliqueness and handedness.
+        Affine and shape of the new grid: any voxel size, obliqueness and handedness.
     supersample
         Points per axis; more for voxels much larger than the atlas's own.
     """
@@ -146,7 +146,7 @@ def _from_channels(values: torch.Tensor, affine: np.ndarray, turn=lambda vectors
     fractions, weights, texture = values[0:3], values[3:6], values[6:9]
     occupied = fractions.sum(dim=0)
     brain = occupied > 0.5
-    # At the rim a voxel is partly outside: what tissue it has counts in full, so that fractions sum to 1.
+    # Voxels at the edge are partly outside the brain: fractions are divided by the part inside, so that they sum to 1.
     fractions = fractions * brain / occupied.clamp(min=1e-6)
     weights = weights * brain / values[:2].sum(dim=0).clamp(min=1e-6)
     dyads = values[11:].reshape(3, 6, -1)

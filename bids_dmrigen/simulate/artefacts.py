@@ -1,4 +1,4 @@
-"""What goes wrong in a scanner, with known truth: truncated k-space, eddy currents, signal drop-out, ghosts."""
+"""Artefacts of a scanner, with known truth: truncated k-space, eddy currents, signal drop-out, ghosts."""
 
 from __future__ import annotations
 

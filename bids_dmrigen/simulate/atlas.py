@@ -1,4 +1,4 @@
-"""The anatomy that is simulated: tissue fractions and up to three fibre directions per voxel."""
+"""The simulated anatomy: tissue fractions and up to three fibre directions per voxel."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 COMMISSURAL, PROJECTION, ASSOCIATION = range(3)
-SAMPLE_SPACING_MM = 3.0  # along an analytic bundle
-RADIAL_DENSITY = 0.12  # of the fibres that run straight to the cortex, against 1 in the core of a bundle
-SCATTERED_DENSITY = 0.05  # of white matter without a direction
-ISOTROPIC_STRENGTH = 0.10  # fibres of this strength, all together, take half of a voxel
+SAMPLE_SPACING_MM = 3.0  # between samples along an analytic bundle
+RADIAL_DENSITY = 0.12  # density of fibres that run straight to the cortex; that of the core of a bundle is 1
+SCATTERED_DENSITY = 0.05  # density of white matter without a direction
+ISOTROPIC_STRENGTH = 0.10  # where the strengths of all fibres sum to this, fibres fill half of a voxel
 SHAPE_MISMATCH = "atlas {name}: expected shape {expected}, found {found}"
 
 # Centre lines of the great bundles, MNI mm, right hemisphere (the left one is its mirror image):
@@ -145,8 +145,8 @@ def procedural_atlas(t1w, white, grey, brain, affine) -> Atlas:
     Parameters
     ----------
     t1w, white, grey
-        (X, Y, Z) template T1-weighted intensity in [0, 1] and tissue probabilities in [0, 1]. What is
-        neither white nor grey in the brain is CSF.
+        (X, Y, Z) template T1-weighted intensity in [0, 1] and tissue probabilities in [0, 1]. The rest
+        of the brain is CSF.
     brain
         (X, Y, Z) mask.
     affine
@@ -178,7 +178,7 @@ def procedural_atlas(t1w, white, grey, brain, affine) -> Atlas:
 
 
 def _fractions(white, grey, brain) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the mask (X, Y, Z) and fractions (3, X, Y, Z) of white matter, grey matter and what is left."""
+    """Return the mask (X, Y, Z) and fractions (3, X, Y, Z) of white matter, grey matter and CSF."""
     brain = torch.as_tensor(np.asarray(brain) > 0)
     white = torch.as_tensor(np.asarray(white, dtype=np.float32)).clamp(0, 1) * brain
     grey = torch.as_tensor(np.asarray(grey, dtype=np.float32)).clamp(0, 1) * brain
@@ -193,13 +193,13 @@ def fibre_atlas(t1w, white, grey, brain, directions, strengths, affine) -> Atlas
     Parameters
     ----------
     t1w, white, grey
-        (X, Y, Z) T1-weighted intensity in [0, 1] and tissue probabilities; what is neither in the brain is CSF.
+        (X, Y, Z) T1-weighted intensity in [0, 1] and tissue probabilities; the rest of the brain is CSF.
     brain
         (X, Y, Z) mask.
     directions
         (3, 3, X, Y, Z) three fibre directions in world RAS+, unit or zero.
     strengths
-        (3, X, Y, Z) how strong each is; quantitative anisotropy, about 0.3 in white matter.
+        (3, X, Y, Z) strengths of the fibres: quantitative anisotropy, about 0.3 in white matter.
     affine
         (4, 4) voxel indices to world RAS+, mm.
 

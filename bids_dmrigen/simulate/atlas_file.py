@@ -16,18 +16,18 @@ NOT_AN_ATLAS = "{path}: not an atlas file ({reason}); make one with `dmrigen pre
 
 
 class AtlasError(ValueError):
-    """An atlas that is missing or is none."""
+    """An atlas file that is missing or is not an atlas."""
 
 
 def save_atlas(path: Path, atlas: Atlas) -> Path:
-    """Write an atlas (.safetensors); maps are stored as float16, which is finer than any of them is known."""
+    """Write an atlas (.safetensors); maps are stored as float16, which is more exact than any of them."""
     maps = {f.name: getattr(atlas, f.name) for f in fields(atlas) if f.name != "affine"}
     tensors = {name: value.half() if value.is_floating_point() else value for name, value in maps.items()}
     return write_tensors(path, tensors | {"affine": torch.as_tensor(atlas.affine)}, {"format": FORMAT})
 
 
 def read_atlas(path: Path) -> Atlas:
-    """Return the atlas in a file that `save_atlas` wrote, on the CPU; `AtlasError` where it is no such file."""
+    """Return the atlas in a file that `save_atlas` wrote, on the CPU; `AtlasError` where the file is not an atlas."""
     try:
         with safe_open(str(path), "pt") as stored:
             stored_format = (stored.metadata() or {}).get("format")

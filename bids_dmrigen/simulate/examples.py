@@ -1,4 +1,4 @@
-"""Endless training examples: random slices of many simulated subjects, made on the device that trains."""
+"""Endless training examples: random slices of many simulated subjects, simulated on the training device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ N_TISSUES = 512  # random tissues that examples choose from
 SUPERSAMPLE = (2, 2, 2)  # points per voxel along the slice's axes and through it
 VOXEL_MM, THICKNESS_MM = (1.5, 4.0), (2.0, 5.0)
 TILT_DEGREES, OFF_CENTRE_MM = 10.0, 8.0
-HEAD_MM = 180.0  # a view smaller than this looks anywhere in the brain, a larger one at its middle
+HEAD_MM = 180.0  # views smaller than this lie anywhere in the brain, larger ones at its centre
 OTHER_PLANE = 0.1  # share of examples that are sagittal or coronal
 NO_SUBJECTS = "subjects: expected at least one seed, found none"
 
@@ -42,7 +42,7 @@ class Slices:
     affine
         (B, 4, 4) voxel indices (H, W, D) to world, mm; for a slice D has one index, 0.
     subject
-        (B,) which of the `SimulatedSubjects` they are of.
+        (B,) number of each view's subject among the `SimulatedSubjects`.
     """
 
     points: torch.Tensor
@@ -99,16 +99,16 @@ class Slices:
 
 
 class Deformed:
-    """Simulated subjects of one atlas, by number; each is made when it is asked for, because that takes seconds.
+    """Simulated subjects of one atlas, by number. Each is simulated when it is requested, which takes seconds.
 
     Parameters
     ----------
     atlas
-        On the device on which they are made.
+        Atlas, on the device of the simulation.
     seeds
-        Of `deform`, one for each.
+        Seed of `deform` for each subject.
     variation
-        How much they differ; None for the defaults.
+        How much subjects differ; None for the defaults.
     """
 
     def __init__(self, atlas: Atlas, seeds: Sequence[int], variation: Variation | None = None):
@@ -122,12 +122,12 @@ class Deformed:
 
 
 class SimulatedSubject(NamedTuple):
-    """One anatomy, of which only the brain is kept: row 0 of the tables is air."""
+    """One anatomy, stored only in the brain: row 0 of the tables is air."""
 
     table: torch.Tensor  # (rows, 18) tissue, as `mixture_signal` takes it
-    places: torch.Tensor  # (rows, 3) of the voxels in the world, mm
-    voxels: torch.Tensor  # row of every voxel; a layer of air around the grid takes up the points that fall outside
-    centre: torch.Tensor  # (3,) of the brain in the world, mm
+    places: torch.Tensor  # (rows, 3) positions of the voxels in world space, mm
+    voxels: torch.Tensor  # row of every voxel; the grid has a layer of air around it for points outside
+    centre: torch.Tensor  # (3,) centre of the brain in world space, mm
 
 
 class SimulatedSubjects:
@@ -136,17 +136,17 @@ class SimulatedSubjects:
     Parameters
     ----------
     subjects
-        Anatomies on one grid, as `deform` makes them. Each is taken from the sequence when it is first drawn, so that
-        training begins before all of a `Deformed` are made.
+        Anatomies on one grid, from `deform`. Each is taken from the sequence when it is first drawn, so that training
+        can begin before all of them are simulated.
     tissues
-        What examples choose from; None for `N_TISSUES` random ones.
+        Tissues that examples choose from; None for `N_TISSUES` random ones.
     device
-        Where all of it is kept and computed: some 20 MB per subject on a 2 mm grid.
+        Device of data and computations: about 20 MB per subject on a 2 mm grid.
 
     Raises
     ------
     ValueError
-        Where there is nobody.
+        Where there is no subject.
     """
 
     def __init__(self, subjects: Sequence[Atlas] | Deformed, tissues: Sequence[Tissue] | None = None, device="cpu"):
@@ -162,7 +162,7 @@ class SimulatedSubjects:
     def from_atlas(
         cls, atlas: Atlas, n: int, held_out: bool = False, variation: Variation | None = None, device="cpu", first=0
     ) -> SimulatedSubjects:
-        """Return subjects number `first` to `first + n - 1`, of those to train on or of those held out."""
+        """Return subjects number `first` to `first + n - 1` of the training subjects or of the held-out ones."""
         first = first + HELD_OUT * held_out
         return cls(Deformed(atlas.to(device), range(first, first + n), variation), device=device)
 
@@ -184,11 +184,11 @@ class SimulatedSubjects:
         return self._taken[number]
 
     def centres(self, subject: torch.Tensor) -> torch.Tensor:
-        """Return (B, 3) the middles of the brains of subjects (B,), mm."""
+        """Return the centres (B, 3) of the brains of subjects (B,), mm."""
         return torch.stack([self.subject(number).centre for number in subject.tolist()])
 
     def places(self, subject: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
-        """Return (B, 3) one of the places in the brain of each of some subjects (B,), mm; chance (B,) is in [0, 1)."""
+        """Return a position (B, 3) in the brain of each of the subjects (B,), mm, chosen by `chance` (B,) in [0, 1)."""
         everywhere = [self.subject(number).places for number in subject.tolist()]
         counts = torch.tensor([len(places) - 1 for places in everywhere], device=self.device)
         rows = 1 + (chance * counts).long()
@@ -226,7 +226,8 @@ class SimulatedSubjects:
         flips = torch.where(uniform(batch, 3) < 0.5, -1.0, 1.0)
         frames = self._random_frames(generator, batch)
         linear = frames * (zooms * flips)[:, None]
-        # At the height of one of the brain's voxels, and the nearer to it in the plane the less of the brain is seen.
+        # The view lies at the height of a random brain voxel. In the plane its centre is nearer to that voxel the
+        # smaller the view is, and nearer to the centre of the brain the larger it is.
         shape = (*size, 1)[:3]
         centres = self.centres(subject)
         offset = torch.einsum("bij,bi->bj", frames, self.places(subject, uniform(batch)) - centres)
@@ -288,7 +289,7 @@ class SimulatedSubjects:
 
 
 def numbers_of_step(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return the random numbers of one training step: they depend on nothing else, so that a run can resume."""
+    """Return the random numbers of one training step, which depend on seed and step alone: a training can resume."""
     state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(state[0] >> 1))
 
@@ -305,7 +306,7 @@ def numbers_from(generator: torch.Generator):
 def _compact(rows: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return which of n rows occur in (B, M) rows, in their order (B, P), and where in that list each of them is.
 
-    Their order stays, so neighbours stay neighbours; shorter lists end in zeros.
+    The order of rows is kept, so that neighbours stay neighbours; shorter lists are filled with zeros.
     """
     present = torch.zeros((len(rows), n), dtype=torch.bool, device=rows.device)
     present.scatter_(1, rows, True)

@@ -10,7 +10,7 @@ CHUNK_POINTS = 1 << 15
 
 
 def stream(seed: int, *address: int) -> np.random.Generator:
-    """Return the random numbers at an address: counter-based, so the same whatever was drawn before."""
+    """Return the random generator of an address; it is counter-based, so that earlier draws have no influence."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *address])))
 
 

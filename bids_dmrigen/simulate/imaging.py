@@ -1,4 +1,4 @@
-"""What a scanner makes of noise-free slices: coil bias, noise, a limited k-space; batched, for training."""
+"""The effects of a scanner on noise-free slices: coil bias, noise, limited k-space; batched, for training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BIAS_NODES = 3  # per axis: the coil's gain varies no faster than this over a vi
 
 @dataclass(frozen=True)
 class Imaging:
-    """How examples are measured: ranges to draw from, for each example anew.
+    """How examples are measured: ranges from which values are drawn for each example.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class Imaging:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Measured slices and what is known of the measurement.
+    """Measured slices and the true values of the measurement.
 
     Parameters
     ----------
@@ -153,11 +153,11 @@ def _magnitude(signal, sigma, axes, noise_axes, alike, coils: int, generator: to
     apart = noise_axes is not None
     noise_axes = noise_axes or axes
     changed = any(bool((axis != 1).any()) for axis in [*axes, *noise_axes])
-    # The noise starts out stronger by what is taken of it.
+    # Filtering removes part of the noise, so that its first standard deviation is larger.
     passed = [axis[:, 0].abs().square().mean(dim=(1, 2)).sqrt() for axis in noise_axes]
     before = (sigma / (passed[0] * passed[1])).reshape(-1, 1, 1, 1, *[1] * (signal.ndim - 4))
     channels = []
-    for coil in range(coils):  # all signal in one channel: the sum of squares does not see which
+    for coil in range(coils):  # all signal is in one channel: the sum of squares does not depend on which
         real, imaginary = (
             torch.randn(signal.shape, generator=generator, device=signal.device).mul_(before) for _ in range(2)
         )

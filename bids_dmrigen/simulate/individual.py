@@ -1,4 +1,4 @@
-"""What makes a subject differ from a population's average: folds, microstructure, texture along fibres."""
+"""Differences of a subject from a population's average: folds, microstructure, texture along fibres."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Variation:
     Parameters
     ----------
     rotation_degrees, translation_mm, scale
-        Of the pose, per axis.
+        Pose, per axis.
     warp_mm, warp_length_mm
         Amplitudes and correlation lengths of the octaves of the smooth deformation.
     sharpness
@@ -59,8 +59,8 @@ class Variation:
     streak_mm: float = 5.0
 
 
-# Subjects whom registration has brought into the template. Of pose and warp this is what it leaves, one to two mm per
-# axis; tissue edges and microstructure stay each subject's own.
+# Subjects registered to the template. Registration leaves errors of pose and warp of one to two mm per axis; tissue
+# edges and microstructure still differ between subjects.
 ALIGNED = Variation(rotation_degrees=0.5, translation_mm=0.7, scale=0.01, warp_mm=(1.0, 0.6))
 
 
@@ -88,9 +88,9 @@ def individual(atlas: Atlas, rng: np.random.Generator, variation: Variation) -> 
     weights = shares[:3] / shares.sum(dim=0).clamp(min=1e-6)
     spread = torch.tensor(variation.texture, device=device)[:, None, None, None]
     texture = atlas.texture + spread * detail[:3] * atlas.brain
-    # Where one bundle has the voxel to itself its fibres are parallel; where several meet they are not.
+    # Fibres are parallel in voxels with one bundle, and dispersed where several bundles meet.
     texture[1] += variation.mixing * (1 - weights.amax(dim=0)) * fractions[0]
-    # T1-weighted intensity follows the tissue: what the sharpening changed is added at its usual contrast.
+    # T1-weighted intensity follows the tissue: changes of the fractions are added with the usual contrast.
     contrast = torch.tensor([0.35, 0.0, -0.45], device=device)[:, None, None, None]
     t1w = (atlas.t1w + (contrast * (fractions - atlas.fractions)).sum(dim=0)).clamp(0, 1) * atlas.brain
     return replace(atlas, fractions=fractions, directions=directions, weights=weights, texture=texture, t1w=t1w)
@@ -99,7 +99,7 @@ def individual(atlas: Atlas, rng: np.random.Generator, variation: Variation) -> 
 def _along_fibres(fields: torch.Tensor, atlas: Atlas, zooms: np.ndarray, length_mm: float) -> torch.Tensor:
     """Return fields (C, X, Y, Z) averaged along the strongest fibre of each voxel of white matter, variance kept.
 
-    Bundles are alike along their course and differ from their neighbours: texture in white matter is streaks.
+    Texture is similar along a bundle and differs between bundles, so that it forms streaks in white matter.
     """
     strongest = atlas.weights.argmax(dim=0)  # (X, Y, Z)
     coherence = atlas.weights.amax(dim=0) * atlas.fractions[0]

@@ -1,4 +1,4 @@
-"""The scanner: what it measures of an anatomy on its grid, with noise, coil bias, motion and distortion."""
+"""The scanner: the measured signal of an anatomy on a grid, with noise, coil bias, motion and distortion."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _noise_free(atlas, gradients, affine, shape, tissue, phase_axis, supersample
 
 
 def _truth(anatomy: Atlas, n: int, poses: np.ndarray | None, displacement: np.ndarray | None) -> dict[str, Any]:
-    """Return what is known of the anatomy on the scan's grid and of where it was in each of n volumes."""
+    """Return the true anatomy on the scan's grid, the pose of the head in each of n volumes, and the displacement."""
     truth = {name: getattr(anatomy, name).cpu().numpy() for name in ("fractions", "directions", "weights")}
     truth["motion"] = np.broadcast_to(np.eye(4) if poses is None else poses, (n, 4, 4))
     truth["displacement_mm"] = (

@@ -16,7 +16,7 @@ from .fields import stream
 CSF_DIFFUSIVITY = FREE_WATER_MM2_PER_S
 ORDER = 10  # of the Legendre series in the angle between gradient and fibre
 QUADRATURE_POINTS = 24
-TEXTURE_RANGE, TEXTURE_NODES = 0.9, 9  # of the local logarithm of diffusivity, for its interpolation
+TEXTURE_RANGE, TEXTURE_NODES = 0.9, 9  # for interpolation in the local logarithm of diffusivity
 CHUNK_POINTS = 1 << 13  # on a CPU, points that are computed at a time: they stay in its cache
 B_ROUNDING = 1.0  # s/mm²: volumes whose b-values agree to this share one response
 
@@ -57,7 +57,7 @@ class Tissue:
 
     @classmethod
     def random(cls, seed: int) -> Tissue:
-        """Return tissue of a random subject and protocol, spread about the default as real scans are."""
+        """Return tissue of a random subject and protocol, spread about the default as in real scans."""
         rng = stream(seed, 10)
 
         def vary(c: Compartments) -> Compartments:
@@ -171,7 +171,7 @@ def _shell_signal(points, tissue, b, polynomials, directions) -> torch.Tensor:
     fractions, weights, fibres, texture = points.split([3, 3, 9, 3], dim=1)
     log_diffusivity, log_dispersion, log_s0 = texture.unbind(dim=1)  # (B, P)
     local_b, spread, s0 = b[:, None] * log_diffusivity.exp(), log_dispersion.exp(), log_s0.exp()
-    if not b.any():  # without weighting nothing has a direction
+    if not b.any():  # the signal without diffusion weighting does not depend on directions
         contrast = torch.stack([tissue[:, 5], tissue[:, 11], tissue[:, 12]], dim=1)  # (B, 3)
         total = (fractions * contrast[..., None]).sum(dim=1) * s0
         return total[:, None].expand(-1, directions.shape[1], -1)

@@ -1,4 +1,4 @@
-"""The methods text of a publication, from what was really done, and its references."""
+"""The methods text of a publication, from the steps that were done, and its references."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ INTERPOLATED_ONCE = "All transforms were composed and applied in one interpolati
 def paragraphs(plans: Sequence[RunPlan]) -> list[str]:
     """Return the methods text of some runs as paragraphs, with [key; key] where a reference belongs.
 
-    A step is told when at least one run had it.
+    A step is described where at least one run had it.
     """
     sound = [plan for plan in plans if not plan.fault]
 
@@ -113,7 +113,7 @@ def paragraphs(plans: Sequence[RunPlan]) -> list[str]:
     if not sound:
         return [*text, NOTHING_DONE]
     steps: list[str] = []
-    # What suits a run depends on the methods that can work on it.
+    # The denoiser of a run depends on the methods that can work on it.
     denoised = [plan for plan in sound if plan.does("denoise")]
     by = [plan.denoised_by.spec.denoised if plan.denoised_by else DENOISED[plan.denoiser] for plan in denoised]
     steps += dict.fromkeys(by)
@@ -137,7 +137,7 @@ def paragraphs(plans: Sequence[RunPlan]) -> list[str]:
 
 
 def _eddy_sentences(plans: Sequence[RunPlan]) -> list[str]:
-    """Return what was done about eddy currents: without the phase-encoding axis, registration is rigid."""
+    """Return a sentence about eddy currents; without the phase-encoding axis registration is rigid."""
     axis_known = [plan.run.phase_encoding_axis is not None for plan in plans]
     if not axis_known:
         return []
@@ -147,7 +147,7 @@ def _eddy_sentences(plans: Sequence[RunPlan]) -> list[str]:
 
 
 def _method_paragraph(spec: MethodSpec, settings: Settings) -> str:
-    """Return what is told of a method that was used with these settings."""
+    """Return the paragraph about a method that was used with these settings."""
     text = METHOD.format(
         title=spec.title,
         summary=spec.summary,
@@ -162,7 +162,7 @@ def _method_paragraph(spec: MethodSpec, settings: Settings) -> str:
 
 
 def _fibres(spec: MethodSpec, folder: Path | None) -> list[str]:
-    """Return a sentence about the fibre directions that a method was told of."""
+    """Return a sentence about the fibre directions that a method used."""
     if "fibres" not in spec.population:
         return []
     return [FIBRES.format(default=DEFAULTS["fibres"]) if folder is None else GIVEN_FIBRES.format(name=folder.name)]
@@ -176,7 +176,7 @@ def citations(text: Sequence[str]) -> list[Citation]:
 
 
 def of_runs(records: Sequence[RunRecord]) -> list[str]:
-    """Return the methods text of runs from their records, whichever call made them; those done alike share one."""
+    """Return the methods text of runs from their records, from any call; runs with the same steps share a text."""
     alike: dict[tuple[str, ...], list[str]] = {}
     for record in records:
         if record.methods:

@@ -1,4 +1,4 @@
-"""How Nipype executes: a killed worker or job is the failure of its step alone, and a GPU is one step's at a time."""
+"""Nipype plugins: a killed worker or job fails only its own step, and a GPU runs one step at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nipype.pipeline.plugins.multiproc import process_initializer, run_node
 from ..diffusion.gpus import use_gpu
 
 POLLING = {
-    "poll_sleep_duration": 5,  # a call of squeue, or its like, for every waiting job
+    "poll_sleep_duration": 5,  # one call of squeue (or a similar command) for every waiting job
     "job_finished_timeout": 65,  # files show up late on shared folders: NFS looks once a minute
 }
 RETRIES = {"max_tries": 3, "retry_timeout": 10}  # more submissions of a refused job, and the seconds between them
@@ -33,13 +33,13 @@ KILLED = (
 
 
 class ResilientMultiProcPlugin(MultiProcPlugin):
-    """MultiProc that goes on with new workers where one was killed, and gives every step that needs a GPU its own.
+    """MultiProc that continues with new workers where one was killed, and assigns a GPU to every step that needs one.
 
     Parameters
     ----------
     plugin_args
-        As Nipype has them, and `gpus`: numbers of the GPUs to give out. `n_gpu_procs` may let fewer steps than that run
-        at once, never more.
+        Arguments of Nipype's plugin, and `gpus`: numbers of the GPUs to assign. `n_gpu_procs` can lower the number of
+        steps on GPUs at a time, but not raise it.
     """
 
     pool: ProcessPoolExecutor
@@ -81,29 +81,29 @@ class ResilientMultiProcPlugin(MultiProcPlugin):
 
 
 def _run_step(node, updatehash, task, gpu):
-    """Run a node in a worker, which may have had another GPU before."""
+    """Run a node in a worker on this GPU; the worker's last step may have used another one."""
     with use_gpu(gpu):
         return run_node(node, updatehash, task)
 
 
 class ResilientSLURMPlugin(SLURMPlugin):
-    """SLURM that is asked for what every step takes; a job that it kills or refuses fails its step alone.
+    """SLURM with the resources of every step; a job that SLURM kills or refuses fails only its own step.
 
     Parameters
     ----------
     plugin_args
-        As Nipype has them. What `sbatch_args` ask for wins: of an option given twice sbatch takes the last.
+        Arguments of Nipype's plugin. `sbatch_args` override the resources: sbatch takes the last of two equal options.
     """
 
     def __init__(self, plugin_args: Mapping):
         super().__init__(plugin_args={**RETRIES, **plugin_args})
-        self._logs: dict[int, Path] = {}  # what each job said
-        self._refused: dict[int, str] = {}  # why, by numbers that no job has
+        self._logs: dict[int, Path] = {}  # output of each job
+        self._refused: dict[int, str] = {}  # reasons of refused jobs, by negative numbers, which no job has
         self._squeue_error = ""
 
     def _submit_batchtask(self, scriptfile, node):
         for outdated in Path(node.output_dir()).glob("result_*.pklz"):
-            outdated.unlink()  # or a job that never starts would seem to have made it
+            outdated.unlink()  # otherwise it would look like the result of a job that never started
         name = ".".join(reversed(node.fullname.split(".")))  # the step first: squeue shows eight letters
         asked = [f"--cpus-per-task={node.n_procs}", f"--mem={math.ceil(1024 * node.mem_gb)}M"]
         asked += ["--gres=gpu:1"] * bool(node.is_gpu_node())
@@ -121,13 +121,13 @@ class ResilientSLURMPlugin(SLURMPlugin):
         return taskid
 
     def _sbatch(self, *arguments) -> subprocess.CompletedProcess:
-        """Submit a job, again where SLURM is too busy to take it; return the last answer."""
+        """Submit a job, and again where SLURM is too busy; return the last answer."""
         answer = _call("sbatch", *arguments)
         for _ in range(self._max_tries):
             if re.search(self._jobid_re, answer.stdout):
                 break
             time.sleep(self._retry_timeout)
-            # SLURM may have taken the job without saying so: then this one waits for it, and finds its result.
+            # SLURM may have accepted the job without an answer: then this one waits for it, and finds its result.
             answer = _call("sbatch", "--dependency=singleton", *arguments)
         return answer
 
@@ -149,7 +149,7 @@ class ResilientSLURMPlugin(SLURMPlugin):
             result = super()._get_result(taskid)
         except Exception as error:  # of a shared folder, too
             return _failure(f"the result of SLURM job {taskid} cannot be read: {type(error).__name__}: {error}")
-        if result and isinstance(result["traceback"], str):  # Nipype's own, on a result that never came
+        if result and isinstance(result["traceback"], str):  # Nipype's own traceback for a missing result
             return _failure(self._killed(taskid))
         return result
 
@@ -166,7 +166,7 @@ class ResilientSLURMPlugin(SLURMPlugin):
 
 
 def _call(*command: str) -> subprocess.CompletedProcess:
-    """Run a command; one that cannot be started has failed as one that was."""
+    """Run a command; one that cannot be started returns an exit status too."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
@@ -179,13 +179,13 @@ def _failure(message: str) -> dict:
 
 
 def make_plugin(name: str, arguments: Mapping) -> PluginBase:
-    """Return the plugin that Nipype has by this name, or the resilient one in its place."""
+    """Return Nipype's plugin of this name, or the resilient one in its place."""
     resilient = {"MultiProc": ResilientMultiProcPlugin, "SLURM": ResilientSLURMPlugin}
     return (resilient.get(name) or getattr(plugins, f"{name}Plugin"))(plugin_args=arguments)
 
 
 def prepare_batch(wf, plugin: PluginBase) -> None:
-    """Let a graph wait at the pace of a batch system, where it goes to one."""
+    """Set longer polling times for a graph that runs on a batch system."""
     if isinstance(plugin, SGELikeBatchManagerBase):
         os.environ.setdefault("LOGNAME", getpass.getuser())  # Nipype names jobs by it; not every service has one
         wf.config["execution"] |= POLLING

@@ -1,4 +1,4 @@
-"""What the user reads: the figure and metric nodes of a run, the dataset's own files, the reports."""
+"""Figures, metrics, reports, and the files that describe the derivative dataset."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: M
     wf
         The run's graph.
     plan
-        Of the run.
+        Plan of the run.
     pre
         Output of the preprocessing graph -> port.
     ports
         Output of the run -> port.
     records
-        Method -> port of its record. A method without a series among `ports` makes maps alone.
+        Method -> port of its record. A method without a series among `ports` generates maps.
     normalize
         The normalisation node, or None.
     template
@@ -110,7 +110,7 @@ def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: M
 
 
 def _listed(plan: RunPlan, lists: Mapping, ports: Mapping, records: Mapping) -> dict[str, list]:
-    """Return input of the figures -> ports, for the inputs that take a list: one entry per method or source of maps."""
+    """Return input of the figures -> ports, for inputs that are lists with one entry per method or source of maps."""
     methods, map_methods, map_sources = (lists[name] for name in ("methods", "map_methods", "map_sources"))
     listed = {name: [ports[(name, m)] for m in methods] for name in ("generated", "generated_bval", "generated_bvec")}
     listed["generated_record"] = [records[method] for method in methods]
@@ -128,7 +128,7 @@ def _listed(plan: RunPlan, lists: Mapping, ports: Mapping, records: Mapping) -> 
 
 
 def _merged(wf, listed: dict[str, list]) -> dict:
-    """Return input -> node that hands on all its ports."""
+    """Return input -> node that merges its ports into a list."""
     from nipype.interfaces.utility import Merge
     from nipype.pipeline import engine as pe
 
@@ -141,7 +141,7 @@ def _merged(wf, listed: dict[str, list]) -> dict:
 
 
 def write_dataset_files(settings: Settings, links: Mapping[str, Path]) -> None:
-    """Write what makes the output folder a derivative dataset; safe when two calls do it at once."""
+    """Write the files that make the output folder a derivative dataset; safe when two calls do it at once."""
     description = json.dumps(sidecars.dataset_description(settings.bids_dir, links), indent=2) + "\n"
     contents = {
         "dataset_description.json": description,
@@ -157,7 +157,7 @@ def write_dataset_files(settings: Settings, links: Mapping[str, Path]) -> None:
 def write_reports(
     settings: Settings, plans: Sequence[RunPlan], errors: Mapping[str, RunError]
 ) -> tuple[list[Path], list[str]]:
-    """Write one report per subject and session of this call; return their paths, and which are missing and why.
+    """Write one report per subject and session of this call; return their paths, and the missing ones with reasons.
 
     A report that cannot be built does not stop the others: results come first.
     """
@@ -178,7 +178,7 @@ def write_reports(
             methods = methods_text.as_markdown(methods_text.of_runs(find_records(settings.out_dir, subject, session)))
             page = subject_report(settings.out_dir, subject, session, methods, titles, sidecars.versions())
         except Exception as error:
-            if not isinstance(error, (ReportError, OSError)):  # those say all there is to say
+            if not isinstance(error, (ReportError, OSError)):  # their messages are enough
                 traceback.print_exc()
             missing.append(f"report of {name}: {type(error).__name__}: {error}")
         else:
@@ -191,7 +191,7 @@ def write_reports(
 
 
 def _write_citations(out_dir: Path) -> None:
-    """Write the methods text and the references of all runs of the dataset, also of those of other calls."""
+    """Write the methods text and the references of all runs of the dataset, including those of other calls."""
     from ..qc.report import all_records
     from . import methods_text
 
@@ -202,11 +202,11 @@ def _write_citations(out_dir: Path) -> None:
 
 
 def _write_record(plan: RunPlan, error: RunError | None) -> None:
-    """Keep what this call knows of a run for the reports of later calls, which may not be about this run."""
+    """Store the record of a run for the reports of later calls that do not process this run."""
     out_dir = plan.settings.out_dir
     record = _record(plan, error)
     if plan.settings.reports_only:
-        # Nothing was run: what was done is in the record, and why it failed; only what is missing is known now.
+        # Nothing was run in this call: steps and errors are those of the earlier record; only missing files are new.
         previous = read_record(out_dir, plan.run.entities)
         record = replace(record, methods=previous.methods or record.methods, voxels=previous.voxels or record.voxels)
         if error and error.step == "outputs":
@@ -229,6 +229,6 @@ def _record(plan: RunPlan, error: RunError | None) -> RunRecord:
 
 
 def _voxels(plan: RunPlan) -> dict[str, str]:
-    """Return method -> label of the finer grid that its result is on."""
+    """Return method -> label of the finer grid of its result."""
     finer = [output.fields for output in plan.outputs if output.key == "generated" and "voxel_mm" in output.fields]
     return {fields["method"]: names.resolution(fields["voxel_mm"]) for fields in finer}

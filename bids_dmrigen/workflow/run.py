@@ -1,4 +1,4 @@
-"""The graph of one run: from the acquired series to stored results, made from its plan."""
+"""The graph of one run, built from its plan: from the acquired series to stored results."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
     Parameters
     ----------
     plan
-        Of the run.
+        Plan of the run.
     template
         TemplateFlow name of the template.
     links
         Names and roots of the input datasets, for BIDS URIs.
     threads
-        Of one step.
+        Number of CPU threads of a step.
     """
     graph = RunGraph(plan, template, threads)
     graph.add_methods()
@@ -51,9 +51,9 @@ class RunGraph:
     Attributes
     ----------
     ports
-        Key of an output (`port_key`) -> the port that makes it.
+        Key of an output (`port_key`) -> its port.
     records
-        Source of results -> the port that tells how they were made.
+        Source of results -> the port of the record of how they were generated.
     series
         Source -> the ports of its series' image, b-values and directions.
     masks
@@ -78,7 +78,7 @@ class RunGraph:
         self.masks = {"preproc": self.pre["mask"]}
         self.records = {"series": self.pre["notes"]}
         self.normalize: pe.Node | None = None
-        if plan.does("denoise") and plan.denoised_by:  # what a method denoised was not measured so
+        if plan.does("denoise") and plan.denoised_by:  # the denoised series is not purely measured
             self.records["preproc"] = self.pre["denoise_record"]
 
     def add_methods(self) -> None:
@@ -126,7 +126,7 @@ class RunGraph:
         self.series[name] = [self.ports[(f"generated{end}", name)] for end in KEYS]
 
     def _replayed(self, method: PlannedMethod, part: str, ports: list[Port]) -> list[Port]:
-        """Return the ports of what was made of the acquired series, after the steps that the series goes through."""
+        """Return the ports of a series generated from the acquired one, after the preprocessing steps of the run."""
         plan = self.plan
         replay = init_replay_wf(plan, name=f"replay_{method.name}_{part}", threads=self.threads, gibbs=part == "file")
         if replay is None:
@@ -161,7 +161,7 @@ class RunGraph:
         return node
 
     def add_normalization(self) -> None:
-        """Add the registration, tell the methods that work in the template's space of it, and write maps there."""
+        """Add the registration, connect it to methods in the template's space, and add the maps in that space."""
         if not self.plan.does("normalize"):
             return
         node = self.normalize = normalize_node(self.plan, threads=self.threads)
@@ -215,7 +215,7 @@ class RunGraph:
         )
 
     def _on_scans_grid(self) -> dict[tuple[str, ...], Port]:
-        """Add the nodes that bring what is on a finer grid to the scan's, where it is compared; return their ports."""
+        """Add the nodes that resample results on a finer grid to the scan's grid for comparison; return their ports."""
         from ..interfaces.finer import OntoScan
 
         promised, ports = {port_key(output) for output in self.plan.outputs}, {}
@@ -236,7 +236,7 @@ class RunGraph:
         return ports
 
     def add_sinks(self, links: Mapping[str, Path]) -> None:
-        """Add a sink for everything that one part of the graph makes: a failing step loses nothing but its own."""
+        """Add a sink for each part of the graph, so that a failed step loses only its own results."""
         groups: dict[str, list[Output]] = {}
         for output in self.plan.outputs:
             groups.setdefault(owner(output), []).append(output)
@@ -289,6 +289,6 @@ class RunGraph:
 
 
 def port_key(output: Output) -> tuple[str, ...]:
-    """Return the key of an output's port: its key in the table of names, what makes it, which map it is."""
+    """Return the key of an output's port: its key in the table of names, its source, and its map."""
     maker = output.fields.get("source") or output.fields.get("method") or output.fields.get("voxel_mm")
     return tuple(part for part in (output.key, maker, output.fields.get("param")) if part)

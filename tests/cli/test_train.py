@@ -164,7 +164,7 @@ def test_parts_that_go_on_take_those_after_them_along(tmp_path, atlas, capsys):
     runs = []
     for minutes in ("1", "1", "2", "2"):
         assert main(command(tmp_path, *options, "--minutes", minutes)) == 0
-        anew = "second: what it was trained on has changed" in capsys.readouterr().out
+        anew = "second: its training data have changed" in capsys.readouterr().out
         runs.append((read_card(tmp_path / "mean-small.safetensors"), weights_in(tmp_path), anew))
     (short, of_short, _), (card, found, _) = runs[0], runs[2]
     assert [anew for _, _, anew in runs] == [False, False, True, False]
