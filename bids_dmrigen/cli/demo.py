@@ -49,7 +49,7 @@ class Protocol:
     shape: tuple[int, int, int] = (54, 66, 50)
     voxel_mm: float = 3.2
     t1w_mm: float = 1.5
-    atlas_mm: int = 2  # the grid on which the brains are made
+    atlas_mm: int = 2  # voxel size of the simulated anatomy
 
 
 def write_demo(out_dir: str | Path, seed: int = 0, protocol: Protocol | None = None) -> Path:
@@ -62,7 +62,7 @@ def write_demo(out_dir: str | Path, seed: int = 0, protocol: Protocol | None = N
     seed
         The same seed gives the same dataset.
     protocol
-        What to acquire; None for a small ordinary run.
+        Acquisition protocol; None for a small ordinary run.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def write_demo(out_dir: str | Path, seed: int = 0, protocol: Protocol | None = N
     Raises
     ------
     FileExistsError
-        Where `out_dir` holds anything.
+        Where `out_dir` is not empty.
     """
     from ..simulate.anatomy import deform
     from .atlases import EMBEDDED, load_atlas

@@ -1,4 +1,4 @@
-"""The surroundings of the processes that a call starts: threads, caches, telemetry."""
+"""The environment of the processes that a call starts: threads, caches, telemetry."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def prepare(work: Path, threads: int, log_level: str = "ERROR") -> None:
 
 
 def stop_workers() -> None:
-    """End all processes that this one started. A signal to this one alone leaves them at work, and Python waits."""
+    """End all processes that this one started; else they would continue after a signal, and Python would wait."""
     import psutil
 
     for worker in psutil.Process().children(recursive=True):

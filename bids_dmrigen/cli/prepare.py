@@ -69,11 +69,11 @@ def run(args) -> int:
     left_out: list[str] = []
     count = write_prepared(args.out, _scans(args, left_out))
     print(f"{args.out}: {count} runs, {args.out.stat().st_size / 1e6:.0f} MB")
-    return _said(left_out)
+    return _exit_status(left_out)
 
 
-def _said(left_out: list[str]) -> int:
-    """Say that runs were left out; return the exit status."""
+def _exit_status(left_out: list[str]) -> int:
+    """Print how many runs were left out; return the exit status."""
     if left_out:
         print(f"{len(left_out)} runs were left out, see above", file=sys.stderr)
     return 1 if left_out else 0
@@ -112,11 +112,11 @@ def _write_adc_atlas(args) -> int:
         inside = data[..., k][data[..., k] > 0]
         print(f"b={b:g}: mean {inside.mean() if inside.size else 0:.3g} mm²/s in {inside.size} voxels")
     print(f"{args.out}: {args.out.stat().st_size / 1e3:.0f} kB")
-    return _said(left_out)
+    return _exit_status(left_out)
 
 
 def _adc_of_simulated(args, bvals):
-    """Return the mean ADC of simulated subjects, its affine, and what its sidecar says."""
+    """Return the mean ADC of simulated subjects, its affine, and the fields of its sidecar."""
     from ..simulate.adc import mean_adc
     from ..spatial.templates import EMBEDDED_NAME
     from .atlases import load_atlas
@@ -129,7 +129,7 @@ def _adc_of_simulated(args, bvals):
 
 
 def _adc_of_runs(args, bvals, left_out: list[str]):
-    """Return the mean ADC of the subjects of a preprocessed dataset, its affine, and what its sidecar says."""
+    """Return the mean ADC of the subjects of a preprocessed dataset, its affine, and the fields of its sidecar."""
     from ..spatial.adc_atlas import GRID_AFFINE, find_transform, mean_of_runs, shells_on_template
 
     if args.subjects is not None:
@@ -143,9 +143,9 @@ def _adc_of_runs(args, bvals, left_out: list[str]):
         return [b for b, _ in scan.gradients.shells()], shells_on_template(scan, transform, bvals)
 
     def maps():
-        for item, (shells, found) in _usable(args, left_out, read):
+        for item, (shells, adc) in _usable(args, left_out, read):
             print(f"{item.name}: b={', '.join(f'{b:.0f}' for b in shells)}", flush=True)
-            yield item.entities["subject"], shells, found
+            yield item.entities["subject"], shells, adc
 
     data, n_runs, n_subjects = mean_of_runs(maps(), bvals)
     if len(templates) > 1:
@@ -158,7 +158,7 @@ def _adc_of_runs(args, bvals, left_out: list[str]):
 
 
 def _usable(args, left_out: list[str], read):
-    """Yield every run with what `read` makes of it; say which runs it cannot read, and why."""
+    """Yield every run with the result of `read`; print which runs cannot be read, and why."""
     from ..bids.query import find_preprocessed, find_runs, open_layout
     from ..dwi.gradients import GradientError
     from ..dwi.series import ScanError
@@ -168,7 +168,7 @@ def _usable(args, left_out: list[str], read):
     derivative = _is_derivative(root)
     layout = open_layout(root, derivative=derivative)
     runs = find_preprocessed(layout, (), labels) if derivative else find_runs(layout, labels)
-    for item in sorted(runs, key=lambda run: run.entities.get("subject", "")):  # those of a subject one after another
+    for item in sorted(runs, key=lambda run: run.entities.get("subject", "")):  # runs of a subject one after another
         try:
             if item.fault:
                 raise ScanError(item.fault)

@@ -1,4 +1,4 @@
-"""`dmrigen simulate`: scans of simulated subjects as a BIDS dataset, with everything that is known about them."""
+"""`dmrigen simulate`: scans of simulated subjects as a BIDS dataset, with their truth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A BIDS dataset of simulated scans with what is known about them; `dmrigen demo` and `dmrigen simulate` write it."""
+"""A BIDS dataset of simulated scans with their truth; `dmrigen demo` and `dmrigen simulate` write it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def write_descriptions(root: Path, readme: str, labels: Sequence[str]) -> None:
 
 
 def write_truth(root: Path, label: str, result: SimulatedScan, poses: np.ndarray, field: np.ndarray | None) -> None:
-    """Write what is known about one run."""
+    """Write the truth of one run."""
     from ..bids import names
     from ..bids.sidecars import CONFOUNDS, MAPS
     from ..dwi.series import Scan
@@ -96,7 +96,7 @@ def write_truth(root: Path, label: str, result: SimulatedScan, poses: np.ndarray
 
 
 def scanner_fields() -> dict[str, Any]:
-    """Return what a sidecar says of the scanner."""
+    """Return the fields of a sidecar that describe the scanner."""
     return {"Manufacturer": "Simulated", "ManufacturersModelName": "bids_dmrigen", "MagneticFieldStrength": 3}
 
 

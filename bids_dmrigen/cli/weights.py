@@ -1,4 +1,4 @@
-"""`dmrigen weights`: which trained weights there are, what they are, and whether they are whole."""
+"""`dmrigen weights`: list trained weights, show their cards, and verify their files."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class BrainMask(SimpleInterface):
 
 
 class _BiasFieldInputSpec(SeriesInputSpec):
-    in_mask = File(exists=True, desc="brain; found where not given")
+    in_mask = File(exists=True, desc="brain mask (default: computed from the series)")
 
 
 class _BiasFieldOutputSpec(TraitedSpec):
@@ -68,11 +68,11 @@ class _DivideByBiasInputSpec(BaseInterfaceInputSpec):
 
 
 class _DivideByBiasOutputSpec(TraitedSpec):
-    out_file = File(exists=True, desc="divided by the field")
+    out_file = File(exists=True, desc="series or volume divided by the field")
 
 
 class DivideByBias(SimpleInterface):
-    """Take a bias field that was estimated on one series out of another on the same grid."""
+    """Divide a series by a bias field that was estimated on another series on the same grid."""
 
     input_spec = _DivideByBiasInputSpec
     output_spec = _DivideByBiasOutputSpec

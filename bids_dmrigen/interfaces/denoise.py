@@ -1,4 +1,4 @@
-"""Nipype interfaces that take noise and Gibbs ringing out of a raw diffusion series."""
+"""Nipype interfaces that remove noise and Gibbs ringing from a raw diffusion series."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from .base import SeriesInputSpec
 
 
 class DenoiseInputSpec(SeriesInputSpec):
-    """What `Denoise` takes."""
+    """Inputs of `Denoise`."""
 
     in_mask = File(exists=True, desc="mask; voxels outside keep their acquired values")
     method = traits.Enum(*METHODS, usedefault=True, desc="denoising method")
 
 
 class DenoiseOutputSpec(TraitedSpec):
-    """What `Denoise` gives."""
+    """Outputs of `Denoise`."""
 
     out_file = File(exists=True, desc="denoised series, float32, scanner units")
     out_sigma = traits.Float(desc="noise standard deviation before denoising, scanner units; NaN if unknown")
-    out_message = traits.Str(desc="what was done, and why if it is not what was asked for")
+    out_message = traits.Str(desc="what was done, with the reason where it differs from the request")
 
 
 class Denoise(SimpleInterface):
@@ -50,7 +50,7 @@ class Denoise(SimpleInterface):
 
 
 class DegibbsInputSpec(BaseInterfaceInputSpec):
-    """What `Degibbs` takes."""
+    """Inputs of `Degibbs`."""
 
     in_file = File(exists=True, mandatory=True, desc="image (3-D or 4-D) on the acquired grid")
     slice_axis = traits.Range(0, 2, value=2, usedefault=True, desc="axis along which slices were acquired")
@@ -58,7 +58,7 @@ class DegibbsInputSpec(BaseInterfaceInputSpec):
 
 
 class DegibbsOutputSpec(TraitedSpec):
-    """What `Degibbs` gives."""
+    """Outputs of `Degibbs`."""
 
     out_file = File(exists=True, desc="image without Gibbs ringing, float32, scanner units")
 

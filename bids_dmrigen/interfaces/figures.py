@@ -32,31 +32,31 @@ class RunInput(BaseInterfaceInputSpec):
     sdc_after = File(exists=True, desc="b0 after susceptibility correction")
     reverse_before = File(exists=True, desc="reverse-phase b0 before susceptibility correction")
     reverse_after = File(exists=True, desc="reverse-phase b0 after susceptibility correction")
-    methods = traits.List(traits.Str, desc="methods that made a series")
+    methods = traits.List(traits.Str, desc="methods that generated a series")
     generated = traits.List(File(exists=True), desc="their series, in that order")
     generated_bval = traits.List(File(exists=True), desc="b-values")
     generated_bvec = traits.List(File(exists=True), desc="directions")
-    generated_record = traits.List(File(exists=True), desc="JSON with GenerativeModel: how each was made")
+    generated_record = traits.List(File(exists=True), desc="JSON with GenerativeModel: how each series was generated")
     generated_std = traits.List(File(exists=True), desc="standard deviation of the samples, one per method that draws")
-    drawn_methods = traits.List(traits.Str, desc="which these are (default: all)")
-    generated_left_out = traits.List(File(exists=True), desc=".npz: volumes and what each method made of them unseen")
-    map_sources = traits.List(traits.Str, desc="what the maps come from: preproc and methods")
+    drawn_methods = traits.List(traits.Str, desc="methods that draw samples (default: all)")
+    generated_left_out = traits.List(File(exists=True), desc=".npz: left-out volumes and their predictions")
+    map_sources = traits.List(traits.Str, desc="sources of the maps: preproc and methods")
     fa = traits.List(File(exists=True), desc="fractional anisotropy per source")
     md = traits.List(File(exists=True), desc="mean diffusivity per source, mm²/s")
     dec = traits.List(File(exists=True), desc="direction-encoded colour per source")
-    map_methods = traits.List(traits.Str, desc="methods that made maps alone; they are among map_sources")
-    map_record = traits.List(File(exists=True), desc="JSON with GenerativeModel: how each of them made its maps")
+    map_methods = traits.List(traits.Str, desc="methods that generated only maps; they are among map_sources")
+    map_record = traits.List(File(exists=True), desc="JSON with GenerativeModel: how these maps were generated")
     fa_std = traits.List(File(exists=True), desc="standard deviation of their samples' fractional anisotropy")
-    md_std = traits.List(File(exists=True), desc="of their mean diffusivity, mm²/s")
-    dec_std = traits.List(File(exists=True), desc="of their direction-encoded colour")
+    md_std = traits.List(File(exists=True), desc="standard deviation of their mean diffusivity, mm²/s")
+    dec_std = traits.List(File(exists=True), desc="standard deviation of their direction-encoded colour")
     rish_before = traits.List(
         File(exists=True), desc="RISH maps of the preprocessed series: degrees 0, 2 and perhaps 4"
     )
     rish_methods = traits.List(traits.Str, desc="methods that change these features")
-    rish_after = traits.List(File(exists=True), desc="those of the series that they made, method after method")
-    extra = traits.List(File(exists=True), desc="maps that methods made beside their series or tensor maps")
-    extra_methods = traits.List(traits.Str, desc="which method made each of them")
-    extra_titles = traits.List(traits.Str, desc="what each of them is called")
+    rish_after = traits.List(File(exists=True), desc="RISH maps of their series, method after method")
+    extra = traits.List(File(exists=True), desc="maps that methods generated beside their series or tensor maps")
+    extra_methods = traits.List(traits.Str, desc="method of each of these maps")
+    extra_titles = traits.List(traits.Str, desc="title of each of these maps")
     preproc_generated = traits.Bool(
         False, usedefault=True, desc="the preprocessed series was denoised by a generative method"
     )
@@ -64,7 +64,7 @@ class RunInput(BaseInterfaceInputSpec):
 
 class _RunFiguresOutput(TraitedSpec):
     figures = traits.List(traits.Tuple(traits.Str, File(exists=True)), desc="(key of the figure, file)")
-    skipped = traits.Dict(traits.Str, traits.Str, desc="figure -> why it is not there")
+    skipped = traits.Dict(traits.Str, traits.Str, desc="figure -> why it is missing")
 
 
 class RunFigures(SimpleInterface):
@@ -87,7 +87,7 @@ class _QualityMetricsOutput(TraitedSpec):
 
 
 class QualityMetrics(SimpleInterface):
-    """Measure a run; what the inputs do not allow is left out."""
+    """Compute the quality metrics of a run; those that lack inputs are left out."""
 
     input_spec = RunInput
     output_spec = _QualityMetricsOutput

@@ -1,4 +1,4 @@
-"""Nipype interfaces between the scan's grid and a finer one: the brain mask there; series and maps from there."""
+"""Nipype interfaces that resample between the scan's grid and a finer one: brain mask, series and maps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _FinerMaskOutput(TraitedSpec):
 
 
 class FinerMask(SimpleInterface):
-    """Write the brain mask on the finer grid of the methods that make one."""
+    """Write the brain mask on the finer grid of the methods whose results have one."""
 
     input_spec = _FinerMaskInput
     output_spec = _FinerMaskOutput
@@ -41,15 +41,15 @@ class FinerMask(SimpleInterface):
 
 class _OntoScanInput(BaseInterfaceInputSpec):
     in_series = traits.List(File(exists=True), desc="series on the finer grid")
-    in_maps = traits.List(File(exists=True), desc="maps there, 0 outside the mask")
-    in_mask = File(exists=True, mandatory=True, desc="brain mask there")
+    in_maps = traits.List(File(exists=True), desc="maps on the finer grid, 0 outside the mask")
+    in_mask = File(exists=True, mandatory=True, desc="brain mask on the finer grid")
     reference = File(exists=True, mandatory=True, desc="an image on the scan's grid")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="processor threads")
 
 
 class _OntoScanOutput(TraitedSpec):
     out_series = traits.List(File(exists=True), desc="the series on the scan's grid, in that order")
-    out_maps = traits.List(File(exists=True), desc="the maps there")
+    out_maps = traits.List(File(exists=True), desc="the maps on the scan's grid, in that order")
 
 
 class OntoScan(SimpleInterface):

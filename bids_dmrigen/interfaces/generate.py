@@ -55,9 +55,9 @@ class _GenerateInput(SeriesInputSpec):
     fibres = traits.Either(None, traits.Directory(exists=True), usedefault=True, desc="atlas with fibre directions")
     atlas_state = traits.Str(desc="digest of the files in those folders: Nipype runs again where it changes")
     options = traits.Dict(usedefault=True, desc="the method's own options, by key")
-    left_out = traits.Int(0, usedefault=True, desc="acquired directions of each shell that are made unseen, as a check")
+    left_out = traits.Int(0, usedefault=True, desc="acquired directions per shell that are left out as a check")
     tensor_volumes = traits.Either(
-        None, traits.List(traits.Int), usedefault=True, desc="fitted by tensors, for the record"
+        None, traits.List(traits.Int), usedefault=True, desc="volumes of the tensor fit, for the record"
     )
     also_in_template = traits.Bool(False, usedefault=True, desc="write the series in the template's space too")
     deterministic = traits.Bool(False, usedefault=True, desc="the same bits every time, where the device can")
@@ -70,18 +70,18 @@ class _GenerateOutput(TraitedSpec):
     out_bval = File(desc="b-values of the generated series")
     out_bvec = File(desc="directions of the generated series")
     out_sidecar = File(desc="JSON: how it was made")
-    out_left_out = File(desc=".npz: volumes (K,) and what was made of them unseen (X, Y, Z, K); K may be 0")
+    out_left_out = File(desc=".npz: left-out volumes (K,) and their predictions (X, Y, Z, K); K may be 0")
     out_template_file = File(desc="b0 and generated volumes in the template's space, on its standard grid")
     out_template_bval = File(desc="their b-values")
     out_template_bvec = File(desc="their directions")
     out_template_sidecar = File(desc="JSON: how it was made")
     out_extra = traits.List(File(exists=True), desc="maps beside these, in the order of the method's specification")
-    out_fa = File(desc="fractional anisotropy, of a method that makes maps in place of a series")
+    out_fa = File(desc="fractional anisotropy, from a method that generates maps instead of a series")
     out_md = File(desc="its mean diffusivity, mm²/s")
     out_dec = File(desc="its direction-encoded colour, (X, Y, Z, 3)")
     out_fa_std = File(desc="voxel-wise standard deviation of the samples' fractional anisotropy")
-    out_md_std = File(desc="of their mean diffusivity, mm²/s")
-    out_dec_std = File(desc="of their direction-encoded colour, (X, Y, Z, 3)")
+    out_md_std = File(desc="standard deviation of their mean diffusivity, mm²/s")
+    out_dec_std = File(desc="standard deviation of their direction-encoded colour, (X, Y, Z, 3)")
 
 
 class Generate(SimpleInterface):

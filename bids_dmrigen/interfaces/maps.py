@@ -13,7 +13,7 @@ from .base import SeriesInputSpec
 
 class _TensorMapsInput(SeriesInputSpec):
     in_mask = File(exists=True, mandatory=True, desc="brain mask")
-    volumes = traits.Either(None, traits.List(traits.Int), usedefault=True, desc="those that are fitted (default: all)")
+    volumes = traits.Either(None, traits.List(traits.Int), usedefault=True, desc="fitted volumes (default: all)")
     method = traits.Enum("wls", "ols", usedefault=True, desc="weighted or ordinary least squares")
 
 

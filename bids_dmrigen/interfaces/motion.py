@@ -11,11 +11,11 @@ from .base import SeriesInputSpec
 
 
 class _HeadMotionInputSpec(SeriesInputSpec):
-    in_mask = File(exists=True, desc="brain of the first b0; found where not given")
+    in_mask = File(exists=True, desc="brain mask of the first b0 (default: computed from the series)")
     phase_encoding_direction = traits.Enum(
         "i", "i-", "j", "j-", "k", "k-", desc="BIDS; not given: eddy currents are left as they are"
     )
-    random_seed = traits.Int(1, usedefault=True, desc="of the metric's sampling")
+    random_seed = traits.Int(1, usedefault=True, desc="seed of the metric's sampling")
 
 
 class _HeadMotionOutputSpec(TraitedSpec):

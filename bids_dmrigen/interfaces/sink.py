@@ -20,7 +20,7 @@ class _SinkInput(BaseInterfaceInputSpec):
 
 
 class _SinkOutput(TraitedSpec):
-    out_files = traits.List(traits.Str, desc="what was written")
+    out_files = traits.List(traits.Str, desc="paths of the written files")
 
 
 class Sink(SimpleInterface):

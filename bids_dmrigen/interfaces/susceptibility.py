@@ -17,13 +17,13 @@ class _SusceptibilityInputSpec(SeriesInputSpec):
     opposite_bvec = File(exists=True, desc="b-vectors of the opposite series; only its b0s are used")
     opposite_direction = traits.Enum("i", "i-", "j", "j-", "k", "k-", mandatory=True, desc="BIDS")
     readout_time = traits.Float(desc="TotalReadoutTime, s; not given: the report has no field in Hz")
-    random_seed = traits.Int(1, usedefault=True, desc="of the head-motion metric's sampling")
+    random_seed = traits.Int(1, usedefault=True, desc="seed of the head-motion metric's sampling")
 
 
 class _SusceptibilityOutputSpec(TraitedSpec):
     out_field = File(
         exists=True,
-        desc="displacement along the phase axis, mm towards higher index: where in the distorted series the content is",
+        desc="displacement along the phase axis, mm towards higher index: from true to distorted positions",
     )
     out_b0 = File(exists=True, desc="mean b0 before the correction")
     out_opposite = File(exists=True, desc="opposite b0 before the correction, on the scan's grid")

@@ -19,12 +19,12 @@ class _ToTemplateInput(BaseInterfaceInputSpec):
 
 
 class _ToTemplateOutput(TraitedSpec):
-    out_files = traits.List(File(exists=True), desc="the maps there, in that order")
-    out_mask = File(exists=True, desc="brain mask there")
+    out_files = traits.List(File(exists=True), desc="the maps on the template's grid, in that order")
+    out_mask = File(exists=True, desc="brain mask on the template's grid")
 
 
 class ToTemplate(SimpleInterface):
-    """Resample maps onto `standard_grid`; what lies outside the brain (0) does not enter the averages."""
+    """Resample maps onto `standard_grid`; voxels outside the brain (0) do not enter the averages."""
 
     input_spec = _ToTemplateInput
     output_spec = _ToTemplateOutput

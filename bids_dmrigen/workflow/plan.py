@@ -1,6 +1,6 @@
-"""What will be done with each run and why: decided from headers and b-tables, before anything is computed.
+"""The plan of each run: its steps with reasons, decided from headers and b-tables before anything is computed.
 
-The plan is what `--dry-run` prints, what the graph is built from, and what the end of the call is checked against.
+`--dry-run` prints the plan, the graph is built from it, and the results of the call are checked against it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..methods import REGISTRY, options, spec_of
 from ..methods.spec import RISH, TENSOR, Directions, Header, MethodPlan, MethodSpec
 from .settings import Settings, directions_of
 
-MIN_SLICES = 8  # fewer voxels along an axis: nothing that three-dimensional registration could hold on to
+MIN_SLICES = 8  # voxels along an axis: with fewer, three-dimensional registration is not reliable
 TRANSFORM_KEYS = ("to_template", "from_template")
 SPACE_FACTOR = 10  # intermediate and final files together, in multiples of the series as float32
 FINER_SPACE_FACTOR = 3  # the same of each series on a finer grid
@@ -46,7 +46,7 @@ UNFORESEEN = (
 
 
 class NoWeightingError(ScanError):
-    """A series of b0s alone: no diffusion series, but another one may have it as partner."""
+    """A series with only b0s: it cannot be processed, but may be the reverse-phase partner of another run."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,10 @@ class RunPlan:
     outputs: tuple[Output, ...] = ()
     warnings: tuple[str, ...] = ()
     fault: str | None = None
-    trace: str = ""  # of a fault that the checks did not foresee
-    only_b0: bool = False  # nothing in it is diffusion-weighted, as far as is known
+    trace: str = ""  # traceback of a fault that the checks did not foresee
+    only_b0: bool = False  # the series has no diffusion-weighted volume, or no gradient table
     refused: Mapping[str, str] = field(default_factory=dict)  # requested method -> why it cannot work on this run
-    note: str | None = None  # why there is nothing to do, and nothing wrong with that
+    note: str | None = None  # why there is nothing to do, where this is not a fault
 
     def broken_by(self, error: Exception) -> RunPlan:
         """Return this plan with an error that the checks did not foresee as its fault."""
@@ -137,7 +137,7 @@ class RunPlan:
 
     @property
     def many_samples(self) -> bool:
-        """Whether methods that draw give the spread of their samples."""
+        """Whether methods that draw samples also return their spread."""
         return self.settings.n_samples > 1
 
     @property
@@ -236,7 +236,7 @@ def _plan(run: Run, settings: Settings, template: str) -> RunPlan:
         raise NoWeightingError(
             ONLY_B0.format(path=run.bval, n=len(gradients), threshold=settings.b0_threshold, methods=able)
         )
-    # What suits the run depends on the methods that can work on it.
+    # The default denoiser depends on the methods that can work on the run.
     denoiser = replace(settings, methods=tuple(method.name for method in methods)).denoiser
     plan = RunPlan(
         run, settings, methods, denoiser, planned.get(denoiser), header.shape, gradients, warnings=tuple(warnings),

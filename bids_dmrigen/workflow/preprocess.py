@@ -1,4 +1,4 @@
-"""The preprocessing graph of one run: what the plan says, in the order of the physics, interpolated once."""
+"""The preprocessing graph of one run: the steps of its plan, in the order of the physics, with one interpolation."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
     Parameters
     ----------
     plan
-        Of the run; each step that it leaves out is absent from the graph.
+        Plan of the run; steps that it leaves out are absent from the graph.
     threads
-        Of one step.
+        Number of CPU threads of a step.
 
     Outputs
     -------
@@ -31,13 +31,13 @@ def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
     raw_file, raw_bval, raw_bvec
         The acquired series, conformed.
     reference, mask, sigma, notes
-        Mean b0, brain mask, noise standard deviation in scanner units, what the steps had to say.
+        Mean b0, brain mask, noise standard deviation in scanner units, notes of the steps.
     raw_mask, denoise_record
-        Brain mask of the acquired series, how a method denoised it: where a method needs the one, or made the other.
+        Brain mask of the acquired series, where a method needs it; record of a denoising method, where one was used.
     confounds, transforms, field, bias_field
-        What the steps found, where they are done.
+        Estimates of the steps that are done.
     raw_b0, raw_opposite, corrected_b0, corrected_opposite
-        Of susceptibility correction, where it is done.
+        b0 images before and after susceptibility correction, where it is done.
     """
     from ..interfaces.conform import Conform, MeanB0
 
@@ -85,7 +85,7 @@ def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
 
 
 def _add_denoising(wf: pe.Workflow, plan: RunPlan, series: dict, raw_mask, output: pe.Node, threads: int) -> dict:
-    """Denoise, and in any case measure the noise: reports need its level."""
+    """Denoise the series, and always estimate the noise level, which reports need."""
     from ..interfaces.conform import Notes
     from ..interfaces.denoise import Denoise
 
@@ -161,7 +161,7 @@ def _add_gibbs(wf: pe.Workflow, plan: RunPlan, series: dict, threads: int) -> di
 
 
 def _add_alignment(wf: pe.Workflow, plan: RunPlan, series: dict, output: pe.Node, threads: int, memory: float) -> dict:
-    """Susceptibility, head motion and eddy currents: estimated apart, applied in one interpolation."""
+    """Estimate susceptibility distortion, head motion and eddy currents, and correct them in one interpolation."""
     from ..interfaces.motion import HeadMotion
     from ..interfaces.resample import Resample
     from ..interfaces.susceptibility import Susceptibility
@@ -182,7 +182,7 @@ def _add_alignment(wf: pe.Workflow, plan: RunPlan, series: dict, output: pe.Node
         ])  # fmt: skip
     if plan.does("susceptibility"):
         partner = run.partner
-        assert partner is not None  # the plan has this step where there is one
+        assert partner is not None  # the plan has this step only where there is a partner
         field = pe.Node(
             Susceptibility(
                 **common,
@@ -247,7 +247,7 @@ def _add_bias(
 
 
 def init_replay_wf(plan: RunPlan, *, name: str, threads: int, gibbs: bool = True) -> pe.Workflow | None:
-    """Return the graph that takes another series through what the acquired one went through, or None for nothing.
+    """Return the graph that applies the steps of the acquired series to another one, or None without such steps.
 
     Parameters
     ----------
@@ -304,7 +304,7 @@ def init_replay_wf(plan: RunPlan, *, name: str, threads: int, gibbs: bool = True
 
 def _resample_options(plan: RunPlan, threads: int) -> dict[str, Any]:
     options: dict[str, Any] = {"num_threads": threads, "b0_threshold": plan.settings.b0_threshold}
-    # The axis alone is enough for eddy currents; only a distortion has a sign.
+    # For eddy currents the axis is enough; only the susceptibility field needs the sign of the direction.
     direction = plan.run.phase_encoding or plan.run.phase_encoding_axis
     if direction:
         options["phase_encoding_direction"] = direction

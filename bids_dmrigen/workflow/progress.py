@@ -1,4 +1,4 @@
-"""What is running, for which run, how far, and how long it will take."""
+"""Progress lines: the running step, its run, the share done, and the time left."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Progress:
             print(f"[{self.done / self.total:4.0%}{self._left(now)}] {run}: {step}", flush=True)
             return
         self.done += weight
-        if node.fullname in self.started:  # a step found in the work folder took no time and tells none
+        if node.fullname in self.started:  # a step from the work folder took no time
             self.worked += weight
         if status == "exception":
             print(f"[{self.done / self.total:4.0%}] {run}: {step} FAILED", flush=True)

@@ -1,4 +1,4 @@
-"""Every setting of the BIDS App, once: type, default, help and group. The parser and the TOML file come from here."""
+"""All settings of the BIDS App, with type, default, help and group; the parser and the TOML file use them."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ NO_DIRECTIONS = "{path}: expected b-vectors, three rows of numbers, found none b
 
 
 class SettingsError(ValueError):
-    """A setting that makes no sense, with what was expected."""
+    """A setting that is not valid, with the expected value."""
 
 
 def option(group: str, text: str, default: Any = MISSING, *, flag: str | None = None, **argparse: Any) -> Any:
-    """Declare a setting: its group and help, and what argparse needs to know beyond its type."""
+    """Declare a setting: its group, help, and the arguments of argparse that do not follow from its type."""
     metadata = {"group": group, "help": text, "flag": flag, "argparse": argparse}
     return field(default=default, metadata=metadata)
 
@@ -124,7 +124,7 @@ class Settings:
         "methods", "samples per result; more than one adds maps of their spread (default: 1)", 1, metavar="N"
     )
     seed: int = option("methods", "seed of every random number (default: 0)", 0, metavar="N")
-    method_options: Mapping[str, Any] = field(default_factory=dict)  # of the methods themselves, by `Option.name`
+    method_options: Mapping[str, Any] = field(default_factory=dict)  # options of methods, by `Option.name`
 
     # -- preprocessing
     denoise: str | None = option(
@@ -261,7 +261,8 @@ class Settings:
                 raise SettingsError(f"--derivatives: {path} is the output folder too; give another output folder")
         weights_by_method(self.weights)
         object.__setattr__(self, "method_options", self._checked_options())
-        for name in ("template_dir", "xtract_dir", "adc_atlas", "fibre_dir"):  # steps run in folders of their own
+        # Full paths, because steps run in other folders.
+        for name in ("template_dir", "xtract_dir", "adc_atlas", "fibre_dir"):
             path = getattr(self, name)
             if path is not None and name != "template_dir" and not path.exists():
                 raise SettingsError(f"--{name.replace('_', '-')}: {path} does not exist")
@@ -275,7 +276,7 @@ class Settings:
             )
 
     def _checked_options(self) -> dict[str, Any]:
-        """Return the value of every method's every option, by name, files by their full paths."""
+        """Return the values of all options of all methods, by name; files as full paths."""
         all_options = {o.name: o for o in options()}
         if unknown := sorted(set(self.method_options) - set(all_options)):
             raise SettingsError(f"no method has an option {unknown[0]}; there are {', '.join(all_options)}")
@@ -380,7 +381,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _check(spec: Field, value: Any) -> None:
-    """Refuse a value of the wrong kind: a settings file has no parser that would."""
+    """Refuse a value of the wrong type, which may come from a settings file."""
     if "group" not in spec.metadata or value is None:
         return
     listed = isinstance(spec.default, tuple)
@@ -399,7 +400,7 @@ def _check(spec: Field, value: Any) -> None:
 
 
 def directions_of(value: str | int) -> int | tuple[tuple[float, ...], ...]:
-    """Return a number of directions, or the b-vectors in a file; those of b0s, of length 0, are passed over.
+    """Return a number of directions, or the b-vectors in a file without those of b0s, which have length 0.
 
     Raises
     ------
@@ -429,7 +430,7 @@ def _vectors_in(path: str) -> tuple[tuple[float, ...], ...]:
 
 
 def _located(option: Option, value: Any) -> Any:
-    """Return a value with files by their full paths: steps run in folders of their own."""
+    """Return a value with full paths of files, because steps run in other folders."""
     if option.kind is not Directions or value is None:
         return value.resolve() if isinstance(value, Path) else value
     text = str(value)
