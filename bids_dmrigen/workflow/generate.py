@@ -87,7 +87,7 @@ def _template_gb(plan: RunPlan, method: PlannedMethod) -> float:
 
 def _finer_gb(plan: RunPlan, method: PlannedMethod) -> float:
     """Return the memory (GB) of a series on a finer grid: the series, its spread, and intermediate arrays."""
-    return (10 if plan.many_samples else 6) * method.made_gb
+    return (10 if plan.many_samples else 6) * method.finer_gb
 
 
 def _state(*paths: Path | None) -> str:

@@ -63,7 +63,7 @@ REFERENCES = {
     )
 }  # fmt: skip
 
-MADE_WITH = (
+SOFTWARE = (
     f"Results were made with bids_dmrigen {__version__}, a BIDS App built on Nipype [nipype], PyBIDS [pybids], "
     "DIPY [dipy] and ANTs [ants]."
 )
@@ -109,7 +109,7 @@ def paragraphs(plans: Sequence[RunPlan]) -> list[str]:
     def some(step: str) -> bool:
         return any(plan.does(step) for plan in sound)
 
-    text = [MADE_WITH]
+    text = [SOFTWARE]
     if not sound:
         return [*text, NOTHING_DONE]
     steps: list[str] = []
@@ -184,7 +184,7 @@ def of_runs(records: Sequence[RunRecord]) -> list[str]:
     text: list[str] = []
     for paragraphs_of_runs, runs in alike.items():
         text += [f"Of {', '.join(runs)}:", *paragraphs_of_runs] if len(alike) > 1 else paragraphs_of_runs
-    return text or [MADE_WITH, NOTHING_DONE]
+    return text or [SOFTWARE, NOTHING_DONE]
 
 
 def as_markdown(text: Sequence[str]) -> str:

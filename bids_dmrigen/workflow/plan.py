@@ -78,14 +78,14 @@ class PlannedMethod:
         What the method will do with the run.
     maps
         Whether the directions of the generated series determine a tensor; False for a method that generates maps.
-    made_gb
+    finer_gb
         Size of that series in memory as float32, GB, where it is on a finer grid; 0 on the grid of the run.
     """
 
     spec: MethodSpec
     plan: MethodPlan
     maps: bool
-    made_gb: float
+    finer_gb: float
 
     @property
     def name(self) -> str:
@@ -165,12 +165,12 @@ class RunPlan:
 
     def series_gb(self, source: str) -> float:
         """Return the size of the series of a method, or of another source, in memory as float32, GB."""
-        return next((m.made_gb for m in self.methods if m.name == source), 0.0) or self.volume_gb
+        return next((m.finer_gb for m in self.methods if m.name == source), 0.0) or self.volume_gb
 
     @property
     def space_gb(self) -> float:
         """Space that intermediate and final files take together, GB."""
-        finer = sum(method.made_gb for method in self.methods)
+        finer = sum(method.finer_gb for method in self.methods)
         return SPACE_FACTOR * self.volume_gb + FINER_SPACE_FACTOR * min(self.settings.n_samples, 2) * finer
 
 
@@ -259,11 +259,11 @@ def _planned(spec: MethodSpec, values: Mapping, header: Header) -> PlannedMethod
     """Return the plan of a method on a run; `ScanError` where it cannot work on it."""
     if spec.in_template and min(header.shape[:3]) < MIN_SLICES:
         raise ScanError(NO_TEMPLATE.format(name=spec.name, found=min(header.shape[:3]), needed=MIN_SLICES))
-    plan, made_gb = spec.plan(values, header), 0.0
+    plan, finer_gb = spec.plan(values, header), 0.0
     if plan.edge_mm is not None:
-        made_gb = float(np.prod(header.shape)) * 4e-9 * float(np.prod(header.zooms_mm)) / plan.edge_mm**3
+        finer_gb = float(np.prod(header.shape)) * 4e-9 * float(np.prod(header.zooms_mm)) / plan.edge_mm**3
     fitted = plan.table if plan.fitted is None else plan.table[plan.fitted]
-    return PlannedMethod(spec, plan, spec.gives_series and _maps(fitted).active, made_gb)
+    return PlannedMethod(spec, plan, spec.gives_series and _maps(fitted).active, finer_gb)
 
 
 def _inspect(run: Run, b0_threshold: float) -> Header:

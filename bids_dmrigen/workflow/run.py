@@ -221,7 +221,7 @@ class RunGraph:
         promised, ports = {port_key(output) for output in self.plan.outputs}, {}
         for method in (method for method in self.plan.methods if method.grid):
             name = method.name
-            node = pe.Node(OntoScan(), name=f"onto_{name}", mem_gb=0.5 + self.plan.volume_gb + 2 * method.made_gb)
+            node = pe.Node(OntoScan(), name=f"onto_{name}", mem_gb=0.5 + self.plan.volume_gb + 2 * method.finer_gb)
             self.wf.connect(*self.masks[name], node, "in_mask")
             self.wf.connect(*self.pre["reference"], node, "reference")
             maps = [("spread", name), *(("map", name, param) for param in COMPARED)]

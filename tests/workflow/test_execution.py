@@ -458,5 +458,5 @@ def test_the_graph_of_a_finer_grid(tmp_path):
     own_plan, own = built()
     assert "voxel_mm" not in own.get_node("generate_rishldm").inputs.options
     assert not [name for name in own.list_node_names() if "onto" in name or "finer" in name]
-    assert node.mem_gb > own.get_node("generate_rishldm").mem_gb + method_of(plan, "rishldm").made_gb
-    assert method_of(own_plan, "rishldm").made_gb == 0
+    assert node.mem_gb > own.get_node("generate_rishldm").mem_gb + method_of(plan, "rishldm").finer_gb
+    assert method_of(own_plan, "rishldm").finer_gb == 0

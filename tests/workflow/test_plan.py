@@ -355,8 +355,8 @@ def test_a_finer_grid_is_in_the_names_of_what_lies_on_it(tmp_path):
     assert names > {f"sub-1_res-1p25mm_{name}" for name in fine} | {f"sub-1_{name}" for name in own}
     assert not [name for name in names if "rishldmstd" in name]  # it draws no samples
     assert not [name for name in names if ("bspline" in name or "rishldm" in name) and "_res-" not in name]
-    assert method_of(finer, "rishldm").made_gb == pytest.approx(finer.volume_gb * (3 / 1.25) ** 3)
-    assert method_of(finer, "interp").made_gb == 0
+    assert method_of(finer, "rishldm").finer_gb == pytest.approx(finer.volume_gb * (3 / 1.25) ** 3)
+    assert method_of(finer, "interp").finer_gb == 0
     assert finer.space_gb > plan_run(run, settings(**asked), "TPL").space_gb
     assert "  does rishldm: small, fast sampler, voxels of 1.25 mm" in describe(finer)
     for output in finer.outputs:
