@@ -124,6 +124,26 @@ def passed_on(name: str):
     return count
 
 
+def _handed_on(function: Function, name: str) -> bool:
+    """Return whether a function takes a parameter of this name and does nothing with it but give it to others."""
+    if name not in [a.arg for a in [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]]:
+        return False
+    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+    given = [value for call in calls for value in [*call.args, *(keyword.value for keyword in call.keywords)]]
+    handed = sum(isinstance(value, ast.Name) and value.id == name for value in given)
+    return handed == sum(isinstance(node, ast.Name) and node.id == name for node in ast.walk(function)) > 0
+
+
+def climbs(name: str):
+    """Return the count of functions in the rooms of the app that take a parameter only to hand it on."""
+
+    def count(root: Path, modules: dict[str, ast.Module]) -> int:
+        rooms = [tree for module, tree in modules.items() if module.split(".")[1:2] and module.split(".")[1] in APP]
+        return sum(_handed_on(function, name) for tree in rooms for function in functions(tree))
+
+    return count
+
+
 ROWS = {
     "code files of an arm: its own, and who names methods": files_of_an_arm,
     "lines of interfaces/ that are no Nipype class": lines_beside_nipype,
@@ -132,6 +152,7 @@ ROWS = {
     "public functions that raise without saying so": silent_raises,
     "mypy errors": type_errors,
     **{f"functions of the app that take `{name}`": passed_on(name) for name in PASSED_ON},
+    **{f"functions that take `{name}` only to hand it on": climbs(name) for name in PASSED_ON},
 }
 
 

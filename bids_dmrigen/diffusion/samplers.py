@@ -98,10 +98,7 @@ def run_walk(
     ValueError
         Where the times do not fall, or eta > 0 and there is no noise.
     """
-    if not times or any(s >= t for t, s in pairwise(times)):
-        raise ValueError(f"sampling times must fall from step to step, found {list(times)}")
-    if eta > 0 and noise is None:
-        raise ValueError("eta > 0 needs a source of noise")
+    _check_walk(times, eta, noise)
     x, result = x_start, torch.zeros_like(x_start)
     running = torch.ones(len(x), dtype=torch.bool, device=x.device)
     evaluations = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -119,6 +116,13 @@ def run_walk(
         if noise is not None and eta > 0:
             x = x + eta * std * noise(step)
     return Sampled(result, evaluations)
+
+
+def _check_walk(times: Sequence[int], eta: float, noise: Callable[[int], Tensor] | None) -> None:
+    if not times or any(s >= t for t, s in pairwise(times)):
+        raise ValueError(f"sampling times must fall from step to step, found {list(times)}")
+    if eta > 0 and noise is None:
+        raise ValueError("eta > 0 needs a source of noise")
 
 
 def even_times(start: int, n: int) -> list[int]:

@@ -60,13 +60,7 @@ def remove_gibbs(data: np.ndarray, slice_axis: int = 2, device: str | torch.devi
     row_weight = _row_weights(*shape).to(device)
 
     def restore(chosen: torch.Tensor) -> None:
-        images = slices[chosen].to(device)
-        along_rows = _shift_away(images)
-        along_columns = _shift_away(images.mT.contiguous()).mT
-        # G_c F(c) + G_r F(r) with G_c = 1 - G_r
-        columns = torch.fft.fft2(along_columns)
-        merged = columns + (torch.fft.fft2(along_rows) - columns) * row_weight
-        slices[chosen] = torch.fft.ifft2(merged).abs().cpu()
+        slices[chosen] = _without_ringing(slices[chosen].to(device), row_weight).cpu()
 
     largest = (shape[0] + 2 * N_POINTS) * (shape[1] + 2 * N_POINTS)
     step = max(1, CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cuda"]) // largest)
@@ -81,6 +75,16 @@ def remove_gibbs(data: np.ndarray, slice_axis: int = 2, device: str | torch.devi
         torch.set_num_threads(n_threads)
     restored = np.moveaxis(slices.view(volumes.shape).numpy(), (0, 1), (3, slice_axis))
     return np.ascontiguousarray(restored).reshape(data.shape)
+
+
+def _without_ringing(images: torch.Tensor, row_weight: torch.Tensor) -> torch.Tensor:
+    """Return slices (K, rows, columns) treated along both directions and merged by the weights in k-space."""
+    rows = _shift_away(images)
+    columns = torch.fft.fft2(_shift_away(images.mT.contiguous()).mT)
+    # G_c F(c) + G_r F(r) with G_c = 1 - G_r
+    merged = columns + (torch.fft.fft2(rows) - columns) * row_weight
+    restored: torch.Tensor = torch.fft.ifft2(merged).abs()
+    return restored
 
 
 def _shift_away(images: torch.Tensor) -> torch.Tensor:

@@ -70,13 +70,19 @@ def mean_adc(
     common = MeanOverBrains()
     for seed in range(n_subjects):
         subject = deform(atlas, seed, variation)
+        signal = simulate_signal(subject, table, atlas.affine, tissue or Tissue.random(seed)).cpu().numpy()
         brain = subject.brain.cpu().numpy()
-        signal = simulate_signal(subject, table, atlas.affine, tissue or Tissue.random(seed)).cpu().numpy()[brain]
-        adc = np.zeros((*brain.shape, len(bvals)), np.float32)
-        for k, b in enumerate(bvals):
-            shell = slice(1 + k * n_directions, 1 + (k + 1) * n_directions)
-            adc[brain, k] = apparent_diffusion(signal[:, 0], signal[:, shell], b)
-        common.add(adc, brain)
+        common.add(_adc_of_shells(signal, brain, bvals), brain)
         if progress:
             progress(seed + 1)
     return common.mean()
+
+
+def _adc_of_shells(signal: np.ndarray, brain: np.ndarray, bvals: Sequence[float]) -> np.ndarray:
+    """Return (X, Y, Z, K) ADC of a b0 followed by K shells of as many directions each; 0 outside the brain."""
+    n_directions = (signal.shape[-1] - 1) // len(bvals)
+    adc = np.zeros((*brain.shape, len(bvals)), np.float32)
+    for k, b in enumerate(bvals):
+        shell = slice(1 + k * n_directions, 1 + (k + 1) * n_directions)
+        adc[brain, k] = apparent_diffusion(signal[brain, 0], signal[brain, shell], b)
+    return adc

@@ -164,17 +164,22 @@ def register(
     for name in [f"[{path},0]" for path in start] or [f"[{pairs[0]},1]"]:
         arguments += ["--initial-moving-transform", name]
     for stage in stages:
-        arguments += ["--transform", stage.transform]
-        for pair in pairs:
-            arguments += ["--metric", f"{stage.metric}[{pair},1,{stage.bins},Regular,{stage.sampling}]"]
-        arguments += ["--convergence", f"[{_levels(stage.iterations)},1e-7,20]"]
-        arguments += ["--shrink-factors", _levels(stage.shrinks)]
-        arguments += ["--smoothing-sigmas", _levels(stage.sigmas_mm) + "mm"]
-        if stage.weights:
-            arguments += ["--restrict-deformation", _levels(stage.weights)]
-        arguments += ["--masks", f"[{mask_names}]"]
+        arguments += [*_arguments_of(stage, pairs), "--masks", f"[{mask_names}]"]
     ants.registration(fixed=arguments, moving=None)
     return sorted(Path(prefix).parent.glob(Path(prefix).name + "*"))
+
+
+def _arguments_of(stage: Stage, pairs: Sequence[str]) -> list[str]:
+    """Return the arguments of one stage; `pairs` are the pointers of fixed and moving images, "fixed,moving"."""
+    arguments = ["--transform", stage.transform]
+    for pair in pairs:
+        arguments += ["--metric", f"{stage.metric}[{pair},1,{stage.bins},Regular,{stage.sampling}]"]
+    arguments += ["--convergence", f"[{_levels(stage.iterations)},1e-7,20]"]
+    arguments += ["--shrink-factors", _levels(stage.shrinks)]
+    arguments += ["--smoothing-sigmas", _levels(stage.sigmas_mm) + "mm"]
+    if stage.weights:
+        arguments += ["--restrict-deformation", _levels(stage.weights)]
+    return arguments
 
 
 def register_linear(fixed, moving, stages: Sequence[Stage], *, start: np.ndarray | None = None, **kwargs) -> np.ndarray:

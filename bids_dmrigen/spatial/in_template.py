@@ -118,11 +118,7 @@ def generate_in_template(
         [files.from_template],
         method.spec.grid_mm,
     )
-    b0 = GradientTable(np.zeros(1), np.zeros((1, 3)), scan.gradients.b0_threshold)
-    scan_in_template = Scan(
-        space.onto_template(scan.mean_b0())[..., None].clip(0), space.affine, b0,
-        space.onto_template(scan.mask, order=1) > 0.5,
-    )  # fmt: skip
+    scan_in_template = _b0_in_template(scan, space)
     options = request.options
     wanted = wanted_table(
         scan, options.get(BVALUES.key, BVALUES.default), options.get(DIRECTIONS.key, DIRECTIONS.default)
@@ -177,6 +173,12 @@ def _onto_scan(
         acquired=np.arange(len(scan.gradients) + len(wanted)) < len(scan.gradients),
         left_out=LeftOut(hidden, mean[..., len(wanted) :]) if len(hidden) else None,
     )
+
+
+def _b0_in_template(scan: Scan, space: TemplateSpace) -> Scan:
+    b0 = GradientTable(np.zeros(1), np.zeros((1, 3)), scan.gradients.b0_threshold)
+    image = space.onto_template(scan.mean_b0())[..., None].clip(0)
+    return Scan(image, space.affine, b0, space.onto_template(scan.mask, order=1) > 0.5)
 
 
 def _checked(gradients: GradientTable, n: int) -> np.ndarray:

@@ -39,23 +39,11 @@ def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
     raw_b0, raw_opposite, corrected_b0, corrected_opposite
         b0 images before and after susceptibility correction, where it is done.
     """
-    from ..interfaces.conform import Conform, MeanB0
-
-    run, settings = plan.run, plan.settings
     wf = pe.Workflow(name="preprocess")
     output = pe.Node(niu.IdentityInterface(OUTPUTS), name="output")
     memory = 0.5 + 4 * plan.volume_gb
 
-    conform = pe.Node(
-        Conform(
-            in_file=str(run.image),
-            in_bval=str(run.bval),
-            in_bvec=str(run.bvec),
-            b0_threshold=settings.b0_threshold,
-        ),
-        name="conform",
-        mem_gb=memory,
-    )
+    conform = _conform_node(plan, memory)
     series = _series(conform)
     wf.connect([(conform, output, [("out_file", "raw_file"), ("out_bval", "raw_bval"), ("out_bvec", "raw_bvec")])])
 
@@ -68,20 +56,34 @@ def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
         series = _add_gibbs(wf, plan, series, threads)
     series = _add_alignment(wf, plan, series, output, threads, memory)
 
-    reference = pe.Node(MeanB0(b0_threshold=settings.b0_threshold), name="reference", mem_gb=memory)
-    _feed(wf, series, reference)
+    reference = _add_reference(wf, plan, series, memory, "reference")
     mask = _add_mask(wf, plan, series, threads, "mask")
     if plan.does("bias"):
         series = _add_bias(wf, plan, series, mask, output, threads)
         mask = _add_mask(wf, plan, series, threads, "mask_unbiased")
-        final = pe.Node(MeanB0(b0_threshold=settings.b0_threshold), name="reference_unbiased", mem_gb=memory)
-        _feed(wf, series, final)
-        reference = final
+        reference = _add_reference(wf, plan, series, memory, "reference_unbiased")
     wf.connect(*mask, output, "mask")
     wf.connect(reference, "out_file", output, "reference")
     for part in SERIES:
         wf.connect(*series[part], output, f"out_{part}")
     return wf
+
+
+def _conform_node(plan: RunPlan, memory: float) -> pe.Node:
+    from ..interfaces.conform import Conform
+
+    run = plan.run
+    files = {"in_file": str(run.image), "in_bval": str(run.bval), "in_bvec": str(run.bvec)}
+    return pe.Node(Conform(**files, b0_threshold=plan.settings.b0_threshold), name="conform", mem_gb=memory)
+
+
+def _add_reference(wf, plan: RunPlan, series, memory: float, name: str) -> pe.Node:
+    """Add a node that averages the b0s of a series."""
+    from ..interfaces.conform import MeanB0
+
+    reference = pe.Node(MeanB0(b0_threshold=plan.settings.b0_threshold), name=name, mem_gb=memory)
+    _feed(wf, series, reference)
+    return reference
 
 
 def _add_denoising(wf: pe.Workflow, plan: RunPlan, series: dict, raw_mask, output: pe.Node, threads: int) -> dict:

@@ -70,14 +70,7 @@ def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: M
     from ..interfaces.figures import QualityMetrics, RunFigures
     from ..interfaces.sink import FigureSink
 
-    methods = {"methods": [m.name for m in plan.methods if m.spec.gives_series]}
-    if plan.many_samples:
-        methods["drawn_methods"] = [m.name for m in plan.methods if m.spec.gives_series and m.spec.draws]
-    methods["map_methods"] = [m.name for m in plan.methods if not m.spec.gives_series]
-    methods["map_sources"] = [s for s in ("preproc", *(m.name for m in plan.methods)) if ("map", s, "fa") in ports]
-    methods["rish_methods"] = [source for source in plan.sources("rish_map") if source != "preproc"]
-    methods["extra_methods"] = [m.name for m in plan.methods for _ in m.spec.extra_maps]
-    methods["extra_titles"] = [extra.title for m in plan.methods for extra in m.spec.extra_maps]
+    methods = _method_names(plan, ports)
     lists = _merged(wf, _listed(plan, methods, ports, records))
     single = dict(FIGURE_INPUTS)
     single |= MOTION_INPUTS if plan.does("motion") else {}
@@ -107,6 +100,19 @@ def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: M
     )
     wf.connect(nodes["figures"], "figures", sink, "figures")
     return nodes["metrics"], "out_metrics"
+
+
+def _method_names(plan: RunPlan, ports: Mapping) -> dict[str, list[str]]:
+    """Return the inputs of figures and metrics that name methods."""
+    methods = {"methods": [m.name for m in plan.methods if m.spec.gives_series]}
+    if plan.many_samples:
+        methods["drawn_methods"] = [m.name for m in plan.methods if m.spec.gives_series and m.spec.draws]
+    methods["map_methods"] = [m.name for m in plan.methods if not m.spec.gives_series]
+    methods["map_sources"] = [s for s in ("preproc", *(m.name for m in plan.methods)) if ("map", s, "fa") in ports]
+    methods["rish_methods"] = [source for source in plan.sources("rish_map") if source != "preproc"]
+    methods["extra_methods"] = [m.name for m in plan.methods for _ in m.spec.extra_maps]
+    methods["extra_titles"] = [extra.title for m in plan.methods for extra in m.spec.extra_maps]
+    return methods
 
 
 def _listed(plan: RunPlan, lists: Mapping, ports: Mapping, records: Mapping) -> dict[str, list]:
