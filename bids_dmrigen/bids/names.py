@@ -80,6 +80,15 @@ BIDSIGNORE = (
 )
 
 
+def entities_of(entities: Mapping[str, object]) -> dict[str, str]:
+    """Return those of pybids' entities that names of outputs hold, as strings.
+
+    >>> entities_of({"subject": "01", "run": 2, "suffix": "dwi"})
+    {'subject': '01', 'run': '2'}
+    """
+    return {name: str(entities[name]) for name in ENTITIES if name in entities}
+
+
 def stem(entities: Mapping[str, str]) -> str:
     """Return the run's entities as in a file name, e.g. `sub-01_dir-AP_run-1`.
 

@@ -87,7 +87,7 @@ def _participants(settings: Settings) -> int:
     _atlases_fit(settings)
     _weights_fit(settings)
     runs, template = _discover(settings), _template_name(settings)
-    problems = _labels_without_run(settings, runs)
+    problems = [*_labels_without_run(settings, runs), *_leftovers(settings)]
 
     from ..workflow.plan import describe, plan_runs
 
@@ -131,22 +131,31 @@ def _labels_without_run(settings: Settings, runs) -> list[str]:
     return labels_without_run(runs, settings.participant_label, settings.session_label, settings.run_label)
 
 
+def _leftovers(settings: Settings) -> list[str]:
+    from ..bids.leftovers import leftovers
+
+    return [] if settings.derivatives else leftovers(
+        settings.bids_dir, settings.participant_label, settings.session_label
+    )  # fmt: skip
+
+
 def _discover(settings: Settings):
     from ..bids.query import SelectionError, fault_duplicates, find_preprocessed, find_runs, open_layout
+    from ..bids.texts import TextError, read_object
 
     filters = None
     if settings.bids_filter_file:
         try:
-            filters = json.loads(settings.bids_filter_file.read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise SelectionError(f"--bids-filter-file {settings.bids_filter_file}: {error}") from None
+            filters = read_object(settings.bids_filter_file)
+        except TextError as error:
+            raise SelectionError(f"--bids-filter-file: {error}") from None
     ours = (settings.out_dir, settings.work)
     layout = open_layout(settings.bids_dir, settings.bids_database_dir, exclude=ours)
     if not settings.skip_bids_validation:
         _validate(settings.bids_dir)
     labels = (settings.participant_label, settings.session_label, settings.run_label)
     if not settings.derivatives:
-        return find_runs(layout, *labels, filters)
+        return find_runs(layout, *labels, filters, settings.b0_threshold)
     # The raw dataset only gives the T1w images here; the selection is of the derivative's runs.
     raw = find_runs(layout, filters={"t1w": filters["t1w"]} if filters and "t1w" in filters else None)
     runs = []
@@ -204,10 +213,12 @@ def _check_output(folder: Path) -> None:
     description = folder / "dataset_description.json"
     if not description.is_file():
         return
+    from ..bids.texts import TextError, read_object
+
     try:
-        makers = json.loads(description.read_text(encoding="utf-8-sig")).get("GeneratedBy", [])
+        makers = read_object(description).get("GeneratedBy", [])
         ours = any(maker.get("Name") == "bids_dmrigen" for maker in makers)
-    except (json.JSONDecodeError, AttributeError):
+    except (TextError, AttributeError, TypeError):
         ours = False
     if not ours:
         raise SettingsError(f"the output folder {folder} is a dataset that bids_dmrigen did not make; give another one")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..bids.names import output_path
-from ..bids.query import Run
+from ..bids.run import Run
 from ..dwi.adc import MeanOverBrains, apparent_diffusion
 from ..dwi.series import Scan, ScanError
 

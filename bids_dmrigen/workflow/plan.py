@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 
 from ..bids import names
-from ..bids.query import Run
+from ..bids.run import Run
 from ..dwi.gradients import GradientError, GradientTable
 from ..dwi.series import NO_B0, Scan, ScanError
 from ..methods import REGISTRY, options, spec_of
@@ -26,12 +26,13 @@ TRANSFORM_KEYS = ("to_template", "from_template")
 SPACE_FACTOR = 10  # intermediate and final files together, in multiples of the series as float32
 FINER_SPACE_FACTOR = 3  # the same of each series on a finer grid
 ONLY_A_PARTNER = "holds only b0s: of use only for the susceptibility correction of {runs}"
+UNDECLARED = "nothing declares it: it is of the same session and grid, and of opposite direction"
 ONE_VOLUME = "there is one volume, nothing to align it with"
 ONLY_B0 = (
-    "{path}: all {n} volumes are b0 (b <= {threshold:g} s/mm²) and no run has them as reverse-phase partner; take the "
-    "run out of the selection, give it the PhaseEncodingDirection it had, or ask for a method that makes images from "
-    "b0s alone (--methods {methods})"
+    "{path}: all {n} volumes are b0 (b <= {threshold:g} s/mm²) and no run has them as reverse-phase partner ({why}); "
+    "take the run out of the selection, or ask for a method that makes images from b0s alone (--methods {methods})"
 )
+OF_NO_RUN = "no series with diffusion weighting has the opposite direction, the same grid and read-out time"
 NO_TEMPLATE = (
     "{name} works in the template's space; the image has {found} slices along one axis, registration needs {needed}"
 )
@@ -221,7 +222,7 @@ def plan_run(run: Run, settings: Settings, template: str) -> RunPlan:
 def _plan(run: Run, settings: Settings, template: str) -> RunPlan:
     header = _inspect(run, settings.b0_threshold)
     gradients, only_b0 = header.gradients, bool(header.gradients.is_b0.all())
-    warnings = [note for note in run.notes if not note.startswith("susceptibility: ")]
+    warnings = list(run.notes)
     values, planned, refused = _option_values(settings), {}, {}
     asked = [settings.denoiser] if settings.denoiser in REGISTRY and not run.preprocessed else []
     for name in dict.fromkeys([*settings.methods, *asked]):
@@ -234,7 +235,13 @@ def _plan(run: Run, settings: Settings, template: str) -> RunPlan:
     if only_b0 and not any(method.spec.min_directions == 0 for method in methods):
         able = " ".join(name for name in REGISTRY if spec_of(name).min_directions == 0 and spec_of(name).needs_weights)
         raise NoWeightingError(
-            ONLY_B0.format(path=run.bval, n=len(gradients), threshold=settings.b0_threshold, methods=able)
+            ONLY_B0.format(
+                path=run.bval,
+                n=len(gradients),
+                threshold=settings.b0_threshold,
+                methods=able,
+                why=OF_NO_RUN if run.phase_encoding else run.no_partner,
+            )
         )
     # The default denoiser depends on the methods that can work on the run.
     denoiser = replace(settings, methods=tuple(method.name for method in methods)).denoiser
@@ -306,6 +313,7 @@ def _steps(plan: RunPlan) -> dict[str, Step]:
     run, settings, shape = plan.run, plan.settings, plan.shape
     flat = min(shape[:3]) < MIN_SLICES
     too_flat = f"the image has {min(shape[:3])} slices along one axis, registration needs {MIN_SLICES}"
+    no_partner = None if run.partner else run.no_partner or "no partner"
     off = None
     if run.preprocessed:
         off = "the run is preprocessed already"
@@ -321,7 +329,7 @@ def _steps(plan: RunPlan) -> dict[str, Step]:
         "gibbs": step(settings.gibbs, "--no-gibbs", "sub-voxel shifts",
                       too_flat if min(shape[:2]) < MIN_SLICES else None),
         "susceptibility": step(settings.sdc, "--no-sdc", _partner(run),
-                               (None if run.partner else _no_partner(run)) or (too_flat if flat else None)),
+                               no_partner or (too_flat if flat else None)),
         "motion": step(settings.motion, "--no-motion", _motion(run),
                        ONE_VOLUME if shape[3] == 1 else too_flat if flat else None),
         "bias": step(settings.bias, "--no-bias", "N4", too_flat if flat else None),
@@ -340,13 +348,9 @@ def _steps(plan: RunPlan) -> dict[str, Step]:
 def _partner(run: Run) -> str:
     if run.partner is None:
         return ""
-    no_table = " (it has no b-values: every volume counts as b0)" * (not run.partner.bval)
-    return f"from {run.partner.image.name}{no_table}"
-
-
-def _no_partner(run: Run) -> str:
-    note = next((n for n in run.notes if n.startswith("susceptibility: ")), "susceptibility: no partner")
-    return note.removeprefix("susceptibility: ")
+    declared = f"declared by {run.partner.declared}" if run.partner.declared else UNDECLARED
+    no_table = "; it has no b-values: every volume counts as b0" * (not run.partner.bval)
+    return f"from {run.partner.image.name} ({declared}{no_table})"
 
 
 def _motion(run: Run) -> str:

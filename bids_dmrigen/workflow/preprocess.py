@@ -7,7 +7,7 @@ from typing import Any
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
-from ..bids.query import AXES
+from ..bids.run import AXES
 from .generate import generate_node
 from .plan import RunPlan
 

@@ -112,7 +112,7 @@ def test_a_graph_that_cannot_be_built_is_the_fault_of_its_run(tmp_path, monkeypa
 def test_odd_values_of_a_sidecar_are_no_values(tmp_path):
     from nipype.interfaces.base import isdefined
 
-    from bids_dmrigen.bids.query import Partner
+    from bids_dmrigen.bids.run import Partner
     from bids_dmrigen.workflow.plan import plan_run
     from bids_dmrigen.workflow.preprocess import init_preprocess_wf
 

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_dmrigen.bids.query import Partner, Run
+from bids_dmrigen.bids.run import Partner, Run
 from bids_dmrigen.bids.sidecars import image_sidecar
 from bids_dmrigen.methods import options
 from bids_dmrigen.methods.enhance.task import BAD_SIZE

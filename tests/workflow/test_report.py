@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from bids_dmrigen.bids import names
-from bids_dmrigen.bids.query import Run
+from bids_dmrigen.bids.run import Run
 from bids_dmrigen.qc.report import RunError, read_record, record_path
 from bids_dmrigen.workflow import methods_text
 from bids_dmrigen.workflow.plan import plan_run
