@@ -16,6 +16,12 @@ LEAST_DIRECTIONS = 6  # different directions that determine spherical harmonics 
 LENGTH_MISMATCH = "{n_bvals} b-values but {n_bvecs} directions; both need one entry per volume"
 NOT_FINITE = "b-table entries {volumes} are not finite numbers; correct or remove these volumes"
 NEGATIVE_BVAL = "b-values of volumes {volumes} are negative; a b-value is in s/mm² and at least 0"
+NO_DIRECTION = (
+    "volumes {volumes} have b > {threshold:g} s/mm² and the b-vector 0 0 0; {remedy}, or take them out of image and "
+    "tables"
+)
+NOMINAL_B0 = "if they are b0s with a nominal b-value, set their b-values to 0"
+TRACE = "if they are means over directions (trace images) at the end of the series, give --leave-out-trace"
 NOT_UNIT = (
     "b-vectors of volumes {volumes} have lengths {lengths}, expected 1; a diffusion-weighted volume "
     "(b > {threshold:g} s/mm²) needs a unit direction"
@@ -78,6 +84,10 @@ class GradientTable:
         if (bvals < 0).any():
             raise GradientError(NEGATIVE_BVAL.format(volumes=np.flatnonzero(bvals < 0).tolist()))
         norms = np.linalg.norm(bvecs, axis=1)
+        zero = np.flatnonzero(~is_b0 & (norms == 0))
+        if len(zero):
+            remedy = TRACE if is_b0.any() and trailing_trace(bvals, bvecs, self.b0_threshold) else NOMINAL_B0
+            raise GradientError(NO_DIRECTION.format(volumes=zero.tolist(), threshold=self.b0_threshold, remedy=remedy))
         bad = ~is_b0 & (np.abs(norms - 1) > NORM_TOLERANCE)
         if bad.any():
             raise GradientError(
@@ -173,6 +183,25 @@ class GradientTable:
             order = np.argsort(-cosine, axis=1, kind="stable")[:, : min(k, len(members) - 1)]
             nearest[members, : order.shape[1]] = members[order]
         return nearest
+
+
+def trailing_trace(bvals: np.ndarray, bvecs: np.ndarray, b0_threshold: float = B0_THRESHOLD_S_PER_MM2) -> int:
+    """Return how many volumes at the end of a series have a b-value but no direction: trace images.
+
+    >>> trailing_trace(np.array([0, 1000, 1000]), np.array([[0, 0, 0], [1, 0, 0], [0, 0, 0]]))
+    1
+
+    Parameters
+    ----------
+    bvals
+        (N,) s/mm².
+    bvecs
+        (N, 3).
+    b0_threshold
+        Volumes with a b-value at or below this are b0s, s/mm².
+    """
+    without = (np.asarray(bvals) > b0_threshold) & (np.nan_to_num(bvecs) == 0).all(axis=1)
+    return int(np.argmin(without[::-1])) if not without.all() else len(without)
 
 
 def nearest_rotation(linear: np.ndarray) -> np.ndarray:

@@ -12,6 +12,10 @@ from ..spatial.io import read_scan, write_gradients, write_image
 from .base import SeriesInputSpec
 
 
+class _ConformInput(SeriesInputSpec):
+    leave_out_trace = traits.Bool(False, usedefault=True, desc="leave out trace images at the end of the series")
+
+
 class _ConformOutput(TraitedSpec):
     out_file = File(desc="the series, float32, scaling applied, uncompressed")
     out_bval = File(desc="b-values in one row")
@@ -22,12 +26,14 @@ class _ConformOutput(TraitedSpec):
 class Conform(SimpleInterface):
     """Check a run and write it as float32 with a plain gradient table."""
 
-    input_spec = SeriesInputSpec
+    input_spec = _ConformInput
     output_spec = _ConformOutput
 
     def _run_interface(self, runtime):
         i, cwd = self.inputs, Path(runtime.cwd)
-        scan, image = read_scan(i.in_file, i.in_bval, i.in_bvec, b0_threshold=i.b0_threshold)
+        scan, image = read_scan(
+            i.in_file, i.in_bval, i.in_bvec, b0_threshold=i.b0_threshold, leave_out_trace=i.leave_out_trace
+        )
         data, warnings = check_values(scan.data, i.in_file)
         write_gradients(scan.gradients, cwd / "dwi.bval", cwd / "dwi.bvec")
         self._results.update(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 
 from ..dwi.series import ScanError
@@ -12,6 +13,36 @@ EMPTY_VOLUMES = (
     "{path}: volumes {volumes} (counted from 0) hold nothing but {what}; the transfer or the reconstruction "
     "failed. Export the series again, or take these volumes out of the image, the .bval and the .bvec"
 )
+
+
+NO_SIGNAL = "{path}: the first volume {what}; it holds no image: export the series again, or take it out of the dataset"
+
+
+def check_first_volume(image: nib.Nifti1Image, path: str | Path) -> None:
+    """Refuse a series whose first volume is constant or has no positive value; only that volume is read.
+
+    Parameters
+    ----------
+    image
+        The series (X, Y, Z, ...).
+    path
+        Its file, named in messages.
+
+    Raises
+    ------
+    ScanError
+        Where the volume cannot be read, or holds no image.
+    """
+    from .io import readable
+
+    with readable(path):
+        first = np.asarray(image.dataobj[(slice(None),) * 3 + (0,) * (len(image.shape) - 3)], dtype=np.float32)
+    values = first[np.isfinite(first)]
+    if not len(values) or values.min() == values.max():
+        what = "has no finite value" if not len(values) else f"is {values[0]:g} everywhere"
+        raise ScanError(NO_SIGNAL.format(path=path, what=what))
+    if values.max() <= 0:
+        raise ScanError(NO_SIGNAL.format(path=path, what=f"has no positive value (largest: {values.max():g})"))
 
 
 def check_values(data: np.ndarray, path: str | Path) -> tuple[np.ndarray, list[str]]:

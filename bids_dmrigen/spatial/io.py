@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import zlib
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -12,8 +13,20 @@ import nibabel as nib
 import numpy as np
 
 from ..diffusion.storage import write_atomically
-from ..dwi.gradients import B0_THRESHOLD_S_PER_MM2, GradientError, GradientTable
+from ..dwi.gradients import B0_THRESHOLD_S_PER_MM2, LEAST_DIRECTIONS, GradientError, GradientTable, trailing_trace
 from ..dwi.series import NO_B0, Scan, ScanError
+from .headers import check_header, series_shape
+
+READ_AT_ONCE = 2**20  # bytes
+HIGHEST_B, LOWEST_B = 1e5, 20.0  # s/mm²: above and (for the highest of a series) below this, the unit is another
+LONG = 0.5  # length of a b-vector that is meant as a direction
+TOO_HIGH = (
+    "{path}: b-values reach {highest:g}, expected at most {most:g} s/mm²; b-values in s/m² are to be divided by 1e6"
+)
+TOO_LOW = (
+    "{path}: b-values reach {highest:g} only, but {n} b-vectors are directions; expected s/mm²: b-values in ms/µm² "
+    "are to be multiplied by 1000"
+)
 
 
 def open_image(path: str | Path) -> nib.Nifti1Image:
@@ -22,13 +35,11 @@ def open_image(path: str | Path) -> nib.Nifti1Image:
     Raises
     ------
     ScanError
-        Where the file is missing, is not an image or does not hold real numbers; the message names the file.
+        Where the file is missing, is not an image, or its header is not that of a scan; the message names the file.
     """
-    with _readable(path):
+    with readable(path):
         image = cast("nib.Nifti1Image", nib.load(path))
-        values = image.get_data_dtype()
-    if values.kind not in "iuf":
-        raise ScanError(f"{path}: expected one real number per voxel, found {values}; store the magnitude")
+    check_header(image, path)
     return image
 
 
@@ -38,11 +49,19 @@ def read_image(path: str | Path) -> tuple[np.ndarray, nib.Nifti1Image]:
     Raises
     ------
     ScanError
-        As `open_image`, and where the file is truncated.
+        As `open_image`, and where the file is truncated or damaged.
     """
     image = open_image(path)
-    with _readable(path):
-        return np.asarray(image.dataobj, dtype=np.float32), image
+    with readable(path):
+        if not str(path).endswith(".gz"):
+            return np.asarray(image.dataobj, dtype=np.float32), image
+        # The checksum stands behind the values, where a reader that stops after them never looks.
+        with gzip.open(path) as stream:
+            whole = type(image).from_file_map({"image": nib.FileHolder(fileobj=stream)})
+            data = np.asarray(whole.dataobj, dtype=np.float32)
+            while stream.read(READ_AT_ONCE):
+                pass
+        return data, image
 
 
 def read_volume(path: str | Path) -> tuple[np.ndarray, nib.Nifti1Image]:
@@ -112,10 +131,12 @@ def read_gradients(
     bvec: str | Path,
     n_volumes: int | None = None,
     b0_threshold: float = B0_THRESHOLD_S_PER_MM2,
+    leave_out_trace: bool = False,
 ) -> GradientTable:
     """Return the gradient table of an FSL pair of text files.
 
-    The directions may be in three rows (as they should) or in three columns.
+    The directions may be in three rows (as they should) or in three columns. With `leave_out_trace` the table ends
+    before the volumes at the end of the series that have a b-value but no direction.
 
     Raises
     ------
@@ -123,13 +144,26 @@ def read_gradients(
         Where a file is missing or unreadable, or the table does not describe `n_volumes` volumes.
     """
     bvals, bvecs = read_bvals(bval), read_bvecs(bvec)
+    _check_unit(bvals, bvecs, bval)
     for path, count in ((bval, len(bvals)), (bvec, len(bvecs))):
         if n_volumes is not None and count != n_volumes:
             raise GradientError(f"{path}: {count} entries, but the image has {n_volumes} volumes; they must agree")
+    kept = len(bvals) - trailing_trace(bvals, bvecs, b0_threshold) * leave_out_trace
     try:
-        return GradientTable(bvals, bvecs, b0_threshold)
+        return GradientTable(bvals[:kept], bvecs[:kept], b0_threshold)
     except GradientError as error:
         raise GradientError(f"{bval}, {bvec}: {error}") from None
+
+
+def _check_unit(bvals: np.ndarray, bvecs: np.ndarray, path: str | Path) -> None:
+    """Refuse b-values that are in another unit than s/mm²."""
+    highest = np.nan_to_num(bvals, nan=0, posinf=np.inf).max()
+    weighted = int((np.linalg.norm(np.nan_to_num(bvecs), axis=1) > LONG).sum())
+    has_b0 = bool((bvals < 0.1 * highest).any())  # a series of b0s alone may say 5 s/mm² for each
+    if HIGHEST_B < highest < np.inf:
+        raise GradientError(TOO_HIGH.format(path=path, highest=highest, most=HIGHEST_B))
+    if has_b0 and highest <= LOWEST_B and weighted >= LEAST_DIRECTIONS:
+        raise GradientError(TOO_LOW.format(path=path, highest=highest, n=weighted))
 
 
 def read_bvals(path: str | Path) -> np.ndarray:
@@ -165,8 +199,11 @@ def read_scan(
     bvec: str | Path,
     mask: str | Path | None = None,
     b0_threshold: float = B0_THRESHOLD_S_PER_MM2,
+    leave_out_trace: bool = False,
 ) -> tuple[Scan, nib.Nifti1Image]:
     """Return the scan (whole field of view as mask where none is given) and the image it came from.
+
+    With `leave_out_trace` the volumes at its end that have a b-value but no direction are left out.
 
     Raises
     ------
@@ -174,24 +211,25 @@ def read_scan(
         Where the image is not a 4-D series, or no volume is a b0.
     """
     data, image = read_image(dwi)
-    if data.ndim != 4:
-        raise ScanError(f"{dwi}: expected a 4-D series (x, y, z, volume), found shape {data.shape}")
-    gradients = read_gradients(bval, bvec, data.shape[3], b0_threshold)
+    data = data.reshape(series_shape(data.shape, dwi))
+    gradients = read_gradients(bval, bvec, data.shape[3], b0_threshold, leave_out_trace)
     if not gradients.is_b0.any():
         raise ScanError(f"{bval}: " + NO_B0.format(threshold=b0_threshold, lowest=gradients.bvals.min()))
     inside = np.ones(data.shape[:3], bool) if mask is None else read_volume(mask)[0] > 0.5
-    return Scan(data, image.affine, gradients, inside), image
+    return Scan(data[..., : len(gradients)], image.affine, gradients, inside), image
 
 
 @contextmanager
-def _readable(path: str | Path):
+def readable(path: str | Path):
     """Turn reading errors into a `ScanError` that names the file."""
     try:
         yield
     except FileNotFoundError:
         raise ScanError(f"{path}: no such file") from None
     except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
-        raise ScanError(f"{path}: cannot be read as an image, it may be truncated ({error}); copy it again") from error
+        raise ScanError(
+            f"{path}: cannot be read as an image, it may be truncated or damaged ({error}); copy it again"
+        ) from error
 
 
 def _read_table(path: str | Path) -> np.ndarray:

@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
@@ -40,6 +39,7 @@ INTERPOLATED = (
     "{title} is meant for series as acquired; this one was interpolated before, which makes the noise of neighbouring "
     "voxels alike: detail can be taken for noise"
 )
+TRACE_LEFT_OUT = "the last {n} of {total} volumes have a b-value but no direction; left out (--leave-out-trace)"
 UNFORESEEN = (
     "{kind}: {error} (not foreseen by the checks: look at the traceback, in logs/ and in the report, for what is "
     "unusual about this run, and tell the developers)"
@@ -220,9 +220,9 @@ def plan_run(run: Run, settings: Settings, template: str) -> RunPlan:
 
 
 def _plan(run: Run, settings: Settings, template: str) -> RunPlan:
-    header = _inspect(run, settings.b0_threshold)
+    header, warnings = _inspect(run, settings)
     gradients, only_b0 = header.gradients, bool(header.gradients.is_b0.all())
-    warnings = list(run.notes)
+    warnings += run.notes
     values, planned, refused = _option_values(settings), {}, {}
     asked = [settings.denoiser] if settings.denoiser in REGISTRY and not run.preprocessed else []
     for name in dict.fromkeys([*settings.methods, *asked]):
@@ -273,30 +273,27 @@ def _planned(spec: MethodSpec, values: Mapping, header: Header) -> PlannedMethod
     return PlannedMethod(spec, plan, spec.gives_series and _maps(fitted).active, finer_gb)
 
 
-def _inspect(run: Run, b0_threshold: float) -> Header:
-    """Return the header and the gradient table of a run; raise where they do not describe a diffusion series."""
-    import nibabel as nib
+def _inspect(run: Run, settings: Settings) -> tuple[Header, list[str]]:
+    """Return header, gradient table and warnings of a run; raise where they do not describe a diffusion series."""
+    from ..spatial.checks import check_first_volume
+    from ..spatial.headers import check_header, series_shape
+    from ..spatial.io import open_image, read_bvals, read_gradients
 
-    from ..spatial.io import read_gradients
-
-    try:
-        image = cast("nib.Nifti1Image", nib.load(run.image))
-    except Exception as error:
-        raise ScanError(f"{run.image}: cannot be read as an image ({error}); copy it anew") from error
-    if len(image.shape) != 4:
-        kind = NoWeightingError if len(image.shape) == 3 else ScanError
-        raise kind(
-            f"{run.image}: expected a 4-D series (x, y, z, volume), found shape {image.shape}; "
-            "a single volume is no diffusion series"
-        )
-    if abs(np.linalg.det(image.affine[:3, :3])) < 1e-6:
-        raise ScanError(f"{run.image}: the affine is singular; the header's geometry is broken")
     assert run.bval is not None  # a run without tables has a fault, and is not inspected
     assert run.bvec is not None
-    gradients = read_gradients(run.bval, run.bvec, image.shape[3], b0_threshold)
+    image = open_image(run.image)
+    if len(image.shape) == 3 and len(read_bvals(run.bval)) == 1:
+        raise NoWeightingError(f"{run.image}: a single volume is no diffusion series")
+    shape = series_shape(image.shape, run.image, len(read_bvals(run.bval)))
+    gradients = read_gradients(run.bval, run.bvec, shape[3], settings.b0_threshold, settings.leave_out_trace)
     if not gradients.is_b0.any():
-        raise ScanError(f"{run.bval}: " + NO_B0.format(threshold=b0_threshold, lowest=gradients.bvals.min()))
-    return Header(image.shape, tuple(np.linalg.norm(image.affine[:3, :3], axis=0).tolist()), gradients)
+        raise ScanError(f"{run.bval}: " + NO_B0.format(threshold=settings.b0_threshold, lowest=gradients.bvals.min()))
+    check_first_volume(image, run.image)
+    zooms_mm = tuple(np.linalg.norm(image.affine[:3, :3], axis=0).tolist())
+    warnings = check_header(image, run.image)
+    if len(gradients) < shape[3]:
+        warnings.append(TRACE_LEFT_OUT.format(n=shape[3] - len(gradients), total=shape[3]))
+    return Header((*shape[:3], len(gradients)), zooms_mm, gradients), warnings
 
 
 def _method_warnings(spec: MethodSpec, run: Run, header: Header) -> list[str]:

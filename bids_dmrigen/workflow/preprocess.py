@@ -74,7 +74,9 @@ def _conform_node(plan: RunPlan, memory: float) -> pe.Node:
 
     run = plan.run
     files = {"in_file": str(run.image), "in_bval": str(run.bval), "in_bvec": str(run.bvec)}
-    return pe.Node(Conform(**files, b0_threshold=plan.settings.b0_threshold), name="conform", mem_gb=memory)
+    settings = plan.settings
+    conform = Conform(**files, b0_threshold=settings.b0_threshold, leave_out_trace=settings.leave_out_trace)
+    return pe.Node(conform, name="conform", mem_gb=memory)
 
 
 def _add_reference(wf, plan: RunPlan, series, memory: float, name: str) -> pe.Node:

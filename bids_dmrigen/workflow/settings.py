@@ -134,6 +134,11 @@ class Settings:
         None,
         choices=DENOISERS,
     )
+    leave_out_trace: bool = option(
+        "preprocessing",
+        "leave out volumes at the end of a series that have a b-value but no direction: means over the directions",
+        False,
+    )
     gibbs: bool = option("preprocessing", "do not remove Gibbs ringing", True, flag="no-gibbs")
     motion: bool = option("preprocessing", "do not correct head motion and eddy currents", True, flag="no-motion")
     sdc: bool = option("preprocessing", "do not correct susceptibility distortion", True, flag="no-sdc")
