@@ -43,7 +43,8 @@ def leftovers(root: Path, participants: Sequence[str] = (), sessions: Sequence[s
     for folder in _dwi_folders(root, participants, sessions):
         images = sorted(p for p in folder.iterdir() if p.name.endswith((".nii", ".nii.gz")))
         for image in images:
-            pairs, suffix = name_parts(image)
+            stem = image.name.removesuffix(".gz").removesuffix(".nii")
+            *pairs, suffix = stem.split("_")
             if suffix.lower() != "dwi" or any(pair.startswith(("desc-", "space-")) for pair in pairs):
                 continue
             part = next((pair[5:] for pair in pairs if pair.startswith("part-")), "")
@@ -81,7 +82,7 @@ def _dwi_folders(root: Path, participants: Sequence[str], sessions: Sequence[str
 def _odd_part(path: Path) -> str | None:
     """Return the first pair of a name, or folder of subject or session, whose label BIDS does not allow."""
     folders = [part for part in path.parts[:-1] if part.startswith(("sub-", "ses-"))]
-    pairs = path.name.split(".")[0].split("_")[:-1]
+    pairs = path.name.removesuffix(".gz").removesuffix(".nii").split("_")[:-1]
     return next((part for part in (*folders[-2:], *pairs) if not PAIR.fullmatch(part)), None)
 
 

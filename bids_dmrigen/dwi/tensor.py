@@ -13,8 +13,9 @@ import torch
 from .gradients import GradientError
 from .series import Scan
 
-MIN_SIGNAL = 1e-4  # signals are raised to this before the logarithm, as DIPY does
 MIN_DIFFUSIVITY_TOLERANCE = 1e-6  # eigenvalues are raised to this over the largest b-matrix entry, as in DIPY
+TINY = torch.finfo(torch.float32).tiny
+LEAST_CONDITION = 1e-8  # of the normal equations: below, the samples of a voxel do not determine a tensor
 CHUNK_VOXELS = {"cpu": 2**14, "cuda": 2**18}  # CPU: fits into the cache; GPU: needs less than 500 MB
 SMALL_VOXELS = 2**12  # fewer voxels are computed before a second thread has started
 
@@ -39,7 +40,7 @@ class TensorFit:
     tensor
         (V, 6) lower triangle Dxx, Dxy, Dyy, Dxz, Dyz, Dzz in mm²/s, in the frame of the directions given.
     s0
-        (V,) signal without diffusion weighting, in scanner units.
+        (V,) signal without diffusion weighting, in scanner units; 0 where the samples do not determine a tensor.
     min_diffusivity
         Eigenvalues below this (mm²/s) are noise; `tensor_maps` raises them to it.
     """
@@ -83,9 +84,11 @@ def fit_tensor(
     bvals: np.ndarray,
     directions: np.ndarray,
     method: str = "wls",
-    min_signal: float = MIN_SIGNAL,
 ) -> TensorFit:
     """Fit a tensor to every voxel at once, by linear least squares on the logarithm of the signal.
+
+    Samples that are not positive are missing, not signal: a voxel is fitted to the others. Where these do not determine
+    a tensor, tensor and S0 are 0.
 
     `ols` minimises sum_i (y_i - X_i beta)² with y = ln S. `wls` minimises sum_i w_i (y_i - X_i beta)² with
     w_i = exp(2 X_i beta_ols), the squared signal that ordinary least squares predicts: the logarithm of a
@@ -102,9 +105,6 @@ def fit_tensor(
         `GradientTable.world_directions(affine)` gives world RAS+.
     method
         `ols` or `wls`.
-    min_signal
-        Smaller signals are raised to this.
-
     Raises
     ------
     GradientError
@@ -124,10 +124,15 @@ def fit_tensor(
     beta = torch.empty(7, len(signal), dtype=torch.float32, device=signal.device)
 
     def fit(chunk: slice) -> None:
-        log_signal = signal[chunk].to(torch.float32).clamp(min=min_signal).log_().T  # (N, v)
+        values = signal[chunk].to(torch.float32).T  # (N, v)
+        log_signal = values.clamp(min=TINY).log_()
         coefficients = solver @ log_signal
         if method == "wls":
             coefficients = _reweighted(coefficients, log_signal, unit_design)
+        incomplete = (values.amin(dim=0) <= 0).nonzero()[:, 0]
+        if len(incomplete):
+            present = values[:, incomplete] > 0
+            coefficients[:, incomplete] = _with_gaps(log_signal[:, incomplete], present, unit_design, method)
         beta[:, chunk] = coefficients
 
     _each_chunk(fit, signal)
@@ -236,19 +241,23 @@ def fit_maps(
     device
         Where the fit runs.
     names
-        Which of `fa`, `md`, `ad`, `rd`, `dec`, `tensor`, `s0`.
+        Which of `fa`, `md`, `ad`, `rd`, `dec`, `tensor`, `s0`, `coverage`.
 
     Returns
     -------
     dict
         float32: `fa` (X, Y, Z); `md`, `ad`, `rd` (X, Y, Z) mm²/s; `dec` (X, Y, Z, 3) colour FA,
         red = left-right, green = anterior-posterior, blue = inferior-superior; `tensor` (X, Y, Z, 6) mm²/s,
-        lower triangle Dxx, Dxy, Dyy, Dxz, Dyz, Dzz in world RAS+; `s0` (X, Y, Z) scanner units.
+        lower triangle Dxx, Dxy, Dyy, Dxz, Dyz, Dzz in world RAS+; `s0` (X, Y, Z) scanner units; `coverage`
+        (X, Y, Z) 1 where the samples of a voxel determine a tensor. All others are 0 where they do not.
     """
     signal = torch.as_tensor(np.asarray(scan.data[scan.mask], dtype=np.float32), device=device)
     directions = scan.gradients.world_directions(scan.affine)
     fit = fit_tensor(signal, scan.gradients.bvals, directions, method)
+    determined = fit.s0 > 0
     maps = {"tensor": fit.tensor, "s0": fit.s0} | tensor_maps(fit)
+    maps = {name: values * determined.reshape(-1, *[1] * (values.ndim - 1)) for name, values in maps.items()}
+    maps["coverage"] = determined
     volumes = {}
     for name in names:
         values = maps[name].cpu().numpy()
@@ -278,6 +287,31 @@ def _each_chunk(work: Callable[[slice], None], voxels: torch.Tensor, larger: int
             list(pool.map(work, chunks))
     finally:  # the setting also holds for threads that start later
         torch.set_num_threads(before)
+
+
+def _with_gaps(log_signal: torch.Tensor, present: torch.Tensor, design: torch.Tensor, method: str) -> torch.Tensor:
+    """Return the (7, v) solution from the samples that are present (N, v); tensor 0 and S0 0 where they are too few."""
+    solution, determined = _weighted(present.to(torch.float64), log_signal, design)
+    if method == "wls":
+        exponent = 2 * (design @ solution)
+        weights = (exponent - exponent.masked_fill(~present, -torch.inf).amax(dim=0)).exp() * present
+        again, sound = _weighted(torch.nan_to_num(weights), log_signal, design)
+        solution = torch.where(sound, again, solution)
+    nothing = design.new_zeros(7)
+    nothing[6] = -torch.inf
+    return torch.where(determined, solution, nothing[:, None]).to(torch.float32)
+
+
+def _weighted(
+    weights: torch.Tensor, log_signal: torch.Tensor, design: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the (7, v) solution of X^T W X beta = X^T W y, and (v,) where the weights determine it."""
+    system = torch.einsum("np,nv,nq->vpq", design, weights, design)
+    values = torch.linalg.eigvalsh(system)
+    determined = values[:, 0] > LEAST_CONDITION * values[:, -1]
+    system[~determined] = torch.eye(7, dtype=system.dtype, device=system.device)
+    target = torch.einsum("np,nv->vp", design, weights * log_signal)
+    return torch.linalg.solve(system, target[..., None])[..., 0].T, determined
 
 
 def _reweighted(ols: torch.Tensor, log_signal: torch.Tensor, design: torch.Tensor) -> torch.Tensor:

@@ -43,7 +43,8 @@ def display_range(volume: np.ndarray, mask: np.ndarray, low: float = 0.0, high: 
     if not inside.size:
         return 0.0, 1.0
     vmin = 0.0 if low == 0 and inside.min() >= 0 else float(np.percentile(inside, low))
-    return vmin, max(float(np.percentile(inside, high)), vmin + 1e-6)
+    vmax = float(np.percentile(inside, high))
+    return vmin, vmax if vmax > vmin else vmin + (abs(vmin) or 1.0)
 
 
 def shell_colours(gradients: GradientTable) -> list[str | tuple]:

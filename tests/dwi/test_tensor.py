@@ -9,7 +9,7 @@ from dipy.reconst.dti import TensorModel, from_lower_triangular
 from bids_dmrigen.dwi import tensor as module
 from bids_dmrigen.dwi.gradients import GradientError, GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
-from bids_dmrigen.dwi.tensor import eigen_symmetric, fit_maps, fit_tensor, tensor_maps
+from bids_dmrigen.dwi.tensor import MAP_NAMES, eigen_symmetric, fit_maps, fit_tensor, tensor_maps
 
 RELATIVE = 1e-4
 OBLIQUE = np.array([[-1.9, 0.3, 0.4, 90], [0.3, 2.0, -0.4, -100], [0.5, 0.4, 2.4, -60], [0, 0, 0, 1.0]])
@@ -41,7 +41,6 @@ def lower_triangle(matrix):
 def test_fit_equals_dipy(method, shells):
     bvals, directions = table(shells=shells)
     signal, *_ = noisy_signals(3000, bvals, directions)
-    signal[::50, 3] = 0  # dropped to the smallest allowed signal
     reference = TensorModel(gradient_table(bvals, bvecs=directions), fit_method=method.upper(), return_S0_hat=True).fit(
         signal
     )
@@ -169,3 +168,44 @@ def test_pathological_signals_stay_finite():
         fit = fit_tensor(signal, bvals, directions, method)
         maps = tensor_maps(fit)
         assert all(torch.isfinite(values).all() for values in [fit.tensor, *maps.values()])
+
+
+@pytest.mark.parametrize("method", ["ols", "wls"])
+def test_missing_samples_are_left_out_of_the_fit(method):
+    """A voxel is fitted to its positive samples: the fit of DIPY to these volumes alone."""
+    bvals, directions = table()
+    signal, *_ = noisy_signals(200, bvals, directions)
+    gaps = np.random.default_rng(5).random(signal.shape) < 0.1
+    gaps[:20] = False
+    gaps[:, 0] = False  # a b0 is left
+    with_gaps = np.where(gaps, 0, signal)
+    fit = fit_tensor(torch.from_numpy(with_gaps), bvals, directions, method)
+    for v in range(len(signal)):
+        kept = ~gaps[v]
+        alone = fit_tensor(torch.from_numpy(signal[v : v + 1, kept]), bvals[kept], directions[kept], method)
+        torch.testing.assert_close(fit.tensor[v], alone.tensor[0], atol=2e-8, rtol=2e-3)
+        torch.testing.assert_close(fit.s0[v], alone.s0[0], atol=0, rtol=1e-4)
+
+
+def test_voxels_that_no_tensor_can_be_fitted_to_are_zero_in_every_map():
+    bvals, directions = table()
+    signal, *_ = noisy_signals(3, bvals, directions)
+    signal[0, 5:] = 0  # five samples are left
+    signal[1] = -1
+    gradients = GradientTable.from_world(bvals, directions, np.eye(4))
+    scan = Scan(signal[:, None, None].astype(np.float32), np.eye(4), gradients, np.ones((3, 1, 1), bool))
+    maps = fit_maps(scan, names=(*MAP_NAMES, "s0", "coverage"))
+    assert maps["coverage"].ravel().tolist() == [0, 0, 1]
+    for name, values in maps.items():
+        assert not values[:2].any(), name
+        assert np.isfinite(values).all()
+        assert values[2].any(), name
+
+
+@pytest.mark.parametrize("unit", [1e-7, 1e6])
+def test_maps_do_not_depend_on_the_unit_of_the_signal(unit):
+    bvals, directions = table()
+    signal, *_ = noisy_signals(50, bvals, directions)
+    one, other = (tensor_maps(fit_tensor(torch.from_numpy(s), bvals, directions)) for s in (signal, signal * unit))
+    torch.testing.assert_close(other["fa"], one["fa"], atol=2e-5, rtol=0)
+    torch.testing.assert_close(other["md"], one["md"], atol=1e-8, rtol=1e-4)

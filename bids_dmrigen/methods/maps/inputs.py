@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...dwi.noise import shell_contrast_noise
-from ...dwi.tensor import MIN_SIGNAL, TensorFit, design_matrix, tensor_maps
+from ...dwi.tensor import TensorFit, design_matrix, tensor_maps
 from ...nets.direction_unet import dyadic_features
 from .task import CHANNELS, MOST
 
@@ -18,6 +18,7 @@ MD_UNIT = 3e-3  # mm²/s, about that of free water: the unit of MD
 DIFFUSIVITY = 1e-3  # mm²/s, unit of tensors and apparent diffusion coefficients in the network's input
 LEAST_DIFFUSIVITY = 1e-6  # mm²/s: smaller eigenvalues are noise
 LARGEST_ADC = 5.0  # in units of `DIFFUSIVITY`
+MIN_SIGNAL = 1e-4  # of signals whose b0 is about one, before the logarithm
 DARKEST = 0.01  # share of the mean b0: the lowest signal in logarithms
 RIDGE = 0.02  # regularisation of the tensor fit to three to six directions; see `ridge_fit`
 COLOUR_ERROR = 0.75  # share of the error of FA
