@@ -350,8 +350,9 @@ def test_killed_in_the_middle_and_started_again(tmp_path):
         np.testing.assert_array_equal(whole[name], cut[name], err_msg=name)
 
 
-def test_a_signal_to_the_app_alone_stops_its_workers_too(tmp_path):
-    """As a container's engine sends it."""
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_app_alone_stops_its_workers_too(tmp_path, sent):
+    """As a container's engine or a batch system sends it."""
     data = write_dataset(tmp_path / "data", subjects=("01",), shape=FLAT)
     options = ["--methods", "difusion", "--difusion-steps", "100000"]
     process = subprocess.Popen(
@@ -365,10 +366,10 @@ def test_a_signal_to_the_app_alone_stops_its_workers_too(tmp_path):
         assert time.monotonic() < deadline, "the method did not begin"
         time.sleep(0.05)
     workers = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "call again to go on from here" in said
+    assert f"stopped{f' by {sent.name}' if sent != signal.SIGINT else ''}; call again to go on from here" in said
     assert "Traceback" not in said
     assert not psutil.wait_procs(workers, timeout=30)[1]
     assert not list(tmp_path.glob("out/work/**/generate_difusion/result_*.pklz")), "it was waited for"

@@ -51,20 +51,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ..qc.group import GroupError
     from ..simulate.atlas_file import AtlasError
     from ..spatial.templates import TemplateError
+    from . import environment
 
     try:
-        if settings.analysis_level == "group":
-            return _group(settings)
-        return _participants(settings)
+        with environment.interrupted_by_signals():
+            return _group(settings) if settings.analysis_level == "group" else _participants(settings)
     except (SelectionError, SettingsError) as error:
         return _fail(error, USAGE)
     except (DatasetError, GroupError) as error:
         return _fail(error, BAD_DATASET)
-    except KeyboardInterrupt:
-        from . import environment
-
+    except KeyboardInterrupt as stop:
         environment.stop_workers()
-        return _fail(InterruptedError("stopped; call again to go on from here"), SOME_FAILED)
+        by = f" by {stop}" if str(stop) else ""
+        return _fail(InterruptedError(f"stopped{by}; call again to go on from here"), SOME_FAILED)
     except (AtlasError, TemplateError, WeightsError) as error:
         return _fail(error, BAD_RESOURCE)
     except OSError as error:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..diffusion.storage import write_text
 
+if TYPE_CHECKING:
+    import psutil
+
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 ITK_THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
+# SIGTERM: kill, docker stop, SLURM, PBS; SIGXCPU: SGE, LSF; SIGUSR1, SIGUSR2: SGE -notify, SLURM --signal
+STOPPING = (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU, signal.SIGUSR1, signal.SIGUSR2)
+PATIENCE_S = 5.0  # between asking a process to end and ending it
 CACHES = ("MPLCONFIGDIR", "XDG_CACHE_HOME", "TEMPLATEFLOW_HOME", "TORCH_HOME", "NUMBA_CACHE_DIR", "NIPYPE_CONFIG_DIR")
 
 NIPYPE_CONFIG = """\
@@ -46,13 +54,56 @@ def prepare(work: Path, threads: int, log_level: str = "ERROR") -> None:
     write_text(Path(os.environ["NIPYPE_CONFIG_DIR"]) / "nipype.cfg", NIPYPE_CONFIG.format(level=log_level))
 
 
+@contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """Within, what ends a job from outside raises `KeyboardInterrupt` with the signal's name, as Ctrl-C does.
+
+    These are the signals that `kill`, containers and batch systems send some seconds before they kill. A signal that
+    was ignored before (nohup) stays ignored.
+    """
+
+    def interrupt(number: int, _: object) -> None:
+        for name in before:
+            signal.signal(name, signal.SIG_IGN)  # one is enough
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = {}
+    try:
+        for name in STOPPING:
+            if signal.getsignal(name) != signal.SIG_IGN:
+                before[name] = signal.signal(name, interrupt)
+    except ValueError:  # not in the main thread: signals are for others
+        before = {}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
 def stop_workers() -> None:
     """End all processes that this one started; else they would continue after a signal, and Python would wait."""
     import psutil
 
-    for worker in psutil.Process().children(recursive=True):
+    # Python's tracker of shared resources ends by itself, after this process has told it what is left.
+    workers = [p for p in psutil.Process().children(recursive=True) if not _is_tracker(p)]
+    for worker in workers:
         with suppress(psutil.NoSuchProcess):
             worker.terminate()
+    _, alive = psutil.wait_procs(workers, timeout=PATIENCE_S)
+    for worker in alive:
+        with suppress(psutil.NoSuchProcess):
+            worker.kill()
+    psutil.wait_procs(alive, timeout=PATIENCE_S)
+
+
+def _is_tracker(process: psutil.Process) -> bool:
+    import psutil
+
+    try:
+        return any("resource_tracker" in word for word in process.cmdline())
+    except psutil.Error:
+        return False
 
 
 def cpus() -> int:

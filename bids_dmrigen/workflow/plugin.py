@@ -7,10 +7,12 @@ import math
 import os
 import re
 import shlex
+import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -26,10 +28,14 @@ POLLING = {
     "job_finished_timeout": 65,  # files show up late on shared folders: NFS looks once a minute
 }
 RETRIES = {"max_tries": 3, "retry_timeout": 10}  # more submissions of a refused job, and the seconds between them
-KILLED = (
-    "the worker process was killed, most likely because memory ran out; "
-    "call again with fewer --n-cpus or a smaller --mem-gb"
+NO_MEMORY = "the worker process was killed {why}; call again with fewer --n-cpus or a smaller --mem-gb"
+KILLED = "the worker process was killed from outside ({signal}); call again to go on from here"
+CRASHED = (
+    "the worker process crashed ({how}), in a compiled library or because the disk is full; call again, and tell the "
+    "developers if it happens again"
 )
+KILLING = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
+KILLS = ("/proc/vmstat", "/sys/fs/cgroup/memory.events")  # files that count processes killed for want of memory
 
 
 class ResilientMultiProcPlugin(MultiProcPlugin):
@@ -47,6 +53,7 @@ class ResilientMultiProcPlugin(MultiProcPlugin):
     def __init__(self, plugin_args: Mapping):
         self._free_gpus = list(plugin_args.get("gpus", ()))
         slots = min(plugin_args.get("n_gpu_procs", len(self._free_gpus)), len(self._free_gpus))
+        self._memory_kills = memory_kills()
         super().__init__(plugin_args={**plugin_args, "n_gpu_procs": slots})
 
     def _submit_job(self, node, updatehash=False):
@@ -75,9 +82,44 @@ class ResilientMultiProcPlugin(MultiProcPlugin):
         if error is None:
             self._taskresult[task] = future.result()
             return
-        message = KILLED if isinstance(error, BrokenProcessPool) else str(error)
+        message = str(error)
+        if isinstance(error, BrokenProcessPool):
+            # The executor ends its other workers only after it has told of the error.
+            codes = [process.exitcode for process in (self.pool._processes or {}).values()]
+            message = why_it_died([code for code in codes if code], self._memory_kills)
         traceback = [f"{type(error).__name__}: {message}"]
         self._taskresult[task] = {"result": None, "traceback": traceback, "taskid": task}
+
+
+def memory_kills() -> int | None:
+    """Return how many processes were killed for want of memory since the machine started; None if nobody counts."""
+    counts = []
+    for path in KILLS:
+        with suppress(OSError, ValueError):
+            counts += [int(n) for name, n in map(str.split, Path(path).read_text().splitlines()) if name == "oom_kill"]
+    return sum(counts) if counts else None
+
+
+def why_it_died(exit_codes: Sequence[int], kills_before: int | None) -> str:
+    """Return a sentence about a worker that ended before its step did.
+
+    Parameters
+    ----------
+    exit_codes
+        Of the workers that have ended: a negative one is that of a signal.
+    kills_before
+        `memory_kills` when the workers started.
+    """
+    code = exit_codes[0] if exit_codes else -signal.SIGKILL
+    name = signal.Signals(-code).name if code < 0 else f"status {code}"
+    if name in KILLING:
+        return KILLED.format(signal=name)
+    if name != "SIGKILL":
+        return CRASHED.format(how=name)
+    now = memory_kills()
+    if now is None or kills_before is None:
+        return NO_MEMORY.format(why="(SIGKILL), most likely because memory ran out")
+    return NO_MEMORY.format(why="because memory ran out") if now > kills_before else KILLED.format(signal=name)
 
 
 def _run_step(node, updatehash, task, gpu):

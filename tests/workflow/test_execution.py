@@ -15,7 +15,7 @@ from nipype.pipeline.plugins import LinearPlugin
 
 from bids_dmrigen.workflow.failures import LAST_ERROR
 from bids_dmrigen.workflow.participant import _plugin_file
-from bids_dmrigen.workflow.plugin import KILLED, ResilientMultiProcPlugin, make_plugin, prepare_batch
+from bids_dmrigen.workflow.plugin import ResilientMultiProcPlugin, make_plugin, prepare_batch, why_it_died
 from bids_dmrigen.workflow.progress import Progress
 from bids_dmrigen.workflow.settings import SettingsError
 
@@ -31,12 +31,12 @@ class _Output(TraitedSpec):
 
 
 class Suicide(SimpleInterface):
-    """Die as the kernel's out-of-memory killer would have it."""
+    """Die of the signal whose number is the value."""
 
     input_spec, output_spec = _Input, _Output
 
     def _run_interface(self, runtime):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), self.inputs.value)
 
 
 class Pass(SimpleInterface):
@@ -49,10 +49,11 @@ class Pass(SimpleInterface):
         return runtime
 
 
-def test_killed_worker_fails_its_node_alone(tmp_path):
+@pytest.mark.parametrize(("death", "said"), [(signal.SIGKILL, "killed"), (signal.SIGSEGV, "crashed (SIGSEGV)")])
+def test_killed_worker_fails_its_node_alone(tmp_path, death, said):
     wf = pe.Workflow("wf", base_dir=str(tmp_path))
     wf.config["execution"] = {"crashdump_dir": str(tmp_path / "crash"), "crashfile_format": "txt"}
-    dies = pe.Node(Suicide(), name="dies")
+    dies = pe.Node(Suicide(value=int(death)), name="dies")
     after = pe.Node(Pass(), name="after")
     lives = pe.Node(Pass(value=1), name="lives")
     last = pe.Node(Pass(), name="last")
@@ -62,9 +63,29 @@ def test_killed_worker_fails_its_node_alone(tmp_path):
     with pytest.raises(RuntimeError):
         wf.run(plugin=plugin)
     crash = "".join(path.read_text() for path in (tmp_path / "crash").glob("*dies*"))
-    assert KILLED in crash
+    assert f"the worker process {'was ' * (said == 'killed')}{said}" in crash
+    assert ("memory" in crash) == (said == "killed" and "outside" not in crash)
     assert (tmp_path / "wf" / "last" / "result_last.pklz").is_file()
     assert not (tmp_path / "wf" / "after" / "result_after.pklz").is_file()
+
+
+@pytest.mark.parametrize(
+    ("codes", "kills", "now", "said"),
+    [
+        ([-9], 3, 4, "because memory ran out"),
+        ([-9], 3, 3, "killed from outside (SIGKILL)"),
+        ([-9], None, None, "most likely because memory ran out"),
+        ([-15], 3, 4, "killed from outside (SIGTERM)"),
+        ([-11], 3, 3, "crashed (SIGSEGV)"),
+        ([-7], 3, 3, "the disk is full"),
+        ([1], 3, 3, "crashed (status 1)"),
+    ],
+)
+def test_memory_is_blamed_only_where_it_ran_out(monkeypatch, codes, kills, now, said):
+    monkeypatch.setattr("bids_dmrigen.workflow.plugin.memory_kills", lambda: now)
+    message = why_it_died(codes, kills)
+    assert said in message
+    assert ("memory" in message) == ("memory" in said)
 
 
 class _Named:
