@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from ..diffusion.storage import TextError
 from . import names
 from .run import (
     AXES,
@@ -26,7 +27,7 @@ from .run import (
     one_of,
     readout_s,
 )
-from .texts import TextError, Texts
+from .texts import Texts
 
 if TYPE_CHECKING:
     from nibabel.spatialimages import SpatialImage
@@ -233,7 +234,7 @@ def _obstacle(run: Run, candidate: Candidate, b0_threshold: float) -> str | None
 
 def _no_b0(candidate: Candidate, n: int, b0_threshold: float) -> str | None:
     """Return why no b0 can be taken from an image of n volumes; None if one can."""
-    from ..spatial.io import read_bvals
+    from .tables import read_bvals
 
     name, bval = candidate.image.name, candidate.bval
     if candidate.suffix == "dwi" and (bval is None) != (candidate.bvec is None):

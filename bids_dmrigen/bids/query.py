@@ -12,12 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..diffusion.storage import TextError, read_object
 from ..dwi.gradients import B0_THRESHOLD_S_PER_MM2
 from . import names
 from .leftovers import NOT_MAGNITUDE, is_well_named, odd_folders
 from .partners import KINDS, candidates_of, with_partner
 from .run import Run
-from .texts import TextError, Texts, name_parts, read_object
+from .texts import Texts, name_parts
 
 if TYPE_CHECKING:
     from bids import BIDSLayout

@@ -1,62 +1,11 @@
-"""Text files of a BIDS dataset: JSON that is read with care, and which files apply to an image."""
+"""Text files of a BIDS dataset: which of them apply to an image."""
 
 from __future__ import annotations
 
-import json
-import stat
 from pathlib import Path
 from typing import Any
 
-LARGEST_JSON = 16 * 2**20  # bytes; sidecars have a few thousand
-NOT_A_FILE = "{path}: expected a text file, found {kind}; replace it by the file or remove it"
-TOO_LARGE = "{path}: {size:.0f} MB, expected at most {largest:.0f} MB of JSON; correct or remove it"
-NOT_JSON = "{path}: cannot be read as JSON ({error}); correct or remove it"
-NO_OBJECT = "{path}: expected a JSON object, found {kind}; correct it"
-KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
-         (stat.S_ISSOCK, "a socket"))  # fmt: skip
-
-
-class TextError(ValueError):
-    """A text file that cannot be read, or is not what it should be."""
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
-
-    Raises
-    ------
-    TextError
-        Where the path is no regular file, the file is too large or no JSON, or the JSON is no object.
-    """
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise TextError(NO_OBJECT.format(path=path, kind=type(content).__name__))
-    return content
-
-
-def read_json(path: Path) -> Any:
-    """Return the JSON value in a file; see `read_object`.
-
-    Raises
-    ------
-    TextError
-        Where the path is no regular file, or the file is too large or no JSON.
-    """
-    try:
-        # Opening a pipe would wait for ever, and a device may have no end.
-        status = path.stat()
-        kind = next((name for test, name in KINDS if test(status.st_mode)), None)
-        if kind is not None:
-            raise TextError(NOT_A_FILE.format(path=path, kind=kind))
-        if status.st_size > LARGEST_JSON:
-            raise TextError(TOO_LARGE.format(path=path, size=status.st_size / 2**20, largest=LARGEST_JSON / 2**20))
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except TextError:
-        raise
-    except RecursionError:
-        raise TextError(NOT_JSON.format(path=path, error="brackets inside brackets, thousands deep")) from None
-    except (OSError, ValueError) as error:
-        raise TextError(NOT_JSON.format(path=path, error=error)) from None
+from ..diffusion.storage import read_object
 
 
 class Texts:

@@ -140,7 +140,7 @@ def _leftovers(settings: Settings) -> list[str]:
 
 def _discover(settings: Settings):
     from ..bids.query import SelectionError, fault_duplicates, find_preprocessed, find_runs, open_layout
-    from ..bids.texts import TextError, read_object
+    from ..diffusion.storage import TextError, read_object
 
     filters = None
     if settings.bids_filter_file:
@@ -212,7 +212,7 @@ def _check_output(folder: Path) -> None:
     description = folder / "dataset_description.json"
     if not description.is_file():
         return
-    from ..bids.texts import TextError, read_object
+    from ..diffusion.storage import TextError, read_object
 
     try:
         makers = read_object(description).get("GeneratedBy", [])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -202,7 +201,9 @@ def _with_noise(scan):
 
 
 def _is_derivative(root: Path) -> bool:
+    from ..diffusion.storage import TextError, read_object
+
     try:
-        return json.loads((root / "dataset_description.json").read_text("utf-8-sig")).get("DatasetType") == "derivative"
-    except (OSError, ValueError, AttributeError):
+        return read_object(root / "dataset_description.json").get("DatasetType") == "derivative"
+    except TextError:
         return False  # `open_layout` says what is wrong

@@ -122,10 +122,10 @@ def write_image(path: Path, data: np.ndarray, affine: np.ndarray, dtype) -> None
 
 def write_gradients(image: Path, gradients: GradientTable) -> None:
     """Write b-values and b-vectors beside an image, under its name."""
-    from ..spatial import io
+    from ..bids import tables
 
     stem = image.name.removesuffix(".nii.gz")
-    io.write_gradients(gradients, image.with_name(f"{stem}.bval"), image.with_name(f"{stem}.bvec"))
+    tables.write_gradients(gradients, image.with_name(f"{stem}.bval"), image.with_name(f"{stem}.bvec"))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,7 +31,10 @@ def add(tools) -> None:
 def _list(args) -> None:
     from ..diffusion.weights import list_weights
 
-    cards = list_weights(args.weights_dir)
+    skipped: list[str] = []
+    cards = list_weights(args.weights_dir, skipped)
+    for reason in skipped:
+        print(f"left out: {reason}", file=sys.stderr)
     if not cards:
         print("no weights; `dmrigen train` makes them, --weights-dir names a folder that holds some")
         return
@@ -55,10 +59,12 @@ def _show(args) -> None:
 
 def _verify(args) -> None:
     from ..diffusion.weights import find_weights, load_weights, verify_weights
-    from ..methods import load
+    from ..methods import REGISTRY, load, spec_of
 
     path = find_weights(args.name, args.weights_dir)
     card = verify_weights(path)
+    if card.method not in REGISTRY or not spec_of(card.method).needs_weights:
+        raise ValueError(f"{path}: weights of method {card.method!r}, which is none of this program")
     network = load(card.method).configured(card.configuration).network(card.size)
     if network is None:
         raise ValueError(f"{path}: {card.method} has no network")

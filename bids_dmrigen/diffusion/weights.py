@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from .. import __version__
-from .storage import write_tensors, write_text
+from .storage import TextError, read_object, write_tensors, write_text
 
 PACKAGED = Path(__file__).parents[1] / "methods" / "weights"
 FORMAT_VERSION = 1
@@ -33,6 +34,10 @@ OTHER_USE = "{path}: weights of method {found_method!r}, size {found_size!r}; ne
 OTHER_SETTING = "{path}: its weights were trained for {key} = {found}, asked for is {key} = {wanted}"
 OTHER_NETWORK = "{path}: weights made with {configuration} do not fit this {network}: {reason}"
 TOO_LARGE = "weight {name} does not fit into {dtype}: its largest value is {largest:g}"
+
+
+NOT_FINITE = "{path}: {n} of its tensors hold NaN or infinity, first {name}; the training failed: train again"
+OTHER_KIND = "{path}: {name} is stored as {found}, which is another kind of number than the network's; train again"
 
 
 class WeightsError(ValueError):
@@ -82,6 +87,34 @@ class Card:
     def record(self) -> dict[str, Any]:
         """Return the description of the weights for the sidecar of a generated file."""
         return {"Name": self.name, "SHA256": self.sha256, "TrainedOn": self.trained_on, "License": self.licence}
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+# field of a card -> whether a value fits, and what is expected
+KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("method", "size", "hardware", "licence", "name", "precision", "code_version", "sha256"),
+                    (_is_text, "text")),
+    **dict.fromkeys(("configuration", "trained_on"), (_is_table, "an object")),
+    **dict.fromkeys(("steps", "format_version", "bytes"), (_is_count, "a whole number")),
+    "seed": (lambda value: isinstance(value, int), "a whole number"),
+    "minutes": (_is_number, "a number"),
+    "held_out": (lambda value: _is_table(value) and all(map(_is_number, value.values())), "an object of numbers"),
+}  # fmt: skip
 
 
 def save_weights(folder: Path, name: str, net: nn.Module, card: Card, dtype: torch.dtype = torch.float32) -> Path:
@@ -142,18 +175,19 @@ def find_weights(name: str | Path, weights_dir: Path | None = None) -> Path:
     raise WeightsError(NOT_FOUND.format(name=str(name), folders=folders, available=available))
 
 
-def list_weights(weights_dir: Path | None = None) -> list[Card]:
+def list_weights(weights_dir: Path | None = None, skipped: list[str] | None = None) -> list[Card]:
     """Return the cards in `weights_dir` and in the package, sorted by name.
 
-    Weights in `weights_dir` hide packaged ones of the same name. Files are not verified here, and cards of other
-    formats are ignored.
+    Weights in `weights_dir` hide packaged ones of the same name. Files are not verified here. Weights without a card
+    that can be used are left out; why is added to `skipped`.
     """
     cards: dict[str, Card] = {}
     for path in _weight_files(weights_dir):
         try:
             cards.setdefault(path.stem, read_card(path))
-        except WeightsError:
-            continue
+        except WeightsError as error:
+            if skipped is not None:
+                skipped.append(str(error))
     return [cards[name] for name in sorted(cards)]
 
 
@@ -162,12 +196,14 @@ def read_card(path: Path) -> Card:
     path = Path(path)
     card = path.with_suffix(".json")
     try:
-        content = json.loads(card.read_text(encoding="utf-8"))
+        if not card.exists():
+            raise WeightsError(NO_CARD.format(path=path, card=card.name))
+        content = read_object(card)
         version = content["format_version"]
-    except FileNotFoundError:
-        raise WeightsError(NO_CARD.format(path=path, card=card.name)) from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise WeightsError(BAD_CARD.format(card=card, reason=f"{type(error).__name__}: {error}")) from None
+    except TextError as error:
+        raise WeightsError(str(error)) from None
+    except KeyError:
+        raise WeightsError(BAD_CARD.format(card=card, reason="no format_version")) from None
     if version != FORMAT_VERSION:
         code = content.get("code_version", "not stated")
         raise WeightsError(OTHER_FORMAT.format(card=card, found=version, expected=FORMAT_VERSION, code=code))
@@ -175,6 +211,10 @@ def read_card(path: Path) -> Card:
     if set(content) != expected:
         reason = f"missing {sorted(expected - set(content))}, unknown {sorted(set(content) - expected)}"
         raise WeightsError(BAD_CARD.format(card=card, reason=reason))
+    wrong = [f"{name} is {content[name]!r}, expected {what}" for name, (fits, what) in KINDS.items()
+             if not fits(content[name])]  # fmt: skip
+    if wrong:
+        raise WeightsError(BAD_CARD.format(card=card, reason="; ".join(wrong)))
     return Card(**content)
 
 
@@ -219,6 +259,10 @@ def load_weights(
     for key, wanted in (trained_for or {}).items():
         if (setting := card.configuration.get(key, wanted)) != wanted:
             raise WeightsError(OTHER_SETTING.format(path=path, key=key, found=setting, wanted=wanted))
+    kinds = {name: value.is_floating_point() for name, value in net.state_dict().items()}
+    odd = [n for n, value in tensors.items() if n in kinds and kinds[n] != value.is_floating_point()]
+    if odd:
+        raise WeightsError(OTHER_KIND.format(path=path, name=odd[0], found=tensors[odd[0]].dtype))
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:
@@ -235,9 +279,13 @@ def _verified(path: Path) -> tuple[Card, dict[str, Tensor]]:
     if _digest(data) != card.sha256:
         raise WeightsError(CORRUPTED.format(path=path, found=_digest(data), expected=card.sha256))
     try:
-        return card, load_tensors(data)
-    except SafetensorError as error:
+        tensors = load_tensors(data)
+    except (SafetensorError, ValueError, KeyError) as error:
         raise WeightsError(f"{path}: not a safetensors file ({error})") from None
+    broken = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise WeightsError(NOT_FINITE.format(path=path, n=len(broken), name=broken[0]))
+    return card, tensors
 
 
 def _stored(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:

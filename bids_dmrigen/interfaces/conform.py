@@ -7,8 +7,9 @@ from pathlib import Path
 
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, isdefined, traits
 
+from ..bids.tables import write_gradients
 from ..spatial.checks import check_values
-from ..spatial.io import read_scan, write_gradients, write_image
+from ..spatial.io import read_scan, write_image
 from .base import SeriesInputSpec
 
 

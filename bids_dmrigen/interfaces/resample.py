@@ -30,7 +30,8 @@ class Resample(SimpleInterface):
     output_spec = _ResampleOutputSpec
 
     def _run_interface(self, runtime):
-        from ..spatial.io import read_image, read_scan, write_gradients, write_image
+        from ..bids.tables import write_gradients
+        from ..spatial.io import read_image, read_scan, write_image
         from ..spatial.resample import resample_series
 
         inputs = self.inputs

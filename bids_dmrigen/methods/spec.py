@@ -5,6 +5,7 @@ Nothing here imports torch: the command line reads the specification of every me
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -24,6 +25,9 @@ FEW = "{title}: {found} directions; results are less certain below {good}"
 
 class OptionError(ValueError):
     """An invalid value of an option; the message says what was expected."""
+
+
+MOST_DIRECTIONS = 2000  # of a shell; more take hours to spread evenly, and no scanner acquires as many
 
 
 class Directions:
@@ -113,6 +117,10 @@ class Option:
         fits = isinstance(value, kinds) and not isinstance(value, bool)
         if not fits:
             raise OptionError(f"{self.flag}: expected {self.kind.__name__}, found {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise OptionError(f"{self.flag}: expected a finite number, found {value}")
+        if self.kind is Directions and str(value).isdigit() and int(value) > MOST_DIRECTIONS:
+            raise OptionError(f"{self.flag}: expected at most {MOST_DIRECTIONS} directions, found {value}")
         if self.choices and value not in self.choices:
             raise OptionError(f"{self.flag}: expected {', '.join(map(str, self.choices))}, found {value!r}")
         if self.above is not None and not value > self.above:

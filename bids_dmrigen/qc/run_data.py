@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..bids.sidecars import kept_volumes
+from ..bids.tables import read_gradients
 from ..dwi.gradients import B0_THRESHOLD_S_PER_MM2, GradientError, GradientTable
 from ..dwi.series import Scan
-from ..spatial.io import read_gradients, read_image, read_scan
+from ..spatial.io import read_image, read_scan
 
 if TYPE_CHECKING:  # this module loads torch
     from .tensor_check import TensorCheck

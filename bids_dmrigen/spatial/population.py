@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ..bids.names import sidecar_path
-from ..diffusion.storage import write_text
+from ..diffusion.storage import read_object, write_text
 from ..dwi.adc import FREE_WATER_MM2_PER_S
 from ..dwi.series import ScanError
 from ..methods.base import Population
@@ -97,7 +97,7 @@ def digest(kind: str, path: str | Path) -> str:
 
 def other_space(adc_atlas: str | Path, template: str) -> str | None:
     """Return the space in an ADC atlas's sidecar if it differs from the template's, else None."""
-    space = json.loads(sidecar_path(Path(adc_atlas)).read_text("utf-8-sig")).get("Space")
+    space = read_object(sidecar_path(Path(adc_atlas))).get("Space")
     same = space in (None, template) or (space == ANY_MNI and template.startswith(ANY_MNI))
     return None if same else str(space)
 
@@ -128,10 +128,12 @@ def read_adc_atlas(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray
     data, affine = _read_4d(path)
     sidecar = sidecar_path(path)
     try:
-        bvals = np.asarray(json.loads(sidecar.read_text("utf-8-sig"))["BValues"], dtype=np.float64)
-    except FileNotFoundError:
-        raise AtlasError(f"{sidecar}: no such file; it must give the b-values of {path.name}; {MAKE_ONE}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not sidecar.exists():
+            raise AtlasError(f"{sidecar}: no such file; it must give the b-values of {path.name}; {MAKE_ONE}")
+        bvals = np.asarray(read_object(sidecar)["BValues"], dtype=np.float64)
+    except AtlasError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
         raise AtlasError(
             f"{sidecar}: expected JSON with BValues, numbers in s/mm², found none ({error!r}); {MAKE_ONE}"
         ) from None

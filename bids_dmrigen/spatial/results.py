@@ -7,9 +7,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from ..bids.tables import write_gradients
 from ..methods.base import Generated, InTemplate
 from ..methods.spec import MethodSpec
-from .io import image_in_template, image_on_grid, open_image, write_gradients, write_image
+from .io import image_in_template, image_on_grid, open_image, write_image
 from .standard_grid import placed, standard_grid
 
 

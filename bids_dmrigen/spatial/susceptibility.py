@@ -9,10 +9,11 @@ import numpy as np
 from scipy import ndimage
 from scipy.sparse.linalg import LinearOperator, cg
 
+from ..bids.tables import read_bvals
 from ..dwi.series import Scan, ScanError
 from .ants_tools import Stage, register_linear, to_ants
 from .brain_mask import brain_mask
-from .io import read_bvals, read_image
+from .io import read_image
 from .resample import sample_volume
 from .similarity import pearson
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bids.sidecars import versions
-from ..diffusion.storage import write_text
+from ..diffusion.storage import TextError, read_object, read_text, write_text
 from ..qc.report import RunError
 from .failures import find_failures, without_failed
 from .plan import RunPlan
@@ -197,11 +197,15 @@ def _plugin_file(path: Path | None) -> dict:
     if path is None:
         return {}
     try:
-        text = path.read_text()
-        document = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"--nipype-plugin-file {path}: {error}") from None
-    return document.get("plugin_args", document)
+        document = read_object(path) if path.suffix == ".json" else tomllib.loads(read_text(path))
+    except TextError as error:
+        raise SettingsError(f"--nipype-plugin-file {error}") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise SettingsError(f"--nipype-plugin-file {path}: not valid TOML ({error})") from None
+    arguments = document.get("plugin_args", document)
+    if not isinstance(arguments, dict):
+        raise SettingsError(f"--nipype-plugin-file {path}: expected a table plugin_args, found {arguments!r}")
+    return arguments
 
 
 def _weights(wf, plans: Sequence[RunPlan]) -> dict[str, tuple[str, str, float]]:

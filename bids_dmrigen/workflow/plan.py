@@ -275,9 +275,10 @@ def _planned(spec: MethodSpec, values: Mapping, header: Header) -> PlannedMethod
 
 def _inspect(run: Run, settings: Settings) -> tuple[Header, list[str]]:
     """Return header, gradient table and warnings of a run; raise where they do not describe a diffusion series."""
+    from ..bids.tables import read_bvals, read_gradients
     from ..spatial.checks import check_first_volume
     from ..spatial.headers import check_header, series_shape
-    from ..spatial.io import open_image, read_bvals, read_gradients
+    from ..spatial.io import open_image
 
     assert run.bval is not None  # a run without tables has a fault, and is not inspected
     assert run.bvec is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import tomllib
@@ -11,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..diffusion.storage import TextError, read_text
 from ..methods import REGISTRY, options, spec_of
 from ..methods.spec import Directions, Option, OptionError
 
@@ -362,10 +364,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         Where the file is missing, is not TOML, or holds a name that is no setting.
     """
     try:
-        document = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise SettingsError(f"--config-file {path}: cannot be read ({error.strerror})") from None
-    except tomllib.TOMLDecodeError as error:
+        document = tomllib.loads(read_text(path))
+    except TextError as error:
+        raise SettingsError(f"--config-file {error}") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SettingsError(f"--config-file {path}: not valid TOML ({error})") from None
     settings = {f.name: f for f in fields(Settings) if "group" in f.metadata}
     method_options = {o.name: o for o in options()}
@@ -396,7 +398,9 @@ def _check(spec: Field, value: Any) -> None:
     kinds |= {"tuple[str, ...]": str, "tuple[float, ...]": number}
     kind = kinds[str(spec.type).removesuffix(" | None")]
     flag = f"--{spec.metadata['flag'] or spec.name.replace('_', '-')}"
-    if (listed and not isinstance(value, tuple)) or not all(isinstance(v, kind) for v in values):
+    fits = all(isinstance(v, kind) and (kind is bool or not isinstance(v, bool)) for v in values)
+    fits = fits and all(math.isfinite(v) for v in values if isinstance(v, float))
+    if (listed and not isinstance(value, tuple)) or not fits:
         raise SettingsError(f"{flag}: expected {'a list of ' if listed else ''}{spec.type}, found {value!r}")
     choices = spec.metadata["argparse"].get("choices")
     wrong = [v for v in values if choices and v not in choices]
@@ -420,8 +424,8 @@ def directions_of(value: str | int) -> int | tuple[tuple[float, ...], ...]:
 def _vectors_in(path: str) -> tuple[tuple[float, ...], ...]:
     import numpy as np
 
+    from ..bids.tables import read_bvecs
     from ..dwi.gradients import GradientError, GradientTable
-    from ..spatial.io import read_bvecs
 
     vectors = read_bvecs(path)
     vectors = vectors[np.any(vectors, axis=1)]

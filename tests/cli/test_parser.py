@@ -109,7 +109,9 @@ def test_folders_that_cannot_serve():
         (("--weights", "nobody=trial"), "METHOD one of difusion"),
         (("--qid2-directions", "0"), "expected a number above 0 or a file"),
         (("--rishldm-voxel-size", "0"), "--rishldm-voxel-size: expected more than 0, found 0"),
-        (("--rishldm-voxel-size", "nan"), "--rishldm-voxel-size: expected more than 0, found nan"),
+        (("--rishldm-voxel-size", "inf"), "--rishldm-voxel-size: expected a finite number, found inf"),
+        (("--qid2-directions", "99999999"), "--qid2-directions: expected at most 2000 directions"),
+        (("--rishldm-voxel-size", "nan"), "--rishldm-voxel-size: expected a finite number, found nan"),
     ],
 )
 def test_values_that_make_no_sense(options, message):

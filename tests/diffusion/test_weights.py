@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bids_dmrigen import __version__
@@ -153,8 +154,13 @@ def test_missing_and_foreign_cards_are_refused(saved):
     card = saved.with_suffix(".json")
     content = json.loads(card.read_text())
     for text, message in (
-        ("{", "not a card of weights"),
-        ("[]", "not a card of weights"),
+        ("{", "cannot be read as JSON"),
+        ("[]", "expected a JSON object"),
+        ("[" * 10**5, "thousands deep"),
+        ("{}", "not a card of weights"),
+        (json.dumps(content | {"steps": "many"}), "steps is 'many', expected a whole number"),
+        (json.dumps(content | {"held_out": {"loss": float("nan")}}), "held_out is {'loss': nan}, expected an object"),
+        (json.dumps(content | {"configuration": [1]}), r"configuration is \[1\], expected an object"),
         (
             json.dumps({k: v for k, v in content.items() if k != "seed"} | {"x": 1}),
             r"missing \['seed'\], unknown \['x'\]",
@@ -166,6 +172,33 @@ def test_missing_and_foreign_cards_are_refused(saved):
     card.unlink()
     with pytest.raises(WeightsError, match=r"its card qid2-small\.json is missing"):
         verify_weights(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: value * float("nan"), "hold NaN or infinity"),
+        (lambda value: value / 0, "hold NaN or infinity"),
+        (lambda value: value.to(torch.int32), "another kind of number"),
+    ],
+)
+def test_weights_that_are_no_finite_numbers_are_refused(saved, change, message):
+    """Also where the card says that the file is whole: it may have been written so."""
+    tensors = {k: change(v) if v.is_floating_point() else v for k, v in load_file(saved).items()}
+    save_file(tensors, saved)
+    data = saved.read_bytes()
+    card = json.loads(saved.with_suffix(".json").read_text()) | {"bytes": len(data), "sha256": weights._digest(data)}
+    saved.with_suffix(".json").write_text(json.dumps(card))
+    with pytest.raises(WeightsError, match=message):
+        load_weights(network(), saved, "qid2", "small")
+
+
+def test_what_cannot_be_listed_is_said(saved):
+    saved.with_suffix(".json").write_text("{")
+    skipped = []
+    list_weights(saved.parent, skipped)
+    assert len(skipped) == 1
+    assert str(saved.with_suffix(".json")) in skipped[0]
 
 
 def test_a_pickle_is_never_opened(tmp_path):

@@ -3,9 +3,10 @@
 import nibabel as nib
 import numpy as np
 
+from bids_dmrigen.bids.tables import write_gradients
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.interfaces.brain import BiasField, BrainMask
-from bids_dmrigen.spatial.io import read_image, write_gradients
+from bids_dmrigen.spatial.io import read_image
 from tests.spatial.test_brain_mask import AFFINE, brain_phantom
 
 

@@ -4,9 +4,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bids_dmrigen.bids.tables import write_gradients
 from bids_dmrigen.dwi.gradients import GradientTable
 from bids_dmrigen.interfaces.maps import TensorMaps
-from bids_dmrigen.spatial.io import write_gradients
 
 from ..conftest import tiny_gradients, tiny_series
 

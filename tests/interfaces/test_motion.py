@@ -6,8 +6,8 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
+from bids_dmrigen.bids.tables import write_gradients
 from bids_dmrigen.interfaces.motion import HeadMotion
-from bids_dmrigen.spatial.io import write_gradients
 from bids_dmrigen.spatial.motion import CONFOUNDS
 from bids_dmrigen.spatial.rigid import motion_parameters
 from tests.spatial.test_motion import AFFINE, CENTER, moved_head

@@ -7,17 +7,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bids_dmrigen.bids.tables import read_gradients, write_gradients
 from bids_dmrigen.dwi.gradients import GradientError
 from bids_dmrigen.dwi.series import ScanError
-from bids_dmrigen.spatial.io import (
-    image_on_grid,
-    read_gradients,
-    read_image,
-    read_scan,
-    read_volume,
-    write_gradients,
-    write_image,
-)
+from bids_dmrigen.spatial.io import image_on_grid, read_image, read_scan, read_volume, write_image
 from tests.conftest import tiny_gradients, tiny_series, write_run
 
 
@@ -125,7 +118,7 @@ def test_text_that_cannot_be_read_names_the_file(run):
     bval, bvec = text_files(run)
     bval.unlink()
     bval.mkdir()  # root may read every file, but no folder as text
-    with pytest.raises(GradientError, match=r"\.bval: cannot be read \(.*make it readable"):
+    with pytest.raises(GradientError, match=r"\.bval: expected a text file, found a folder"):
         read_gradients(bval, bvec)
 
 
@@ -170,7 +163,7 @@ def test_a_qform_of_its_own_is_kept(tmp_path, shape):
 
 def test_complex_images_are_refused(tmp_path):
     nib.save(nib.Nifti1Image(np.ones((2, 2, 2), np.complex64), np.eye(4)), tmp_path / "x.nii")
-    with pytest.raises(ScanError, match=r"x\.nii: expected one real number per voxel, found complex64"):
+    with pytest.raises(ScanError, match=r"x\.nii: expected one real number per voxel, found complex numbers"):
         read_image(tmp_path / "x.nii")
 
 
