@@ -110,7 +110,7 @@ def test_text_that_is_no_table(run):
 def test_text_in_another_encoding_names_the_file(run, which):
     path = text_files(run)[which]
     path.write_bytes(path.read_text().encode("utf-16"))
-    with pytest.raises(GradientError, match=r"sub-1_dwi\.bv.*expected a text file of numbers in UTF-8"):
+    with pytest.raises(GradientError, match=r"sub-1_dwi\.bv.*cannot be read as text in UTF-8"):
         read_gradients(*text_files(run))
 
 
