@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -457,6 +458,8 @@ def test_disk_full(tmp_path):
         result = call(data, small / "out", "--work-dir", str(tmp_path / "work"))
         assert result.returncode == 1
         assert "no space left" in result.stderr.lower()
+        assert f"the output folder {small}" in result.stderr
+        assert "free some space or give another folder, and call again" in result.stderr
         assert not list(small.rglob("sub-01/dwi/.*")), "a partial file was left"
         kept = call(data, tmp_path / "out", "--work-dir", str(tmp_path / "work"))
         assert kept.returncode == 0, kept.stderr
@@ -474,7 +477,8 @@ def test_full_work_folder_is_seen_before_the_start(tmp_path):
     try:
         result = call(data, tmp_path / "out", "--work-dir", str(small))
         assert result.returncode == 1
-        assert "GB free" in result.stderr
+        assert "0.1 MB free" in result.stderr
+        assert re.search(r"these 1 runs need about [\d.]+ MB", result.stderr)
     finally:
         subprocess.run(["umount", str(small)], check=True)
 

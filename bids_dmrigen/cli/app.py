@@ -70,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The user can repair full disks and read-only folders: print the message, not the traceback.
         if settings.verbose:
             raise
-        return _fail(error, SOME_FAILED)
+        from ..workflow.space import explained
+
+        return _fail(OSError(explained(str(error), settings)), SOME_FAILED)
 
 
 def _participants(settings: Settings) -> int:
@@ -288,14 +290,15 @@ def _temporary_files() -> None:
 def _enough_space(settings: Settings, plans) -> None:
     """Refuse to start without enough disk space, which is estimated from the size of the input."""
     from ..workflow.participant import cache_folder
+    from ..workflow.space import size_text
 
-    needed = sum(plan.space_gb for plan in plans if not plan.fault)
-    free = shutil.disk_usage(settings.work).free / 1e9
+    needed = sum(1e9 * plan.space_gb for plan in plans if not plan.fault)
+    free = shutil.disk_usage(settings.work).free
     cached = any((cache_folder(settings) / "participant").glob("run_*"))
     if needed > free and not cached:
         raise OSError(
-            f"the work folder {settings.work} has {free:.1f} GB free, these {len(plans)} runs need about "
-            f"{needed:.1f} GB; free some space or give another folder with --work-dir"
+            f"the work folder {settings.work} has {size_text(free)} free, these {len(plans)} runs need about "
+            f"{size_text(needed)}; free some space or give another folder with --work-dir"
         )
 
 

@@ -8,7 +8,7 @@ import json
 import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..qc.report import RunError
 from .failures import find_failures, without_failed
 from .plan import RunPlan
 from .settings import Settings, SettingsError, name_of_call
+from .space import explained
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,10 @@ def execute(
         _run(rest, settings, template, links, resources, logs)
         failures = find_failures(logs, sound)
     _keep_traces(logs, plans)
-    first = {failure.run: failure.error for failure in reversed(failures)}
+    first = {
+        failure.run: replace(failure.error, message=explained(failure.error.message, settings))
+        for failure in reversed(failures)
+    }
     return {**unfinished(plans, settings.out_dir), **first}
 
 
