@@ -28,6 +28,7 @@ DWI = {
     "preproc_bvec": "desc-preproc_dwi.bvec",
     "dwiref": "dwiref.nii.gz",
     "mask": "desc-brain_mask.nii.gz",
+    "coverage": "desc-coverage_mask.nii.gz",
     "confounds": "desc-confounds_timeseries.tsv",
     "to_t1w": "from-dwi_to-T1w_mode-image_xfm.mat",
     "from_t1w": "from-T1w_to-dwi_mode-image_xfm.mat",

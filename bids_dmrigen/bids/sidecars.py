@@ -36,6 +36,8 @@ DESCRIPTIONS = {
     "preproc": "Diffusion-weighted series after preprocessing",
     "dwiref": "Mean b0 of the preprocessed series",
     "mask": "Brain mask on the preprocessed series' grid",
+    "coverage": "Part of the brain mask where every volume of the preprocessed series has data; elsewhere tensors are "
+    "fitted to the volumes that have, and methods generate nothing",
     "confounds": "Head motion per volume",
     "generated": "Diffusion-weighted series made by {title}",
     "spread": "Voxel-wise standard deviation of the samples of {title}",
@@ -138,7 +140,7 @@ def _base_sidecar(key: str, sources: Sequence[str], **fields: str) -> dict[str, 
     }
     if key == "confounds":
         return {**sidecar, **CONFOUNDS}
-    if key in ("mask", "template_mask"):
+    if key in ("mask", "template_mask", "coverage"):
         sidecar["Type"] = "Brain"
     if key in ("template_mask", "template_generated"):
         sidecar["SpatialReference"] = fields["reference"]

@@ -114,8 +114,8 @@ def run(args) -> None:
     for keep in args.keep:
         print(f"\n{keep} directions per shell kept; maps against those of all {len(scan.gradients)} volumes")
         _print_table(evaluation.table(result, keep, list(arms)))
-    if note := evaluation.empty_note(scan, result.mask):
-        print(f"\nnote: {note}")
+    if result.note:
+        print(f"\nnote: {result.note}")
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     settings = {key: value for key, value in settings.items() if key not in ("run", "tool")}
     print(f"\n{write_results(args.out, result, scan, settings)}")

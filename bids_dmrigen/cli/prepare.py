@@ -183,6 +183,7 @@ def _read(item, b0_threshold: float):
     """Return a run as a scan with its brain mask."""
     from ..dwi.series import Scan, ScanError
     from ..spatial.brain_mask import brain_of
+    from ..spatial.coverage import within_coverage
     from ..spatial.io import read_scan
 
     scan, _ = read_scan(item.image, item.bval, item.bvec, item.mask, b0_threshold)
@@ -190,7 +191,7 @@ def _read(item, b0_threshold: float):
         raise ScanError("all volumes are b0")
     if item.mask is None:
         scan = Scan(scan.data, scan.affine, scan.gradients, brain_of(scan))
-    return scan
+    return within_coverage(scan)
 
 
 def _with_noise(scan):

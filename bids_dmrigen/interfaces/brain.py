@@ -31,6 +31,32 @@ class BrainMask(SimpleInterface):
         return runtime
 
 
+class _CoverageInputSpec(SeriesInputSpec):
+    in_mask = File(exists=True, mandatory=True, desc="brain mask")
+
+
+class _CoverageOutputSpec(TraitedSpec):
+    out_mask = File(exists=True, desc="1 in the brain where every volume has data, 0 elsewhere, uint8")
+
+
+class Coverage(SimpleInterface):
+    """Find where every volume of a series has data."""
+
+    input_spec = _CoverageInputSpec
+    output_spec = _CoverageOutputSpec
+
+    def _run_interface(self, runtime):
+        from ..spatial.coverage import complete_voxels
+        from ..spatial.io import read_scan, write_image
+
+        i = self.inputs
+        scan, image = read_scan(i.in_file, i.in_bval, i.in_bvec, i.in_mask, i.b0_threshold)
+        complete = complete_voxels(scan.data, scan.mask)
+        path = write_image(Path(runtime.cwd) / "coverage.nii", complete, image, dtype=np.uint8)
+        self._results["out_mask"] = str(path)
+        return runtime
+
+
 class _BiasFieldInputSpec(SeriesInputSpec):
     in_mask = File(exists=True, desc="brain mask (default: computed from the series)")
 

@@ -99,12 +99,14 @@ class Generate(SimpleInterface):
         from ..diffusion.parallel import choose_device, current
         from ..methods import load
         from ..methods.base import Request
+        from ..spatial.coverage import within_coverage
         from ..spatial.results import write_extra, write_in_template, write_maps, write_series
 
         i, cwd = self.inputs, Path(runtime.cwd)
         torch.set_num_threads(i.num_threads)
         mask = i.in_mask if isinstance(i.in_mask, str) else None
         scan, image = read_scan(i.in_file, i.in_bval, i.in_bvec, mask, i.b0_threshold)
+        scan = within_coverage(scan)
         method = load(i.method)
         warnings = method.spec.check(scan)
         request = Request(

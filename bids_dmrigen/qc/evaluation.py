@@ -14,6 +14,7 @@ from ..dwi.gradients import GradientError, GradientTable, even_subset, pair_ener
 from ..dwi.series import Scan, ScanError
 from ..dwi.tensor import fit_tensor, tensor_maps
 from ..methods.base import Generated
+from ..spatial.coverage import within_coverage
 from . import metrics
 from .definitions import EVALUATION as SCORES
 
@@ -29,8 +30,8 @@ NOTHING_LEFT_OUT = "{keep} directions are to be kept, but no shell has more (she
 NO_SHELL = "no diffusion-weighted volume in the scan"
 MASK_TOO_SMALL = "the mask is empty after eroding it {n} times; give a mask of the whole brain"
 EMPTY_VOXELS = (
-    "{empty} of the {total} voxels are 0 in some volume: they moved out of the field of view, or were too dark; "
-    "they become outliers of the tensor fit and change every score of the maps: use a mask without them"
+    "{empty} of the {total} voxels of the mask, eroded {n} times, are 0 in some volume: they moved out of the field of "
+    "view, or were too dark; they are left out of all scores"
 )
 
 # An arm of the comparison: (kept volumes, table of the left-out ones) -> its result, a series or maps.
@@ -70,11 +71,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All outcomes, the maps from all acquired volumes, and the mask in which scores are computed."""
+    """All outcomes, the maps from all acquired volumes, the mask of the scores, and what was left out of it."""
 
     outcomes: tuple[Outcome, ...]
     reference: dict[str, np.ndarray]
     mask: np.ndarray
+    note: str = ""
 
     def summary(self, keep: int, arm: str) -> dict[str, tuple[float, float]]:
         """Return (mean, standard deviation) over the selections of each score; NaN where there is none."""
@@ -82,10 +84,23 @@ class Evaluation:
         return {key: _mean_and_deviation([o.scores[key] for o in rows]) for key in SCORES}
 
 
-def empty_note(scan: Scan, mask: np.ndarray) -> str:
-    """Return a sentence where voxels of the mask have no signal in some volume, else ""."""
-    empty = int((scan.data[mask] <= 0).any(axis=1).sum())
-    return EMPTY_VOXELS.format(empty=empty, total=int(mask.sum())) if empty else ""
+def scored_voxels(scan: Scan) -> tuple[np.ndarray, str]:
+    """Return the voxels that scores are computed in, (X, Y, Z) bool, and a sentence about those left out, or "".
+
+    They are those of the eroded mask that have signal in every volume.
+
+    Raises
+    ------
+    ScanError
+        Where there are none.
+    """
+    mask = ndimage.binary_erosion(scan.mask, iterations=EROSIONS)
+    lit = mask.copy()
+    lit[mask] = (scan.data[mask] > 0).all(axis=1)
+    if not lit.any():
+        raise ScanError(MASK_TOO_SMALL.format(n=EROSIONS))
+    empty = int(mask.sum() - lit.sum())
+    return lit, EMPTY_VOXELS.format(empty=empty, total=int(mask.sum()), n=EROSIONS) if empty else ""
 
 
 def as_acquired(kept: Scan, wanted: GradientTable) -> Generated:
@@ -124,11 +139,10 @@ def evaluate(
     Raises
     ------
     ScanError
-        Where no shell has more directions than are kept, or the eroded mask is empty.
+        Where no shell has more directions than are kept, or the eroded mask has no signal.
     """
-    mask = ndimage.binary_erosion(scan.mask, iterations=EROSIONS)
-    if not mask.any():
-        raise ScanError(MASK_TOO_SMALL.format(n=EROSIONS))
+    mask, note = scored_voxels(scan)
+    scan = within_coverage(scan)
     selections = [(n, k, kept_volumes(scan.gradients, n, k, rotations)) for n in keep for k in range(rotations)]
     against = scan if truth is None else replace(scan, data=truth)
     reference, outcomes = summary_maps(against, fit), []
@@ -137,7 +151,7 @@ def evaluate(
             outcomes.append(_outcome(scan, kept, against.data, reference, mask, (name, n, rotation), arm, fit))
             if tell is not None:
                 tell(outcomes[-1])
-    return Evaluation(tuple(outcomes), reference, mask)
+    return Evaluation(tuple(outcomes), reference, mask, note)
 
 
 def _outcome(scan: Scan, kept, truth, reference, mask, label: tuple[str, int, int], arm: Arm, fit: str) -> Outcome:

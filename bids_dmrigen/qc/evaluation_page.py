@@ -15,7 +15,7 @@ from .. import __version__
 from ..diffusion.storage import write_text
 from ..dwi.series import Scan
 from .comparison import against_reference
-from .evaluation import SCORES, Evaluation, Outcome, empty_note, table
+from .evaluation import SCORES, Evaluation, Outcome, table
 from .pages import page_template
 
 
@@ -33,7 +33,7 @@ def write_results(folder: Path, result: Evaluation, scan: Scan, settings: dict[s
     """
     shells = [{"b": round(b), "directions": len(volumes)} for b, volumes in scan.gradients.shells()]
     about = {"volumes": len(scan.gradients), "b0": int(scan.gradients.is_b0.sum()), "shells": shells}
-    about |= {"voxels": int(result.mask.sum()), "note": empty_note(scan, result.mask)}
+    about |= {"voxels": int(result.mask.sum()), "note": result.note}
     document = {
         "software": f"bids_dmrigen {__version__}",
         "settings": settings,

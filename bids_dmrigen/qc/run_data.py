@@ -15,6 +15,7 @@ from ..bids.sidecars import kept_volumes
 from ..bids.tables import read_gradients
 from ..dwi.gradients import B0_THRESHOLD_S_PER_MM2, GradientError, GradientTable
 from ..dwi.series import Scan
+from ..spatial.coverage import within_coverage
 from ..spatial.io import read_image, read_scan
 
 if TYPE_CHECKING:  # this module loads torch
@@ -131,9 +132,9 @@ class RunData:
 
     @cached_property
     def preproc(self) -> Scan:
-        """The preprocessed series with its mask."""
+        """The preprocessed series with its mask, without voxels that have no data in some volume."""
         self.need("mask")
-        return self._scan("preproc", self.files.mask)
+        return within_coverage(self._scan("preproc", self.files.mask))
 
     @cached_property
     def raw(self) -> Scan:

@@ -283,9 +283,10 @@ def _inspect(run: Run, settings: Settings) -> tuple[Header, list[str]]:
     assert run.bval is not None  # a run without tables has a fault, and is not inspected
     assert run.bvec is not None
     image = open_image(run.image)
-    if len(image.shape) == 3 and len(read_bvals(run.bval)) == 1:
-        raise NoWeightingError(f"{run.image}: a single volume is no diffusion series")
-    shape = series_shape(image.shape, run.image, len(read_bvals(run.bval)))
+    try:
+        shape = series_shape(image.shape, run.image, len(read_bvals(run.bval)))
+    except ScanError as error:  # one volume may be the b0 that another run needs
+        raise NoWeightingError(str(error)) if len(image.shape) == 3 else error from None
     gradients = read_gradients(run.bval, run.bvec, shape[3], settings.b0_threshold, settings.leave_out_trace)
     if not gradients.is_b0.any():
         raise ScanError(f"{run.bval}: " + NO_B0.format(threshold=settings.b0_threshold, lowest=gradients.bvals.min()))
@@ -379,7 +380,7 @@ def _outputs(plan: RunPlan, template: str) -> Iterator[Output]:
     def output(key: str, **fields: str) -> Output:
         return Output(key, fields, names.output_path(plan.run.entities, key, **fields))
 
-    for key in ("preproc", "preproc_bval", "preproc_bvec", "dwiref", "mask"):
+    for key in ("preproc", "preproc_bval", "preproc_bvec", "dwiref", "mask", "coverage"):
         yield output(key)
     if plan.does("motion"):
         yield output("confounds")

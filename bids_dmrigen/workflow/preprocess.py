@@ -30,8 +30,9 @@ def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
         Preprocessed series on the acquired grid, b-vectors turned.
     raw_file, raw_bval, raw_bvec
         The acquired series, conformed.
-    reference, mask, sigma, notes
-        Mean b0, brain mask, noise standard deviation in scanner units, notes of the steps.
+    reference, mask, coverage, sigma, notes
+        Mean b0, brain mask, its part where every volume has data, noise standard deviation in scanner units, notes of
+        the steps.
     raw_mask, denoise_record
         Brain mask of the acquired series, where a method needs it; record of a denoising method, where one was used.
     confounds, transforms, field, bias_field
@@ -39,6 +40,8 @@ def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
     raw_b0, raw_opposite, corrected_b0, corrected_opposite
         b0 images before and after susceptibility correction, where it is done.
     """
+    from ..interfaces.brain import Coverage
+
     wf = pe.Workflow(name="preprocess")
     output = pe.Node(niu.IdentityInterface(OUTPUTS), name="output")
     memory = 0.5 + 4 * plan.volume_gb
@@ -63,6 +66,10 @@ def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
         mask = _add_mask(wf, plan, series, threads, "mask_unbiased")
         reference = _add_reference(wf, plan, series, memory, "reference_unbiased")
     wf.connect(*mask, output, "mask")
+    coverage = pe.Node(Coverage(b0_threshold=plan.settings.b0_threshold), name="coverage", mem_gb=memory)
+    _feed(wf, series, coverage)
+    wf.connect(*mask, coverage, "in_mask")
+    wf.connect(coverage, "out_mask", output, "coverage")
     wf.connect(reference, "out_file", output, "reference")
     for part in SERIES:
         wf.connect(*series[part], output, f"out_{part}")
@@ -128,6 +135,7 @@ OUTPUTS = [
     *(
         "reference",
         "mask",
+        "coverage",
         "raw_mask",
         "sigma",
         "notes",

@@ -71,6 +71,7 @@ class RunGraph:
                 *((f"preproc{end}", f"out_{part}") for end, part in zip(KEYS, FILES, strict=True)),
                 ("dwiref", "reference"),
                 ("mask", "mask"),
+                ("coverage", "coverage"),
                 ("confounds", "confounds"),
             )
         }

@@ -169,22 +169,28 @@ def test_an_arm_that_cannot_work_is_named_with_its_reason_and_the_others_go_on(t
     assert float(table[-1]["fa_error"]) == document["results"][-1]["fa_error"] > 0
 
 
-def test_voxels_without_signal_are_counted():
+def test_voxels_without_signal_in_some_volume_are_left_out_of_scores_and_said():
     scan = dense_scan()
-    assert evaluation.empty_note(scan, scan.mask) == ""
+    whole, note = evaluation.scored_voxels(scan)
+    assert note == ""
     data = scan.data.copy()
-    data[*np.argwhere(scan.mask)[:2].T, 5] = 0
-    note = evaluation.empty_note(Scan(data, AFFINE, scan.gradients, scan.mask), scan.mask)
-    assert note.startswith(f"2 of the {scan.mask.sum()} voxels are 0 in some volume")
+    data[*np.argwhere(whole)[:2].T, 5] = 0
+    lit, note = evaluation.scored_voxels(Scan(data, AFFINE, scan.gradients, scan.mask))
+    assert note.startswith(f"2 of the {whole.sum()} voxels of the mask")
+    np.testing.assert_array_equal(np.argwhere(whole & ~lit), np.argwhere(whole)[:2])
+    nothing = Scan(np.zeros_like(data), AFFINE, scan.gradients, scan.mask)
+    with pytest.raises(ScanError, match="the mask is empty"):
+        evaluation.scored_voxels(nothing)
 
 
 @pytest.mark.real
 def test_least_squares_on_the_merged_real_scan(real_data):
-    """The figures of the data's own table: within 0.9 dB, SSIM within 0.02. It chose other directions, and another
-    floor for the logarithm of the 2 % of voxels where some volume is 0."""
+    """The data's own table has 21.2 and 25.4 dB with the 2 % of voxels where some volume is 0; without them more."""
     stem = str(real_data / "reference" / "sub-canon_desc-merged_")
     scan, _ = read_scan(stem + "dwi.nii.gz", stem + "dwi.bval", stem + "dwi.bvec", stem + "mask.nii.gz")
     result = evaluation.evaluate(scan, [12, 30], {"none": evaluation.as_acquired})
-    for outcome, psnr, ssim in zip(result.outcomes, (21.2, 25.4), (0.90, 0.96), strict=True):
-        assert outcome.scores["fa_psnr"] == pytest.approx(psnr, abs=0.9)
-        assert outcome.scores["fa_ssim"] == pytest.approx(ssim, abs=0.02)
+    twelve, thirty = result.outcomes
+    assert twelve.scores["fa_psnr"] == pytest.approx(22.9, abs=0.3)
+    assert thirty.scores["fa_psnr"] > 27
+    assert (twelve.scores["fa_ssim"], thirty.scores["fa_ssim"]) == pytest.approx((0.92, 0.975), abs=0.01)
+    assert "are 0 in some volume" in result.note

@@ -330,9 +330,7 @@ def test_what_nobody_foresaw_is_the_fault_of_its_run(tmp_path, monkeypatch):
 
 
 def test_a_t1w_that_is_not_there_is_warned_of(tmp_path):
-    plan = plan_run(
-        make_run(tmp_path, notes=("T1w: x.nii is a link to nothing", "susceptibility: none")), settings(), "T"
-    )
+    plan = plan_run(make_run(tmp_path, notes=("T1w: x.nii is a link to nothing",)), settings(), "T")
     assert plan.warnings == ("T1w: x.nii is a link to nothing",)
 
 
