@@ -269,6 +269,16 @@ def test_missing_noise_is_refused():
             sampler(lambda x, t: x, linear(), torch.zeros(1, 1), [5, 1], noise=None)
 
 
+def test_inverted_ddim_adds_the_noise_predicted_at_the_time_that_each_step_leaves():
+    # In x / alpha and r = sigma / alpha, a step adds the predicted noise times the growth of r.
+    process, times = linear(), [30, 200, 600]
+    image = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
+    noised = ddim_inverse(lambda x, t: torch.full_like(x, t / 100), process, image, times).x0
+    alpha, sigma = process.marginal(torch.tensor([0, *times]))
+    noise_left = torch.tensor([1, 30, 200], dtype=torch.float64) / 100  # time 0 is asked for as 1
+    torch.testing.assert_close(noised, alpha[-1] * (image + (noise_left * (sigma / alpha).diff()).sum()))
+
+
 def test_inverted_ddim_gives_the_noise_that_ddim_makes_the_image_from():
     process, images = linear(), torch.tensor([1.0, 1.5, 2.0, 3.0], dtype=torch.float64)
     denoise = gaussian_denoiser(process)

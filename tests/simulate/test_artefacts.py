@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from bids_dmrigen.dwi.gradients import GradientTable
 from bids_dmrigen.simulate.artefacts import Artefacts, eddy_coefficients, eddy_displacement, slice_gains
 from bids_dmrigen.simulate.scanner import acquire, add_noise, protocol, scan_grid
 
@@ -65,6 +66,15 @@ def test_eddy_field_grows_along_the_diffusion_gradient():
     gradients = protocol(np.diag([-2.0, 2, 2, 1]), 3, 1, 1000)
     slopes = eddy_coefficients(gradients, 5.0)[1:, 1:]
     np.testing.assert_allclose(slopes, 0.05 * gradients.bvecs[1:], atol=1e-12)
+
+
+def test_eddy_field_grows_with_the_strength_of_the_gradient():
+    # b is in proportion to the square of the gradient's strength: a quarter of b is half of the field
+    directions = [[0, 0, 0], [0.6, 0.8, 0], [0.6, 0.8, 0], [0, 0, 1], [0, 0, 1]]
+    gradients = GradientTable([0, 1000, 4000, 1000, 4000], directions)
+    coefficients = eddy_coefficients(gradients, 5.0)
+    np.testing.assert_allclose(coefficients[[1, 3]], coefficients[[2, 4]] / 2)
+    np.testing.assert_allclose(coefficients[2], [0.3 * 5 * 1.4 / 3**0.5, 0.05 * 0.6, 0.05 * 0.8, 0])
 
 
 def test_slices_drop_out_where_the_truth_says(scan):

@@ -38,6 +38,13 @@ def test_gaps_are_filled_evenly():
     assert fill_gaps(acquired, -3).shape == (0, 3)
 
 
+def test_gaps_are_filled_far_from_antipodes_of_acquired_directions():
+    acquired = even_directions(12)
+    for signs in (1, -1, np.resize([1, -1], (12, 1))):
+        cosine = np.abs(fill_gaps(signs * acquired, 6) @ acquired.T)
+        assert np.degrees(np.arccos(cosine.max())) > 18  # acquired directions are some 40 degrees apart
+
+
 def test_references_are_nearest_whatever_their_sign():
     acquired = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [-0.99, 0.14, 0]], dtype=torch.float64)
     assert nearest_references(acquired, torch.tensor([[0.98, -0.2, 0.0]], dtype=torch.float64), 2).tolist() == [[2, 0]]
