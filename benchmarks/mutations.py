@@ -213,7 +213,7 @@ MUTATIONS = [
              "moved if stretch is None else moved * stretch", "moved", "spatial/test_resample.py"),
     mutation("the table turns with the transform, not its inverse", "spatial/resample.py",
              "turned(np.linalg.inv(rigid)[:, :3, :3]", "turned(rigid[:, :3, :3]", "spatial/test_resample.py"),
-    mutation("b-vectors in columns are read as rows", "spatial/io.py", "if bvecs.shape[0] == 3:",
+    mutation("three directions in rows are read as columns", "spatial/io.py", "if bvecs.shape[0] == 3:",
              "if bvecs.shape[1] != 3:", "spatial/test_io.py"),
     mutation("a mask of shares takes in every voxel", "spatial/io.py", "read_volume(mask)[0] > 0.5",
              "read_volume(mask)[0] > -0.5", "spatial/test_io.py"),
