@@ -140,7 +140,7 @@ def test_what_cannot_be_an_adc_atlas_says_so(tmp_path, atlas, capsys):
         (write_dataset(tmp_path / "raw"), out, (), 1, "found a raw dataset; run bids_dmrigen on it"),
         (tmp_path / "absent", out, (), 4, "no such file"),
         (atlas, out, ("--subjects", 0), 1, "at least one, found 0"),
-        (atlas, out, ("--bvalues", 0), 1, "expected rising ones above 50"),
+        (atlas, out, ("--bvalues", 0), 1, "expected increasing values above 50"),
         (atlas, out, ("--voxel-mm", 0), 1, "expected an edge in mm above 0"),
     ):
         assert adc(source, target, *options) == status

@@ -1,4 +1,4 @@
-"""Scanner artefacts against what their truth says."""
+"""Scanner artefacts against their true values."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_without_artefacts_nothing_changes(scan):
     assert (plain.truth["slice_gains"] == 1).all()
 
 
-def test_truncated_k_space_holds_only_what_was_acquired(scan):
+def test_truncated_k_space_has_only_the_acquired_part(scan):
     result = scan(acquired=0.7)
     spectrum = np.fft.fft2(result.truth["noise_free"], axes=(0, 1))
     for axis in (0, 1):
@@ -77,7 +77,7 @@ def test_eddy_field_grows_with_the_strength_of_the_gradient():
     np.testing.assert_allclose(coefficients[2], [0.3 * 5 * 1.4 / 3**0.5, 0.05 * 0.6, 0.05 * 0.8, 0])
 
 
-def test_slices_drop_out_where_the_truth_says(scan):
+def test_slices_drop_out_where_the_true_gains_are_below_one(scan):
     result = scan(dropout=0.2)
     gains = result.truth["slice_gains"]
     np.testing.assert_allclose(result.scan.data, result.clean * gains, rtol=1e-6)
