@@ -251,7 +251,7 @@ MUTATIONS = [
     mutation("memory is counted in half precision", "workflow/plan.py", "float(np.prod(self.shape)) * 4 / 1e9",
              "float(np.prod(self.shape)) * 2 / 1e9", "workflow/test_plan.py"),
     mutation("a run of b0s alone is not told apart", "workflow/plan.py",
-             "if plan.only_b0 and plan.run.image in served:", "if plan.only_b0:", "workflow/test_plan.py"),
+             "if plan.only_b0 and plan.run.image in runs_of_partner:", "if plan.only_b0:", "workflow/test_plan.py"),
     mutation("eight slices are too few", "workflow/plan.py", "    flat = min(shape[:3]) < MIN_SLICES\n",
              "    flat = min(shape[:3]) <= MIN_SLICES\n", "workflow/test_plan.py"),
     mutation("a clock enters a deterministic result", "workflow/generate.py",

@@ -348,7 +348,7 @@ def test_deterministic_results_have_a_cache_of_their_own(tmp_path):
 
 def test_results_that_another_call_overwrote_are_stored_again(tmp_path):
     from bids_dmrigen.interfaces.sink import FigureSink, Sink
-    from bids_dmrigen.workflow.participant import _forget_lost
+    from bids_dmrigen.workflow.participant import _rerun_lost
     from bids_dmrigen.workflow.plan import plan_run
 
     from .test_plan import make_run, settings
@@ -370,7 +370,7 @@ def test_results_that_another_call_overwrote_are_stored_again(tmp_path):
             (folder / name).mkdir(parents=True, exist_ok=True)
             sink.run(cwd=str(folder / name))
         change()
-        _forget_lost([plan], tmp_path / "work")
+        _rerun_lost([plan], tmp_path / "work")
         return {path.name for path in folder.iterdir()}
 
     figure = tmp_path / "out/sub-1/figures/sub-1_desc-fa_dwi.svg"

@@ -137,7 +137,7 @@ def test_b0s_of_a_file_of_directions_are_passed_over(tmp_path):
     plan = plan_run(make_run(tmp_path), settings(methods=("atlas",), phydiff_directions=str(ordinary)), "TPL")
     assert plan.fault is None
     assert any("param-fa_desc-atlas" in name for name in promised(plan))
-    for text, said in (("0 0\n0 0\n0 0\n", "none but of length 0"), ("1 0 3\n0 1 0\n0 0 0\n", "length")):
+    for text, said in (("0 0\n0 0\n0 0\n", "only vectors of length 0"), ("1 0 3\n0 1 0\n0 0 0\n", "length")):
         ordinary.write_text(text)
         _vectors_in.cache_clear()
         with pytest.raises(SettingsError, match=f"--qid2-directions: .*ordinary.bvec.*{said}"):
