@@ -368,7 +368,7 @@ def test_a_signal_to_the_app_alone_stops_its_workers_too(tmp_path):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "call again to go on from here" in said
+    assert "call again to continue from here" in said
     assert "Traceback" not in said
     assert not psutil.wait_procs(workers, timeout=30)[1]
     assert not list(tmp_path.glob("out/work/**/generate_difusion/result_*.pklz")), "it was waited for"
@@ -511,7 +511,7 @@ def test_somebody_elses_dataset_is_not_written_to(dataset, tmp_path):
     (out / "dataset_description.json").write_text(json.dumps(description))
     result = call(dataset, out)
     assert result.returncode == 2
-    assert "did not make" in result.stderr
+    assert "did not write" in result.stderr
     assert json.loads((out / "dataset_description.json").read_text()) == description
 
 

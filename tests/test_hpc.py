@@ -115,7 +115,7 @@ def test_a_job_that_slurm_kills_leaves_the_other_runs_alone(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("Slurm", f"expected one of {', '.join(PLUGINS)}, in these letters, found Slurm"),
+        ("Slurm", f"expected one of {', '.join(PLUGINS)}, spelt like this, found Slurm"),
         ("SLURM", "sbatch and squeue cannot be called here (not on PATH); call the app where jobs are submitted"),
         ("LSF", "bsub and bjobs cannot be called here"),
     ],

@@ -154,7 +154,7 @@ def test_a_faulty_atlas_is_found_before_anything_runs(tmp_path, capsys, method, 
     assert "is not used" not in told.out
     for methods in ((), ("--methods", "interp")):  # no method works with it
         assert main([*command, *methods]) == 3  # the dataset is none
-        assert f"note: {option} is not used: of the methods asked for (" in capsys.readouterr().out
+        assert f"note: {option} is not used: none of the requested methods (" in capsys.readouterr().out
 
 
 def test_a_validator_that_is_not_there_is_said(tmp_path, capsys, monkeypatch):
