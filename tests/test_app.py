@@ -123,7 +123,7 @@ def test_acquired_data_survive(broken):
         assert bvec.shape == (3, source.shape[3])
 
 
-def test_generated_data_say_so(broken):
+def test_generated_data_are_marked_as_synthetic(broken):
     _, out, _ = broken
     for name in ("desc-difusion_dwi", "model-tensor_param-fa_desc-difusion_dwimap"):
         sidecar = json.loads((out / f"sub-01/dwi/sub-01_{name}.json").read_text())
@@ -152,7 +152,7 @@ def test_lost_outputs_are_stored_again(broken):
     assert sorted(path.name for path in out.rglob("sub-01/*/*")) == expected
 
 
-def test_sources_say_what_a_result_was_made_from(broken):
+def test_sources_name_the_input_of_a_result(broken):
     _, out, _ = broken
     sources = {
         name: json.loads((out / f"sub-01/dwi/sub-01_{name}.json").read_text())["Sources"]
@@ -256,7 +256,7 @@ def test_group_level(broken):
     assert "sub-oneslice" in "".join(table) or "oneslice" in "".join(table)
 
 
-def test_what_cannot_be_had_is_named_and_the_rest_is_done(tmp_path):
+def test_impossible_requests_are_named_and_the_rest_is_done(tmp_path):
     """A partner that is all b0, runs of too few directions for a method, and a subject without diffusion data."""
     data = write_dataset(tmp_path / "data", subjects=(), shape=FLAT)
 
@@ -504,7 +504,7 @@ def test_exit_status_of_datasets_and_levels(dataset, tmp_path):
     assert "no diffusion run matches" in result.stderr
 
 
-def test_somebody_elses_dataset_is_not_written_to(dataset, tmp_path):
+def test_a_dataset_of_another_program_is_not_changed(dataset, tmp_path):
     out = tmp_path / "qsiprep"
     out.mkdir()
     description = {"Name": "QSIPrep", "BIDSVersion": "1.9.0", "GeneratedBy": [{"Name": "QSIPrep"}]}

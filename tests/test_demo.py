@@ -41,7 +41,7 @@ def truth(root, subject, param):
     return nib.load(root / "data/derivatives/truth" / path).get_fdata()
 
 
-def test_finished_and_said_so(demo):
+def test_the_app_reports_that_it_finished(demo):
     _, _, result = demo
     assert "Finished: 2 of 2 runs complete" in result.stdout
     assert result.stdout.index("bids_dmrigen") == 0

@@ -61,7 +61,7 @@ def test_each_task_takes_a_subject(tmp_path, task, subject):
     [(OF_A_NODE, 7.372), (OF_A_CPU, 7.372), ({"SLURM_MEM_PER_NODE": "0"}, None), ({}, None)],
     ids=["--mem", "--mem-per-cpu", "--mem=0", "no limit"],
 )
-def test_the_app_is_told_less_than_slurm_ends_the_job_at(tmp_path, limit, mem_gb):
+def test_the_app_gets_less_memory_than_the_limit_of_slurm(tmp_path, limit, mem_gb):
     assert app_settings(run_job(tmp_path, **limit)).mem_gb == mem_gb
 
 

@@ -50,7 +50,7 @@ def test_the_record_joins_every_map(tmp_path):
     assert stored["OrientationEncoding"]["Type"] == "dec"
 
 
-def test_a_rish_map_says_how_it_was_fitted_and_on_which_voxels():
+def test_the_sidecar_of_a_rish_map_describes_its_fit_and_its_voxels():
     own = image_sidecar("rish_map", [SOURCE], param="rish2", source="preproc", shell="1000", order="4")
     assert "of degree 2" in own["Description"]
     assert "from the preproc series at b = 1000 s/mm²" in own["Description"]

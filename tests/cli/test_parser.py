@@ -30,7 +30,7 @@ def test_labels_with_and_without_prefix():
     assert parse("--participant_label", "01").participant_label == ("01",)
 
 
-def test_difusion_sees_the_noise_unless_told_otherwise():
+def test_difusion_gets_the_noisy_series_unless_the_user_asks_otherwise():
     assert parse("--methods", "difusion").denoiser == "none"
     assert parse("--methods", "difusion", "--denoise", "mppca").denoiser == "mppca"
 
@@ -122,7 +122,7 @@ def test_output_must_not_be_the_input(tmp_path):
         parse_settings([str(tmp_path), f"{tmp_path}/", "participant"])
 
 
-def test_missing_weights_have_a_status_of_their_own_before_anything_runs(tmp_path, capsys):
+def test_missing_weights_have_a_separate_exit_status_before_anything_runs(tmp_path, capsys):
     (tmp_path / "data").mkdir()
     command = [str(tmp_path / "data"), str(tmp_path / "out"), "participant", "--dry-run", "--methods", "difusion"]
     assert main([*command, "--weights", "difusion=nobody"]) == 4
@@ -157,7 +157,7 @@ def test_a_faulty_atlas_is_found_before_anything_runs(tmp_path, capsys, method, 
         assert f"note: {option} is not used: none of the requested methods (" in capsys.readouterr().out
 
 
-def test_a_validator_that_is_not_there_is_said(tmp_path, capsys, monkeypatch):
+def test_a_missing_validator_is_reported(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     _validate(tmp_path)
     assert "not installed: the dataset was not validated" in capsys.readouterr().out

@@ -133,7 +133,7 @@ def test_a_run_without_a_transform_is_left_out_and_two_templates_are_refused(tmp
     assert not (tmp_path / "other.nii.gz").exists()
 
 
-def test_what_cannot_be_an_adc_atlas_says_so(tmp_path, atlas, capsys):
+def test_an_impossible_adc_atlas_is_refused_with_the_reason(tmp_path, atlas, capsys):
     out = tmp_path / "adc.nii.gz"
     for source, target, options, status, message in (
         (atlas, tmp_path / "adc.safetensors", (), 1, "has to end with .nii.gz"),

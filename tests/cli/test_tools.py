@@ -45,7 +45,7 @@ def test_weights_are_listed_shown_and_verified(weights, capsys):
     assert "whole and unchanged, fits difusion small" in capsys.readouterr().out
 
 
-def test_damaged_or_absent_weights_have_a_status_of_their_own(weights, capsys):
+def test_damaged_or_absent_weights_have_a_separate_exit_status(weights, capsys):
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert main(["weights", "verify", str(weights)]) == 4
     assert "SHA-256" in capsys.readouterr().err

@@ -114,7 +114,7 @@ def test_no_method_is_left_out():
 
 
 @pytest.mark.parametrize("case", GENERATED)
-def test_what_is_generated_is_the_processor_s(case, strict):
+def test_results_are_the_same_as_on_the_processor(case, strict):
     made, expected = (generated(case, device, "fp32") for device in (strict, CPU))
     assert apart(made.mean, expected.mean) < 1e-3
     assert (made.std is None) == (expected.std is None)
@@ -125,7 +125,7 @@ def test_what_is_generated_is_the_processor_s(case, strict):
 
 
 @pytest.mark.parametrize("case", ["difusion", "qid2 samples", "diffdti", "phydiff", "rishldm"])
-def test_in_bfloat16_it_is_near(case, strict):
+def test_results_in_bfloat16_are_near_those_in_single_precision(case, strict):
     made, expected = generated(case, strict, "bf16"), generated(case, CPU, "fp32")
     assert np.isfinite(made.mean).all()
     assert 0 < apart(made.mean, expected.mean) < 0.5

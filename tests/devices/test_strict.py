@@ -46,7 +46,7 @@ def test_two_devices_never_mix(mix):
 
 
 @pytest.mark.parametrize("leave", [lambda x: x.numpy(), np.asarray, np.sqrt])
-def test_nothing_leaves_unasked(leave):
+def test_no_tensor_leaves_the_device_without_a_request(leave):
     with pytest.raises(TypeError, match="can't convert strict:0 device type tensor to numpy"):
         leave(there(2, 3))
 
@@ -72,7 +72,7 @@ def test_numbers_are_drawn_from_a_generator_of_their_device(draw, device):
     assert torch.equal(made.cpu(), draw(torch.Generator().manual_seed(3), "cpu"))
 
 
-def test_what_cuda_lets_through():
+def test_operations_that_cuda_allows_are_allowed():
     x = there(2, 3)
     assert isinstance(x + torch.tensor(1.0), StrictTensor), "single numbers"
     assert isinstance(x[torch.tensor([0, 1])], StrictTensor), "the host's indices"
@@ -140,7 +140,7 @@ def test_autocast_computes_as_cuda_would():
     torch.testing.assert_close(low[0].cpu(), x.cpu().bfloat16() @ x.cpu().bfloat16())
 
 
-def test_operations_without_an_order_raise_where_one_is_asked_for():
+def test_operations_without_a_fixed_order_raise_where_one_is_required():
     maps = there(1, 1, 3, 3).requires_grad_()
     made = F.grid_sample(maps, there(1, 2, 2, 2) / 8, align_corners=True).sum()
     with policy(deterministic=True):

@@ -101,7 +101,7 @@ def test_of_some_subjects_alone_none_else_is_drawn(path):
     assert not any(c.any() for c in Prepared(path, subjects=()).counts)
 
 
-def test_what_cannot_be_prepared_or_read_says_so(tmp_path, scans):
+def test_data_that_cannot_be_prepared_or_read_are_reported(tmp_path, scans):
     with pytest.raises(ValueError, match="no scan to prepare"):
         write_prepared(tmp_path / "x.safetensors", [])
     dark = Scan(0 * scans[0].data, AFFINE, scans[0].gradients, scans[0].mask)

@@ -60,7 +60,7 @@ def test_a_lonely_b0_has_no_mean_to_offer():
     assert (found.nearest[0] == -1).all()
 
 
-def test_conditions_are_what_the_predictors_say():
+def test_conditions_contain_the_values_of_the_predictors():
     known = leave_one_out(signals(), TABLE)
     block = torch.rand(3, 22, 4, 5) + 0.5
     images, p = conditions(known, block, np.array([3, 20]), unit=0.5)

@@ -43,7 +43,7 @@ def test_the_mask_is_that_of_the_methods(scan, tmp_path):
     np.testing.assert_allclose(found.affine, made.grid.affine, atol=1e-5)
 
 
-def test_what_was_only_upsampled_comes_back(scan, tmp_path):
+def test_an_upsampled_series_gets_its_original_values_back(scan, tmp_path):
     (tmp_path / "m").mkdir()
     made, series, mask = finer(scan, tmp_path)
     values = np.where(made.grid.mask, 0.7, 0)
@@ -63,7 +63,7 @@ def test_what_was_only_upsampled_comes_back(scan, tmp_path):
     np.testing.assert_allclose(dec[scan.mask], np.tile([0.7, 0.35, 0], (scan.mask.sum(), 1)), atol=1e-5)
 
 
-def test_a_map_is_read_where_it_lies(scan, tmp_path):
+def test_a_map_is_interpolated_at_the_right_positions(scan, tmp_path):
     (tmp_path / "m").mkdir()
     made, _, mask = finer(scan, tmp_path)
     index = np.moveaxis(np.indices(made.grid.mask.shape), 0, -1)

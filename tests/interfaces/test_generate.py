@@ -14,7 +14,7 @@ from ..conftest import diffdti_weights, tiny_gradients, tiny_series, write_run
 
 
 @pytest.mark.parametrize("n_samples", [1, 2])
-def test_maps_are_written_one_by_one_and_told_as_maps(tmp_path, n_samples):
+def test_maps_are_written_one_by_one_and_described_as_maps(tmp_path, n_samples):
     gradients, shape = tiny_gradients(3, 1), (16, 14, 4)
     data = tiny_series(gradients, shape)
     image = str(write_run(tmp_path, "sub-1", data, gradients))
@@ -52,7 +52,7 @@ def test_maps_are_written_one_by_one_and_told_as_maps(tmp_path, n_samples):
     assert record["Checks"].keys() == {"colour_mismatch"}
 
 
-def test_what_is_asked_for_reaches_the_method(tmp_path, monkeypatch):
+def test_the_request_reaches_the_method(tmp_path, monkeypatch):
     """Noise is addressed by subject, run and seed: without them two subjects would share theirs."""
     from bids_dmrigen import methods
 
@@ -83,7 +83,7 @@ def test_a_method_gives_a_series_or_the_maps_that_the_report_compares(name):
     assert spec.maps in ((), ("fa", "md", "dec"))
 
 
-def test_a_series_on_finer_voxels_says_where_it_lies(tmp_path):
+def test_the_sidecar_of_a_series_on_finer_voxels_describes_its_grid(tmp_path):
     gradients, affine = tiny_gradients(6, 1), np.diag([-3.0, 3, 3, 1])
     data = tiny_series(gradients, (10, 9, 4))
     image = str(write_run(tmp_path, "sub-1", data, gradients, affine))

@@ -87,7 +87,7 @@ def asked_per_image(monkeypatch, name, size, request):
 
 @pytest.mark.parametrize("sampler", ["fast", "paper"])
 @pytest.mark.parametrize("name", LEARNT)
-def test_as_many_evaluations_as_were_asked_for(monkeypatch, name, sampler):
+def test_the_number_of_evaluations_is_the_requested_one(monkeypatch, name, sampler):
     request = request_for(name, "small", sampler, ASKED)
     assert asked_per_image(monkeypatch, name, "small", request) == (ASKED, ASKED)
 
@@ -103,6 +103,6 @@ def test_guidance_is_counted(monkeypatch):
     assert asked_per_image(monkeypatch, "rishldm", "small", request) == (ASKED, ASKED)
 
 
-def test_a_number_that_cannot_be_spent_is_recorded_as_what_was_spent(monkeypatch):
+def test_the_record_has_the_number_of_evaluations_that_were_done(monkeypatch):
     request = request_for("diffdti", "small", "paper", 7)  # the corrector and the predictor ask in pairs
     assert asked_per_image(monkeypatch, "diffdti", "small", request) == (6, 6)

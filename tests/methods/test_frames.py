@@ -380,7 +380,7 @@ def can_be_turned(name, options, kind, turn):
 @pytest.mark.parametrize(
     ("name", "options", "kind", "turn"), pairs(arms(["untrained", "unit", "shipped"]), TURNS, can_be_turned)
 )
-def test_every_voxel_keeps_what_is_made_of_its_place(name, options, kind, turn, template, symmetric):
+def test_results_do_not_depend_on_the_storage_order_of_voxels(name, options, kind, turn, template, symmetric):
     """To rounding, in whatever order the voxels are stored: what lies in the template does, and so do classical methods
     and networks that add nothing yet.
 
@@ -452,7 +452,7 @@ def spied(monkeypatch, module, name):
 
 
 @pytest.mark.parametrize("world", MOVED)
-def test_diffdti_is_told_world_directions(world, template, monkeypatch):
+def test_diffdti_gets_world_directions(world, template, monkeypatch):
     calls = spied(monkeypatch, diffdti_model, "condition_of")
     made = make("diffdti", {}, network("diffdti", "unit"), scan_of(world), template)
     (volumes,) = (v for shell, v in made.record["Volumes"].items() if shell != "b0")
@@ -462,7 +462,7 @@ def test_diffdti_is_told_world_directions(world, template, monkeypatch):
 
 
 @pytest.mark.parametrize("world", MOVED)
-def test_qid2_is_told_acquired_and_wanted_directions_in_the_voxel_axes(world, template, monkeypatch):
+def test_qid2_gets_acquired_and_wanted_directions_in_the_voxel_axes(world, template, monkeypatch):
     calls = spied(monkeypatch, qid2_model, "condition_of")
     make("qid2", {}, network("qid2", "unit"), scan_of(world), template, world)
     (_, _, acquired, wanted, *_), known = calls[-1]
@@ -498,7 +498,7 @@ def learnt_places():
 
 
 @pytest.mark.parametrize("turn", TURNS)
-def test_phydiff_makes_the_same_of_a_place_and_a_direction_on_every_grid_of_the_template(turn, monkeypatch):
+def test_phydiff_generates_the_same_at_a_position_on_every_grid_of_the_template(turn, monkeypatch):
     """To rounding: no noise, and the backbone adds nothing."""
     monkeypatch.setattr(NoiseSource, "__call__", lambda self, draw: torch.zeros(len(self.addresses), *self.shape))
     net = learnt_places()
@@ -508,7 +508,7 @@ def test_phydiff_makes_the_same_of_a_place_and_a_direction_on_every_grid_of_the_
     assert_alike(turn.volume(made), before, ROUNDING)
 
 
-def test_phydiff_knows_brains_by_their_place(monkeypatch):
+def test_phydiff_depends_on_the_position_in_the_template(monkeypatch):
     """A scan that is shifted in the template is told of places that are, and becomes another."""
     calls, net = spied(monkeypatch, phydiff_model, "condition_of"), learnt_places()
     scan, request = in_template_grid(GRID)

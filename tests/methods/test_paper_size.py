@@ -59,7 +59,7 @@ def test_examples_have_the_papers_sizes():
     assert made.condition.images.shape == (1, 7, 192, 192)
 
 
-def test_whole_slices_of_the_template_lie_in_zeros(monkeypatch):
+def test_whole_slices_of_the_template_are_padded_with_zeros(monkeypatch):
     method = load("phydiff")
     cohort = method.subjects(make_ball(), 1)
     made = method.examples(cohort, "paper", 4, 0)(0)
@@ -91,7 +91,7 @@ def test_diff_dti_takes_the_directions_of_its_scheme_in_their_order():
 
 
 @pytest.mark.parametrize(("stray", "warned"), [(0.0, False), (30.0, True)])
-def test_diff_dti_says_where_a_scan_has_other_directions(stray, warned):
+def test_diff_dti_warns_where_a_scan_has_other_directions(stray, warned):
     angle = np.deg2rad(stray)
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     world = np.concatenate([np.zeros((1, 3)), SCHEMES[6] @ turn.T])

@@ -188,7 +188,7 @@ def test_every_part_of_the_input_matters_and_only_to_its_own_image():
 
 
 @torch.no_grad()
-def test_without_query_mapping_only_the_time_is_told():
+def test_without_query_mapping_only_the_time_is_a_condition():
     net, given = network(replace(TINY, query_mapping=False)), inputs()
     expected = net(**given)
     others = {"bvecs": given["bvecs"].flip(0), "bvals": given["bvals"] * 2, "position": given["position"] / 2}

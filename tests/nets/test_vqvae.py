@@ -13,7 +13,7 @@ def _seed():
     torch.manual_seed(0)
 
 
-def test_shapes_there_and_back():
+def test_encoding_and_decoding_keep_the_shape():
     net, volumes = VQVAE(TINY), torch.randn(2, 1, 8, 12, 16)
     assert net.encode(volumes).shape == (2, 4, 2, 3, 4)
     found, loss = net(volumes)
@@ -82,7 +82,7 @@ def test_codes_stay_as_they_are_but_in_training():
     assert book.codes.any()
 
 
-def test_a_few_steps_teach_it_a_volume():
+def test_it_learns_a_volume_in_a_few_steps():
     net, volume = VQVAE(VQVAESpec(widths=(16,), blocks=1, codes=64, code_width=8)), torch.zeros(1, 1, 16, 16, 8)
     volume[:, :, 4:12, 4:12, 2:6] = 1
     optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3)

@@ -120,7 +120,7 @@ def test_map_scores_of_a_hand_computed_case():
     assert np.isnan(evaluation.map_scores(estimate, faint, mask)["direction_angle"])
 
 
-def test_held_out_directions_beside_kept_ones_are_not_asked_for():
+def test_held_out_directions_beside_kept_ones_are_not_requested():
     directions = even_directions(10)
     beside = directions[:1] + np.array([0, 0, 0.02])  # about one degree
     gradients = GradientTable(

@@ -168,7 +168,7 @@ def test_figures_are_the_same_every_time(tmp_path):
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
-def test_flicker_holds_both_frames_at_one_size(tmp_path):
+def test_flicker_contains_both_frames_at_one_size(tmp_path):
     first = np.random.default_rng(0).uniform(size=(20, 20, 14))
     mask = np.ones(first.shape, bool)
     path = figures.flicker(first, 1 - first, RAS, mask, ("b0", "T1w"), "t", tmp_path / "f.svg")
@@ -196,7 +196,7 @@ def test_small_palette_keeps_grey_values():
 
 
 @pytest.mark.real
-def test_two_real_runs_stored_in_opposite_orders_look_alike(real_data):
+def test_two_real_runs_stored_in_opposite_orders_look_the_same(real_data):
     """One subject, sagittal slices stored right to left in one run and left to right in the other."""
     shown = []
     for run in (1, 2):

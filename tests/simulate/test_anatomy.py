@@ -119,7 +119,7 @@ def test_resampling_keeps_position_volume_and_partition(ball):
     assert volumes[0] == pytest.approx(volumes[1], rel=0.02)
 
 
-def test_a_voxel_across_an_edge_holds_both_tissues(ball):
+def test_a_voxel_across_an_edge_has_both_tissues(ball):
     atlas = ball(radius=60)
     white = (torch.arange(SHAPE[0]) < 15).float()[:, None, None].expand(*SHAPE)
     atlas = dataclasses.replace(atlas, fractions=torch.stack([white, 1 - white, torch.zeros(SHAPE)]))

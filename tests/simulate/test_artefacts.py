@@ -46,7 +46,7 @@ def test_sigma_is_the_noise_of_the_truncated_images():
     assert noisy.std() == pytest.approx(10, rel=0.03)
 
 
-def test_eddy_currents_move_each_volume_as_their_coefficients_say(scan):
+def test_eddy_currents_move_each_volume_by_their_coefficients(scan):
     still, moved = scan(), scan(eddy_mm=4.0)
     zooms = still.scan.zooms_mm
     place = np.arange(GRID[1]) * zooms[1]

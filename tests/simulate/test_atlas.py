@@ -43,7 +43,7 @@ def dominant_direction(atlas, world_mm):
         ((9, 0, 37), Y),  # cingulum
     ],
 )
-def test_great_bundles_run_where_anatomy_says(atlas, world_mm, axis):
+def test_great_bundles_run_as_in_anatomy(atlas, world_mm, axis):
     assert abs(dominant_direction(atlas, world_mm) @ axis) > 0.8
 
 

@@ -62,7 +62,7 @@ def test_a_filter_correlates_the_noise_of_neighbours_by_its_width():
         assert correlation == pytest.approx(math.exp(-((math.pi * 0.2) ** 2)), abs=0.02)
 
 
-def test_noise_of_neighbouring_slices_is_alike_by_no_more_than_asked():
+def test_noise_of_neighbouring_slices_is_correlated_up_to_the_requested_value():
     blocks = Imaging(snr=(20.0, 20.0), bias=0.0, coils=(1,), truncated=0.0, filtered=0.0, **EVEN, across=0.9)
     result = measure(torch.ones(6, 20, 32, 32, 3), torch.ones(6), numbers_of_step(0, 0), blocks)
     noise = result.signal - result.signal.mean()

@@ -68,7 +68,7 @@ def scan():
     return Scan(np.stack([smooth * mask] * 10, axis=-1).astype(np.float32), AFFINE, gradients, mask)
 
 
-def test_the_b0_goes_there_and_the_images_come_back_beside_the_acquired_ones(scan, files):
+def test_the_b0_is_moved_to_the_template_and_the_images_are_moved_back_to_the_scan(scan, files):
     method = Stripes()
     options = {"bvalues": [700.0, 1500.0], "directions": 5}
     made = generate_in_template(method, scan, Request(left_out=3, options=options), files)
@@ -125,7 +125,7 @@ def test_images_are_as_bright_at_the_brains_rim_as_within(scan, files):
     assert values.std() < 0.002 * values.mean()
 
 
-def test_spread_comes_back_too_and_nothing_is_checked_where_nothing_is_asked(scan, files):
+def test_the_spread_is_returned_and_without_a_request_nothing_is_left_out(scan, files):
     options = {"bvalues": [1000.0], "directions": np.array([[0.0, 1, 0]])}
     made = generate_in_template(Stripes(), scan, Request(n_samples=2, options=options), files)
     assert made.left_out is None
@@ -158,7 +158,7 @@ def test_the_record_names_what_was_used_by_its_files(tmp_path, files):
         ("MNI152NLin6Asym", None, False),
     ],
 )
-def test_an_adc_atlas_in_another_space_is_warned_of(tmp_path, files, space, template, warned):
+def test_an_adc_atlas_in_another_space_gives_a_warning(tmp_path, files, space, template, warned):
     about = {} if space is None else {"Space": space}
     adc = write_adc_atlas(tmp_path / "subjects.nii.gz", ball_adc(), (1000.0, 2000.0), ATLAS_AFFINE, about)
     said = replace(files, adc=adc, template=template).warnings(["adc", "tracts"])
@@ -173,7 +173,7 @@ def test_an_adc_atlas_in_another_space_is_warned_of(tmp_path, files, space, temp
         )
 
 
-def test_the_packaged_adc_atlas_is_warned_of_too_where_a_method_is_told_of_it(scan, files):
+def test_the_packaged_adc_atlas_gives_a_warning_too_where_a_method_uses_it(scan, files):
     options = {"bvalues": [1000.0], "directions": 1}
     for kind, n in (("adc", 1), ("fibres", 0)):
         away = replace(files, template="MNI152NLin6Asym")

@@ -178,7 +178,7 @@ def test_round_trip_keeps_geometry_and_values(run, tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(5, 6, 7), (5, 6, 7, 3)])
-def test_a_qform_of_its_own_is_kept(tmp_path, shape):
+def test_a_different_qform_is_kept(tmp_path, shape):
     like = nib.Nifti1Image(np.zeros((5, 6, 7, 3), np.int16), np.eye(4))
     like.set_sform(np.diag([2.0, 2, 2, 1]), code=4)
     like.set_qform(np.diag([-2.5, 2.5, 3, 1]), code=1)

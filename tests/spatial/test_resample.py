@@ -118,6 +118,6 @@ def test_overshoots_are_clipped(scan):
         ({"field": np.zeros(SHAPE)}, "displacement field"),
     ],
 )
-def test_what_does_not_belong_is_refused(scan, arguments, message):
+def test_arguments_that_do_not_fit_the_scan_are_refused(scan, arguments, message):
     with pytest.raises(ScanError, match=message):
         resample_series(scan, **arguments)

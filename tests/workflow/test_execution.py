@@ -183,7 +183,7 @@ def crash(folder) -> str:
     return LAST_ERROR.findall(log.read_text())[-1][1]
 
 
-def test_slurm_jobs_ask_for_what_their_steps_take(tmp_path, monkeypatch, commands):
+def test_slurm_jobs_request_the_resources_of_their_steps(tmp_path, monkeypatch, commands):
     monkeypatch.delenv("LOGNAME", raising=False)
     wf = two_steps(tmp_path, "first")
     run_by_slurm(wf, {"sbatch_args": "--partition=long --mem=8G"})
@@ -201,7 +201,7 @@ def test_slurm_jobs_ask_for_what_their_steps_take(tmp_path, monkeypatch, command
         assert Path(job).parent == batch
 
 
-def test_slurm_steps_that_use_a_gpu_ask_for_one(tmp_path, commands):
+def test_slurm_steps_that_use_a_gpu_request_one(tmp_path, commands):
     class Gpu(Pass):
         input_spec = type("_GpuInput", (_Input,), {"use_gpu": traits.Bool(True, usedefault=True)})
 
@@ -234,7 +234,7 @@ def test_a_job_without_a_result_fails_its_step_alone(tmp_path, monkeypatch, comm
     assert re.search(message, crash(tmp_path))
 
 
-def test_a_job_that_never_starts_has_not_made_the_result_of_an_earlier_call(tmp_path, commands):
+def test_the_result_of_an_earlier_call_does_not_count_for_a_job_that_never_starts(tmp_path, commands):
     run_by_slurm(two_steps(tmp_path))
     slurm_stand_ins(commands, "dies", ENDED)
     wf = two_steps(tmp_path)
@@ -269,7 +269,7 @@ def test_a_job_is_over_when_squeue_says_so(commands, squeue, pending):
     assert make_plugin("SLURM", {})._is_pending(7) is pending
 
 
-def test_a_squeue_that_does_not_answer_is_told_once(commands, capsys):
+def test_a_squeue_that_does_not_answer_is_reported_once(commands, capsys):
     slurm_stand_ins(commands, squeue="echo Socket timed out >&2; exit 1")
     plugin = make_plugin("SLURM", {})
     assert plugin._is_pending(7)
@@ -337,7 +337,7 @@ def test_no_clock_ends_the_training_of_a_deterministic_result(tmp_path):
     assert minutes == {False: 2.5, True: None}
 
 
-def test_deterministic_results_have_a_cache_of_their_own(tmp_path):
+def test_deterministic_results_have_a_separate_cache(tmp_path):
     from bids_dmrigen.workflow.participant import cache_folder
 
     from .test_plan import settings
@@ -381,7 +381,7 @@ def test_results_that_another_call_overwrote_are_stored_again(tmp_path):
 
 
 @pytest.mark.parametrize("n_directions", [3, 6])
-def test_the_graph_of_a_method_that_makes_maps(tmp_path, n_directions):
+def test_the_graph_of_a_method_that_generates_maps(tmp_path, n_directions):
     from bids_dmrigen.workflow.plan import plan_run
     from bids_dmrigen.workflow.run import init_run_wf
 
@@ -413,7 +413,7 @@ def test_the_graph_of_a_method_that_makes_maps(tmp_path, n_directions):
     assert "maps_diffdti" not in wf.list_node_names()
 
 
-def test_a_method_in_the_templates_space_knows_which_it_is(tmp_path):
+def test_a_method_in_the_templates_space_has_the_name_of_the_template(tmp_path):
     from bids_dmrigen.workflow.plan import plan_run
     from bids_dmrigen.workflow.run import init_run_wf
 

@@ -80,7 +80,7 @@ def test_a_partner_of_one_volume_is_no_failure(tmp_path):
 
 
 @pytest.mark.parametrize("tables", [True, False])
-def test_a_partner_that_holds_only_b0s_is_no_failure(tmp_path, tables):
+def test_a_partner_with_only_b0s_is_not_a_failure(tmp_path, tables):
     pair = reverse_pair(tmp_path, tables)
     run, reverse = plan_runs(pair, settings(), "TPL")
     assert run.does("susceptibility")
@@ -94,7 +94,7 @@ def test_a_partner_that_holds_only_b0s_is_no_failure(tmp_path, tables):
     assert other.note is None
 
 
-def test_b0s_that_only_serve_each_other_serve_nothing(tmp_path):
+def test_two_runs_of_only_b0s_are_no_partners_for_each_other(tmp_path):
     _, one = reverse_pair(tmp_path / "one")
     _, two = reverse_pair(tmp_path / "two")
     pair = [replace(one, partner=Partner(two.image, "j-")), replace(two, partner=Partner(one.image, "j"))]
@@ -118,7 +118,7 @@ def test_b0s_alone_are_enough_for_methods_that_start_from_them(tmp_path):
     assert not partner.outputs
 
 
-def test_maps_follow_the_series_that_is_made_and_one_of_its_shells(tmp_path):
+def test_maps_are_fitted_to_one_shell_of_the_generated_series(tmp_path):
     run = make_run(tmp_path, n_directions=4)
     asked = {"methods": ("atlas",), "phydiff_bvalues": (700.0, 1100.0, 3000.0)}
     few = settings(phydiff_directions="5", **asked)
@@ -144,7 +144,7 @@ def test_b0s_of_a_file_of_directions_are_passed_over(tmp_path):
             settings(qid2_directions=str(ordinary))
 
 
-def test_flat_b0s_have_nothing_to_be_made_of(tmp_path):
+def test_a_flat_series_of_only_b0s_cannot_be_processed(tmp_path):
     flat = make_run(tmp_path, 6, shape=(12, 12, 1))
     flat.bval.write_text("0 " * 7)
     assert "volumes are b0" in plan_run(flat, settings(methods=("atlas",)), "TPL").fault
@@ -168,7 +168,7 @@ def test_results_on_the_templates_grid_too(tmp_path):
     assert not any("space-" in name for name in promised(flat))
 
 
-def test_a_partner_with_a_fault_of_its_own_keeps_it(tmp_path):
+def test_a_fault_of_the_partner_itself_stays(tmp_path):
     run, reverse = reverse_pair(tmp_path, bval=1000)
     reverse.bvec.write_text("0 1\n0 0\n0 0\n")
     plans = plan_runs([run, reverse], settings(), "TPL")
@@ -264,7 +264,7 @@ def test_a_denoiser_that_cannot_work_on_a_run_leaves_the_rest(tmp_path):
 
 
 @pytest.mark.parametrize("n_directions", [3, 6])
-def test_a_method_that_makes_maps_promises_maps_whether_or_not_a_tensor_can_be_fitted(tmp_path, n_directions):
+def test_a_method_that_generates_maps_promises_them_whether_or_not_a_tensor_can_be_fitted(tmp_path, n_directions):
     plan = plan_run(make_run(tmp_path, n_directions), settings(methods=("diffdti",), n_samples=2), "TPL")
     own = {name for name in promised(plan) if "diffdti" in name}
     stem = "sub-1_model-tensor_param-{}_desc-diffdti{}_dwimap.nii.gz"
@@ -318,7 +318,7 @@ def test_singular_affine_is_a_fault(tmp_path):
     assert "singular" in plan_run(run, settings(), "TPL").fault
 
 
-def test_what_nobody_foresaw_is_the_fault_of_its_run(tmp_path, monkeypatch):
+def test_an_unforeseen_error_is_the_fault_of_its_run(tmp_path, monkeypatch):
     def odd(*_):
         raise KeyError("odd")
 
@@ -329,7 +329,7 @@ def test_what_nobody_foresaw_is_the_fault_of_its_run(tmp_path, monkeypatch):
     assert any("raise KeyError" in line for line in describe(plan))
 
 
-def test_a_t1w_that_is_not_there_is_warned_of(tmp_path):
+def test_a_missing_t1w_gives_a_warning(tmp_path):
     plan = plan_run(
         make_run(tmp_path, notes=("T1w: x.nii is a link to nothing", "susceptibility: none")), settings(), "T"
     )
@@ -342,7 +342,7 @@ def test_a_method_of_the_templates_space_is_refused_where_nothing_can_be_registe
     assert "registration needs" in plan.refused["atlas"]
 
 
-def test_a_finer_grid_is_in_the_names_of_what_lies_on_it(tmp_path):
+def test_names_of_results_on_a_finer_grid_contain_its_voxel_size(tmp_path):
     asked = {"methods": ("bspline", "interp", "rishldm"), "n_samples": 2}
     run = make_run(tmp_path, 15)
     finer = plan_run(run, settings(rishldm_voxel_size=1.25, **asked), "TPL")
@@ -390,7 +390,7 @@ def test_a_coarser_grid_is_refused_for_the_run_and_everything_else_is_done(tmp_p
     assert "nothing to do on the scan's own voxels" in alone.refused["bspline"]
 
 
-def test_what_lies_on_the_templates_grid_has_its_voxels(tmp_path):
+def test_results_on_the_templates_grid_have_its_voxels(tmp_path):
     both = settings(methods=("bspline",), rishldm_voxel_size=1.5, output_spaces=("dwi", "template"))
     names = promised(plan_run(make_run(tmp_path), both, "TPL"))
     assert "sub-1_space-TPL_model-tensor_param-fa_desc-bspline_dwimap.nii.gz" in names

@@ -66,7 +66,7 @@ def test_what_was_acquired_stays(scan, made):
     assert not np.array_equal(inside, scan.data[scan.mask][:, 1:])
 
 
-def test_the_record_says_how_it_was_made(made):
+def test_the_record_describes_how_the_result_was_generated(made):
     assert {"Size", "Weights", "Sampler", "Seed", "Samples", "Training", "Device", "Numerics", "Seconds"} <= set(
         made.record
     )
@@ -84,7 +84,7 @@ def test_it_is_reproducible_to_the_bit_and_follows_the_seed(scan, made):
     assert not np.array_equal(other.mean, made.mean)
 
 
-def test_it_takes_most_of_the_noise_off_without_training_long():
+def test_it_removes_much_of_the_noise_after_a_short_training():
     scan, truth = made_up(shape=(26, 26, 4), n_b0=2, shells=((1000, 20),))
     made = DiFusion().generate(None, scan, replace(QUICK, options={"training_steps": 40}))
 
@@ -160,7 +160,7 @@ def test_published_variant(scan, sampler):
     assert made.record["Sampler"]["NetworkEvaluations"] < 76
 
 
-def test_nothing_the_network_is_told_holds_the_volumes_own_noise(scan):
+def test_no_input_of_the_network_contains_the_noise_of_the_target_volume(scan):
     stack = slice_stack(scan, 4, torch.device("cpu"))
     work = _Extended(scan, stack, QUICK, SIGMA)
     j, block = np.array([5]), stack.block(1)
@@ -173,7 +173,7 @@ def test_nothing_the_network_is_told_holds_the_volumes_own_noise(scan):
     assert not torch.equal(changed.x, given.x)
 
 
-def test_no_image_that_is_denoised_holds_the_volumes_own_noise(scan):
+def test_no_image_to_denoise_contains_the_noise_of_the_target_volume(scan):
     """The central promise: the mean of x_t and all that the network sees beside its noise is blind to volume j.
 
     The noise that is added is the shuffled residual of j itself, so it is left out here: a shuffled pixel says nothing
@@ -223,7 +223,7 @@ def test_noise_is_the_shuffled_residual(scan):
     assert xi[~stack.mask[1]].abs().max() < 1e-4
 
 
-def test_direction_contrast_tells_kept_from_smeared(scan):
+def test_direction_contrast_is_lower_for_a_smeared_series(scan):
     nearest = scan.gradients.neighbours(1)[:, 0]
     assert direction_contrast(scan, scan.data, 0.0) == pytest.approx(1.0)
     assert direction_contrast(scan, scan.data[..., nearest], 0.0) == pytest.approx(0.0, abs=1e-6)

@@ -111,7 +111,7 @@ def test_trust_is_the_share_of_the_correction_that_the_scan_confirms(scan, chang
     assert found == {1000.0: pytest.approx(trust, abs=1e-3)}
 
 
-def test_what_the_scan_does_not_confirm_is_left_out(scan):
+def test_corrections_that_the_scan_does_not_confirm_are_reduced(scan):
     net = perturbed().eval()
     net.head[-1].weight.data *= 30  # far too large a correction
     made = QID2().generate(net, scan, request_())
@@ -126,7 +126,7 @@ def test_what_the_scan_does_not_confirm_is_left_out(scan):
     np.testing.assert_allclose(taken[positive], told * correction[positive], atol=0.02 * np.abs(taken).max())
 
 
-def test_missing_weights_and_foreign_b_values_are_told(scan):
+def test_missing_weights_and_untrained_b_values_are_reported(scan):
     with pytest.raises(WeightsError, match="no weights 'qid2-paper'"):
         QID2().generate(None, scan, request_(size="paper"))
     high = Scan(scan.data, AFFINE, GradientTable(scan.gradients.bvals * 4.5, scan.gradients.bvecs), scan.mask)
@@ -134,7 +134,7 @@ def test_missing_weights_and_foreign_b_values_are_told(scan):
     assert any("outside what the weights were trained on" in w for w in made.warnings)
 
 
-def test_stored_weights_are_used_and_told_in_the_record(scan, tmp_path):
+def test_stored_weights_are_used_and_named_in_the_record(scan, tmp_path):
     net = perturbed()
     trained = {"examples": "simulated subjects"}
     card = Card("qid2", "small", {}, trained, 1, 1.0, 0, "a test", {}, "Apache-2.0")
@@ -164,7 +164,7 @@ def test_examples_are_a_function_of_their_index_and_can_be_learnt_from(subjects)
     assert net.head[-1].weight.grad.abs().max() > 0
 
 
-def test_the_paper_variant_makes_noise_from_references_alone(subjects):
+def test_the_condition_of_the_paper_variant_is_the_references_only(subjects):
     batch = QID2().examples(subjects, "paper", 4, seed=3)(0)
     assert batch.condition.images.shape[1] == 6
     image = batch.condition.centre + batch.condition.scale * batch.x0

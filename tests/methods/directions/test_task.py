@@ -62,7 +62,7 @@ def test_acquired_volumes_stay_and_generated_ones_are_marked(name):
     assert made.std is None
 
 
-def test_directions_of_a_file_are_in_voxel_axes_and_acquired_ones_are_not_made_again():
+def test_directions_of_a_file_are_in_voxel_axes_and_acquired_ones_are_not_generated():
     given = scan()
     wanted = GradientTable.from_world(
         [1000, 1000], [[0.6, 0.8, 0], given.gradients.world_directions(AFFINE)[3]], AFFINE
@@ -91,7 +91,7 @@ def test_linear_coefficients_give_the_direction_back():
 
 
 @pytest.mark.parametrize(("name", "most"), [("interp", 0.6), ("sh", 0.25)])
-def test_left_out_volumes_are_made_without_being_seen(name, most):
+def test_left_out_volumes_are_generated_from_the_other_volumes_only(name, most):
     given = scan(12, bvals=(1000.0, 2000.0))
     asked = Request(left_out=3, options={"directions": 30})
     left = load(name).generate(None, given, asked).left_out

@@ -162,7 +162,7 @@ def test_pairs_are_parted_by_the_subjects_in_both(tmp_path):
     assert [part.partner for part in parts] == [{2: 1}, {1: 0}]
 
 
-def test_faults_are_told(tmp_path):
+def test_faults_are_reported(tmp_path):
     poor = prepared(tmp_path / "poor.safetensors", ("a", scan_of(3.0, 12)))
     for name, scan, message in (
         ("b", scan_of(2.0, 20), "no subject is in both"),

@@ -43,7 +43,7 @@ def finer(scan, edge, name="bspline", net=None):
     return load(name).generate(net, scan, Request(options={"voxel_mm": edge}))
 
 
-def test_splines_are_scipys_and_lie_where_the_affine_says(scan):
+def test_splines_agree_with_scipy_at_the_positions_of_the_affine(scan):
     made = finer(scan, 1.3)
     assert np.linalg.norm(made.grid.affine[:3, :3], axis=0) == pytest.approx([1.3] * 3)
     assert made.mean.shape == (*made.grid.mask.shape, 18)
@@ -125,7 +125,7 @@ def test_with_finer_voxels_the_upsampled_series_is_harmonised(scan):
     np.testing.assert_allclose(made.mean[made.grid.mask][:, 2:], expected.clip(0), rtol=1e-4, atol=1e-2)
 
 
-def test_a_shell_of_few_directions_is_left_as_it_is(scan):
+def test_a_shell_of_few_directions_is_not_changed(scan):
     few = GradientTable(
         np.r_[scan.gradients.bvals[:14], [2000.0] * 4], np.r_[scan.gradients.bvecs[:14], even_directions(4)]
     )

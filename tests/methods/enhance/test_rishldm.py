@@ -87,7 +87,7 @@ def test_a_constant_signal_has_its_value_as_the_first_feature_and_no_others():
 
 
 @pytest.mark.parametrize("n", [12, 30])
-def test_what_noise_adds_to_the_features_is_known(n):
+def test_the_contribution_of_noise_to_the_features_is_estimated(n):
     """The mean of their squares over many voxels is the true square and what is taken off for noise."""
     generator, sigma = torch.Generator().manual_seed(0), 0.05
     clean = 0.5 + 0.2 * harmonics(torch.as_tensor(even_directions(n), dtype=torch.float32), 2)[:, 4]
@@ -105,14 +105,14 @@ def test_what_noise_adds_to_the_features_is_known(n):
     assert (condition.centre <= features(found.coefficients) + 1e-6).all()
 
 
-def test_a_finer_grid_is_told_its_voxels_and_those_acquired():
+def test_features_on_a_finer_grid_have_its_voxel_size_and_the_acquired_one():
     found = on_grid(shell(torch.rand(1, 12, 4, 4, 6), 12), [even_points(4, 8), np.arange(4.0), even_points(6, 9)])
     assert found.coefficients.shape == (1, 15, 8, 4, 9)
     torch.testing.assert_close(found.voxel_mm, torch.tensor([[1, 2, 4 / 3]]))
     torch.testing.assert_close(found.acquired_mm, torch.full((1, 3), 2.0))
 
 
-def test_on_a_finer_grid_the_brains_edge_is_its_own():
+def test_features_at_the_edge_of_the_brain_are_right_on_a_finer_grid():
     """S and S0 both fall to nothing at the edge of the brain; their ratio does not."""
     b0 = torch.zeros(1, 12, 4, 4)
     b0[:, :7] = 100.0
@@ -182,7 +182,7 @@ def test_fibres_keep_their_directions():
     assert angle.median() < 1
 
 
-def test_nothing_is_made_below_what_was_measured_at_a_place():
+def test_no_generated_value_is_below_the_lowest_measured_one_of_its_voxel():
     scan = scan_of(table(8, 3000.0), noise=2)
     made, lowest = RishLatentDiffusion().generate(perturbed(), scan, request_()), scan.data[..., 2:].min(axis=3)
     assert (made.mean[scan.mask][:, 2:] >= lowest[scan.mask][:, None] - 1e-3).all()
@@ -239,7 +239,7 @@ def test_places_without_a_b0_keep_what_was_acquired():
         RishLatentDiffusion().generate(perturbed(), replace(scan, mask=np.zeros_like(scan.mask)), request_())
 
 
-def test_voxels_beyond_those_of_training_are_told():
+def test_voxel_sizes_outside_the_training_range_are_reported():
     said = [
         RishLatentDiffusion().generate(perturbed(), scan_of(table(12)), request_(options={"voxel_mm": edge})).warnings
         for edge in (1.25, 1.0)
@@ -247,7 +247,7 @@ def test_voxels_beyond_those_of_training_are_told():
     assert ["times smaller" in " ".join(warnings) for warnings in said] == [False, True]
 
 
-def test_shells_with_few_directions_are_left_and_told():
+def test_shells_with_few_directions_are_not_changed_and_reported():
     few, more = table(4, 500.0, 1), table(12, 1500.0, 0)
     both = GradientTable(np.r_[few.bvals, more.bvals], np.concatenate([few.bvecs, more.bvecs]))
     scan = scan_of(both)

@@ -139,7 +139,7 @@ def test_fewer_directions_give_maps_too(n):
     assert np.median(maps["md"][scan.mask]) == pytest.approx(np.trace(TENSOR) / 3, rel=0.3)
 
 
-def test_colour_is_made_as_long_as_fa_and_what_it_lacked_is_told():
+def test_colour_is_scaled_to_the_length_of_fa_and_the_mismatch_is_returned():
     maps = torch.rand(2, 5, 4, 4, generator=torch.Generator().manual_seed(0)) * 1.4 - 0.2
     made, mismatch = consistent(maps)
     torch.testing.assert_close(made[:, 2:].norm(dim=1), made[:, 0])
@@ -184,7 +184,7 @@ def test_of_many_directions_the_best_six_are_used_and_named():
     assert any("6 of 20" in w for w in made.warnings)
 
 
-def test_the_choice_of_six_is_the_best_there_is_on_a_small_table():
+def test_the_choice_of_six_is_the_best_one_on_a_small_table():
     from itertools import combinations
 
     bvecs = table(9, n_b0=1).bvecs[1:]
@@ -205,12 +205,12 @@ def test_directions_that_repeat_do_not_count_and_fewer_than_three_are_refused():
     assert choose_volumes(both)[0] == 1000.0
 
 
-def test_a_b_value_that_was_never_trained_is_told():
+def test_a_b_value_outside_the_training_range_is_reported():
     made = DiffDTI().generate(DiffDTI().network("small"), scan_of(table(6, b=5000.0)), request_())
     assert any("5000" in w and "600 to 3200" in w for w in made.warnings)
 
 
-def test_examples_are_what_they_say_and_repeat(subjects):
+def test_examples_have_the_stated_values_and_repeat(subjects):
     method = DiffDTI()
     make = method.examples(subjects, "small", 6, 0)
     batch, same = make(3), make(3)
@@ -264,7 +264,7 @@ def test_the_loss_of_a_perfect_answer_is_zero(subjects):
     assert 0.2 < float(variance) < 5, "the network's targets are of order one"
 
 
-def test_what_is_told_keeps_the_scale_of_the_scan_out(subjects):
+def test_the_condition_does_not_depend_on_the_scale_of_the_scan(subjects):
     gradients = table(5)
     scan = scan_of(gradients, noise=1.0)
     g = torch.as_tensor(gradients.world_directions(AFFINE)[2:], dtype=torch.float32)[None]
@@ -277,7 +277,7 @@ def test_what_is_told_keeps_the_scale_of_the_scan_out(subjects):
     torch.testing.assert_close(condition.numbers, brighter.numbers)
 
 
-def test_the_spread_is_scaled_to_hold_nine_in_ten(subjects):
+def test_the_spread_is_scaled_so_that_nine_of_ten_intervals_contain_the_truth(subjects):
     """A network that answers with the truth plus a known error, and samples of a known, too small spread."""
     from bids_dmrigen.methods.maps import diffdti_model as diffdti
 

@@ -25,7 +25,7 @@ def on_own_grid(atlas, table, b0=50.0):
     return AtlasPrediction().generate(None, scan, Request(population=maps, options={"table": table}))
 
 
-def test_on_the_atlass_own_grid_it_is_the_atlass_attenuation():
+def test_on_the_grid_of_the_atlas_it_is_the_attenuation_of_the_atlas():
     atlas = make_ball((0.6, 0.8, 0.0))
     table = GradientTable(np.array([1000.0] * 9 + [2500.0]), np.eye(3)[np.arange(10) % 3])
     made = on_own_grid(atlas, table)

@@ -65,7 +65,7 @@ def cohort():
     return Cohort(SimulatedSubjects([deform(atlas, 0)]), PopulationMaps(adc[None], torch.tensor([1000.0]), affine))
 
 
-def test_the_adc_of_other_b_values_lies_between_those_that_are_known():
+def test_the_adc_of_other_b_values_is_interpolated_between_those_of_the_atlas():
     maps = torch.tensor([1e-3, 0.8e-3, 0.5e-3])[None, :, None, None].expand(4, -1, 2, 2)
     found = adc_for(maps, torch.tensor([1000.0, 2000, 3000]), torch.tensor([500.0, 1500, 3000, 4000]))
     torch.testing.assert_close(found[:, 0, 0, 0], torch.tensor([1e-3, 0.9e-3, 0.5e-3, 0.5e-3]))
@@ -81,7 +81,7 @@ def test_maps_are_read_at_places_in_the_world():
     torch.testing.assert_close(found, torch.tensor([[1.0, 2.5, 0], [1 + 5.0 + 100, 2.5 + 30 + 150, 0]]))
 
 
-def test_the_small_network_is_told_the_isotropic_prediction_and_corrects_it():
+def test_the_small_network_gets_the_isotropic_prediction_and_corrects_it():
     b0 = torch.rand(2, 8, 8, 3) + 0.5
     adc = torch.full((2, 1, 8, 8), 0.9e-3)
     adc[:, :, 0] = 0
@@ -101,7 +101,7 @@ def test_the_small_network_is_told_the_isotropic_prediction_and_corrects_it():
     assert condition.part(slice(1, 2)).bvals.tolist() == [2000.0]
 
 
-def test_untrained_it_makes_what_isotropic_diffusion_predicts():
+def test_the_untrained_network_gives_the_prediction_of_isotropic_diffusion():
     scan = scan_of()
     table = wanted_table(scan, (1000.0, 1500.0), 3)
     made = PhyDiff().generate(PhyDiff().network("small"), scan, request_(options={"table": table}))
@@ -117,7 +117,7 @@ def test_untrained_it_makes_what_isotropic_diffusion_predicts():
     assert made.record["TrustInBrightness"] == phydiff.TRUST
 
 
-def test_tracts_that_change_nothing_are_not_said_to_be_used():
+def test_tracts_that_change_nothing_are_recorded_as_unused():
     scan, table = scan_of(), wanted_table(scan_of(), (1000.0,), 1)
     given = request_(population=population(tracts=True), options={"table": table})
     untrained = PhyDiff().generate(PhyDiff().network("small"), scan, given)
@@ -201,7 +201,7 @@ def test_without_an_atlas_on_the_scans_grid_it_is_refused():
         PhyDiff().generate(tiny(), scan, request_(population=wrong))
 
 
-def test_a_b_value_that_was_never_trained_is_told():
+def test_a_b_value_outside_the_training_range_is_reported():
     scan = scan_of()
     table = wanted_table(scan, (5000.0,), 2)
     made = PhyDiff().generate(tiny(), scan, request_(options={"table": table}))
@@ -217,7 +217,7 @@ def test_wanted_directions_are_the_same_at_every_b_value():
     np.testing.assert_allclose(given.bvecs, [[0, 1, 0]], atol=1e-12)
 
 
-def test_examples_are_what_they_say_and_repeat(cohort):
+def test_examples_have_the_stated_values_and_repeat(cohort):
     make = PhyDiff().examples(cohort, "small", 8, 0)
     batch, same = make(3), make(3)
     torch.testing.assert_close(batch.x0, same.x0, rtol=0, atol=0)
@@ -255,7 +255,7 @@ def test_training_moves_the_backbone_alone_without_tracts_and_the_adapter_alone_
 
 
 @pytest.mark.parametrize("size", ["small", "paper"])
-def test_both_sizes_train_and_a_perfect_answer_costs_nothing(cohort, size):
+def test_both_sizes_train_and_a_perfect_prediction_has_loss_zero(cohort, size):
     batch = PhyDiff().examples(cohort, size, 4, 0)(0)
     net = tiny() if size == "small" else _tiny_paper()
     loss = PhyDiff().loss(net, batch)
