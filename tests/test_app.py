@@ -47,7 +47,7 @@ def images(out: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
-    """A dataset with one sound run and one run per fault, and what the app made of it."""
+    """A dataset with one run without a fault and one run per fault, and the output of the app."""
     root = write_dataset(tmp_path_factory.mktemp("broken") / "data", subjects=("01",), shape=FLAT)
     gradients = tiny_gradients()
     data = tiny_series(gradients, FLAT)
@@ -128,9 +128,9 @@ def test_generated_data_are_marked_as_synthetic(broken):
     for name in ("desc-difusion_dwi", "model-tensor_param-fa_desc-difusion_dwimap"):
         sidecar = json.loads((out / f"sub-01/dwi/sub-01_{name}.json").read_text())
         assert sidecar["Synthetic"] is True
-        made = sidecar["GenerativeModel"]
+        model = sidecar["GenerativeModel"]
         for key in ("Method", "Citation", "Size", "Sampler", "Seed", "Samples", "Device", "Numerics", "Versions"):
-            assert key in made, key
+            assert key in model, key
     assert "Synthetic" not in json.loads((out / "sub-01/dwi/sub-01_desc-preproc_dwi.json").read_text())
 
 
@@ -206,19 +206,19 @@ def test_a_failing_method_loses_nothing_but_its_own_results(tmp_path):
 
 
 def test_results_on_finer_voxels(tmp_path):
-    """They say so in name, header and sidecar, and are compared with the scan on its own voxels."""
+    """Name, header and sidecar describe the grid, and results are compared with the scan on the scan's voxels."""
     data = write_dataset(tmp_path / "data", subjects=("01",), shape=FLAT)
     weights = ["--weights", f"rishldm={rishldm_weights(tmp_path / 'weights')}"]
     options = ["--skip-preprocessing", *weights, "--rishldm-voxel-size", "2", "--n-samples", "2"]
     result = call(data, tmp_path / "out", "--methods", "rishldm", "bspline", "rish", *options)
     assert result.returncode == 0, result.stderr
     stored = tmp_path / "out/sub-01/dwi"
-    own = nib.load(stored / "sub-01_desc-preproc_dwi.nii.gz")
+    preproc = nib.load(stored / "sub-01_desc-preproc_dwi.nii.gz")
     mask = nib.load(stored / "sub-01_res-2mm_desc-brain_mask.nii.gz")
     inside = mask.get_fdata() > 0
     for method in ("rishldm", "bspline", "rish"):
         series = nib.load(stored / f"sub-01_res-2mm_desc-{method}_dwi.nii.gz")
-        assert series.shape == (30, 33, 9, own.shape[3])
+        assert series.shape == (30, 33, 9, preproc.shape[3])
         np.testing.assert_allclose(series.affine, mask.affine)
         fa = nib.load(stored / f"sub-01_res-2mm_model-tensor_param-fa_desc-{method}_dwimap.nii.gz").get_fdata()
         assert fa.shape == inside.shape
@@ -227,8 +227,8 @@ def test_results_on_finer_voxels(tmp_path):
         assert sidecar["Resolution"].startswith("Cubes of 2 mm")
         assert sidecar["GenerativeModel"]["VoxelSize"] == [2, 2, 2]
     edges = np.array([[-0.5, -0.5, -0.5, 1], [*(n - 0.5 for n in inside.shape), 1]])
-    theirs = np.array([[-0.5, -0.5, -0.5, 1], [*(n - 0.5 for n in own.shape[:3]), 1]])
-    np.testing.assert_allclose(edges @ mask.affine.T, theirs @ own.affine.T, atol=1e-4)
+    theirs = np.array([[-0.5, -0.5, -0.5, 1], [*(n - 0.5 for n in preproc.shape[:3]), 1]])
+    np.testing.assert_allclose(edges @ mask.affine.T, theirs @ preproc.affine.T, atol=1e-4)
     for grid, source in (("", "preproc"), ("res-2mm_", "rishldm")):
         rish = nib.load(stored / f"sub-01_{grid}model-sh_param-rish0_desc-{source}_dwimap.nii.gz").get_fdata()
         assert 0.5 < np.median(rish[rish > 0]) < 10
@@ -242,8 +242,8 @@ def test_results_on_finer_voxels(tmp_path):
     assert "drawing failed" not in page
     validator = Path(sys.executable).parent / "bids-validator-deno"
     if validator.exists():
-        told = subprocess.run([validator, tmp_path / "out", "--json"], capture_output=True, text=True, check=False)
-        issues = json.loads(told.stdout)["issues"]["issues"]
+        answer = subprocess.run([validator, tmp_path / "out", "--json"], capture_output=True, text=True, check=False)
+        issues = json.loads(answer.stdout)["issues"]["issues"]
         assert [issue for issue in issues if issue["severity"] == "error"] == []
 
 
@@ -341,9 +341,9 @@ def test_killed_in_the_middle_and_started_again(tmp_path):
     assert 0 < state["step"] < 40, "killed too late to test anything"
     again = call(data, tmp_path / "cut", *options)
     assert again.returncode == 0, again.stderr
-    made = json.loads((tmp_path / "cut/sub-01/dwi/sub-01_desc-difusion_dwi.json").read_text())["GenerativeModel"]
-    assert made["Training"]["Steps"] == 40
-    assert made["Training"]["Minutes"] > 60, "the training began anew"
+    model = json.loads((tmp_path / "cut/sub-01/dwi/sub-01_desc-difusion_dwi.json").read_text())["GenerativeModel"]
+    assert model["Training"]["Steps"] == 40
+    assert model["Training"]["Minutes"] > 60, "the training began anew"
     whole, cut = images(tmp_path / "whole"), images(tmp_path / "cut")
     assert whole.keys() == cut.keys()
     for name in whole:

@@ -21,7 +21,7 @@ TEMPLATE = "MNI152NLin2009aSym"
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The demo dataset, what the app made of it, and the options it was called with."""
+    """The demo dataset, the output of the app, and the options of the call."""
     root = tmp_path_factory.mktemp("demo")
     assert tools.main(["demo", str(root / "data")]) == 0
     # The simulated scans have no Gibbs ringing: removing it would only smooth them, whatever comes before.

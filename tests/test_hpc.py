@@ -1,4 +1,4 @@
-"""Clusters as docs/hpc.md has them: the job array as SLURM would start it, and SLURM jobs of the app's own."""
+"""Clusters as in docs/hpc.md: the job array as SLURM starts it, and SLURM jobs that the app submits."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_plugin_that_cannot_be_used_is_refused_before_anything_is_written(
 
 
 def test_the_plugins_are_those_of_nipype_that_wait():
-    """Nipype's graph plugins submit everything and return; what the app would report on is not there then."""
+    """Nipype's graph plugins submit everything and return; so the files for the app's report do not exist yet."""
     batch = {plugin for plugin in vars(plugins).values() if isinstance(plugin, type)}
     names = {plugin.__name__.removesuffix("Plugin") for plugin in batch if issubclass(plugin, SGELikeBatchManagerBase)}
     assert set(PLUGINS) == {"MultiProc", "Linear"} | names

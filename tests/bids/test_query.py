@@ -70,7 +70,7 @@ def test_reverse_phase_partner_among_the_runs(dataset):
     ],
 )
 def test_partner_without_tables_is_all_b0(dataset, removed, volumes, used):
-    """dcm2niix writes no tables beside a series of b0s; a diffusion series may have lost its own."""
+    """dcm2niix writes no tables beside a series of b0s; but a diffusion series may have lost its tables."""
     add(dataset, "sub-03_dir-AP", {"PhaseEncodingDirection": "j-"})
     image = add(dataset, "sub-03_dir-PA", {"PhaseEncodingDirection": "j"})
     whole = nib.load(image)

@@ -1,4 +1,4 @@
-"""Results in their place: complete, finite, or not there at all."""
+"""Stored results are complete and finite, or absent."""
 
 import errno
 

@@ -106,7 +106,7 @@ def test_folders_that_cannot_serve():
         (("--b0-threshold", "0"), "--b0-threshold: expected more than 0"),
         (("--derivatives", "/somewhere"), "expected NAME=PATH"),
         (("--weights", "trial"), "expected METHOD=NAME_OR_PATH"),
-        (("--weights", "nobody=trial"), "METHOD one of difusion"),
+        (("--weights", "unknown=trial"), "METHOD one of difusion"),
         (("--qid2-directions", "0"), "expected a number above 0 or a file"),
         (("--rishldm-voxel-size", "0"), "--rishldm-voxel-size: expected more than 0, found 0"),
         (("--rishldm-voxel-size", "nan"), "--rishldm-voxel-size: expected more than 0, found nan"),
@@ -125,8 +125,8 @@ def test_output_must_not_be_the_input(tmp_path):
 def test_missing_weights_have_a_separate_exit_status_before_anything_runs(tmp_path, capsys):
     (tmp_path / "data").mkdir()
     command = [str(tmp_path / "data"), str(tmp_path / "out"), "participant", "--dry-run", "--methods", "difusion"]
-    assert main([*command, "--weights", "difusion=nobody"]) == 4
-    assert "no weights 'nobody'" in capsys.readouterr().err
+    assert main([*command, "--weights", "difusion=absent"]) == 4
+    assert "no weights 'absent'" in capsys.readouterr().err
 
 
 def no_adc(folder):
@@ -149,9 +149,9 @@ def test_a_faulty_atlas_is_found_before_anything_runs(tmp_path, capsys, method, 
     folder.mkdir()
     command = [str(folder), str(tmp_path / "out"), "participant", "--dry-run", option, str(make(folder))]
     assert main([*command, "--methods", method]) == 4
-    told = capsys.readouterr()
-    assert message in told.err
-    assert "is not used" not in told.out
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert "is not used" not in printed.out
     for methods in ((), ("--methods", "interp")):  # no method works with it
         assert main([*command, *methods]) == 3  # the dataset is none
         assert f"note: {option} is not used: none of the requested methods (" in capsys.readouterr().out

@@ -95,11 +95,11 @@ def test_preprocessed_runs_are_averaged_in_the_template(tmp_path, derivative, ca
     np.testing.assert_allclose(data[distance < 22][:, 1], 0.6e-3, rtol=2e-3)
     assert (data[distance > 29] == 0).all()
     sidecar = json.loads((tmp_path / "adc.json").read_text())
-    told = {"Source": "derived", "Subjects": [2, 1], "Runs": [2, 1], "Space": TEMPLATE}
-    assert {name: sidecar[name] for name in told} == told
+    expected = {"Source": "derived", "Subjects": [2, 1], "Runs": [2, 1], "Space": TEMPLATE}
+    assert {name: sidecar[name] for name in expected} == expected
 
     capsys.readouterr()
-    assert adc(derivative, out) == 1  # b=3000 is nobody's
+    assert adc(derivative, out) == 1  # no scan has b=3000
     message = capsys.readouterr().err
     assert "no run has a shell near b = 3000 s/mm² (found: 900, 1050, 2000)" in message
     assert adc(derivative, out, "--bvalues", 1000, "--subjects", 3) == 1

@@ -1,4 +1,4 @@
-"""The policy of numerics: one for all, kept inside, undone outside, said in the record."""
+"""The policy of numerics: the same for all, in force inside, undone outside, written in the record."""
 
 import ast
 import os
@@ -13,7 +13,7 @@ from bids_dmrigen.diffusion.numerics import autocast, policy, resolve_precision
 from bids_dmrigen.diffusion.training import Plan, train
 
 CPU = torch.device("cpu")
-# What the policy decides, and nobody else.
+# Settings that only the policy may change.
 DECIDED = {"autocast", "use_deterministic_algorithms", "allow_tf32", "benchmark", "set_float32_matmul_precision"}
 
 
@@ -68,7 +68,7 @@ def test_fp32_is_fp32_inside_of_bf16():
 def test_the_record_contains_the_settings_in_force(monkeypatch):
     with policy(deterministic=True):
         assert numerics.record(CPU, "bf16") == {"Precision": "bf16", "TF32": False, "Deterministic": True}
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # somebody calls a method without the policy
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # a call of a method without the policy
     assert numerics.record(torch.device("cuda"), "fp32") == {"Precision": "fp32", "TF32": True, "Deterministic": False}
     assert numerics.record(CPU, "fp32")["TF32"] is False, "a processor has none"
 

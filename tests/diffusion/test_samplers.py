@@ -103,7 +103,7 @@ def test_faults_are_refused():
 
 @dataclass(frozen=True)
 class ByVoxel(Process):
-    """Three voxels that are noised at different speeds: alpha_t to the power of each voxel's own."""
+    """Three voxels with different speeds of noising: alpha_t to the power of the speed of each voxel."""
 
     steps: int = 1000
     speed: tuple[float, ...] = (0.5, 1.0, 1.6)
@@ -201,7 +201,7 @@ def test_ddim_with_eta_1_is_ancestral_sampling():
 
 
 def test_a_process_that_varies_by_voxel_equals_separate_processes():
-    # independent voxels and a process of their own each: the samplers must treat them as three separate runs
+    # independent voxels, each with another process: the samplers must treat them as three separate runs
     whole, covariance = ByVoxel(), torch.diag(COVARIANCE.diag())
     start, times = draws(5)(0), even_times(1000, 12)
     for sampler in (ancestral, partial(ddim, eta=0.7), dpm_solver_pp_2m, heun):
@@ -229,7 +229,7 @@ def test_evaluations_are_counted():
 
 
 def test_no_image_of_a_batch_depends_on_the_others():
-    # the corrector's step size in particular must be each image's own
+    # in particular, the step size of the corrector must be computed for each image separately
     process, denoise, times = linear(), best_denoiser(linear()), even_times(1000, 10)
     address = [(v, 0, 0) for v in range(4)]
     for sampler in (ancestral, ddim, dpm_solver_pp_2m, heun, predictor_corrector):

@@ -1,4 +1,4 @@
-"""Files are whole or not there: failures, links, permissions."""
+"""Files are complete or absent: failures, links, permissions."""
 
 import errno
 import os

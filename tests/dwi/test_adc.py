@@ -1,4 +1,4 @@
-"""The apparent diffusion coefficient against exponentials, and which subjects a mean is made of."""
+"""The apparent diffusion coefficient against exponentials, and which subjects enter a mean."""
 
 import numpy as np
 import pytest

@@ -27,8 +27,8 @@ def backbone():
 def inputs(height, width):
     generator = torch.Generator().manual_seed(0)
     x, tracts = (torch.randn(2, c, height, width, generator=generator) for c in (2, 5))
-    told = (torch.tensor([3.0, 700.0]), torch.eye(3)[:2], torch.tensor([1000.0, 2000.0]), torch.tensor([0.2, 0.7]))
-    return (x, *told), tracts
+    condition = (torch.tensor([3.0, 700.0]), torch.eye(3)[:2], torch.tensor([1000.0, 2000.0]), torch.tensor([0.2, 0.7]))
+    return (x, *condition), tracts
 
 
 @torch.no_grad()

@@ -61,8 +61,8 @@ def test_the_way_back_in_order_is_that_of_grid_sample():
     gradients = []
     for read in (_read, _ReadInOrder.apply):
         maps = torch.randn(3, 4, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        made = read(maps.requires_grad_(), grid)
-        made.backward(upstream)
-        gradients.append((made.detach(), maps.grad))
+        images = read(maps.requires_grad_(), grid)
+        images.backward(upstream)
+        gradients.append((images.detach(), maps.grad))
     torch.testing.assert_close(gradients[0], gradients[1])
     assert (gradients[0][0] == 0).all(dim=0).any(), "some points are outside"

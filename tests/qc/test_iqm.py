@@ -1,4 +1,4 @@
-"""Metrics without a reference, on series whose truth is known."""
+"""Metrics without a reference, on series with known true values."""
 
 from __future__ import annotations
 

@@ -64,8 +64,8 @@ def test_volumes_are_only_called_acquired_where_they_were():
 
 
 def test_nested_entries_are_distinguished():
-    told = {"adc": {"Name": "packaged", "SHA256": "12ab"}, "tracts": {"Name": "none"}}
-    text = report.provenance_html({**MODEL, "Population": told})
+    population = {"adc": {"Name": "packaged", "SHA256": "12ab"}, "tracts": {"Name": "none"}}
+    text = report.provenance_html({**MODEL, "Population": population})
     assert "<td>adc: (Name: packaged; SHA256: 12ab); tracts: (Name: none)</td>" in text
 
 

@@ -1,4 +1,4 @@
-"""The figures of a tiny run: everything there, and almost nothing there."""
+"""The figures of a tiny run, with all inputs and with very few."""
 
 from __future__ import annotations
 

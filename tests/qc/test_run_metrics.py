@@ -1,4 +1,4 @@
-"""The quality metrics of a tiny run: everything there, and almost nothing there."""
+"""The quality metrics of a tiny run, with all inputs and with very few."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def test_metrics_of_a_complete_run(inputs, tmp_path):
     entries = measure(RunData(RunFiles(**inputs)))
     for key, entry in entries.items():
         assert entry["value"] is not None, key
-        known = DEFINITIONS.get(entry["metric"])
-        assert known is not None or key in OWN_CHECKS, key
+        definition = DEFINITIONS.get(entry["metric"])
+        assert definition is not None or key in OWN_CHECKS, key
         assert entry["unit"] or key in OWN_CHECKS, key
-        assert entry["definition"] == (known.text if known else entry["definition"]), key
+        assert entry["definition"] == (definition.text if definition else entry["definition"]), key
         assert entry["better"] in ("higher", "lower", None)
     value = {key: entry["value"] for key, entry in entries.items()}
     assert (value["n_volumes"], value["n_b0"], value["n_directions"]) == (14, 2, 12)

@@ -49,9 +49,9 @@ def test_a_tensor_built_from_other_maps_has_these_maps(anisotropy):
     fit, other = tensors(), tensor_maps(tensors(seed=5))
     fa, md = anisotropy * torch.ones(300).double(), 0.8e-3 * torch.ones(300).double()
     dec = fa[:, None] * other["dec"] / other["dec"].norm(dim=1, keepdim=True)
-    made = tensor_maps(TensorFit(tensor_of_maps(fit, fa, md, dec), fit.s0, 1e-9))
+    maps = tensor_maps(TensorFit(tensor_of_maps(fit, fa, md, dec), fit.s0, 1e-9))
     for name, wanted in (("fa", fa), ("md", md), ("dec", dec)):
-        torch.testing.assert_close(made[name], wanted, rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(maps[name], wanted, rtol=1e-5, atol=1e-8)
 
 
 def test_without_noise_the_residual_of_the_true_maps_is_zero_and_that_of_others_is_not():

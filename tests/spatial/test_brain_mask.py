@@ -1,4 +1,4 @@
-"""The brain mask on phantoms whose brain is known."""
+"""The brain mask on phantoms with a known brain."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What is refused, and what is repaired and said."""
+"""Which values are refused, and which are repaired and reported."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Susceptibility: a known displacement, applied by its exact change of variable, is found again."""
+"""Susceptibility: a known displacement, applied by its exact change of variable, is estimated."""
 
 import numpy as np
 import pytest

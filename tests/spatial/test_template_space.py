@@ -47,8 +47,8 @@ def space(tmp_path_factory):
 
 def test_points_move_as_the_transform_describes(space):
     points = np.moveaxis(np.indices(SHAPE), 0, -1) @ AFFINE[:3, :3].T + AFFINE[:3, 3]
-    there = points @ MOTION[:3, :3].T + MOTION[:3, 3]
-    np.testing.assert_allclose(space.to_template, there, atol=1e-3)
+    in_template = points @ MOTION[:3, :3].T + MOTION[:3, 3]
+    np.testing.assert_allclose(space.to_template, in_template, atol=1e-3)
     grid = np.moveaxis(np.indices(space.shape), 0, -1) @ space.affine[:3, :3].T + space.affine[:3, 3]
     home = (grid - MOTION[:3, 3]) @ np.linalg.inv(MOTION[:3, :3]).T
     found = np.isfinite(space.to_scan).all(axis=-1)
@@ -103,10 +103,10 @@ def test_directions_turn_with_the_head_and_come_back(space):
     np.testing.assert_allclose(space.rotation, turn(12.0, -8.0), atol=1e-5)  # the stretch came first
     world = np.concatenate([np.zeros((1, 3)), even_directions(12)])
     gradients = GradientTable.from_world(np.r_[0.0, np.full(12, 1000.0)], world, AFFINE)
-    there = space.table_on_template(gradients)
-    turned = there.world_directions(space.affine)[1:]
+    in_template = space.table_on_template(gradients)
+    turned = in_template.world_directions(space.affine)[1:]
     np.testing.assert_allclose(turned, world[1:] @ turn(12.0, -8.0).T, atol=1e-5)
-    back = space.table_on_scan(there)
+    back = space.table_on_scan(in_template)
     np.testing.assert_allclose(back.bvecs, gradients.bvecs, atol=1e-6)
 
 

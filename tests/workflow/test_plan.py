@@ -20,9 +20,13 @@ from ..conftest import tiny_gradients, tiny_series, write_run
 
 
 def settings(**changes):
-    own = {o.name: changes.pop(o.name) for o in options() if o.name in changes}
+    method_options = {o.name: changes.pop(o.name) for o in options() if o.name in changes}
     return Settings(
-        bids_dir=Path("/in"), out_dir=Path("/out"), analysis_level="participant", method_options=own, **changes
+        bids_dir=Path("/in"),
+        out_dir=Path("/out"),
+        analysis_level="participant",
+        method_options=method_options,
+        **changes,
     )
 
 
@@ -266,15 +270,15 @@ def test_a_denoiser_that_cannot_work_on_a_run_leaves_the_rest(tmp_path):
 @pytest.mark.parametrize("n_directions", [3, 6])
 def test_a_method_that_generates_maps_promises_them_whether_or_not_a_tensor_can_be_fitted(tmp_path, n_directions):
     plan = plan_run(make_run(tmp_path, n_directions), settings(methods=("diffdti",), n_samples=2), "TPL")
-    own = {name for name in promised(plan) if "diffdti" in name}
+    of_method = {name for name in promised(plan) if "diffdti" in name}
     stem = "sub-1_model-tensor_param-{}_desc-diffdti{}_dwimap.nii.gz"
-    assert own == {stem.format(param, end) for param in ("fa", "md", "dec") for end in ("", "std")}
+    assert of_method == {stem.format(param, end) for param in ("fa", "md", "dec") for end in ("", "std")}
     assert plan.does("diffdti")
     assert plan.does("maps") == (n_directions == 6)
     assert any("desc-preproc_dwimap" in name for name in promised(plan)) == (n_directions == 6)
     assert f"  writes sub-1/dwi/{stem.format('dec', 'std')}" in describe(plan)
     single = plan_run(plan.run, settings(methods=("diffdti",)), "TPL")
-    assert {name for name in promised(single) if "diffdti" in name} == {name for name in own if "std" not in name}
+    assert {name for name in promised(single) if "diffdti" in name} == {name for name in of_method if "std" not in name}
 
 
 def test_a_method_in_which_nothing_is_random_promises_no_spread(tmp_path):
@@ -351,8 +355,8 @@ def test_names_of_results_on_a_finer_grid_contain_its_voxel_size(tmp_path):
     assert finer.refused == {}
     fine = ["desc-bspline_dwi.nii.gz", "desc-rishldm_dwi.bvec", "desc-brain_mask.nii.gz"]
     fine += ["model-tensor_param-fa_desc-bspline_dwimap.nii.gz", "model-sh_param-rish4_desc-rishldm_dwimap.nii.gz"]
-    own = ("desc-brain_mask.nii.gz", "desc-interp_dwi.nii.gz", "model-sh_param-rish4_desc-preproc_dwimap.nii.gz")
-    assert names > {f"sub-1_res-1p25mm_{name}" for name in fine} | {f"sub-1_{name}" for name in own}
+    coarse = ("desc-brain_mask.nii.gz", "desc-interp_dwi.nii.gz", "model-sh_param-rish4_desc-preproc_dwimap.nii.gz")
+    assert names > {f"sub-1_res-1p25mm_{name}" for name in fine} | {f"sub-1_{name}" for name in coarse}
     assert not [name for name in names if "rishldmstd" in name]  # it draws no samples
     assert not [name for name in names if ("bspline" in name or "rishldm" in name) and "_res-" not in name]
     assert method_of(finer, "rishldm").finer_gb == pytest.approx(finer.volume_gb * (3 / 1.25) ** 3)
@@ -360,8 +364,8 @@ def test_names_of_results_on_a_finer_grid_contain_its_voxel_size(tmp_path):
     assert finer.space_gb > plan_run(run, settings(**asked), "TPL").space_gb
     assert "  does rishldm: small, fast sampler, voxels of 1.25 mm" in describe(finer)
     for output in finer.outputs:
-        told = {} if output.key == "metrics" else image_sidecar(output.key, [], **output.fields)
-        assert ("Resolution" in told) == (bool(told) and "_res-" in output.path.name)
+        sidecar = {} if output.key == "metrics" else image_sidecar(output.key, [], **output.fields)
+        assert ("Resolution" in sidecar) == (bool(sidecar) and "_res-" in output.path.name)
     (mask,) = [o for o in finer.outputs if o.key == "mask" and o.fields]
     assert "1.25 mm" in image_sidecar("mask", [], **mask.fields)["Description"]
 

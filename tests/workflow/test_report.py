@@ -132,7 +132,7 @@ def test_the_settings_of_every_call_are_kept(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("known", "said", "unsaid"),
+    ("sidecars", "expected", "absent"),
     [
         ([{"PhaseEncodingDirection": "j-"}], "along the phase-encoding axis, by", "were not corrected"),
         ([{"PhaseEncodingAxis": "j"}], "along the phase-encoding axis, by", "were not corrected"),
@@ -140,11 +140,11 @@ def test_the_settings_of_every_call_are_kept(tmp_path, monkeypatch):
         ([{}, {"PhaseEncodingAxis": "i"}], "axis of the runs of which it is known, by", "were not corrected"),
     ],
 )
-def test_the_methods_text_describes_the_treatment_of_eddy_currents(tmp_path, known, said, unsaid):
-    plans = [plan_run(make_run(tmp_path, metadata=metadata), settings(), "TPL") for metadata in known]
+def test_the_methods_text_describes_the_treatment_of_eddy_currents(tmp_path, sidecars, expected, absent):
+    plans = [plan_run(make_run(tmp_path, metadata=metadata), settings(), "TPL") for metadata in sidecars]
     text = " ".join(methods_text.paragraphs(plans))
-    assert said in text
-    assert unsaid not in text
+    assert expected in text
+    assert absent not in text
     assert "affine" not in text
 
 

@@ -53,13 +53,15 @@ def test_references_are_nearest_whatever_their_sign():
 @pytest.mark.parametrize("name", ["interp", "sh"])
 def test_acquired_volumes_stay_and_generated_ones_are_marked(name):
     given = scan(bvals=(1000.0, 2000.0))
-    made = load(name).generate(None, given, Request(options={"directions": 30}))
-    assert made.mean.shape == (4, 5, 3, 1 + 24 + 36)
-    np.testing.assert_array_equal(made.mean[..., :25], given.data)
-    assert made.acquired.tolist() == [True] * 25 + [False] * 36
-    np.testing.assert_allclose(made.gradients.world_directions(AFFINE)[:25], given.gradients.world_directions(AFFINE))
-    assert [len(v) for _, v in made.gradients.shells()] == [30, 30]
-    assert made.std is None
+    generated = load(name).generate(None, given, Request(options={"directions": 30}))
+    assert generated.mean.shape == (4, 5, 3, 1 + 24 + 36)
+    np.testing.assert_array_equal(generated.mean[..., :25], given.data)
+    assert generated.acquired.tolist() == [True] * 25 + [False] * 36
+    np.testing.assert_allclose(
+        generated.gradients.world_directions(AFFINE)[:25], given.gradients.world_directions(AFFINE)
+    )
+    assert [len(v) for _, v in generated.gradients.shells()] == [30, 30]
+    assert generated.std is None
 
 
 def test_directions_of_a_file_are_in_voxel_axes_and_acquired_ones_are_not_generated():
@@ -74,10 +76,10 @@ def test_directions_of_a_file_are_in_voxel_axes_and_acquired_ones_are_not_genera
 
 def test_harmonics_interpolate_a_smooth_signal():
     given = scan(30)
-    made = HarmonicInterpolation().generate(None, given, Request(options={"directions": 60}))
-    world = made.gradients.world_directions(AFFINE)[31:]
+    generated = HarmonicInterpolation().generate(None, given, Request(options={"directions": 60}))
+    world = generated.gradients.world_directions(AFFINE)[31:]
     truth = given.data[..., :1] * np.exp(-1000 * (0.4e-3 + 1.2e-3 * (world @ [0.6, 0.8, 0]) ** 2))
-    assert np.abs(made.mean[..., 31:] / truth - 1).max() < 0.06  # what the penalty costs; the nearest volume: 0.3
+    assert np.abs(generated.mean[..., 31:] / truth - 1).max() < 0.06  # what the penalty costs; the nearest volume: 0.3
 
 
 def test_linear_coefficients_give_the_direction_back():

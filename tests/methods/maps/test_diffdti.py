@@ -1,4 +1,4 @@
-"""Diff-DTI: what it is told against closed forms, which volumes it takes, one seed one result."""
+"""Diff-DTI: its condition against closed forms, the choice of volumes, and reproducibility."""
 
 from dataclasses import replace
 
@@ -38,7 +38,7 @@ def table(n, b=1000.0, n_b0=2, seed=0):
 
 
 def scan_of(gradients, noise=0.5, shape=(16, 12, 4)):
-    """One tensor everywhere, brighter here and there."""
+    """One tensor everywhere, with varying brightness."""
     world = gradients.world_directions(AFFINE)
     rng = np.random.default_rng(0)
     scale = 100 * rng.uniform(0.7, 1.5, (*shape, 1))
@@ -109,21 +109,21 @@ def test_maps_agree_with_the_tensor_fit_of_the_app():
     np.testing.assert_allclose(found[inside][:, 1] * MD_UNIT, expected["md"][inside], rtol=1e-3)
     np.testing.assert_allclose(found[inside][:, 2:], expected["dec"][inside], atol=1e-3)
     lower = expected["tensor"][inside][:, [0, 2, 5, 1, 3, 4]] * [1, 1, 1, *[2**0.5] * 3] / DIFFUSIVITY
-    own = maps_of(torch.from_numpy(lower.T.copy()).float()[None, :, None])[0, :, 0].T.numpy()
-    np.testing.assert_allclose(own[:, 0], expected["fa"][inside], atol=2e-4)
-    np.testing.assert_allclose(own[:, 2:], expected["dec"][inside], atol=1e-3)
+    maps = maps_of(torch.from_numpy(lower.T.copy()).float()[None, :, None])[0, :, 0].T.numpy()
+    np.testing.assert_allclose(maps[:, 0], expected["fa"][inside], atol=2e-4)
+    np.testing.assert_allclose(maps[:, 2:], expected["dec"][inside], atol=1e-3)
 
 
 def test_untrained_it_gives_the_ridge_fit_and_that_is_least_squares_for_six():
     scan = scan_of(table(6))
-    made = DiffDTI().generate(DiffDTI().network("small"), scan, request_())
-    maps, expected = made.named_maps(), fit_maps(scan, "ols", names=("fa", "md", "dec"))
+    generated = DiffDTI().generate(DiffDTI().network("small"), scan, request_())
+    maps, expected = generated.named_maps(), fit_maps(scan, "ols", names=("fa", "md", "dec"))
     assert set(maps) == {"fa", "md", "dec"}
     np.testing.assert_allclose(maps["fa"][scan.mask], expected["fa"][scan.mask], atol=0.03)
     np.testing.assert_allclose(maps["md"][scan.mask], expected["md"][scan.mask], atol=1e-5)
     np.testing.assert_allclose(maps["dec"][scan.mask], expected["dec"][scan.mask], atol=0.04)
-    assert (made.mean[~scan.mask] == 0).all()
-    assert made.record["Sampler"] == {
+    assert (generated.mean[~scan.mask] == 0).all()
+    assert generated.record["Sampler"] == {
         "Name": "none: the mean of the distribution, estimated from noise alone",
         "Steps": 1,
         "NetworkEvaluations": 1,
@@ -141,9 +141,9 @@ def test_fewer_directions_give_maps_too(n):
 
 def test_colour_is_scaled_to_the_length_of_fa_and_the_mismatch_is_returned():
     maps = torch.rand(2, 5, 4, 4, generator=torch.Generator().manual_seed(0)) * 1.4 - 0.2
-    made, mismatch = consistent(maps)
-    torch.testing.assert_close(made[:, 2:].norm(dim=1), made[:, 0])
-    assert ((made >= 0) & (made[:, :1] <= 1)).all()
+    consistent_maps, mismatch = consistent(maps)
+    torch.testing.assert_close(consistent_maps[:, 2:].norm(dim=1), consistent_maps[:, 0])
+    assert ((consistent_maps >= 0) & (consistent_maps[:, :1] <= 1)).all()
     expected = (maps[:, 2:].clamp_min(0).norm(dim=1) - maps[:, 0].clamp(0, 1)).abs()
     torch.testing.assert_close(mismatch, expected)
     scan = scan_of(table(6))
@@ -165,8 +165,8 @@ def test_samples_follow_the_seed_alone_and_differ():
 
 def test_the_papers_sampler_runs_its_predictor_and_corrector():
     scan = scan_of(table(6), shape=(12, 12, 2))
-    made = DiffDTI().generate(DiffDTI().network("small"), scan, request_(sampler="paper", steps=8))
-    assert made.record["Sampler"] == {"Name": "predictor-corrector", "Steps": 8, "NetworkEvaluations": 8}
+    generated = DiffDTI().generate(DiffDTI().network("small"), scan, request_(sampler="paper", steps=8))
+    assert generated.record["Sampler"] == {"Name": "predictor-corrector", "Steps": 8, "NetworkEvaluations": 8}
 
 
 def test_of_many_directions_the_best_six_are_used_and_named():
@@ -179,9 +179,9 @@ def test_of_many_directions_the_best_six_are_used_and_named():
     rng = np.random.default_rng(0)
     random = [np.linalg.cond(design[rng.permutation(20)[:6]]) for _ in range(300)]
     assert chosen <= min(random)
-    made = DiffDTI().generate(DiffDTI().network("small"), scan_of(gradients), request_())
-    assert made.record["Volumes"] == {"b0": [0, 1], "b=1000": volumes.tolist()}
-    assert any("6 of 20" in w for w in made.warnings)
+    generated = DiffDTI().generate(DiffDTI().network("small"), scan_of(gradients), request_())
+    assert generated.record["Volumes"] == {"b0": [0, 1], "b=1000": volumes.tolist()}
+    assert any("6 of 20" in w for w in generated.warnings)
 
 
 def test_the_choice_of_six_is_the_best_one_on_a_small_table():
@@ -206,8 +206,8 @@ def test_directions_that_repeat_do_not_count_and_fewer_than_three_are_refused():
 
 
 def test_a_b_value_outside_the_training_range_is_reported():
-    made = DiffDTI().generate(DiffDTI().network("small"), scan_of(table(6, b=5000.0)), request_())
-    assert any("5000" in w and "600 to 3200" in w for w in made.warnings)
+    generated = DiffDTI().generate(DiffDTI().network("small"), scan_of(table(6, b=5000.0)), request_())
+    assert any("5000" in w and "600 to 3200" in w for w in generated.warnings)
 
 
 def test_examples_have_the_stated_values_and_repeat(subjects):
@@ -278,7 +278,7 @@ def test_the_condition_does_not_depend_on_the_scale_of_the_scan(subjects):
 
 
 def test_the_spread_is_scaled_so_that_nine_of_ten_intervals_contain_the_truth(subjects):
-    """A network that answers with the truth plus a known error, and samples of a known, too small spread."""
+    """The network returns the truth plus a known error, and its samples have a known spread that is too small."""
     from bids_dmrigen.methods.maps import diffdti_model as diffdti
 
     class Guess(torch.nn.Module):
@@ -336,7 +336,7 @@ def test_measured_scans_give_few_of_their_directions_and_the_maps_of_all(tmp_pat
 
 
 def test_noise_is_read_from_a_shells_few_volumes():
-    """White noise reads alike at both distances; noise that neighbours share reads lower between them."""
+    """Estimates of white noise are equal at both distances; of noise that neighbours share, the near one is lower."""
     generator = torch.Generator().manual_seed(0)
     mask = torch.ones(4, 64, 64, dtype=torch.bool)
     for n in (3, 6):

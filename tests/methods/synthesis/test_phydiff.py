@@ -1,4 +1,4 @@
-"""Phy-Diff: what it is told against closed forms, what it makes untrained, one seed one result."""
+"""Phy-Diff: its condition against closed forms, the untrained result, and reproducibility."""
 
 import math
 
@@ -104,17 +104,17 @@ def test_the_small_network_gets_the_isotropic_prediction_and_corrects_it():
 def test_the_untrained_network_gives_the_prediction_of_isotropic_diffusion():
     scan = scan_of()
     table = wanted_table(scan, (1000.0, 1500.0), 3)
-    made = PhyDiff().generate(PhyDiff().network("small"), scan, request_(options={"table": table}))
+    generated = PhyDiff().generate(PhyDiff().network("small"), scan, request_(options={"table": table}))
     adc = population().adc
     for k in (0, 4):
         d = adc[..., 0] if k == 0 else adc.mean(axis=3)
         expected = scan.data[..., 0] * np.exp(-table.bvals[k] * d)
-        np.testing.assert_allclose(made.mean[..., k][scan.mask], expected[scan.mask], rtol=1e-4)
-    assert made.gradients is table
-    assert not made.acquired.any()
-    assert made.record["Sampler"]["NetworkEvaluations"] == 1
-    assert made.record["Tracts"] is False
-    assert made.record["TrustInBrightness"] == phydiff.TRUST
+        np.testing.assert_allclose(generated.mean[..., k][scan.mask], expected[scan.mask], rtol=1e-4)
+    assert generated.gradients is table
+    assert not generated.acquired.any()
+    assert generated.record["Sampler"]["NetworkEvaluations"] == 1
+    assert generated.record["Tracts"] is False
+    assert generated.record["TrustInBrightness"] == phydiff.TRUST
 
 
 def test_tracts_that_change_nothing_are_recorded_as_unused():
@@ -171,9 +171,9 @@ def test_the_papers_sampler_starts_from_the_noised_b0():
     scan = scan_of()
     table = GradientTable(np.full(1, 1000.0), np.array([[0.0, 0, 1]]))
     settings = {"size": "paper", "sampler": "paper", "steps": 4, "options": {"table": table}}
-    made = PhyDiff().generate(_tiny_paper(), scan, request_(**settings))
-    assert made.record["Sampler"] == {"Name": "ancestral, from the noised b0", "Steps": 4, "NetworkEvaluations": 4}
-    assert np.isfinite(made.mean).all()
+    generated = PhyDiff().generate(_tiny_paper(), scan, request_(**settings))
+    assert generated.record["Sampler"] == {"Name": "ancestral, from the noised b0", "Steps": 4, "NetworkEvaluations": 4}
+    assert np.isfinite(generated.mean).all()
     assert making(tiny(), sampler="paper").steps == 800
 
 
@@ -204,8 +204,8 @@ def test_without_an_atlas_on_the_scans_grid_it_is_refused():
 def test_a_b_value_outside_the_training_range_is_reported():
     scan = scan_of()
     table = wanted_table(scan, (5000.0,), 2)
-    made = PhyDiff().generate(tiny(), scan, request_(options={"table": table}))
-    assert any("5000" in w and "500 to 3200" in w for w in made.warnings)
+    generated = PhyDiff().generate(tiny(), scan, request_(options={"table": table}))
+    assert any("5000" in w and "500 to 3200" in w for w in generated.warnings)
 
 
 def test_wanted_directions_are_the_same_at_every_b_value():
@@ -241,8 +241,8 @@ def test_training_moves_the_backbone_alone_without_tracts_and_the_adapter_alone_
     assert 0.5e-3 < cohort.maps.adc[0][atlas.brain].median() < 1.2e-3
     assert cohort.maps.adc[2][atlas.brain].mean() < cohort.maps.adc[0][atlas.brain].mean(), "kurtosis"
     tracts = np.random.default_rng(0).random((*atlas.shape, 42), dtype=np.float32)
-    told = Population(np.full((*atlas.shape, 1), 1e-3, np.float32), np.array([1000.0]), tracts)
-    for source in (cohort, method.subjects(atlas, 1, population=told)):
+    population_maps = Population(np.full((*atlas.shape, 1), 1e-3, np.float32), np.array([1000.0]), tracts)
+    for source in (cohort, method.subjects(atlas, 1, population=population_maps)):
         net = tiny()
         method.freeze(net, source)
         before = {name: p.clone() for name, p in net.named_parameters()}
@@ -284,12 +284,12 @@ def test_coils_are_nearest_to_the_rim():
 def test_a_share_of_the_brightness_and_all_of_the_directions_is_taken(monkeypatch):
     scan, net = scan_of(), tiny()
     table = wanted_table(scan, (1000.0, 2000.0), 3)
-    made = {}
+    generated = {}
     for share in (1.0, 0.5):
         monkeypatch.setattr(phydiff, "TRUST", share)
         with torch.no_grad():
-            made[share] = phydiff._Maker(making(net), scan, table)._sample(1, 0).numpy()
-    whole, half = (made[share].reshape(2, 3, *made[share].shape[1:]) for share in (1.0, 0.5))
+            generated[share] = phydiff._Maker(making(net), scan, table)._sample(1, 0).numpy()
+    whole, half = (generated[share].reshape(2, 3, *generated[share].shape[1:]) for share in (1.0, 0.5))
     condition = phydiff._Maker(making(net), scan, table)._condition(1, torch.arange(6))
     isotropic = condition.centre[:, 0].numpy().reshape(whole.shape)
     parts = [(image - isotropic).mean(axis=1) for image in (whole, half)]
