@@ -4,11 +4,11 @@ python benchmarks/diffdti.py [simulated] [real] [rotations] [scans] [share] [sam
     [--data DATA] [--atlas ATLAS] [--weights NAME_OR_PATH] [--minutes M]
 
 simulated: subjects who were not trained on, b = 1000, SNR 20, six and three directions (Tables II and III of Zhang et
-al. 2024), against the noise-free signal's maps. real: a dense scan of 84 directions, six and three kept; rotations:
-five selections of them. scans: six of the acquired directions of other scans against all. share: what of the network's
-correction is best taken, on four more scans. samplers: the mean, the fast one and the paper's. spread: what share of
-true values a 90 % interval of 16 samples holds. cost: six directions of the dense scan. ablation (Table IV): both
-variants trained anew side by side, a core each, for the same minutes; not part of the default.
+al. 2024), against the maps of the noise-free signal. real: a dense scan of 84 directions, of which six and three are
+kept. rotations: five selections of these directions. scans: six directions of other scans against all. share: the best
+share of the network's correction, on four more scans. samplers: the mean, the fast sampler and the paper's. spread: the
+share of true values inside a 90 % interval of 16 samples. cost: six directions of the dense scan. ablation (Table IV):
+both variants are trained from the start, side by side on one core each, for the same minutes; not part of the default.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
-# Threads that wait by spinning starve each other as soon as anything else runs on the machine.
+# Waiting threads must sleep: threads that spin slow each other down as soon as the machine does other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
@@ -44,8 +44,8 @@ from bids_dmrigen.spatial.io import read_scan
 
 SUBJECTS, SLICES, SNR = 2, 6, 20.0
 SAMPLES = 16
-SCANS = ("elition", "prisma", "sagittal")  # of data/bids: their first run each
-CHOOSING = ("uih", "ge15t", "slab", "thick")  # scans that settings are chosen on, and no figure reported for
+SCANS = ("elition", "prisma", "sagittal")  # subjects of data/bids: the first run of each
+CHOOSING = ("uih", "ge15t", "slab", "thick")  # scans for choosing settings: no result is reported for them
 MAPS, KINDS = {"fa": "FA", "md": "MD", "dec": "colour"}, ("PSNR", "SSIM", "NMSE")
 
 
@@ -132,7 +132,7 @@ def scans(args) -> None:
 
 
 def share(args) -> None:
-    """Print FA, MD and colour PSNR on scans for choosing it, by the share of the network's correction that is taken."""
+    """Print the PSNR of FA, MD and colour by the share of the network's correction, on the scans for choosing it."""
     kinds, shares = ("fa", "md", "dec"), np.linspace(0, 1, 6)
     print("\nPSNR by the share of the correction, " + " ".join(f"{s:.1f}" for s in shares))
     for subject in CHOOSING:
@@ -140,12 +140,12 @@ def share(args) -> None:
         for keep in (3, 6):
             kept = evaluation.kept_volumes(scan.gradients, keep)
             few = Scan(scan.data[..., kept], scan.affine, scan.gradients[kept], scan.mask)
-            nothing = DiffDTI().generate(DiffDTI().network("small"), few, Request()).named_maps()
-            made = DiffDTI().generate(args.net, few, Request(weights=args.weights)).named_maps()
+            uncorrected = DiffDTI().generate(DiffDTI().network("small"), few, Request()).named_maps()
+            corrected = DiffDTI().generate(args.net, few, Request(weights=args.weights)).named_maps()
             reference = evaluation.summary_maps(scan)
             inner = ndimage.binary_erosion(scan.mask, iterations=evaluation.EROSIONS)
-            for kind, taken in zip(kinds, trust(keep), strict=False):
-                maps = [nothing[kind] + s / taken * (made[kind] - nothing[kind]) for s in shares]
+            for kind, default in zip(kinds, trust(keep), strict=False):
+                maps = [uncorrected[kind] + s / default * (corrected[kind] - uncorrected[kind]) for s in shares]
                 values = " ".join(f"{metrics.psnr(m, reference[kind], inner):6.2f}" for m in maps)
                 print(f"{subject:>8s}, {keep} directions, {kind:>4s}: {values}", flush=True)
 
@@ -178,20 +178,20 @@ def spread(args) -> None:
         for keep in (6, 3):
             kept = evaluation.kept_volumes(scan.gradients, keep)
             few = Scan(scan.data[..., kept], scan.affine, scan.gradients[kept], scan.mask)
-            made = DiffDTI().generate(args.net, few, Request(weights=args.weights, n_samples=SAMPLES))
+            generated = DiffDTI().generate(args.net, few, Request(weights=args.weights, n_samples=SAMPLES))
             truth = evaluation.summary_maps(Scan(clean, scan.affine, scan.gradients, scan.mask))
             fa, md = truth["fa"], truth["md"]
-            own = tissue(torch.from_numpy(fa), torch.from_numpy(md)).numpy()  # by the truth's maps
-            for name, std in made.named_maps(made.std).items():
-                error = np.abs(truth[name] - made.named_maps()[name])
+            tissues = tissue(torch.from_numpy(fa), torch.from_numpy(md)).numpy()  # from the true maps
+            for name, std in generated.named_maps(generated.std).items():
+                error = np.abs(truth[name] - generated.named_maps()[name])
                 within = (error <= NORMAL_90 * std)[scan.mask].reshape(scan.mask.sum(), -1).mean(axis=1)
                 for k in range(3):
-                    inside.setdefault((keep, name, TISSUES[k]), []).append(within[own[scan.mask] == k])
+                    inside.setdefault((keep, name, TISSUES[k]), []).append(within[tissues[scan.mask] == k])
                 inside.setdefault((keep, name, "all"), []).append(within)
         print(f"subject {seed + 1} of {SUBJECTS}", flush=True)
     print(f"\nshare of true values in the 90 % interval of {SAMPLES} samples, simulated, SNR {SNR:g}")
-    for (keep, name, where), found in inside.items():
-        print(f"{keep} directions, {name:>4s}, {where:>13s}: {np.concatenate(found).mean():.3f}")
+    for (keep, name, where), parts in inside.items():
+        print(f"{keep} directions, {name:>4s}, {where:>13s}: {np.concatenate(parts).mean():.3f}")
 
 
 def cost(args) -> None:
@@ -210,7 +210,7 @@ def cost(args) -> None:
 
 
 def trained(fefm: bool, atlas: str, minutes: float) -> tuple[dict, int]:
-    """Return the state of a network trained for these minutes, and its steps; in a process of its own."""
+    """Return the state of a network trained for these minutes, and its steps; runs in a separate process."""
     torch.set_num_threads(1)
     method, anatomy = DiffDTI(), load_atlas(atlas)
     source, held_out = (
@@ -225,11 +225,11 @@ def trained(fefm: bool, atlas: str, minutes: float) -> tuple[dict, int]:
 
 
 def ablation(args) -> None:
-    """Train with and without feature enhancement side by side, for the same minutes, and print both (Table IV)."""
+    """Train with and without feature enhancement side by side, for the same minutes, and print Table IV."""
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        made = {fefm: pool.submit(trained, fefm, args.atlas, args.minutes) for fefm in (False, True)}
-    for fefm, result in made.items():
-        state, steps = result.result()
+        trainings = {fefm: pool.submit(trained, fefm, args.atlas, args.minutes) for fefm in (False, True)}
+    for fefm, training in trainings.items():
+        state, steps = training.result()
         args.net = DiffDTI().network("small", fefm)
         args.net.load_state_dict(state)
         for keep in (6, 3):
@@ -243,13 +243,13 @@ PARTS = {f.__name__: f for f in (simulated, real, rotations, scans, share, sampl
 
 
 def main() -> None:
-    """Run the parts that were asked for."""
+    """Run the requested parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all but ablation")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--atlas", default=EMBEDDED, help="of the simulated subjects (default: the embedded one)")
+    parser.add_argument("--atlas", default=EMBEDDED, help="atlas of the simulated subjects (default: the embedded one)")
     parser.add_argument("--weights", help="default: diffdti-small")
-    parser.add_argument("--minutes", type=float, default=20, help="of each training of the ablation (default: 20)")
+    parser.add_argument("--minutes", type=float, default=20, help="minutes per training of the ablation (default: 20)")
     args = parser.parse_args()
     args.net = None
     for part in args.parts or [name for name in PARTS if name != "ablation"]:

@@ -1,12 +1,11 @@
-"""Di-Fusion against MP-PCA and Patch2Self (DIPY's): on simulated scans with known truth, and on a real run with a
-dense reference.
+"""Di-Fusion against MP-PCA and Patch2Self (of DIPY), on simulated scans and on a real run with a dense reference.
 
 python benchmarks/difusion.py [--snr 10 20] [--shape 96 112 16] [--real DATA] [--published] [--figure OUT.png]
 
 Simulated: 3 b0 + 30 directions, b = 1000 s/mm². PSNR of the diffusion-weighted volumes against the noise-free
-signal and of the FA map against that of the noise-free signal. Real: FA of a run with 1 b0 + 12 directions against
-that of seven runs of the same subject, as it is and in the mask eroded twice. The data range of every PSNR is the
-99.9th percentile of the reference in the mask; tensors are weighted least squares.
+signal, and of the FA map against that of the noise-free signal. Real: FA of a run with 1 b0 + 12 directions against
+that of seven runs of the same subject, in the whole mask and in the mask eroded twice. The data range of every PSNR is
+the 99.9th percentile of the reference in the mask; tensors are fitted by weighted least squares.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-# Threads that wait by spinning starve each other as soon as anything else runs on the machine.
+# Waiting threads must sleep: threads that spin slow each other down as soon as the machine does other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
@@ -46,16 +45,17 @@ def fa_map(scan: Scan, data: np.ndarray) -> np.ndarray:
 
 
 def with_difusion(scan: Scan, **settings) -> np.ndarray:
-    """Return the series that Di-Fusion makes, and say what it took."""
-    made = DiFusion().generate(None, scan, Request(**settings))
-    training = made.record["Training"]
+    """Return the series that Di-Fusion generates; print steps, loss and evaluations."""
+    result = DiFusion().generate(None, scan, Request(**settings))
+    training = result.record["Training"]
     print(
         f"    {training['Steps']} steps ({training['StoppedBecause']}), held-out loss "
         f"{training['HeldOutLossAtStart']:.3f} -> {training['HeldOutLoss']:.3f}, "
-        f"{made.checks['difusion_evaluations']:.1f} evaluations, "
-        f"direction contrast {made.checks['difusion_direction_contrast']:.2f}, {made.record['Numerics']['Precision']}"
+        f"{result.checks['difusion_evaluations']:.1f} evaluations, "
+        f"direction contrast {result.checks['difusion_direction_contrast']:.2f}, "
+        f"{result.record['Numerics']['Precision']}"
     )
-    return made.mean
+    return result.mean
 
 
 def denoisers(args) -> dict:
@@ -87,19 +87,19 @@ def simulated(snr: float, shape, args) -> dict[str, np.ndarray]:
     scan, truth = simulation.scan, simulation.clean
     weighted, fa_truth = ~scan.gradients.is_b0, fa_map(scan, simulation.clean)
     print(f"simulated, SNR {snr:g}, {scan.data.shape}")
-    made = {}
+    series = {}
     for name, denoise in denoisers(args).items():
         start = time.perf_counter()
-        made[name] = np.nan_to_num(denoise(scan)).astype(np.float32)
+        series[name] = np.nan_to_num(denoise(scan)).astype(np.float32)
         seconds = time.perf_counter() - start
         print(
-            f"  {name:26s} DWI {psnr(made[name][..., weighted], truth[..., weighted], scan.mask):6.2f} dB   "
-            f"FA {psnr(fa_map(scan, made[name]), fa_truth, scan.mask):6.2f} dB   {seconds:5.0f} s",
+            f"  {name:26s} DWI {psnr(series[name][..., weighted], truth[..., weighted], scan.mask):6.2f} dB   "
+            f"FA {psnr(fa_map(scan, series[name]), fa_truth, scan.mask):6.2f} dB   {seconds:5.0f} s",
             flush=True,
         )
-    mixed = np.where(weighted, made["Di-Fusion"], scan.data)
+    mixed = np.where(weighted, series["Di-Fusion"], scan.data)
     print(f"  {'Di-Fusion, acquired b0s':26s} {'':12s}   FA {psnr(fa_map(scan, mixed), fa_truth, scan.mask):6.2f} dB")
-    return {"truth": truth} | made
+    return {"truth": truth} | series
 
 
 def real(folder: Path, args) -> dict[str, np.ndarray]:
@@ -113,34 +113,34 @@ def real(folder: Path, args) -> dict[str, np.ndarray]:
     scan = replace(scan, mask=read_image(folder / f"{REFERENCE}_mask.nii.gz")[0] > 0.5)
     target, inner = fa_map(reference, reference.data), binary_erosion(scan.mask, iterations=2)
     print(f"real, {Path(REAL_RUN).name}, {scan.data.shape}")
-    made = {}
+    series = {}
     for name, denoise in denoisers(args).items():
         start = time.perf_counter()
-        made[name] = np.nan_to_num(denoise(scan)).astype(np.float32)
-        seconds, fa = time.perf_counter() - start, fa_map(scan, made[name])
+        series[name] = np.nan_to_num(denoise(scan)).astype(np.float32)
+        seconds, fa = time.perf_counter() - start, fa_map(scan, series[name])
         error = (fa - target)[inner]
         print(
             f"  {name:26s} FA {psnr(fa, target, scan.mask):6.2f} dB, eroded mask {psnr(fa, target, inner):6.2f} dB, "
             f"RMSE {np.sqrt(np.mean(error**2)):.4f}, bias {error.mean():+.4f}   {seconds:5.0f} s",
             flush=True,
         )
-    return made
+    return series
 
 
-def figure(made: dict[str, np.ndarray], path: Path, volume: int) -> None:
-    """Write one slice of one volume of every series, and below what was taken from the acquired one."""
+def figure(series: dict[str, np.ndarray], path: Path, volume: int) -> None:
+    """Write one slice of one volume of every series, and below it the part that was removed from the acquired one."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    names = [n for n in made if n != "truth"]
-    acquired = made["acquired"][..., volume]
+    names = [n for n in series if n != "truth"]
+    acquired = series["acquired"][..., volume]
     z = acquired.shape[2] // 2
     top = np.percentile(acquired[:, :, z], 99.5)
     fig, axes = plt.subplots(2, len(names), figsize=(3 * len(names), 6.5), squeeze=False)
     for column, name in enumerate(names):
-        image = made[name][:, :, z, volume]
+        image = series[name][:, :, z, volume]
         residual = acquired[:, :, z] - image
         axes[0, column].imshow(image.T, origin="lower", cmap="gray", vmin=0, vmax=top)
         axes[1, column].imshow(residual.T, origin="lower", cmap="gray", vmin=-top / 6, vmax=top / 6)
@@ -151,24 +151,24 @@ def figure(made: dict[str, np.ndarray], path: Path, volume: int) -> None:
 
 
 def main() -> None:
-    """Run what was asked for."""
+    """Run the requested parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--snr", type=float, nargs="*", default=[10, 20])
     parser.add_argument("--shape", type=int, nargs=3, default=[96, 112, 16])
     parser.add_argument("--real", type=Path, help="folder with bids/ and reference/")
     parser.add_argument("--steps", type=int, help="training steps")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--published", action="store_true", help="the paper's own variant too")
+    parser.add_argument("--published", action="store_true", help="also the variant of the paper")
     parser.add_argument("--figure", type=Path, help="PNG; the scan's name is added")
     args = parser.parse_args()
     for snr in args.snr:
-        made = simulated(snr, args.shape, args)
+        series = simulated(snr, args.shape, args)
         if args.figure:
-            figure(made, args.figure.with_name(f"{args.figure.stem}_snr{snr:g}.png"), 8)
+            figure(series, args.figure.with_name(f"{args.figure.stem}_snr{snr:g}.png"), 8)
     if args.real:
-        made = real(args.real, args)
+        series = real(args.real, args)
         if args.figure:
-            figure(made, args.figure.with_name(f"{args.figure.stem}_real.png"), 5)
+            figure(series, args.figure.with_name(f"{args.figure.stem}_real.png"), 5)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import argparse
 import os
 import time
 
-# Threads that wait by spinning starve each other as soon as anything else runs on the machine.
+# Waiting threads must sleep: threads that spin slow each other down as soon as the machine does other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--volumes", type=int, default=3)
     args = parser.parse_args()
     data = ringing_volumes(tuple(args.shape), args.volumes, np.random.default_rng(0))
-    remove_gibbs(data[:, :, :2])  # first calls pay for plans and threads
+    remove_gibbs(data[:, :, :2])  # the first call is slower: it sets up plans and threads
     gibbs_removal(data[:, :, :2], inplace=False)
     start = time.perf_counter()
     reference = gibbs_removal(data, inplace=False)

@@ -1,9 +1,9 @@
-"""How the house stands: what a newcomer has to touch, and which habits the code keeps, at two states of the repository.
+"""State of the code in numbers, at two commits: how many files a new arm changes, and which rules the code keeps.
 
-    python benchmarks/house.py                    # the working tree beside the state before the walls were moved
-    python benchmarks/house.py --rev HEAD~20      # ... beside another commit
+    python benchmarks/house.py                    # the working tree beside the commit before the rooms were separated
+    python benchmarks/house.py --rev HEAD~20      # the working tree beside another commit
 
-Nothing is imported from the states that are compared: their files are read as text, and given to the same mypy.
+Nothing is imported from the compared commits: their files are read as text, and checked with the same mypy.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ LONG = 60  # lines of a function, docstring included
 PASSED_ON = ("settings", "plan", "method")
 APP = ("workflow", "cli", "interfaces")
 NIPYPE = ("SimpleInterface", "TraitedSpec", "BaseInterfaceInputSpec", "BaseInterface")
-# Names of the methods that are registered in both states: who mentions one of them knows the methods.
+# Methods that are registered at both commits: a file that contains one of these names depends on the methods.
 METHODS = ("difusion", "qid2", "diffdti", "phydiff", "rishldm")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def functions(tree: ast.Module) -> Iterator[Function]:
-    """Yield every function and method of a module, those inside others too."""
+    """Yield every function and method of a module, also those inside others."""
     yield from (node for node in ast.walk(tree) if isinstance(node, Function))
 
 
 def files_of_an_arm(root: Path, modules: dict[str, ast.Module]) -> int:
-    """Return how many code files an arm takes: its own, and those of the package that name the methods one by one.
+    """Return the number of code files for a new arm: its own file, and all files that name single methods.
 
-    A file names a method where one of `METHODS` is a whole string or a name in it. Files in `methods/` that are a
-    method's own do not count, but the registry does.
+    A file names a method if a string in it is one of `METHODS` or an option of it. The files of a method in `methods/`
+    do not count, but the registry does.
     """
     naming = set()
     for name, tree in modules.items():
         room = name.split(".")[1] if "." in name else ""
-        own = room == "methods" and name != f"{PACKAGE}.methods"
-        if not own and room not in ("nets", "simulate") and _names_a_method(tree):
+        of_a_method = room == "methods" and name != f"{PACKAGE}.methods"
+        if not of_a_method and room not in ("nets", "simulate") and _names_a_method(tree):
             naming.add(name)
     return 1 + len(naming)
 
@@ -69,16 +69,16 @@ def lines_beside_nipype(root: Path, modules: dict[str, ast.Module]) -> int:
         text = path.read_text()
         tree, kept = ast.parse(text), set(range(1, len(text.splitlines()) + 1))
         classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-        known = set(NIPYPE)
-        for node in [*classes, *classes]:  # a second time: a base may stand below
+        nipype = set(NIPYPE)
+        for node in [*classes, *classes]:  # twice, because a base may be defined below
             if any(
-                ast.unparse(base).split(".")[-1] in known or "InputSpec" in ast.unparse(base) for base in node.bases
+                ast.unparse(base).split(".")[-1] in nipype or "InputSpec" in ast.unparse(base) for base in node.bases
             ):
-                known.add(node.name)
+                nipype.add(node.name)
         for node in tree.body:
             doc = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-            nipype = isinstance(node, ast.ClassDef) and node.name in known
-            if doc or nipype or isinstance(node, ast.Import | ast.ImportFrom):
+            is_nipype = isinstance(node, ast.ClassDef) and node.name in nipype
+            if doc or is_nipype or isinstance(node, ast.Import | ast.ImportFrom):
                 kept -= set(range(_first_line(node), node.end_lineno + 1))
         every = text.splitlines()
         lines += sum(1 for k in kept if every[k - 1].strip() and not every[k - 1].strip().startswith("#"))
@@ -106,7 +106,7 @@ def silent_raises(root: Path, modules: dict[str, ast.Module]) -> int:
 
 
 def type_errors(root: Path, modules: dict[str, ast.Module]) -> int:
-    """Return what mypy finds under this repository's settings."""
+    """Return the number of errors of mypy under this repository's settings."""
     settings = Path(__file__).parents[1] / "pyproject.toml"
     command = [sys.executable, "-m", "mypy", "--config-file", str(settings), "--cache-dir", str(root / ".mypy_cache")]
     answer = subprocess.run([*command, PACKAGE], cwd=root, capture_output=True, text=True, check=False).stdout
@@ -124,8 +124,8 @@ def passed_on(name: str):
     return count
 
 
-def _handed_on(function: Function, name: str) -> bool:
-    """Return whether a function takes a parameter of this name and does nothing with it but give it to others."""
+def _passed_on_only(function: Function, name: str) -> bool:
+    """Return whether a function has a parameter of this name and only passes it on to other functions."""
     if name not in [a.arg for a in [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]]:
         return False
     calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
@@ -135,29 +135,29 @@ def _handed_on(function: Function, name: str) -> bool:
 
 
 def climbs(name: str):
-    """Return the count of functions in the rooms of the app that take a parameter only to hand it on."""
+    """Return the count of functions in the rooms of the app that take a parameter only to pass it on."""
 
     def count(root: Path, modules: dict[str, ast.Module]) -> int:
         rooms = [tree for module, tree in modules.items() if module.split(".")[1:2] and module.split(".")[1] in APP]
-        return sum(_handed_on(function, name) for tree in rooms for function in functions(tree))
+        return sum(_passed_on_only(function, name) for tree in rooms for function in functions(tree))
 
     return count
 
 
 ROWS = {
-    "code files of an arm: its own, and who names methods": files_of_an_arm,
-    "lines of interfaces/ that are no Nipype class": lines_beside_nipype,
+    "code files of an arm: its own, and those that name methods": files_of_an_arm,
+    "lines of interfaces/ outside Nipype classes": lines_beside_nipype,
     "circles of imports": lambda root, modules: len(circles(modules)),
     f"functions over {LONG} lines": long_functions,
     "public functions that raise without saying so": silent_raises,
     "mypy errors": type_errors,
     **{f"functions of the app that take `{name}`": passed_on(name) for name in PASSED_ON},
-    **{f"functions that take `{name}` only to hand it on": climbs(name) for name in PASSED_ON},
+    **{f"functions that take `{name}` only to pass it on": climbs(name) for name in PASSED_ON},
 }
 
 
 def state(rev: str | None, folder: Path) -> Path:
-    """Return a folder with the files of a commit; of None, the working tree itself."""
+    """Return a folder with the files of a commit; None stands for the working tree."""
     repository = Path(__file__).parents[1]
     if rev is None:
         return repository

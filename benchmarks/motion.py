@@ -1,4 +1,4 @@
-"""Head motion and eddy currents: what is left of a known motion, and what is found on real scans.
+"""Head motion and eddy currents: the error for a simulated motion, and the estimates on real scans.
 
 Usage: python benchmarks/motion.py [DATA_BIDS_DIRECTORY]
 """
@@ -34,7 +34,7 @@ REAL = {
 
 
 def simulated(bval: float, voxel_mm: float, shape, move: float, n_directions: int = 10) -> None:
-    """Print the residual for motion of up to `move` mm and `move` degrees, SNR 20."""
+    """Print the error of the estimate for motion of up to `move` mm and `move` degrees, SNR 20."""
     arrays, atlas_affine = embedded_mni(2)
     atlas = procedural_atlas(**arrays, affine=atlas_affine)
     affine = scan_grid(atlas, voxel_mm, shape)
@@ -47,16 +47,16 @@ def simulated(bval: float, voxel_mm: float, shape, move: float, n_directions: in
     scan = acquire(atlas, gradients, affine, shape, snr=20, seed=1, motion=truth).scan
     for axis in (None, 1):
         started = time.process_time()
-        found = estimate_motion(scan.data, affine, gradients, scan.mask, axis=axis)
+        estimate = estimate_motion(scan.data, affine, gradients, scan.mask, axis=axis)
         cost = (time.process_time() - started) / len(gradients)
-        # The gauge: both are relative to the first b0, which is unmoved.
-        left = np.linalg.inv(truth) @ rigid_part(found, affine, axis, center)
-        shift = np.linalg.norm(motion_parameters(left, center)[:, :3], axis=1)
-        angle = angle_degrees(left[:, :3, :3])
+        # Truth and estimate are both relative to the first b0, in which the head is at rest.
+        error = np.linalg.inv(truth) @ rigid_part(estimate, affine, axis, center)
+        shift = np.linalg.norm(motion_parameters(error, center)[:, :3], axis=1)
+        angle = angle_degrees(error[:, :3, :3])
         points = np.argwhere(scan.mask)[::101]
         points = np.column_stack([points, np.ones(len(points))]) @ affine.T
-        whole = np.linalg.norm((points @ (found - truth).transpose(0, 2, 1))[..., :3], axis=2).mean(axis=1)
-        turned = resample_series(scan, found, axis=axis).gradients.world_directions(affine)
+        whole = np.linalg.norm((points @ (estimate - truth).transpose(0, 2, 1))[..., :3], axis=2).mean(axis=1)
+        turned = resample_series(scan, estimate, axis=axis).gradients.world_directions(affine)
         true = np.linalg.inv(truth)[:, :3, :3] @ gradients.world_directions(affine)[..., None]
         cosine = np.abs((turned * true[..., 0]).sum(axis=1))[~gradients.is_b0]
         bvec = np.degrees(np.arccos(np.clip(cosine, 0, 1)))
@@ -71,9 +71,9 @@ def simulated(bval: float, voxel_mm: float, shape, move: float, n_directions: in
 
 
 def eddy(bval: float, voxel_mm: float, shape, eddy_mm: float, n_directions: int = 20) -> None:
-    """Print what is left of known eddy currents with head motion of up to 2 mm and 2 degrees, SNR 20.
+    """Print the error for simulated eddy currents and head motion of up to 2 mm and 2 degrees, SNR 20.
 
-    `eddy_mm` is the displacement of the strongest volume 100 mm from the centre along its gradient.
+    `eddy_mm` is the displacement in the strongest volume, 100 mm from the centre along its gradient.
     """
     arrays, atlas_affine = embedded_mni(2)
     atlas = procedural_atlas(**arrays, affine=atlas_affine)
@@ -101,9 +101,9 @@ def eddy(bval: float, voxel_mm: float, shape, eddy_mm: float, n_directions: int 
         end="",
     )
     for name, axis in (("rigid alone", None), ("with eddy correction", 1)):
-        found = estimate_motion(scan.data, affine, gradients, scan.mask, axis=axis)
-        left = np.linalg.norm((world @ found.transpose(0, 2, 1) - moved)[..., :3], axis=2)[weighted].mean(axis=1)
-        print(f"; left {name} {left.mean():.2f} (worst volume {left.max():.2f}) mm", end="", flush=True)
+        estimate = estimate_motion(scan.data, affine, gradients, scan.mask, axis=axis)
+        error = np.linalg.norm((world @ estimate.transpose(0, 2, 1) - moved)[..., :3], axis=2)[weighted].mean(axis=1)
+        print(f"; error {name} {error.mean():.2f} (worst volume {error.max():.2f}) mm", end="", flush=True)
     print()
 
 
@@ -113,15 +113,15 @@ def angle_degrees(rotations: np.ndarray) -> np.ndarray:
 
 
 def real(name: str, path: Path) -> None:
-    """Print what is found on a real scan, and how much smoother over volumes it makes each shell."""
+    """Print the estimates on a real scan, and the tensor residual before and after the correction."""
     scan, _ = read_scan(f"{path}.nii.gz", f"{path}.bval", f"{path}.bvec")
     mask = brain_mask(scan.mean_b0(), scan.zooms_mm)
     started = time.process_time()
-    found = estimate_motion(scan.data, scan.affine, scan.gradients, mask, axis=1)
+    estimate = estimate_motion(scan.data, scan.affine, scan.gradients, mask, axis=1)
     cost = (time.process_time() - started) / len(scan.gradients)
     center = field_of_view_center(scan.affine, mask.shape)
-    parameters = motion_parameters(rigid_part(found, scan.affine, 1, center), center)
-    moved = resample_series(scan, found, axis=1)
+    parameters = motion_parameters(rigid_part(estimate, scan.affine, 1, center), center)
+    moved = resample_series(scan, estimate, axis=1)
     print(
         f"{name}: largest translation {np.abs(parameters[:, :3]).max():.2f} mm, rotation "
         f"{np.degrees(np.abs(parameters[:, 3:])).max():.2f} deg, mean framewise displacement "

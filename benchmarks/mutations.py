@@ -1,4 +1,4 @@
-"""Whether tests notice mistakes: each is made alone in a copy of the repository, and the tests that should fail run.
+"""Do the tests notice mistakes? Each mistake is put into a copy of the repository, and tests that should fail are run.
 
 Usage: python benchmarks/mutations.py [--list] [--only WORD ...]
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-LONGEST_S = 300  # of the tests of one mutation: what hangs is noticed, too
+LONGEST_S = 300  # longest time of the tests of one mutation; longer counts as failed, so that a hang is noticed
 KILLED, SURVIVED = "killed", "SURVIVED"
 TESTS_FAILED, ALL_PASSED, BROKEN_IMPORT = 1, 0, 2  # pytest's exit statuses
 
@@ -31,7 +31,7 @@ class Mutation(NamedTuple):
     file: str  # in bids_dmrigen/
     before: str  # found exactly once
     after: str
-    tests: tuple[str, ...]  # in tests/; a name behind :: is one of a file
+    tests: tuple[str, ...]  # files in tests/, some with the name of one test behind ::
 
 
 def mutation(what: str, file: str, before: str, after: str, *tests: str) -> Mutation:
@@ -41,29 +41,43 @@ def mutation(what: str, file: str, before: str, after: str, *tests: str) -> Muta
 
 FRAMES = "methods/test_frames.py::test_"
 MUTATIONS = [
-    # -- frames, and promises that hold the results up
-    mutation("Diff-DTI is told voxel axes", "methods/maps/diffdti_model.py",
+    # -- frames of reference, and other properties on which the results depend
+    mutation("Diff-DTI gets directions in voxel axes", "methods/maps/diffdti_model.py",
              "torch.as_tensor(scan.gradients.world_directions(scan.affine)[volumes]",
              "torch.as_tensor(scan.gradients.bvecs[volumes]",
-             FRAMES + "diffdti_is_told_world_directions"),
-    mutation("QID2's wanted direction is in another frame", "methods/directions/qid2_model.py",
+             FRAMES + "diffdti_gets_world_directions"),
+    mutation("QID2's wanted direction is in another frame than the acquired ones", "methods/directions/qid2_model.py",
              "torch.as_tensor(shell.wanted, dtype=torch.float32, device=device)[None] @ self.axes.to(device)",
              "torch.as_tensor(shell.wanted, dtype=torch.float32, device=device)[None]",
-             FRAMES + "qid2_is_told_acquired_and_wanted_directions_in_the_voxel_axes"),
-    mutation("Phy-Diff's places lack the translation", "methods/synthesis/phydiff_model.py",
+             FRAMES + "qid2_gets_acquired_and_wanted_directions_in_the_voxel_axes"),
+    mutation("Phy-Diff's positions lack the translation", "methods/synthesis/phydiff_model.py",
              "(places + self.scan.affine[:3, 3, None, None])", "places",
-             FRAMES + "phydiff_makes_the_same_of_a_place_and_a_direction_on_every_grid_of_the_template"),
+             FRAMES + "phydiff_generates_the_same_at_a_position_on_every_grid_of_the_template"),
     mutation("Phy-Diff's directions are in voxel axes", "methods/synthesis/phydiff_model.py",
              "torch.as_tensor(table.world_directions(scan.affine), dtype=torch.float32)",
              "torch.as_tensor(table.bvecs.copy(), dtype=torch.float32)",
-             FRAMES + "phydiff_makes_the_same_of_a_place_and_a_direction_on_every_grid_of_the_template"),
+             FRAMES + "phydiff_generates_the_same_at_a_position_on_every_grid_of_the_template"),
     mutation("Di-Fusion noises the noisy target", "methods/denoise/difusion_model.py",
              "        return given.other\n\n    def network_input", "        return given.x\n\n    def network_input",
-             "methods/denoise/test_difusion.py::test_no_image_that_is_denoised_holds_the_volumes_own_noise"),
+             "methods/denoise/test_difusion.py::test_no_image_to_denoise_contains_the_noise_of_the_target_volume"),
     mutation("buffers are not copied to the averaged network", "diffusion/training.py",
              "            kept.copy_(current)\n", "            pass\n", "diffusion/test_training.py"),
-    mutation("a partner may be of another run", "bids/query.py",
-             '("acquisition", "run", "chunk")', '("acquisition", "chunk")', "bids/test_query.py"),
+    mutation("a partner that nothing declares may be of another chunk", "bids/partners.py",
+             'for e in ("session", "chunk")', 'for e in ("session",)', "bids/test_query.py"),
+    mutation("b-values of a field-map EPI are ignored", "bids/partners.py",
+             'texts.table(path, extension) for', 'None for', "bids/test_partners.py"),
+    mutation("the partner with the fewest entities in common is used", "bids/partners.py",
+             "(-_in_common(c, run),", "(_in_common(c, run),", "bids/test_partners.py"),
+    mutation("the read-out takes as many echo spacings as lines", "bids/run.py",
+             "spacing * (lines - 1)", "spacing * lines", "bids/test_partners.py"),
+    mutation("a damaged gzip file is read as if whole", "spatial/io.py",
+             "while stream.read(READ_AT_ONCE):", "while False:", "spatial/test_io.py"),
+    mutation("samples without signal are fitted", "dwi/tensor.py",
+             "(values.amin(dim=0) <= 0)", "(values.amin(dim=0) < -1e30)", "dwi/test_tensor.py"),
+    mutation("any dark voxel counts as missing", "spatial/coverage.py",
+             "complete &= ~_flat_parts(zero)", "complete &= ~zero", "spatial/test_coverage.py"),
+    mutation("missing slabs count as signal", "spatial/coverage.py",
+             "complete &= ~_flat_parts(zero)", "pass", "spatial/test_coverage.py"),
     mutation("GeneratedVolumes is misspelt", "bids/sidecars.py",
              'record["GeneratedVolumes"] = [v', 'record["GeneratedVolume"] = [v', "bids/test_sidecars.py"),
     mutation("volumes are paired across shells", "qc/evaluation.py",
@@ -71,16 +85,16 @@ MUTATIONS = [
              "", "qc/test_evaluation.py"),
     mutation("QID2's axes are those of the world", "methods/directions/qid2_model.py",
              "self.axes = torch.as_tensor(linear_part / np.linalg.norm(linear_part, axis=0), dtype=torch.float32)",
-             "self.axes = torch.eye(3)", FRAMES + "qid2_is_told_acquired_and_wanted_directions_in_the_voxel_axes"),
+             "self.axes = torch.eye(3)", FRAMES + "qid2_gets_acquired_and_wanted_directions_in_the_voxel_axes"),
     mutation("a finer grid is not shifted to its first voxel", "methods/enhance/grid.py",
              "    finer[:3, 3] += finer[:3, :3] @ [p[0] for p in points]\n", "", "methods/enhance/test_rish_arms.py"),
     mutation("directions come back turned the wrong way", "spatial/template_space.py",
              "gradients.world_directions(self.affine) @ self.rotation\n",
              "gradients.world_directions(self.affine) @ self.rotation.T\n", "spatial/test_template_space.py"),
-    mutation("what was made in the template is not masked", "spatial/in_template.py",
+    mutation("images from the template's space are not masked", "spatial/in_template.py",
              "space.onto_scan(generated.mean).clip(0) * scan.mask[..., None]",
              "space.onto_scan(generated.mean).clip(0)",
-             "spatial/test_in_template.py::test_the_b0_goes_there_and_the_images_come_back_beside_the_acquired_ones"),
+             "spatial/test_in_template.py::test_the_b0_is_moved_to_the_template_and_the_images_are_moved_back_to_the_scan"),
     # -- dwi
     mutation("the FSL sign is the other one", "dwi/gradients.py",
              "-1.0 if np.linalg.det(linear) > 0", "-1.0 if np.linalg.det(linear) < 0", "dwi/test_gradients.py"),
@@ -89,7 +103,7 @@ MUTATIONS = [
              "cosine = self.bvecs[members] @ self.bvecs[members].T", "dwi/test_gradients.py"),
     mutation("a shell spans half of its b-value", "dwi/gradients.py", "0.05 * lowest", "0.5 * lowest",
              "dwi/test_gradients.py"),
-    mutation("negative b-values are let through", "dwi/gradients.py", "if (bvals < 0).any():", "if False:",
+    mutation("negative b-values are accepted", "dwi/gradients.py", "if (bvals < 0).any():", "if False:",
              "dwi/test_gradients.py"),
     mutation("a table is turned the wrong way", "dwi/gradients.py",
              'np.einsum("nij,nj->ni", nearest_rotation', 'np.einsum("nji,nj->ni", nearest_rotation',
@@ -98,7 +112,7 @@ MUTATIONS = [
              "(1 + 2 * half) * torch.special", "(1 + half) * torch.special", "dwi/test_noise.py"),
     mutation("the mean of a shell costs no degree of freedom", "dwi/noise.py",
              "freedom = dwis.shape[1] - 1", "freedom = dwis.shape[1]", "dwi/test_noise.py"),
-    mutation("noise is taken whole in every band", "dwi/fusion.py",
+    mutation("all noise is taken in every band", "dwi/fusion.py",
              "((v - share * local_mean(noise, inside))", "((v - local_mean(noise, inside))", "dwi/test_fusion.py"),
     mutation("bands ignore the mask", "dwi/fusion.py", "split, rest = [], image * mask", "split, rest = [], image",
              "dwi/test_fusion.py"),
@@ -107,7 +121,7 @@ MUTATIONS = [
     mutation("an off-diagonal element counts once", "dwi/tensor.py",
              "b_matrix = np.stack([x * x, 2 * x * y,", "b_matrix = np.stack([x * x, x * y,", "dwi/test_tensor.py"),
     mutation("weights of the tensor fit are signals, not their squares", "dwi/tensor.py",
-             "exponent = 2 * (design", "exponent = 1 * (design", "dwi/test_tensor.py"),
+             "exponent = 2 * (design.to", "exponent = 1 * (design.to", "dwi/test_tensor.py"),
     mutation("RISH features are of the wrong shell", "dwi/rish.py",
              "return min(shells, key=", "return max(shells, key=", "dwi/test_rish.py"),
     mutation("ADC where there is no b0", "dwi/adc.py", "(mean * present)", "(mean)",
@@ -136,11 +150,11 @@ MUTATIONS = [
     # -- diffusion
     mutation("the posterior's mean has the wrong alpha", "diffusion/processes.py", "alpha_s * b2 * x0)",
              "alpha_t * b2 * x0)", "diffusion/test_processes.py"),
-    mutation("DDIM adds what it should take off", "diffusion/samplers.py", "_as(alpha_s - keep * alpha, x)",
+    mutation("DDIM adds a term that it should subtract", "diffusion/samplers.py", "_as(alpha_s - keep * alpha, x)",
              "_as(alpha_s + keep * alpha, x)", "diffusion/test_samplers.py"),
     mutation("the multistep correction is twice too large", "diffusion/samplers.py", "_as(h / (2 * before[1]), x)",
              "_as(h / before[1], x)", "diffusion/test_samplers.py"),
-    mutation("inversion asks for the time after", "diffusion/samplers.py", "noise = predicted(x, max(t, 1))",
+    mutation("inversion predicts at the next time", "diffusion/samplers.py", "noise = predicted(x, max(t, 1))",
              "noise = predicted(x, s)", "diffusion/test_samplers.py"),
     mutation("draws of one address overlap", "diffusion/noise.py", "counter=[0, 0, 0, draw]",
              "counter=[draw, 0, 0, 0]", "diffusion/test_noise.py"),
@@ -155,7 +169,7 @@ MUTATIONS = [
              "simulate/test_signal.py"),
     mutation("dispersion is doubled", "simulate/signal.py", "torch.exp(-0.5 * (orders", "torch.exp(-1.0 * (orders",
              "simulate/test_signal.py"),
-    mutation("the ADC of a shell takes in its neighbour's volumes", "simulate/adc.py",
+    mutation("the ADC of a shell includes a volume of the next shell", "simulate/adc.py",
              "slice(1 + k * n_directions, 1 + (k + 1) * n_directions)",
              "slice(1 + k * n_directions, 1 + (k + 1) * n_directions + 1)", "simulate/test_adc.py"),
     mutation("eddy currents grow with b, not its root", "simulate/artefacts.py",
@@ -166,19 +180,20 @@ MUTATIONS = [
     mutation("coils each have the whole signal", "simulate/scanner.py",
              "amplitude = signal / np.float32(np.sqrt(coils))", "amplitude = signal", "simulate/test_scanner.py"),
     # -- methods
-    mutation("left-out directions are shown", "methods/directions/task.py", "np.setdiff1d(members, hidden)", "members",
-             "methods/directions/test_task.py"),
+    mutation("left-out directions are not hidden", "methods/directions/task.py", "np.setdiff1d(members, hidden)",
+             "members", "methods/directions/test_task.py"),
     mutation("gaps are filled beside antipodes", "methods/directions/task.py",
              "nearest = np.abs(candidates @ acquired.T).max(axis=1)", "nearest = (candidates @ acquired.T).max(axis=1)",
              "methods/directions/test_task.py"),
     mutation("MD has no unit", "methods/maps/diffdti_model.py", "        mean[..., 1] *= MD_UNIT\n", "",
              "methods/maps/test_diffdti.py::test_untrained_it_gives_the_ridge_fit_and_that_is_least_squares_for_six"),
     mutation("colour is not as long as FA", "methods/maps/diffdti_model.py", "colour * fa / length.clamp_min(1e-6)",
-             "colour", "methods/maps/test_diffdti.py::test_colour_is_made_as_long_as_fa_and_what_it_lacked_is_told"),
+             "colour",
+             "methods/maps/test_diffdti.py::test_colour_is_scaled_to_the_length_of_fa_and_the_mismatch_is_returned"),
     mutation("ADC of other b-values is read the wrong way round", "methods/synthesis/inputs.py",
              "return (1 - share) * adc[each, place - 1][:, None] + share * adc[each, place][:, None]",
              "return share * adc[each, place - 1][:, None] + (1 - share) * adc[each, place][:, None]",
-             "methods/synthesis/test_phydiff.py::test_the_adc_of_other_b_values_lies_between_those_that_are_known"),
+             "methods/synthesis/test_phydiff.py::test_the_adc_of_other_b_values_is_interpolated_between_those_of_the_atlas"),
     mutation("the wrong share of brightness is trusted", "methods/synthesis/phydiff_model.py",
              "images[volumes] -= (1 - TRUST) *", "images[volumes] -= TRUST *",
              "methods/synthesis/test_phydiff.py::test_a_share_of_the_brightness_and_all_of_the_directions_is_taken"),
@@ -186,16 +201,17 @@ MUTATIONS = [
              "sampled[..., 1:] / sampled[..., 1:2]", "methods/synthesis/test_atlas.py"),
     mutation("coarser voxels are allowed", "methods/enhance/task.py", "np.min(zooms_mm) + SAME_MM",
              "np.max(zooms_mm) + SAME_MM", "methods/enhance/test_rish_arms.py"),
-    mutation("change of strength is trusted whole", "methods/enhance/rishldm_model.py", "scale = 1 + trust * (scales(",
-             "scale = 1 + (scales(", "methods/enhance/test_rishldm.py::test_the_share_of_each_degrees_change_is_taken"),
+    mutation("the change of strength is applied whole", "methods/enhance/rishldm_model.py",
+             "scale = 1 + trust * (scales(", "scale = 1 + (scales(",
+             "methods/enhance/test_rishldm.py::test_the_share_of_each_degrees_change_is_taken"),
     mutation("noise hides the direction contrast", "methods/denoise/difusion_model.py",
              "covariance[:2, :2] - sigma**2 * np.eye(2)", "covariance[:2, :2]",
              "methods/denoise/test_difusion.py::test_noise_does_not_hide_the_direction_contrast"),
     mutation("an option may be at its bound", "methods/spec.py", "not value > self.above", "not value >= self.above",
              "cli/test_parser.py"),
     # -- bids
-    mutation("any readout time will do", "bids/query.py", "READOUT_TOLERANCE * max(run_s, partner_s)",
-             "max(run_s, partner_s)", "bids/test_query.py"),
+    mutation("any readout time is accepted", "bids/partners.py", "READOUT_TOLERANCE * max(own, other)",
+             "max(own, other)", "bids/test_query.py"),
     mutation("a resolution has a point in its name", "bids/names.py", "voxel_mm.replace('.', 'p')", "voxel_mm",
              "bids/test_names.py"),
     mutation("values that are not finite are stored", "bids/store.py", "if not np.isfinite(data).all():", "if False:",
@@ -213,9 +229,9 @@ MUTATIONS = [
              "moved if stretch is None else moved * stretch", "moved", "spatial/test_resample.py"),
     mutation("the table turns with the transform, not its inverse", "spatial/resample.py",
              "turned(np.linalg.inv(rigid)[:, :3, :3]", "turned(rigid[:, :3, :3]", "spatial/test_resample.py"),
-    mutation("b-vectors in columns are read as rows", "bids/tables.py", "if bvecs.shape[0] == 3:",
+    mutation("three directions in rows are read as columns", "bids/tables.py", "if bvecs.shape[0] == 3:",
              "if bvecs.shape[1] != 3:", "spatial/test_io.py"),
-    mutation("a mask of shares takes in every voxel", "spatial/io.py", "read_volume(mask)[0] > 0.5",
+    mutation("a mask of shares includes every voxel", "spatial/io.py", "read_volume(mask)[0] > 0.5",
              "read_volume(mask)[0] > -0.5", "spatial/test_io.py"),
     mutation("a mask is grown by voxels, not mm", "spatial/brain_mask.py",
              "ndimage.distance_transform_edt(~mask, sampling=zooms_mm)", "ndimage.distance_transform_edt(~mask)",
@@ -241,29 +257,30 @@ MUTATIONS = [
     # -- interfaces, workflow, cli
     mutation("a tensor is fitted to all volumes", "interfaces/maps.py", "if i.volumes is not None:", "if False:",
              "interfaces/test_maps.py"),
-    mutation("noise has no address", "interfaces/generate.py", 'subject=i.subject or "",', 'subject="",',
+    mutation("noise is the same for all subjects", "interfaces/generate.py", 'subject=i.subject or "",', 'subject="",',
              "interfaces/test_generate.py"),
     mutation("a mask of the series is not read", "interfaces/denoise.py",
              "mask = inputs.in_mask if inputs.in_mask else None", "mask = None", "interfaces/test_denoise.py"),
-    mutation("a method without its normalisation goes on", "workflow/failures.py",
+    mutation("a method continues without its normalisation", "workflow/failures.py",
              "failed |= {method.name for method in plan.methods if method.spec.in_template}", "pass",
              "workflow/test_failures.py"),
     mutation("memory is counted in half precision", "workflow/plan.py", "float(np.prod(self.shape)) * 4 / 1e9",
              "float(np.prod(self.shape)) * 2 / 1e9", "workflow/test_plan.py"),
-    mutation("a run of b0s alone is not told apart", "workflow/plan.py",
-             "if plan.only_b0 and plan.run.image in served:", "if plan.only_b0:", "workflow/test_plan.py"),
+    mutation("every run of only b0s counts as a partner", "workflow/plan.py",
+             "if plan.only_b0 and plan.run.image in runs_of_partner:", "if plan.only_b0:", "workflow/test_plan.py"),
     mutation("eight slices are too few", "workflow/plan.py", "    flat = min(shape[:3]) < MIN_SLICES\n",
              "    flat = min(shape[:3]) <= MIN_SLICES\n", "workflow/test_plan.py"),
-    mutation("a clock enters a deterministic result", "workflow/generate.py",
+    mutation("a deterministic result depends on a clock", "workflow/generate.py",
              "minutes=None if settings.deterministic else method.plan.minutes", "minutes=method.plan.minutes",
              "workflow/test_execution.py::test_no_clock_ends_the_training_of_a_deterministic_result"),
-    mutation("SLURM is asked for gigabytes as megabytes", "workflow/plugin.py", "math.ceil(1024 * node.mem_gb)",
-             "math.ceil(node.mem_gb)", "workflow/test_execution.py::test_slurm_jobs_ask_for_what_their_steps_take"),
+    mutation("gigabytes are passed to SLURM as megabytes", "workflow/plugin.py", "math.ceil(1024 * node.mem_gb)",
+             "math.ceil(node.mem_gb)",
+             "workflow/test_execution.py::test_slurm_jobs_request_the_resources_of_their_steps"),
     mutation("b-values and numbers of directions need not match", "cli/simulate.py",
              "if len(args.directions) != len(args.bvals):", "if False:", "cli/test_tools.py"),
     mutation("a simulated dataset overwrites another", "cli/simulate.py",
              "if args.out_dir.exists() and (", "if False and (", "cli/test_tools.py"),
-    mutation("an evaluation tells methods nothing of what is wanted", "cli/evaluate.py",
+    mutation("an evaluation does not pass the wanted volumes to methods", "cli/evaluate.py",
              "options={**plan.options, **spec.evaluation_options(wanted)}", "options={**plan.options}",
              "cli/test_tools.py::test_evaluate_runs_a_method_on_the_kept_volumes"),
 ]  # fmt: skip
@@ -273,15 +290,15 @@ def place(one: Mutation, root: Path = ROOT) -> tuple[Path, str]:
     """Return the file of a mutation and its text with the mistake; `SystemExit` where it is not found exactly once."""
     path = root / "bids_dmrigen" / one.file
     text = path.read_text()
-    if (found := text.count(one.before)) != 1:
-        raise SystemExit(f"{one.what}: expected the text once in {one.file}, found it {found} times: {one.before!r}")
+    if (count := text.count(one.before)) != 1:
+        raise SystemExit(f"{one.what}: expected the text once in {one.file}, found it {count} times: {one.before!r}")
     return path, text.replace(one.before, one.after)
 
 
 def copy_of_repository(folder: Path) -> Path:
-    """Copy the files that git knows, as they are now, and return where they lie."""
-    known = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, known.split("\0")):
+    """Copy the files under version control, in their present state, and return the folder."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
@@ -289,7 +306,7 @@ def copy_of_repository(folder: Path) -> Path:
 
 
 def run_tests(copy: Path, tests: Sequence[str], longest_s: float | None = None) -> int:
-    """Return pytest's exit status of some tests in a copy; what takes too long has failed."""
+    """Return pytest's exit status of some tests in a copy; tests that take too long have failed."""
     environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *(f"tests/{t}" for t in tests)]
     try:
@@ -299,7 +316,7 @@ def run_tests(copy: Path, tests: Sequence[str], longest_s: float | None = None) 
 
 
 def outcome(one: Mutation, copy: Path) -> str:
-    """Make a mistake in a copy, run its tests and undo it."""
+    """Put a mistake into a copy, run its tests and undo it."""
     path, mistaken = place(one, copy)
     right = path.read_text()
     path.write_text(mistaken)
@@ -313,9 +330,9 @@ def outcome(one: Mutation, copy: Path) -> str:
 
 
 def main() -> int:
-    """Make all mistakes, print what became of each, and return 1 where one survived."""
+    """Try all mistakes, print the outcome of each, and return 1 where one survived."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--list", action="store_true", help="say what there is, and run nothing")
+    parser.add_argument("--list", action="store_true", help="list the mutations, and run nothing")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="mutations with one of these in file or description")
     args = parser.parse_args()
     chosen = [m for m in MUTATIONS if not args.only or any(word in f"{m.file} {m.what}" for word in args.only)]
@@ -330,7 +347,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         copy, begun = copy_of_repository(Path(folder)), time.monotonic()
         if status := run_tests(copy, sorted({test for one in chosen for test in one.tests})):
-            raise SystemExit(f"the tests fail without any mutation (status {status}): nothing would be learnt")
+            raise SystemExit(f"the tests fail without any mutation (status {status}): the mutations would show nothing")
         print(f"{time.monotonic() - begun:6.1f} s  all tests pass without a mutation", flush=True)
         for one in chosen:
             begun = time.monotonic()

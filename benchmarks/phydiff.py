@@ -1,16 +1,17 @@
-"""Phy-Diff against the registered atlas: simulated subjects, real scans, there and back, samplers, cost.
+"""Phy-Diff against the registered atlas: simulated subjects, real scans, round trip, samplers, cost.
 
 python benchmarks/phydiff.py [roundtrip] [simulated] [real] [samplers] [cost] [ablation]
     [--data DATA] [--atlas ATLAS] [--weights NAME_OR_PATH] [--xtract DIR_OR_FILE] [--fibres DIR] [--minutes M]
 
 roundtrip: a scan to the template's grid and back, for a dense scan and a whole brain. simulated: subjects who were not
-trained on, as registration leaves them in the template; b = 1000, 2000 and 3000 and any, against the noise-free images:
-absolute PSNR and SSIM in the mask, and those of the paper (every slice of both images brought to 0 ... 1 before).
-real: the acquired directions of two scans from the b0 alone, and how well the colour FA of the generated shell agrees
-with the acquired one's. samplers: fast against 800 ancestral steps, on simulated subjects. cost: 30 directions of the
-dense scan. ablation: the paper's Tables 1 and 2 on simulated subjects, every variant trained anew for the same
-minutes on a core of its own, and an adapter for a third of them beside one; not part of the default. The arms are the
-atlas of `--fibres` (default: analytic bundles) and, where there are weights, Phy-Diff.
+trained on, aligned with the template as after registration; b = 1000, 2000, 3000 and random b-values, against the
+noise-free images: absolute PSNR and SSIM in the mask, and those of the paper (every slice of both images is scaled to
+0 ... 1 before). real: the acquired directions of two scans, generated from the b0 alone, and the agreement of the
+colour FA of the generated shell with that of the acquired shell. samplers: fast against 800 ancestral steps, on
+simulated subjects. cost: 30 directions of the dense scan. ablation: the paper's Tables 1 and 2 on simulated subjects;
+every variant is trained from the start for the same minutes, each on one core, and one of them also with an adapter,
+for a third of the minutes; not part of the default. The arms are the atlas of `--fibres` (default: analytic bundles)
+and, where its weights exist, Phy-Diff.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 
-# Threads that wait by spinning starve each other as soon as anything else runs on the machine.
+# Waiting threads must sleep: threads that spin slow each other down as soon as the machine does other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
@@ -58,7 +59,7 @@ from bids_dmrigen.spatial.population import PACKAGED_ADC_ATLAS, population_on
 from bids_dmrigen.spatial.template_space import TemplateSpace
 
 SUBJECTS, SLICES, SNR, DIRECTIONS = 2, 8, 25.0, 6
-TRAINED_ON = 20  # subjects, of the ablation
+TRAINED_ON = 20  # subjects of the trainings of the ablation
 SHELLS = (1000.0, 2000.0, 3000.0)
 GRID = np.diag([2.0, 2, 2, 1])
 GRID[:3, 3] = [-80, -112, -4]
@@ -66,20 +67,20 @@ SCANS = ("canon", "elition")
 
 
 def arms(args) -> dict:
-    """Return name -> method: the atlas, and Phy-Diff where there are weights."""
-    found = {"atlas": load("atlas")}
+    """Return name -> method: the atlas, and Phy-Diff where its weights exist."""
+    methods = {"atlas": load("atlas")}
     try:
         from bids_dmrigen.methods import check_weights
 
         check_weights("phydiff", "small", args.weights)
-        found["phydiff"] = load("phydiff")
+        methods["phydiff"] = load("phydiff")
     except WeightsError as reason:
         print(f"Phy-Diff is left out: {reason}")
-    return found
+    return methods
 
 
 def in_papers_metric(estimate: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """Return PSNR and SSIM of slices (X, Y, Z), each brought to 0 ... 1 in both images, means over slices."""
+    """Return the mean PSNR and SSIM over slices (X, Y, Z), after each slice of both images is scaled to 0 ... 1."""
 
     def scaled(image):
         low, high = image.min(axis=(0, 1), keepdims=True), image.max(axis=(0, 1), keepdims=True)
@@ -93,7 +94,7 @@ def in_papers_metric(estimate: np.ndarray, truth: np.ndarray) -> tuple[float, fl
 
 @dataclass(frozen=True)
 class Arm:
-    """A method, its trained network (None: stored weights), whether it is told of tracts, and how it samples."""
+    """A method, its trained network (None: stored weights), whether tracts are its input, and settings of sampling."""
 
     method: object
     net: object = None
@@ -119,17 +120,19 @@ def show_simulated(args, chosen: dict[str, Arm], subjects=SUBJECTS, slices=SLICE
         world = np.tile(even_directions(directions), (4, 1))
         table = GradientTable.from_world(bvals, world, GRID)
         whole = GradientTable.from_world(np.r_[0.0, bvals], np.concatenate([np.zeros((1, 3)), world]), GRID)
-        made = acquire(subject, whole, GRID, shape, SNR, seed, tissue=Tissue.random(HELD_OUT + seed))
-        b0 = Scan(made.scan.data[..., :1], GRID, made.scan.gradients[:1], made.scan.mask)
+        simulation = acquire(subject, whole, GRID, shape, SNR, seed, tissue=Tissue.random(HELD_OUT + seed))
+        scan = simulation.scan
+        b0 = Scan(scan.data[..., :1], GRID, scan.gradients[:1], scan.mask)
         for name, arm in chosen.items():
-            told = maps if arm.tracts else replace(maps, tracts=None)
-            request = Request(weights=args.weights, population=told, options={"table": table}, **arm.settings)
+            population = maps if arm.tracts else replace(maps, tracts=None)
+            request = Request(weights=args.weights, population=population, options={"table": table}, **arm.settings)
             result = arm.method.generate(arm.net, b0, request).mean
             for k, b in enumerate(("1000", "2000", "3000", "any")):
                 for v in range(k * directions, (k + 1) * directions):
-                    truth = made.clean[..., 1 + v] * b0.mask
-                    own = metrics.psnr(result[..., v], truth, b0.mask), metrics.ssim(result[..., v], truth, b0.mask)
-                    rows.setdefault((name, b), []).append([*own, *in_papers_metric(result[..., v], truth)])
+                    truth = simulation.clean[..., 1 + v] * b0.mask
+                    image = result[..., v]
+                    absolute = metrics.psnr(image, truth, b0.mask), metrics.ssim(image, truth, b0.mask)
+                    rows.setdefault((name, b), []).append([*absolute, *in_papers_metric(image, truth)])
     print(f"\nsimulated, b0 of SNR {SNR:g}, {subjects} subjects, {slices} slices, {directions} directions each")
     print(f"{'arm':>30s}{'b':>6s}{'PSNR':>9s}{'SSIM':>9s}{'PSNR, paper':>13s}{'SSIM, paper':>13s}")
     for (name, b), values in rows.items():
@@ -145,14 +148,14 @@ VARIANTS = {  # of the network
 
 
 def trained(variant: str, atlas_path: str, adc: Path | None, xtract: Path | None, minutes: float) -> list[dict]:
-    """Return the states of a variant trained for these minutes, and with an adapter beside; in a process of its own."""
+    """Return the states of a variant trained for these minutes, without and with an adapter, in a separate process."""
     torch.set_num_threads(1)
     method, atlas, states = load("phydiff"), load_atlas(atlas_path), []
     net = method.network("small", **VARIANTS[variant])
     for tracts in (None, xtract) if xtract else (None,):
-        told = population_on(atlas.shape, atlas.affine, adc or PACKAGED_ADC_ATLAS, tracts)
-        source = method.subjects(atlas, TRAINED_ON, population=told)
-        held_out = method.subjects(atlas, 4, held_out=True, population=told)
+        population = population_on(atlas.shape, atlas.affine, adc or PACKAGED_ADC_ATLAS, tracts)
+        source = method.subjects(atlas, TRAINED_ON, population=population)
+        held_out = method.subjects(atlas, 4, held_out=True, population=population)
         method.freeze(net, source)
         budget = minutes / 3 if tracts else minutes
         plan = replace(
@@ -167,7 +170,7 @@ def trained(variant: str, atlas_path: str, adc: Path | None, xtract: Path | None
 
 
 def ablation(args) -> None:
-    """Train every variant for the same minutes, a core each, and print Tables 1 and 2: the mean, and one draw."""
+    """Train every variant for the same minutes on one core, and print Tables 1 and 2: the mean, and one draw."""
     method, whole = load("phydiff"), "without XTRACT"
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         jobs = {
@@ -185,7 +188,7 @@ def ablation(args) -> None:
 
 
 def scan_of(args, subject: str) -> Scan:
-    """Return a real scan with its brain, its coil's bias removed as the app removes it."""
+    """Return a real scan with its brain mask, without the coil bias, which is removed as in the app."""
     if subject == "canon":
         scan = dense_scan(args.data)
     else:
@@ -198,7 +201,7 @@ def scan_of(args, subject: str) -> Scan:
 
 
 def registered(args, subject: str) -> tuple[Scan, TemplateFiles]:
-    """Return a real scan and its place in the embedded template; a registration is kept in the work folder."""
+    """Return a real scan and its transforms to the embedded template; they are kept in the work folder."""
     import nibabel as nib
 
     scan, template = scan_of(args, subject), load_template()
@@ -222,8 +225,8 @@ def roundtrip(args) -> None:
         )
         inner = ndimage.binary_erosion(scan.mask, iterations=3)
         series = np.asarray(scan.data[..., :3], np.float32)
-        again = space.onto_scan(space.onto_template(series))[inner]
-        rms = np.sqrt(((again - series[inner]) ** 2).mean()) / np.sqrt((series[inner] ** 2).mean())
+        returned = space.onto_scan(space.onto_template(series))[inner]
+        rms = np.sqrt(((returned - series[inner]) ** 2).mean()) / np.sqrt((series[inner] ** 2).mean())
         table = space.table_on_scan(space.table_on_template(scan.gradients))
         cosine = np.abs((table.bvecs * scan.gradients.bvecs).sum(axis=1))[~scan.gradients.is_b0]
         print(
@@ -234,7 +237,7 @@ def roundtrip(args) -> None:
 
 
 def real(args) -> None:
-    """Print how near each arm comes to acquired volumes of real scans, from the b0 alone."""
+    """Print how well each arm predicts the acquired volumes of real scans from the b0 alone."""
     for subject in SCANS:
         scan, files = registered(args, subject)
         inner = ndimage.binary_erosion(scan.mask, iterations=evaluation.EROSIONS)
@@ -245,16 +248,16 @@ def real(args) -> None:
             options = {"bvalues": [1000.0], "directions": 1}
             begun = time.perf_counter()
             request = Request(weights=args.weights, left_out=len(weighted), options=options)
-            made = generate_in_template(method, scan, request, files).left_out
+            left_out = generate_in_template(method, scan, request, files).left_out
             seconds = time.perf_counter() - begun
             psnr = np.mean([
-                metrics.psnr(made.mean[..., k], scan.data[..., v], inner) for k, v in enumerate(made.volumes)
+                metrics.psnr(left_out.mean[..., k], scan.data[..., v], inner) for k, v in enumerate(left_out.volumes)
             ])  # fmt: skip
-            order = np.r_[np.flatnonzero(scan.gradients.is_b0), made.volumes]
-            data = np.concatenate([scan.data[..., scan.gradients.is_b0], made.mean], axis=3)
-            own = evaluation.summary_maps(Scan(data, scan.affine, scan.gradients[order], scan.mask))
-            colour = metrics.psnr(own["dec"], reference["dec"], inner)
-            angle = metrics.direction_angle(own["direction"], reference["direction"], reference["fa"], inner, 0.3)
+            order = np.r_[np.flatnonzero(scan.gradients.is_b0), left_out.volumes]
+            data = np.concatenate([scan.data[..., scan.gradients.is_b0], left_out.mean], axis=3)
+            maps = evaluation.summary_maps(Scan(data, scan.affine, scan.gradients[order], scan.mask))
+            colour = metrics.psnr(maps["dec"], reference["dec"], inner)
+            angle = metrics.direction_angle(maps["direction"], reference["direction"], reference["fa"], inner, 0.3)
             print(
                 f"{name:>10s}: DWI PSNR {psnr:.2f} dB, colour-FA PSNR {colour:.2f} dB, direction {angle:.1f} degrees, "
                 f"{seconds:.0f} s",
@@ -288,16 +291,16 @@ PARTS = {f.__name__: f for f in (roundtrip, simulated, real, samplers, cost, abl
 
 
 def main() -> None:
-    """Run the parts that were asked for."""
+    """Run the requested parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all but ablation")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--atlas", default=EMBEDDED, help="of the simulated subjects (default: the embedded one)")
+    parser.add_argument("--atlas", default=EMBEDDED, help="atlas of the simulated subjects (default: the embedded one)")
     parser.add_argument("--weights", help="default: phydiff-small")
     parser.add_argument("--adc", type=Path, help="ADC atlas (default: the packaged one)")
     parser.add_argument("--xtract", type=Path, help="tracts (default: none)")
-    parser.add_argument("--fibres", type=Path, help="fibre atlas of the real scans' arm (default: analytic bundles)")
-    parser.add_argument("--minutes", type=float, default=10, help="of each training of the ablation (default: 10)")
+    parser.add_argument("--fibres", type=Path, help="fibre atlas of the arm on real scans (default: analytic bundles)")
+    parser.add_argument("--minutes", type=float, default=10, help="minutes per training of the ablation (default: 10)")
     parser.add_argument("--work", type=Path, help="folder that keeps registrations (default: a temporary one)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

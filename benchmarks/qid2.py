@@ -1,10 +1,10 @@
-"""QID² against what an analyst has without it, its two samplers against each other, and what it costs.
+"""QID² against the simple alternatives, its two samplers against each other, and its cost.
 
 python benchmarks/qid2.py [simulated] [real] [samplers] [cost] [--data DATA] [--atlas ATLAS] [--weights NAME_OR_PATH]
 
-simulated: subjects held out, 90 directions at b = 1000, 30 even ones kept, 60 made, SNR 15 and 30 (setting of Table 1
-of Chen et al. 2024), against the noise-free signal and its FA. real: a dense scan of 84 directions, 12 and 30 kept.
-samplers: FA of the mean, of the fast sampler and of the paper's 1000 steps. cost: 12 directions to 60.
+simulated: held-out subjects, 90 directions at b = 1000: 30 even ones are kept and 60 generated; SNR 15 and 30 (Table 1
+of Chen et al. 2024), against the noise-free signal and its FA. real: a dense scan of 84 directions, of which 12 and 30
+are kept. samplers: FA of the mean, of the fast sampler and of the paper's 1000 steps. cost: 12 directions to 60.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import resource
 import time
 from pathlib import Path
 
-# Threads that wait by spinning starve each other as soon as anything else runs on the machine.
+# Waiting threads must sleep: threads that spin slow each other down as soon as the machine does other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
@@ -115,10 +115,10 @@ def cost(args) -> None:
     precision = resolve_precision("auto", torch.device("cpu"))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     start = time.perf_counter()
-    made = QID2().generate(None, scan, Request(weights=args.weights, options={"directions": 60}))
+    generated = QID2().generate(None, scan, Request(weights=args.weights, options={"directions": 60}))
     seconds = time.perf_counter() - start
-    images = int((~made.acquired).sum()) * int(scan.mask.any(axis=(0, 1)).sum())
-    evaluations = images * made.record["Sampler"]["NetworkEvaluations"]
+    images = int((~generated.acquired).sum()) * int(scan.mask.any(axis=(0, 1)).sum())
+    evaluations = images * generated.record["Sampler"]["NetworkEvaluations"]
     each = operations(scan) * evaluations
     rate = matrix_rate(torch.bfloat16 if precision == "bf16" else torch.float32)
     print(
@@ -141,9 +141,9 @@ def operations(scan: Scan) -> float:
     height, width = np.minimum(np.ptp(inside, axis=0)[:2] + 1 + 2 * MARGIN, scan.data.shape[:2])
     net = QID2().network("small")
     x = torch.zeros(1, net.spec.in_channels, int(height), int(width))
-    told = torch.zeros(1, REFERENCES.default + 1, 3), torch.zeros(1, REFERENCES.default + 1), torch.zeros(1)
+    condition = torch.zeros(1, REFERENCES.default + 1, 3), torch.zeros(1, REFERENCES.default + 1), torch.zeros(1)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(x, torch.zeros(1), *told)
+        net(x, torch.zeros(1), *condition)
     return float(counter.get_total_flops())
 
 
@@ -151,11 +151,11 @@ PARTS = {"simulated": simulated, "real": real, "samplers": samplers, "cost": cos
 
 
 def main() -> None:
-    """Run the parts that were asked for."""
+    """Run the requested parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--atlas", default=EMBEDDED, help="of the simulated subjects (default: the embedded one)")
+    parser.add_argument("--atlas", default=EMBEDDED, help="atlas of the simulated subjects (default: the embedded one)")
     parser.add_argument("--weights", help="default: qid2-small")
     args = parser.parse_args()
     for part in args.parts or PARTS:

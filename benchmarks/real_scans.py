@@ -1,4 +1,4 @@
-"""The whole app on real scans: status, minutes per run, peak memory, and a second call that redoes nothing.
+"""The whole app on real scans: status, minutes per run, peak memory, and a second call, which computes nothing again.
 
 python benchmarks/real_scans.py BIDS_DIR OUT_DIR [options of bids_dmrigen, e.g. --participant-label canon]
 """
@@ -23,7 +23,7 @@ def measured(command: list[str]) -> tuple[int, float, float]:
         try:
             for member in [tree, *tree.children(recursive=True)]:
                 total += member.memory_full_info().pss
-        except psutil.Error:  # a member ended while it was looked at
+        except psutil.Error:  # a process ended while its memory was read
             pass
         peak = max(peak, total / 1e9)
         time.sleep(0.5)
@@ -31,7 +31,7 @@ def measured(command: list[str]) -> tuple[int, float, float]:
 
 
 def main() -> int:
-    """Run the app twice and print what it took."""
+    """Run the app twice; print time and memory."""
     data, out, *options = sys.argv[1:]
     command = [str(Path(sys.executable).parent / "bids_dmrigen"), data, out, "participant"]
     command += ["--methods", "difusion", *options]
@@ -39,9 +39,9 @@ def main() -> int:
     runs = len(list(Path(out).rglob("*_desc-quality_metrics.json")))
     again, seconds_again, _ = measured(command)
     print(f"status {status}, {runs} runs complete")
-    print(f"{seconds / 60:.1f} min in all, {seconds / 60 / max(runs, 1):.2f} min per run (asked: at most 12)")
-    print(f"peak memory of all processes {peak:.2f} GB (asked: under 4)")
-    print(f"second call: status {again}, {seconds_again:.0f} s (asked: within 60)")
+    print(f"{seconds / 60:.1f} min in all, {seconds / 60 / max(runs, 1):.2f} min per run (goal: at most 12)")
+    print(f"peak memory of all processes {peak:.2f} GB (goal: under 4)")
+    print(f"second call: status {again}, {seconds_again:.0f} s (goal: within 60)")
     return status or again
 
 

@@ -2,8 +2,8 @@
 
 python benchmarks/realism.py DATA_DIR [--atlas FOLDER] [--figure docs/figures/realism.png]
 
-Every real scan (one run per subject of DATA_DIR/bids, and the dense reference) gets a simulated partner with its grid,
-b-values, directions and noise level; each partner is another subject with other tissue.
+Every real scan (one run per subject of DATA_DIR/bids, and the dense reference) has a simulated partner with the same
+grid, b-values, directions and noise level. Each partner is another simulated subject with another tissue.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BLOCK = 8  # slices simulated at a time
 
 
 def real_scans(root: Path) -> dict[str, Scan]:
-    """Return one run per subject, and the dense reference, with masks of the app."""
+    """Return one run per subject, and the dense reference, with brain masks as in the app."""
     scans = {}
     for folder in sorted((root / "bids").glob("sub-*")):
         path = sorted(folder.glob("dwi/*_dwi.nii.gz"))[0]
@@ -51,7 +51,7 @@ def _with_mask(path: Path, mask: np.ndarray | None = None) -> Scan:
 
 
 def partner(scan: Scan, subjects: SimulatedSubjects, subject: int, snr: float) -> Scan:
-    """Return a simulated scan of one subject on the grid of a real one, brain over brain."""
+    """Return a simulated scan of one subject on the grid of a real scan, with the brains at the same place."""
     generator = numbers_of_step(subject, 0, subjects.device)
     affine = np.array(scan.affine, dtype=np.float64)
     middle = affine[:3, :3] @ np.argwhere(scan.mask).mean(axis=0)
@@ -69,13 +69,13 @@ def partner(scan: Scan, subjects: SimulatedSubjects, subject: int, snr: float) -
         mask.append(view.mask())
     clean, mask = torch.cat(series, dim=-1), torch.cat(mask, dim=-1)[0].numpy()
     b0 = clean[0, torch.as_tensor(scan.gradients.is_b0)].mean(dim=0)
-    level = b0[torch.as_tensor(mask)].median()[None]  # the estimate's SNR is that of the median b0
+    level = b0[torch.as_tensor(mask)].median()[None]  # the estimated SNR is that of the median b0
     noisy = measure(clean, level, generator, Imaging(snr=(snr, snr))).signal[0]
     return Scan(1000 * noisy.permute(1, 2, 3, 0).numpy(), affine, scan.gradients, mask)
 
 
 def describe(scan: Scan) -> dict[str, np.ndarray]:
-    """Return what is compared, all in the mask eroded by a voxel; in the finest two axes where space matters."""
+    """Return the compared properties in the mask eroded by a voxel; spatial ones along the two finest axes."""
     plane = np.sort(np.argsort(scan.zooms_mm, kind="stable")[:2])
     mask = erode(scan.mask, float(scan.zooms_mm[plane].max()), scan.zooms_mm) & (scan.data > 0).all(axis=3)
     maps = fit_maps(scan, names=("fa", "md"))
@@ -100,7 +100,7 @@ def describe(scan: Scan) -> dict[str, np.ndarray]:
 
 
 def neighbour_correlation(scan: Scan, mask: np.ndarray) -> float:
-    """Return the mean correlation, over the brain, of every volume with that of the nearest direction."""
+    """Return the mean correlation, over the brain, of every volume with the volume of the nearest direction."""
     nearest = scan.gradients.neighbours(1)[:, 0]
     pairs = [(i, j) for i, j in enumerate(nearest) if j >= 0 and not scan.gradients.is_b0[i]]
     data = scan.data[mask]
@@ -118,9 +118,9 @@ def slopes(image: np.ndarray, mask: np.ndarray, plane) -> np.ndarray:
 
 
 def _pairs(image: np.ndarray, mask: np.ndarray, axis: int, lag: int) -> tuple[np.ndarray, np.ndarray]:
-    here, there = (np.moveaxis(a, axis, 0) for a in (image, mask))
-    both = there[lag:] & there[:-lag]
-    return here[lag:][both], here[:-lag][both]
+    values, inside = (np.moveaxis(a, axis, 0) for a in (image, mask))
+    both = inside[lag:] & inside[:-lag]
+    return values[lag:][both], values[:-lag][both]
 
 
 def table(real: dict[str, dict], simulated: dict[str, dict]) -> str:
@@ -131,8 +131,8 @@ def table(real: dict[str, dict], simulated: dict[str, dict]) -> str:
         lines.append(f"\n{key}")
         pairs = []
         for label in real:
-            found = [[v for k, v in side[label].items() if k.split(" b=")[0] == key] for side in (real, simulated)]
-            pairs.extend(zip([label] * len(found[0]), *found, strict=True))
+            values = [[v for k, v in side[label].items() if k.split(" b=")[0] == key] for side in (real, simulated)]
+            pairs.extend(zip([label] * len(values[0]), *values, strict=True))
         pairs.append(("mean", *(np.mean([pair[side] for pair in pairs], axis=0) for side in (1, 2))))
         for label, *sides in pairs:
             numbers = ["  ".join(f"{x:5.2f}" for x in values) for values in sides]

@@ -1,4 +1,4 @@
-"""Registration to the template: Dice of its brain with the scan's, on every real scan.
+"""Registration to the template: Dice of the brain masks of scan and template, on every real scan.
 
 Usage: python benchmarks/registration.py [DATA_BIDS_DIRECTORY [SUBJECT ...]]
 """

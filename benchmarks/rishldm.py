@@ -1,16 +1,17 @@
-"""RISH latent diffusion against the classical ways: the paper's tables on simulated pairs, real scans, repeats, cost.
+"""RISH latent diffusion against classical methods: the paper's tables on simulated pairs, real scans, repeats, cost.
 
 python benchmarks/rishldm.py [simulated] [levels] [real] [repeat] [cost] [ablation]
     [--data DATA] [--atlas ATLAS] [--weights NAME_OR_PATH] [--minutes M] [--sampler paper|fast]
 
 simulated: subjects who were not trained on, 2.5 mm, b = 1000, SNR 20, 30 directions, against the noise-free 2 mm scan
-of the same one (Table 1 of Zhu et al. 2024: NMSE and SSIM of the RISH features and of FA), for cubic-spline up-sampling
-alone, scaling of each degree by the mean ratio of the training pairs (linear RISH harmonisation), the method, and the
-method with the measured features in place of what the diffusion decodes. levels: how far the latents are noised, by the
-same errors. real: one run of 12 directions of a dense scan against all 84, with and without voxels that lack a volume.
-repeat: two runs of a scan, each enhanced by itself: the within-subject standard deviation of FA, white and grey matter,
-and the angle between fibres before and after. cost: a whole brain. ablation (Table 2): without fine-tuning the second
-autoencoder, which is trained anew beside the other, and without super-resolution; not part of the default.
+of the same subject (Table 1 of Zhu et al. 2024: NMSE and SSIM of the RISH features and of FA). The arms are up-sampling
+by cubic splines alone, scaling of each degree by the mean ratio of the training pairs (linear RISH harmonisation), the
+method, and the method with the measured features in place of those that the diffusion decodes. levels: the same errors
+by the noise level of the latents. real: one run of 12 directions of a dense scan against all 84, with and without
+voxels that are 0 in some volume. repeat: two runs of a subject, each enhanced separately: the within-subject standard
+deviation of FA, FA of white and grey matter, and the angle between fibres before and after. cost: a whole brain.
+ablation (Table 2): without fine-tuning, where the second autoencoder is trained from the start, and without
+super-resolution; not part of the default.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
-# Threads that wait by spinning starve each other as soon as anything else runs on the machine.
+# Waiting threads must sleep: threads that spin slow each other down as soon as the machine does other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
@@ -56,28 +57,28 @@ POOR_MM, GOOD_MM, SHAPE = 2.5, 2.0, (64, 76, 32)
 COLUMNS = ("L0", "L2", "L4", "FA")
 WHITE_FA, GREY_FA, FIBRE_FA = 0.35, 0.15, 0.3
 ORDER = 4
-# Of the ablation's minutes: more for the autoencoders than in training, because it is they that are compared.
+# Shares of the ablation's minutes: more for the autoencoders than in training, because the ablation compares them.
 SHARES = {"autoencoder_3t": 0.12, "autoencoder_7t": 0.08, "unet": 0.25, "refiner": 0.55}
 
 Arm = Callable[[Scan, float | None], Generated]
 
 
 def arms(args, net=None, **options) -> dict[str, Arm]:
-    """Return the classical arms and the method with options of its own: (scan, voxel size) -> series."""
+    """Return the classical arms, and the method with the given options: (scan, voxel size) -> series."""
 
-    def arm(name: str, own=None) -> Arm:
+    def arm(name: str, network=None) -> Arm:
         def make(scan: Scan, voxel_mm: float | None) -> Generated:
             request = Request(weights=args.weights, sampler=args.sampler, options={"voxel_mm": voxel_mm, **options})
-            return load(name).generate(own, scan, request)
+            return load(name).generate(network, scan, request)
 
         return make
 
-    own = arm("rishldm", net)
+    method = arm("rishldm", net)
     return {
         "B-spline": spline,
         "RISH scaling": arm("rish", net),
-        "RISH latent diffusion": own,
-        "measured features, no diffusion": replaced(own, "translate", lambda net, low, *how: low),
+        "RISH latent diffusion": method,
+        "measured features, no diffusion": replaced(method, "translate", lambda net, low, *how: low),
     }
 
 
@@ -85,25 +86,25 @@ def replaced(arm: Arm, name: str, instead: Callable) -> Arm:
     """Return an arm of the method with one of its functions replaced."""
 
     def make(scan: Scan, voxel_mm: float | None) -> Generated:
-        before = getattr(rishldm, name)
+        original = getattr(rishldm, name)
         setattr(rishldm, name, instead)
         try:
             return arm(scan, voxel_mm)
         finally:
-            setattr(rishldm, name, before)
+            setattr(rishldm, name, original)
 
     return make
 
 
 def spline(scan: Scan, voxel_mm: float | None) -> Generated:
-    """Return the series up-sampled and nothing else; on its own grid it stays."""
+    """Return the up-sampled series; without a voxel size, the series as acquired."""
     if voxel_mm is None:
         return evaluation.as_acquired(scan, scan.gradients)
     return load("bspline").generate(None, scan, Request(options={"voxel_mm": voxel_mm}))
 
 
 def pairs(args, n: int = SUBJECTS):
-    """Yield poor scans of subjects who were not trained on, and a function affine, shape -> the same without noise."""
+    """Yield poor scans of held-out subjects, and a function (affine, shape) -> noise-free series of the subject."""
     atlas = load_atlas(args.atlas)
     for seed in range(n):
         subject, tissue = deform(atlas, HELD_OUT + 300 + seed), Tissue.random(HELD_OUT + 300 + seed)
@@ -124,22 +125,22 @@ def columns(data: np.ndarray, gradients: GradientTable, affine, mask) -> dict[st
     directions = torch.as_tensor(gradients.world_directions(affine)[volumes])
     order = order_for(len(volumes), ORDER)
     signal = torch.as_tensor(scan.data[mask][:, volumes] / np.maximum(scan.mean_b0()[mask], 1e-6)[:, None]).double()
-    found = rish(signal @ undamped_weights(directions, order).T, order).numpy()
+    features = rish(signal @ undamped_weights(directions, order).T, order).numpy()
     maps = {"FA": evaluation.summary_maps(scan)["fa"]}
-    for k, values in enumerate(found.T):
+    for k, values in enumerate(features.T):
         maps[COLUMNS[k]] = np.zeros(mask.shape)
         maps[COLUMNS[k]][mask] = values
     return maps
 
 
-def scored(made: Generated, poor: Scan, good) -> dict[str, float]:
-    """Return NMSE and SSIM of each column against the good scan on the result's own grid."""
-    affine, mask = (poor.affine, poor.mask) if made.grid is None else (made.grid.affine, made.grid.mask)
-    found = columns(made.mean, poor.gradients, affine, mask)
+def scored(generated: Generated, poor: Scan, good) -> dict[str, float]:
+    """Return NMSE and SSIM of each column against the good scan, on the grid of the result."""
+    affine, mask = (poor.affine, poor.mask) if generated.grid is None else (generated.grid.affine, generated.grid.mask)
+    estimate = columns(generated.mean, poor.gradients, affine, mask)
     true = columns(good(affine, mask.shape), poor.gradients, affine, mask)
     inner = ndimage.binary_erosion(mask, iterations=evaluation.EROSIONS)
-    scores = {f"NMSE {name}": metrics.nmse(found[name], true[name], inner) for name in COLUMNS}
-    return scores | {f"SSIM {name}": metrics.ssim(found[name], true[name], inner) for name in COLUMNS}
+    scores = {f"NMSE {name}": metrics.nmse(estimate[name], true[name], inner) for name in COLUMNS}
+    return scores | {f"SSIM {name}": metrics.ssim(estimate[name], true[name], inner) for name in COLUMNS}
 
 
 def show(rows: dict[str, list[dict[str, float]]], title: str) -> None:
@@ -168,7 +169,7 @@ def simulated(args) -> None:
 
 
 def levels(args) -> None:
-    """Print the errors for levels of noise and guidance, the same for all degrees."""
+    """Print the errors for several levels of noise and guidance, which are the same for all degrees."""
     chosen = {}
     for time_, guidance in ((50, 0.0), (100, 0.0), (200, 0.0), (400, 0.0), (200, 1.0)):
         at_level = arms(args, noise=(time_,) * 3, guidance=(guidance,) * 3)["RISH latent diffusion"]
@@ -178,8 +179,8 @@ def levels(args) -> None:
 
 
 def decoded_alone(arm: Arm) -> Arm:
-    """Return an arm of the method without super-resolution: what the diffusion decodes, by cubic splines."""
-    return replaced(arm, "refined", lambda net, decoded, known: decoded.clamp_min(0))
+    """Return an arm of the method without super-resolution: it up-samples the decoded features by cubic splines."""
+    return replaced(arm, "refined", lambda net, decoded, condition: decoded.clamp_min(0))
 
 
 def real(args) -> None:
@@ -200,7 +201,7 @@ def real(args) -> None:
 
 
 def real_run(path: Path) -> Scan:
-    """Return a real scan as acquired, with its brain; voxels that are 0 in some volume are left out of it."""
+    """Return a real scan as acquired, with its brain mask, without voxels that are 0 in some volume."""
     stem = str(path).removesuffix(".nii.gz")
     scan, _ = read_scan(path, f"{stem}.bval", f"{stem}.bvec", None, 50.0)
     mask = brain_of(scan) & (scan.data > 0).all(axis=3)
@@ -208,7 +209,7 @@ def real_run(path: Path) -> Scan:
 
 
 def repeat(args) -> None:
-    """Print how far two runs of a scan differ, tissue contrast, and what became of the fibres' directions."""
+    """Print the difference of two runs of a subject, the tissue contrast, and the change of the fibre directions."""
     import ants
 
     runs = [real_run(path) for path in sorted((args.data / "bids/sub-sagittal").rglob("*_dwi.nii.gz"))[:2]]
@@ -228,8 +229,8 @@ def repeat(args) -> None:
             maps = [evaluation.summary_maps(replace(scan, data=arm(scan, None).mean)) for scan in runs]
             second = ants.apply_transforms(b0s[0], image(maps[1]["fa"], runs[1]), moved, "linear").numpy()
             results[name] = (maps[0], second)
-        there = ants.apply_transforms(b0s[0], image(runs[1].mask, runs[1]), moved, "linear").numpy() > 0.99
-    both = ndimage.binary_erosion(runs[0].mask & there, iterations=evaluation.EROSIONS)
+        second_mask = ants.apply_transforms(b0s[0], image(runs[1].mask, runs[1]), moved, "linear").numpy() > 0.99
+    both = ndimage.binary_erosion(runs[0].mask & second_mask, iterations=evaluation.EROSIONS)
     raw, raw_second = results["B-spline"]
     mean = (raw["fa"] + raw_second) / 2
     white, grey, fibres = both & (mean > WHITE_FA), both & (mean < GREY_FA), both & (raw["fa"] > FIBRE_FA)
@@ -246,18 +247,18 @@ def repeat(args) -> None:
 
 
 def cost(args) -> None:
-    """Print time and memory of a whole brain, its own grid and a finer one."""
+    """Print time and memory of a whole brain, on the scan's grid and on a finer one."""
     scan = real_run(next((args.data / "bids/sub-elition").rglob("*_dwi.nii.gz")))
     for voxel_mm in (None, 1.5):
         start = time.perf_counter()
-        made = arms(args)["RISH latent diffusion"](scan, voxel_mm)
+        generated = arms(args)["RISH latent diffusion"](scan, voxel_mm)
         seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        grid = "x".join(map(str, made.mean.shape))
+        grid = "x".join(map(str, generated.mean.shape))
         print(f"cost, {'x'.join(map(str, scan.data.shape))} to {grid}: {seconds:.1f} s, peak {peak:.2f} GB", flush=True)
 
 
 def ablation(args) -> None:
-    """Train with and without fine-tuning for the same minutes, and print both, without super-resolution too."""
+    """Train with and without fine-tuning for the same minutes; print both, also without super-resolution."""
     method, atlas = load("rishldm"), load_atlas(args.atlas)
     source, held_out = SimulatedSubjects.from_atlas(atlas, 20), SimulatedSubjects.from_atlas(atlas, 4, held_out=True)
     first = method.network("small")
@@ -266,7 +267,7 @@ def ablation(args) -> None:
     def trained(net, names):
         for stage in (s for s in method.trainings(net) if s.name in names):
             stage.begin(source, args.batch, 0)
-            if net is not first and stage.name == "autoencoder_7t":  # as if there were no other
+            if net is not first and stage.name == "autoencoder_7t":  # independent of the first autoencoder
                 net.autoencoder_7t.load_state_dict(method.network("small").autoencoder_7t.state_dict())
             precision = resolve_precision("auto", source.device)
             plan = replace(stage.training_plan("small"), minutes=args.minutes * SHARES[stage.name], precision=precision)
@@ -276,12 +277,12 @@ def ablation(args) -> None:
         return net.eval()
 
     trained(first, stages[:1])
-    anew = trained(deepcopy(first), stages[1:])
-    nets = {"without fine-tuning": anew, "with fine-tuning": trained(first, stages[1:])}
+    separate = trained(deepcopy(first), stages[1:])
+    nets = {"without fine-tuning": separate, "with fine-tuning": trained(first, stages[1:])}
     chosen = {}
     for name, net in nets.items():
-        own = arms(args, net)["RISH latent diffusion"]
-        chosen |= {f"{name}, decoded alone": decoded_alone(own), f"{name}, super-resolution": own}
+        arm = arms(args, net)["RISH latent diffusion"]
+        chosen |= {f"{name}, decoded alone": decoded_alone(arm), f"{name}, super-resolution": arm}
     table_1(args, {"B-spline": spline} | chosen, f"ablation, {args.minutes:g} minutes each")
 
 
@@ -289,14 +290,14 @@ PARTS = {f.__name__: f for f in (simulated, levels, real, repeat, cost, ablation
 
 
 def main() -> None:
-    """Run the parts that were asked for."""
+    """Run the requested parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all but levels and ablation")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--atlas", default=EMBEDDED, help="of the simulated subjects (default: the embedded one)")
+    parser.add_argument("--atlas", default=EMBEDDED, help="atlas of the simulated subjects (default: the embedded one)")
     parser.add_argument("--weights", help="default: rishldm-small")
     parser.add_argument("--sampler", choices=("paper", "fast"), default="fast")
-    parser.add_argument("--minutes", type=float, default=20, help="of each training of the ablation (default: 20)")
+    parser.add_argument("--minutes", type=float, default=20, help="minutes per training of the ablation (default: 20)")
     parser.add_argument("--batch", type=int, default=4, help="blocks per step of the ablation (default: 4)")
     args = parser.parse_args()
     for part in args.parts or [name for name in PARTS if name not in ("levels", "ablation")]:

@@ -1,9 +1,9 @@
-"""Error of each sampler against its number of network evaluations, on data where the exact answer is known.
+"""Error of each sampler against its number of network evaluations, on data with an exact solution.
 
 The data are 8 independent Gaussian variables whose variances fall from 1 to 0.01, as those of an image do from coarse
-to fine detail. The network is the exact E[x0 | x_t], so that all error is the sampler's. It is the Wasserstein-2
-distance of what is sampled from the data, in units of each variable's standard deviation, root mean square over the
-variables. Samplers that draw noise are seen through 32 768 samples, which by itself makes an error of about 0.007.
+to fine detail. The network is the exact E[x0 | x_t], so the whole error is that of the sampler. The error is the
+Wasserstein-2 distance between samples and data, in units of each variable's standard deviation, root mean square over
+the variables. For samplers that draw noise, it is estimated from 32 768 samples, which alone gives about 0.007.
 
 python benchmarks/samplers.py [--out docs/figures/samplers.png]
 """
@@ -56,8 +56,8 @@ def error(sampler, process, n_times: int) -> tuple[int, float]:
     alpha, sigma = process.marginal(1000)
     start = draws(0) * (alpha**2 * VARIANCES + sigma**2).sqrt()
     sampled = sampler(denoise, process, start, karras_times(process, 1000, n_times), draws)
-    found, wanted = sampled.x0[0], VARIANCES.sqrt()
-    distance2 = found.mean(0) ** 2 + (found.std(0, correction=0) - wanted) ** 2
+    samples, true_std = sampled.x0[0], VARIANCES.sqrt()
+    distance2 = samples.mean(0) ** 2 + (samples.std(0, correction=0) - true_std) ** 2
     return int(sampled.evaluations[0]), float((distance2 / VARIANCES).mean().sqrt())
 
 

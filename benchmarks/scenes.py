@@ -1,4 +1,4 @@
-"""Scans that benchmarks of several methods share: subjects who were not trained on, a real dense scan."""
+"""Scans that several benchmarks share: simulated subjects who were not trained on, and a real dense scan."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REAL = "reference/sub-canon_desc-merged"
 
 
 def held_out_scan(atlas, seed: int, snr: float, gradients: GradientTable, voxel_mm: float = 2.5):
-    """Return a scan of somebody who was not trained on, and its noise-free signals."""
+    """Return a scan of a simulated subject who was not trained on, and its noise-free signals."""
     subject = deform(atlas, HELD_OUT + 100 + seed)
     shape = (72, 88, 64) if voxel_mm < 3 else (46, 56, 40)
     affine = scan_grid(subject, voxel_mm, shape)
@@ -30,7 +30,7 @@ def held_out_scan(atlas, seed: int, snr: float, gradients: GradientTable, voxel_
 
 
 def middle(scan: Scan, clean: np.ndarray, n: int) -> tuple[Scan, np.ndarray]:
-    """Return the middle of a scan: so many slices that n are left of its mask when its rim is not scored."""
+    """Return the middle slices of a scan: n slices, and those above and below that the scores leave out."""
     rim = evaluation.EROSIONS
     first = scan.data.shape[2] // 2 - n // 2 - rim
     part = np.s_[:, :, first : first + n + 2 * rim]

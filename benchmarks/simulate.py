@@ -1,7 +1,7 @@
 """Training slices per second: 96 x 96 voxels, 3 b0 and 30 directions, with and without the scanner's noise.
 
-On a CPU every worker is a process with one thread, as training uses them; the floor is the time of the arithmetic
-alone: per point and direction seven multiply-adds for each of three fibres, and two normal numbers per signal.
+On a CPU every worker is a process with one thread, as in training. The lower bound is the time of the arithmetic alone:
+per point and direction seven multiply-adds for each of three fibres, and two normal numbers per signal.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DIRECTIONS = torch.tensor(np.r_[np.zeros((N_B0, 3)), even_directions(N_DIRECTION
 
 
 def schemes(batch: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return b-values (B, N), a shell of its own for each example, and directions (B, N, 3)."""
+    """Return b-values (B, N), with another shell for each example, and directions (B, N, 3)."""
     device = generator.device
     shell = 500 + 2500 * torch.rand(batch, 1, generator=generator, device=device)
     bvals = torch.cat([torch.zeros(batch, N_B0, device=device), shell.expand(-1, N_DIRECTIONS)], dim=1)
@@ -35,7 +35,7 @@ def schemes(batch: int, generator: torch.Generator) -> tuple[torch.Tensor, torch
 
 
 def work(device: str, batch: int, steps: int, worker: int, start, results) -> None:
-    """Make examples and report how many per second of wall clock and of processor time, per stage."""
+    """Generate examples; report wall-clock time, processor time, and the time of each stage."""
     arrays, affine = embedded_mni(2)
     subjects = SimulatedSubjects.from_atlas(
         procedural_atlas(**arrays, affine=affine), 2, device=device, first=2 * worker
@@ -85,7 +85,7 @@ def main() -> None:
     view, signal, noise = 1e3 * np.mean(stages, axis=0) / slices
     print(f"{args.device}, {args.workers} workers, batches of {args.batch} slices, {N_B0 + N_DIRECTIONS} volumes")
     print(f"{args.workers * slices / max(walls):.0f} slices/s, noise included")
-    print(f"{sum(slices / b for b in busy):.0f} slices/s if every worker had a core for itself (processor time)")
+    print(f"{sum(slices / b for b in busy):.0f} slices/s if every worker had one core (processor time)")
     print(f"per slice: view {view:.1f} ms, signal {signal:.1f} ms, noise {noise:.1f} ms of wall clock")
 
 

@@ -1,8 +1,8 @@
-"""How long the user waits for the first word: --version, --help, and the first line of a run, seconds.
+"""How long the user waits for the first output of --version, --help and a run, seconds.
 
 Usage: python benchmarks/startup.py [COMMAND ...]
 
-COMMAND is what runs the app, e.g. docker run --rm IMAGE; the app of this environment by default.
+COMMAND starts the app, e.g. docker run --rm IMAGE; by default it is the app of this environment.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ REPEATS = 5
 
 
 def seconds_to_first_line(command: list[str]) -> float:
-    """Return how long a command takes to say anything; it is ended there."""
+    """Return the time until a command prints its first line; then it is ended."""
     started = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         line = process.stdout.readline()
         waited = time.perf_counter() - started
         process.terminate()
     if not line.strip():
-        raise SystemExit(f"{' '.join(command)} said nothing")
+        raise SystemExit(f"{' '.join(command)} printed nothing")
     return waited
 
 

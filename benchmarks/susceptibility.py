@@ -1,4 +1,4 @@
-"""Susceptibility: correlation of opposite b0s before and after, beside half of ANTs's symmetric SyN field.
+"""Susceptibility: correlation of opposite b0s before and after correction, and with half of the SyN field of ANTs.
 
 Usage: python benchmarks/susceptibility.py [DATA_BIDS_DIRECTORY]
 """
@@ -51,17 +51,17 @@ def compare(name: str, first: np.ndarray, second: np.ndarray, affine: np.ndarray
     """Print correlations, displacements and the ratio of CPU times."""
     zooms = np.linalg.norm(affine[:3, :3], axis=0)
     started = time.process_time()
-    found = estimate_displacement(first, second, affine, 1)
+    estimate = estimate_displacement(first, second, affine, 1)
     ours = time.process_time() - started
     started = time.process_time()
     syn = half_syn(first, second, zooms, 1)
     theirs = time.process_time() - started
-    mask = brain_mask((found.corrected + found.corrected_opposite) / 2, zooms)
-    size = np.abs(found.field_mm[mask])
+    mask = brain_mask((estimate.corrected + estimate.corrected_opposite) / 2, zooms)
+    size = np.abs(estimate.field_mm[mask])
     by_syn = [pearson(unwarp(first, s * syn, 1), unwarp(second, -s * syn, 1), mask) for s in (1, -1)]
     print(
         f"{name}: correlation raw {pearson(first, second, mask):.3f}, corrected "
-        f"{pearson(found.corrected, found.corrected_opposite, mask):.3f}, half SyN {max(by_syn):.3f}; "
+        f"{pearson(estimate.corrected, estimate.corrected_opposite, mask):.3f}, half SyN {max(by_syn):.3f}; "
         f"|displacement| mean {size.mean():.2f} max {size.max():.2f} mm; "
         f"CPU time SyN / ours {theirs / ours:.1f}",
         flush=True,
@@ -80,9 +80,9 @@ def simulated() -> None:
         acquire(atlas, gradients, affine, shape, 20, seed, displacement=sign * truth, bias=0).scan
         for seed, sign in ((1, 1), (2, -1))
     ]
-    found = estimate_displacement(b0s[0].mean_b0(), b0s[1].mean_b0(), affine, 1)
+    estimate = estimate_displacement(b0s[0].mean_b0(), b0s[1].mean_b0(), affine, 1)
     mask = b0s[0].mask
-    error = (found.field_mm - truth)[mask]
+    error = (estimate.field_mm - truth)[mask]
     print(
         f"simulated: displacement rms {np.sqrt((truth[mask] ** 2).mean()):.2f} max {np.abs(truth[mask]).max():.2f} "
         f"mm, error rms {np.sqrt((error**2).mean()):.2f} 95 % {np.percentile(np.abs(error), 95):.2f} mm",

@@ -6,7 +6,7 @@ import argparse
 import os
 import time
 
-# Threads that wait by spinning starve each other as soon as anything else runs on the machine.
+# Waiting threads must sleep: threads that spin slow each other down as soon as the machine does other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np

@@ -9,7 +9,7 @@ import argparse
 import os
 import time
 
-# Threads that wait by spinning starve each other as soon as anything else runs on the machine.
+# Waiting threads must sleep: threads that spin slow each other down as soon as the machine does other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -63,7 +63,7 @@ def main() -> None:
     combinations = [(p, f) for p in ("fp32", "bf16") for f in FORMATS]
     runs = {c: prepared(*c, args.batch, args.side, device) for c in combinations}
     best: dict = {}
-    for _ in range(args.rounds + 1):  # interleaved, so that other load on the machine hits all alike
+    for _ in range(args.rounds + 1):  # interleaved, so that other load on the machine slows all of them equally
         for c in combinations:
             for what, run in runs[c].items():
                 best.setdefault((what, c), []).append(timed(run, device))

@@ -1,4 +1,4 @@
-"""Which modules of the package import one another, read from their text; `benchmarks/house.py` uses it too."""
+"""Which modules of the package import each other, from their source; `benchmarks/house.py` uses it too."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def imported(name: str, tree: ast.Module, modules: dict[str, ast.Module]) -> set
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         nodes += ast.iter_child_nodes(node)
-    # A package's own __init__ is what its modules share, no partner in a circle.
+    # The __init__ of a package is shared by its modules and is no partner in a circle.
     return {module for module in found if module in modules and module != name and module != PACKAGE}
 
 

@@ -48,7 +48,7 @@ def images(out: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
-    """A dataset with one sound run and one run per fault, and what the app made of it."""
+    """A dataset with one run without a fault and one run per fault, and the output of the app."""
     root = write_dataset(tmp_path_factory.mktemp("broken") / "data", subjects=("01",), shape=FLAT)
     gradients = tiny_gradients()
     data = tiny_series(gradients, FLAT)
@@ -124,14 +124,14 @@ def test_acquired_data_survive(broken):
         assert bvec.shape == (3, source.shape[3])
 
 
-def test_generated_data_say_so(broken):
+def test_generated_data_are_marked_as_synthetic(broken):
     _, out, _ = broken
     for name in ("desc-difusion_dwi", "model-tensor_param-fa_desc-difusion_dwimap"):
         sidecar = json.loads((out / f"sub-01/dwi/sub-01_{name}.json").read_text())
         assert sidecar["Synthetic"] is True
-        made = sidecar["GenerativeModel"]
+        model = sidecar["GenerativeModel"]
         for key in ("Method", "Citation", "Size", "Sampler", "Seed", "Samples", "Device", "Numerics", "Versions"):
-            assert key in made, key
+            assert key in model, key
     assert "Synthetic" not in json.loads((out / "sub-01/dwi/sub-01_desc-preproc_dwi.json").read_text())
 
 
@@ -153,7 +153,7 @@ def test_lost_outputs_are_stored_again(broken):
     assert sorted(path.name for path in out.rglob("sub-01/*/*")) == expected
 
 
-def test_sources_say_what_a_result_was_made_from(broken):
+def test_sources_name_the_input_of_a_result(broken):
     _, out, _ = broken
     sources = {
         name: json.loads((out / f"sub-01/dwi/sub-01_{name}.json").read_text())["Sources"]
@@ -207,19 +207,19 @@ def test_a_failing_method_loses_nothing_but_its_own_results(tmp_path):
 
 
 def test_results_on_finer_voxels(tmp_path):
-    """They say so in name, header and sidecar, and are compared with the scan on its own voxels."""
+    """Name, header and sidecar describe the grid, and results are compared with the scan on the scan's voxels."""
     data = write_dataset(tmp_path / "data", subjects=("01",), shape=FLAT)
     weights = ["--weights", f"rishldm={rishldm_weights(tmp_path / 'weights')}"]
     options = ["--skip-preprocessing", *weights, "--rishldm-voxel-size", "2", "--n-samples", "2"]
     result = call(data, tmp_path / "out", "--methods", "rishldm", "bspline", "rish", *options)
     assert result.returncode == 0, result.stderr
     stored = tmp_path / "out/sub-01/dwi"
-    own = nib.load(stored / "sub-01_desc-preproc_dwi.nii.gz")
+    preproc = nib.load(stored / "sub-01_desc-preproc_dwi.nii.gz")
     mask = nib.load(stored / "sub-01_res-2mm_desc-brain_mask.nii.gz")
     inside = mask.get_fdata() > 0
     for method in ("rishldm", "bspline", "rish"):
         series = nib.load(stored / f"sub-01_res-2mm_desc-{method}_dwi.nii.gz")
-        assert series.shape == (30, 33, 9, own.shape[3])
+        assert series.shape == (30, 33, 9, preproc.shape[3])
         np.testing.assert_allclose(series.affine, mask.affine)
         fa = nib.load(stored / f"sub-01_res-2mm_model-tensor_param-fa_desc-{method}_dwimap.nii.gz").get_fdata()
         assert fa.shape == inside.shape
@@ -228,8 +228,8 @@ def test_results_on_finer_voxels(tmp_path):
         assert sidecar["Resolution"].startswith("Cubes of 2 mm")
         assert sidecar["GenerativeModel"]["VoxelSize"] == [2, 2, 2]
     edges = np.array([[-0.5, -0.5, -0.5, 1], [*(n - 0.5 for n in inside.shape), 1]])
-    theirs = np.array([[-0.5, -0.5, -0.5, 1], [*(n - 0.5 for n in own.shape[:3]), 1]])
-    np.testing.assert_allclose(edges @ mask.affine.T, theirs @ own.affine.T, atol=1e-4)
+    theirs = np.array([[-0.5, -0.5, -0.5, 1], [*(n - 0.5 for n in preproc.shape[:3]), 1]])
+    np.testing.assert_allclose(edges @ mask.affine.T, theirs @ preproc.affine.T, atol=1e-4)
     for grid, source in (("", "preproc"), ("res-2mm_", "rishldm")):
         rish = nib.load(stored / f"sub-01_{grid}model-sh_param-rish0_desc-{source}_dwimap.nii.gz").get_fdata()
         assert 0.5 < np.median(rish[rish > 0]) < 10
@@ -243,8 +243,8 @@ def test_results_on_finer_voxels(tmp_path):
     assert "drawing failed" not in page
     validator = Path(sys.executable).parent / "bids-validator-deno"
     if validator.exists():
-        told = subprocess.run([validator, tmp_path / "out", "--json"], capture_output=True, text=True, check=False)
-        issues = json.loads(told.stdout)["issues"]["issues"]
+        answer = subprocess.run([validator, tmp_path / "out", "--json"], capture_output=True, text=True, check=False)
+        issues = json.loads(answer.stdout)["issues"]["issues"]
         assert [issue for issue in issues if issue["severity"] == "error"] == []
 
 
@@ -257,7 +257,7 @@ def test_group_level(broken):
     assert "sub-oneslice" in "".join(table) or "oneslice" in "".join(table)
 
 
-def test_what_cannot_be_had_is_named_and_the_rest_is_done(tmp_path):
+def test_impossible_requests_are_named_and_the_rest_is_done(tmp_path):
     """A partner that is all b0, runs of too few directions for a method, and a subject without diffusion data."""
     data = write_dataset(tmp_path / "data", subjects=(), shape=FLAT)
 
@@ -342,9 +342,9 @@ def test_killed_in_the_middle_and_started_again(tmp_path):
     assert 0 < state["step"] < 40, "killed too late to test anything"
     again = call(data, tmp_path / "cut", *options)
     assert again.returncode == 0, again.stderr
-    made = json.loads((tmp_path / "cut/sub-01/dwi/sub-01_desc-difusion_dwi.json").read_text())["GenerativeModel"]
-    assert made["Training"]["Steps"] == 40
-    assert made["Training"]["Minutes"] > 60, "the training began anew"
+    model = json.loads((tmp_path / "cut/sub-01/dwi/sub-01_desc-difusion_dwi.json").read_text())["GenerativeModel"]
+    assert model["Training"]["Steps"] == 40
+    assert model["Training"]["Minutes"] > 60, "the training began anew"
     whole, cut = images(tmp_path / "whole"), images(tmp_path / "cut")
     assert whole.keys() == cut.keys()
     for name in whole:
@@ -370,7 +370,7 @@ def test_a_signal_to_the_app_alone_stops_its_workers_too(tmp_path, sent):
     process.send_signal(sent)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert f"stopped{f' by {sent.name}' if sent != signal.SIGINT else ''}; call again to go on from here" in said
+    assert f"stopped{f' by {sent.name}' if sent != signal.SIGINT else ''}; call again to continue from here" in said
     assert "Traceback" not in said
     assert not psutil.wait_procs(workers, timeout=30)[1]
     assert not list(tmp_path.glob("out/work/**/generate_difusion/result_*.pklz")), "it was waited for"
@@ -509,14 +509,14 @@ def test_exit_status_of_datasets_and_levels(dataset, tmp_path):
     assert "no diffusion run matches" in result.stderr
 
 
-def test_somebody_elses_dataset_is_not_written_to(dataset, tmp_path):
+def test_a_dataset_of_another_program_is_not_changed(dataset, tmp_path):
     out = tmp_path / "qsiprep"
     out.mkdir()
     description = {"Name": "QSIPrep", "BIDSVersion": "1.9.0", "GeneratedBy": [{"Name": "QSIPrep"}]}
     (out / "dataset_description.json").write_text(json.dumps(description))
     result = call(dataset, out)
     assert result.returncode == 2
-    assert "did not make" in result.stderr
+    assert "did not write" in result.stderr
     assert json.loads((out / "dataset_description.json").read_text()) == description
 
 

@@ -62,13 +62,13 @@ def test_light_rooms_import_torch_numpy_safetensors_alone(path):
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.relative_to(ROOT).parts[0] in BELOW_NIPYPE],
                          ids=lambda p: p.relative_to(ROOT).as_posix())  # fmt: skip
-def test_nipype_is_known_to_the_interfaces_and_above_alone(path):
+def test_only_the_interfaces_and_the_rooms_above_import_nipype(path):
     assert not any(name.split(".")[0] == "nipype" for name in imports(path))
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parent == ROOT / "interfaces" and p.name not in MIXED],
                          ids=lambda p: p.name)  # fmt: skip
-def test_interfaces_hold_nipype_classes_alone(path):
+def test_interfaces_contain_only_nipype_classes(path):
     body = ast.parse(path.read_text()).body
     assert all(isinstance(node, (ast.Expr, ast.Import, ast.ImportFrom, ast.ClassDef)) for node in body)
 

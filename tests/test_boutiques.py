@@ -20,7 +20,7 @@ needs_bosh = pytest.mark.skipif(not BOSH, reason="boutiques is not installed")
 
 
 def bosh(*arguments) -> str:
-    """Run bosh; return what it said, on success."""
+    """Run bosh; return its output, on success."""
     command = [BOSH, *(str(argument) for argument in arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PATH": PATH})
     assert done.returncode == 0, done.stdout + done.stderr
@@ -52,12 +52,12 @@ def test_descriptor_is_up_to_date():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     stored = json.loads(DESCRIPTOR.read_text())
-    made = module.build()
-    for descriptor in (stored, made):
+    built = module.build()
+    for descriptor in (stored, built):
         descriptor.pop("tool-version")  # follows the tags, not the parser
-    assert stored == made, "run boutiques/make_descriptor.py"
-    keys = {entry["value-key"] for entry in made["inputs"]}
-    assert all(key in made["command-line"] for key in keys)
+    assert stored == built, "run boutiques/make_descriptor.py"
+    keys = {entry["value-key"] for entry in descriptor["inputs"]}
+    assert all(key in descriptor["command-line"] for key in keys)
 
 
 @needs_bosh

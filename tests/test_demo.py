@@ -21,7 +21,7 @@ TEMPLATE = "MNI152NLin2009aSym"
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The demo dataset, what the app made of it, and the options it was called with."""
+    """The demo dataset, the output of the app, and the options of the call."""
     root = tmp_path_factory.mktemp("demo")
     assert tools.main(["demo", str(root / "data")]) == 0
     # The simulated scans have no Gibbs ringing: removing it would only smooth them, whatever comes before.
@@ -41,7 +41,7 @@ def truth(root, subject, param):
     return nib.load(root / "data/derivatives/truth" / path).get_fdata()
 
 
-def test_finished_and_said_so(demo):
+def test_the_app_reports_that_it_finished(demo):
     _, _, result = demo
     assert "Finished: 2 of 2 runs complete" in result.stdout
     assert result.stdout.index("bids_dmrigen") == 0

@@ -1,4 +1,4 @@
-"""All that is public has a docstring, whose first line is a sentence and which says what is raised."""
+"""Everything public has a docstring: its first line is a sentence, and it names the errors that are raised."""
 
 import ast
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ class Public(NamedTuple):
 
 
 def public(tree: ast.Module) -> Iterator[Public]:
-    """Yield the public classes, methods and functions of a module; what stands inside functions is nobody else's."""
+    """Yield the public classes, methods and functions of a module; not those inside functions."""
     for node in tree.body:
         if not isinstance(node, ast.ClassDef | Function) or node.name.startswith("_"):
             continue
@@ -52,7 +52,7 @@ def raised(function: ast.AST) -> set[str]:
 
 
 def silent(tree: ast.Module) -> list[str]:
-    """Return what is public in a module and raises an error that its docstring does not name."""
+    """Return the public functions of a module that raise an error which their docstring does not name."""
     found = []
     for name, node, _ in public(tree):
         if isinstance(node, Function):

@@ -1,4 +1,4 @@
-"""Clusters as docs/hpc.md has them: the job array as SLURM would start it, and SLURM jobs of the app's own."""
+"""Clusters as in docs/hpc.md: the job array as SLURM starts it, and SLURM jobs that the app submits."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_each_task_takes_a_subject(tmp_path, task, subject):
     [(OF_A_NODE, 7.372), (OF_A_CPU, 7.372), ({"SLURM_MEM_PER_NODE": "0"}, None), ({}, None)],
     ids=["--mem", "--mem-per-cpu", "--mem=0", "no limit"],
 )
-def test_the_app_is_told_less_than_slurm_ends_the_job_at(tmp_path, limit, mem_gb):
+def test_the_app_gets_less_memory_than_the_limit_of_slurm(tmp_path, limit, mem_gb):
     assert app_settings(run_job(tmp_path, **limit)).mem_gb == mem_gb
 
 
@@ -115,7 +115,7 @@ def test_a_job_that_slurm_kills_leaves_the_other_runs_alone(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("Slurm", f"expected one of {', '.join(PLUGINS)}, in these letters, found Slurm"),
+        ("Slurm", f"expected one of {', '.join(PLUGINS)}, spelt like this, found Slurm"),
         ("SLURM", "sbatch and squeue cannot be called here (not on PATH); call the app where jobs are submitted"),
         ("LSF", "bsub and bjobs cannot be called here"),
     ],
@@ -131,7 +131,7 @@ def test_a_plugin_that_cannot_be_used_is_refused_before_anything_is_written(
 
 
 def test_the_plugins_are_those_of_nipype_that_wait():
-    """Nipype's graph plugins submit everything and return; what the app would report on is not there then."""
+    """Nipype's graph plugins submit everything and return; so the files for the app's report do not exist yet."""
     batch = {plugin for plugin in vars(plugins).values() if isinstance(plugin, type)}
     names = {plugin.__name__.removesuffix("Plugin") for plugin in batch if issubclass(plugin, SGELikeBatchManagerBase)}
     assert set(PLUGINS) == {"MultiProc", "Linear"} | names

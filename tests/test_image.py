@@ -55,7 +55,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def result(data) -> Path:
-    """What the app in the image made of the demo dataset."""
+    """The output of the app in the image for the demo dataset."""
     out = writable(data.parent / "out")
     done = run(container({data: "/data:ro", out: "/out"}, "/data", "/out", "participant", *OPTIONS))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The list of mutations keeps up with the code: each text that it replaces is found, once."""
+"""The list of mutations fits the code: each text to replace occurs exactly once."""
 
 import runpy
 from pathlib import Path

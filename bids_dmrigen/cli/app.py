@@ -16,11 +16,11 @@ from ..workflow.settings import Settings, SettingsError
 DONE, SOME_FAILED, USAGE, BAD_DATASET, BAD_RESOURCE, BAD_LEVEL = 0, 1, 2, 3, 4, 17
 NO_VALIDATOR = (
     "note: the BIDS validator (bids-validator-deno) is not installed: the dataset was not validated; "
-    "--skip-bids-validation does without it and without this note"
+    "--skip-bids-validation skips the validation and this note"
 )
 LOG_LEVELS = ("ERROR", "INFO", "DEBUG")
 ATLASES = {"adc": "adc_atlas", "tracts": "xtract_dir", "fibres": "fibre_dir"}  # MethodSpec.population -> setting
-# Nipype's plugins that wait for what they start, and the commands that they need
+# Nipype's plugins that wait until their jobs have ended, and the commands that they need
 PLUGINS = {
     "MultiProc": (),
     "Linear": (),
@@ -31,7 +31,7 @@ PLUGINS = {
     "OAR": ("oarsub", "oarstat"),
     "Condor": ("condor_qsub", "condor_q"),
 }
-UNUSED_ATLAS = "note: {option} is not used: of the methods asked for ({methods}) none works with it"
+UNUSED_ATLAS = "note: {option} is not used: none of the requested methods ({methods}) uses it"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         environment.stop_workers()
         by = f" by {stop}" if str(stop) else ""
-        return _fail(InterruptedError(f"stopped{by}; call again to go on from here"), SOME_FAILED)
+        return _fail(InterruptedError(f"stopped{by}; call again to continue from here"), SOME_FAILED)
     except (AtlasError, TemplateError, WeightsError) as error:
         return _fail(error, BAD_RESOURCE)
     except OSError as error:
@@ -157,7 +157,7 @@ def _discover(settings: Settings):
     labels = (settings.participant_label, settings.session_label, settings.run_label)
     if not settings.derivatives:
         return find_runs(layout, *labels, filters, settings.b0_threshold)
-    # The raw dataset only gives the T1w images here; the selection is of the derivative's runs.
+    # Here the raw dataset only provides the T1w images; the runs are selected from the derivative dataset.
     raw = find_runs(layout, filters={"t1w": filters["t1w"]} if filters and "t1w" in filters else None)
     runs = []
     for item in settings.derivatives:
@@ -169,7 +169,7 @@ def _discover(settings: Settings):
 def _validate(bids_dir: Path) -> None:
     """Print the errors of the BIDS validator as notes, where it is installed.
 
-    A dataset with a fault somewhere else is still processed: the checks of each run decide.
+    A dataset with an error in other files is still processed: the checks of each run decide.
     """
     validator = shutil.which("bids-validator-deno") or shutil.which(
         "bids-validator-deno", path=str(Path(sys.executable).parent)
@@ -192,7 +192,7 @@ def _validate(bids_dir: Path) -> None:
         what = f"{issue.get('code')} {issue.get('subCode') or ''}".strip()
         print(f"note: BIDS validator: {what} at {issue.get('location', '')}")
     if len(errors) > 10:
-        print(f"note: BIDS validator: {len(errors) - 10} more; run it by itself for all")
+        print(f"note: BIDS validator: {len(errors) - 10} more; run the validator itself to see all")
 
 
 def _template_name(settings: Settings) -> str:
@@ -210,19 +210,21 @@ def _links(settings: Settings) -> dict[str, Path]:
 
 
 def _check_output(folder: Path) -> None:
-    """Refuse to write into a dataset of another program, whose description would be lost."""
+    """Refuse to write into a dataset of another program, because its description would be lost."""
     description = folder / "dataset_description.json"
     if not description.is_file():
         return
     from ..diffusion.storage import TextError, read_object
 
     try:
-        makers = read_object(description).get("GeneratedBy", [])
-        ours = any(maker.get("Name") == "bids_dmrigen" for maker in makers)
+        generators = read_object(description).get("GeneratedBy", [])
+        ours = any(program.get("Name") == "bids_dmrigen" for program in generators)
     except (TextError, AttributeError, TypeError):
         ours = False
     if not ours:
-        raise SettingsError(f"the output folder {folder} is a dataset that bids_dmrigen did not make; give another one")
+        raise SettingsError(
+            f"the output folder {folder} is a dataset that bids_dmrigen did not write; give another one"
+        )
 
 
 def _device_exists(device: str) -> None:
@@ -238,7 +240,7 @@ def _device_exists(device: str) -> None:
 
 def _plugin_exists(name: str) -> None:
     if name not in PLUGINS:
-        raise SettingsError(f"--nipype-plugin: expected one of {', '.join(PLUGINS)}, in these letters, found {name}")
+        raise SettingsError(f"--nipype-plugin: expected one of {', '.join(PLUGINS)}, spelt like this, found {name}")
     if missing := [command for command in PLUGINS[name] if not shutil.which(command)]:
         raise SettingsError(
             f"--nipype-plugin {name}: {' and '.join(missing)} cannot be called here (not on PATH); call the app where "
@@ -284,11 +286,11 @@ def _temporary_files() -> None:
     try:
         tempfile.gettempdir()
     except FileNotFoundError as error:
-        raise OSError("there is no place for small temporary files; give a container one: --tmpfs /tmp") from error
+        raise OSError("there is no folder for small temporary files; in a container add one: --tmpfs /tmp") from error
 
 
 def _enough_space(settings: Settings, plans) -> None:
-    """Refuse to start without enough disk space, which is estimated from the size of the input."""
+    """Refuse to start without enough disk space; the needed space is estimated from the size of the input."""
     from ..workflow.participant import cache_folder
     from ..workflow.space import size_text
 

@@ -16,12 +16,12 @@ HELP = (
 
 
 def load_atlas(source: str = EMBEDDED, resolution_mm: int = 2) -> Atlas:
-    """Return the atlas; an array file needs neither nibabel nor nilearn.
+    """Return an atlas. To read an array file, neither nibabel nor nilearn is needed.
 
     Parameters
     ----------
     source
-        As in `HELP`.
+        Embedded anatomy, folder or file, as described in `HELP`.
     resolution_mm
         Voxel size of the embedded anatomy.
 

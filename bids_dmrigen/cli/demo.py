@@ -1,4 +1,4 @@
-"""A synthetic BIDS dataset with known truth, to try the app on and to test it with."""
+"""A synthetic BIDS dataset whose true values are known, to try and to test the app."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
 PHASE_AXIS = 1  # j
 SNR = 25.0
 DISTORTION_MM = 8.0
-NOT_EMPTY = "{path}: exists and is not empty; name a new directory for the demo dataset"
+NOT_EMPTY = "{path}: exists and is not empty; give a new folder for the demo dataset"
 README = """\
 Synthetic diffusion MRI dataset
 
 Made by `dmrigen demo` (seed {seed}): brains simulated from the MNI152NLin2009aSym tissue maps with analytic
-fibre bundles, a multi-compartment diffusion signal and Rician noise. Nobody was scanned.
+fibre bundles, a multi-compartment diffusion signal and Rician noise. No subject was scanned.
 
 sub-01  T1w, DWI ({n} volumes) and a reverse-phase b0 in fmap/; oblique slices, susceptibility distortion
 sub-02  DWI only
 
-The head moves slightly during every DWI run. What is known about each run (noise-free series, tensor maps,
-motion, displacement) lies in derivatives/truth.
+The head moves slightly during every DWI run. The true values of each run (noise-free series, tensor maps,
+motion, displacement) are in derivatives/truth.
 """
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How the demo runs are acquired: volumes, b-value (s/mm²), grid, voxel sizes (mm)."""
+    """The acquisition of the demo runs: volumes, b-value (s/mm²), grid, voxel sizes (mm)."""
 
     n_directions: int = 24
     n_b0: int = 3
@@ -53,16 +53,16 @@ class Protocol:
 
 
 def write_demo(out_dir: str | Path, seed: int = 0, protocol: Protocol | None = None) -> Path:
-    """Write a synthetic BIDS dataset of two subjects, with its truth as a derivative dataset.
+    """Write a synthetic BIDS dataset of two subjects, with the true values as a derivative dataset.
 
     Parameters
     ----------
     out_dir
-        Directory to make; it may exist if it is empty.
+        Folder to create; it may exist if it is empty.
     seed
         The same seed gives the same dataset.
     protocol
-        Acquisition protocol; None for a small ordinary run.
+        Acquisition protocol; None for the default, a small run.
 
     Returns
     -------

@@ -38,7 +38,7 @@ def prepare(work: Path, threads: int, log_level: str = "ERROR") -> None:
     """
     os.environ["NO_ET"] = os.environ["NIPYPE_NO_ET"] = "1"
     os.environ.setdefault("MPLBACKEND", "Agg")
-    # Threads that spin while they wait steal the cores from other steps: on a full machine ten times slower.
+    # Waiting threads must sleep: threads that spin take the cores of other steps, which then are ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     for name in THREAD_VARIABLES:
@@ -49,8 +49,8 @@ def prepare(work: Path, threads: int, log_level: str = "ERROR") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         os.environ[name] = str(folder)
     os.environ.setdefault("TEMPLATEFLOW_AUTOUPDATE", "0")
-    # Workers are new processes: they learn Nipype's logging level from its file alone. Those of another call in the
-    # same work folder must not find half of it.
+    # Workers are new processes: they read Nipype's logging level from this file only. Workers of another call in the
+    # same work folder must never read half of it.
     write_text(Path(os.environ["NIPYPE_CONFIG_DIR"]) / "nipype.cfg", NIPYPE_CONFIG.format(level=log_level))
 
 
@@ -82,7 +82,7 @@ def interrupted_by_signals() -> Iterator[None]:
 
 
 def stop_workers() -> None:
-    """End all processes that this one started; else they would continue after a signal, and Python would wait."""
+    """End all processes that this one started. Otherwise they continue after a signal, and Python waits for them."""
     import psutil
 
     # Python's tracker of shared resources ends by itself, after this process has told it what is left.
@@ -107,13 +107,13 @@ def _is_tracker(process: psutil.Process) -> bool:
 
 
 def cpus() -> int:
-    """Return the processors this process may use: affinity and the container's quota respected."""
+    """Return the number of processors that this process may use, within its affinity and the container's quota."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([count, *_quota()]))
 
 
 def memory_gb() -> float:
-    """Return the memory this process may use, GB: the machine's or the container's, whichever is less."""
+    """Return the memory that this process may use, GB: that of the machine or of the container, the smaller one."""
     import psutil
 
     limits = [psutil.virtual_memory().total]

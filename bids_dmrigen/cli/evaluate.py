@@ -1,4 +1,4 @@
-"""`dmrigen evaluate`: score methods on directions that are left out of a dense scan of one's own scanner."""
+"""`dmrigen evaluate`: score methods on directions that are left out of a dense scan from the user's scanner."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ EPILOG = """\
 scores, all in the mask eroded twice (R: 99.9th percentile of the reference there):
 {scores}
 
-The reference is itself measured, with its noise, and holds the kept volumes: an estimate that is better than the scan
-scores worse than perfect, and no score says that anatomy was not invented. Look at the pictures too.
+The reference is measured too: it has noise, and it contains the kept volumes. So an estimate that is better than the
+scan does not get a perfect score. No score shows whether anatomy was invented: look at the pictures too.
 """
 NEEDS_TEMPLATE = "{name} starts from the b0, in the template's space: the app's report compares volumes left out"
 
@@ -70,11 +70,11 @@ def add(tools) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                         help="arithmetic of the networks (default: auto, the faster one)")  # fmt: skip
-    add_options(parser.add_argument_group("options of the methods"), [n for n in REGISTRY if not _asks_template(n)])
+    add_options(parser.add_argument_group("options of the methods"), [n for n in REGISTRY if not _in_template(n)])
     parser.set_defaults(run=run)
 
 
-def _asks_template(name: str) -> bool:
+def _in_template(name: str) -> bool:
     return spec_of(name).in_template
 
 
@@ -100,7 +100,7 @@ def run(args) -> None:
     if args.mask is None:
         from ..spatial.brain_mask import brain_of
 
-        # A tensor fit makes an outlier of a voxel that is 0 in some volume.
+        # A voxel that is 0 in some volume would be an outlier of the tensor fit.
         mask = brain_of(scan) & (scan.data > 0).all(axis=3)
         scan = Scan(scan.data, scan.affine, scan.gradients, mask)
     header = Header(scan.data.shape, tuple(scan.zooms_mm), scan.gradients)
@@ -109,8 +109,8 @@ def run(args) -> None:
         args.methods = [*(name for name in REGISTRY if _works_in_place(name, values, header)), NO_METHOD]
     arms = {name: _arm(name, args, values, header, stem) for name in dict.fromkeys(args.methods)}
     args.out.mkdir(parents=True, exist_ok=True)
-    with policy(deterministic=True):  # a table's figures come out the same again
-        result = evaluation.evaluate(scan, args.keep, arms, args.rotations, args.reference_method, _tell)
+    with policy(deterministic=True):  # so that the table has the same numbers every time
+        result = evaluation.evaluate(scan, args.keep, arms, args.rotations, args.reference_method, _print_outcome)
     for keep in args.keep:
         print(f"\n{keep} directions per shell kept; maps against those of all {len(scan.gradients)} volumes")
         _print_table(evaluation.table(result, keep, list(arms)))
@@ -144,7 +144,7 @@ def _works_in_place(name: str, values: Mapping[str, Any], header: Header) -> boo
 
 
 def _arm(name: str, args, values: Mapping[str, Any], header: Header, run_name: str):
-    """Return the arm of a method, its weights verified."""
+    """Return the arm of a method, after its weights were verified."""
     from ..qc.evaluation import as_acquired
 
     if name == NO_METHOD:
@@ -163,7 +163,7 @@ def _arm(name: str, args, values: Mapping[str, Any], header: Header, run_name: s
     plan = spec.plan(values, header)
     sampler = args.sampler or ("paper" if args.size == "paper" else "fast")
 
-    def make(kept, wanted):
+    def generate(kept, wanted):
         spec.check(kept)
         request = Request(size=args.size, sampler=sampler, seed=args.seed, subject="evaluate", run=run_name,
                           device=device, precision=args.precision, weights=weights, weights_dir=args.weights_dir,
@@ -171,12 +171,12 @@ def _arm(name: str, args, values: Mapping[str, Any], header: Header, run_name: s
                           options={**plan.options, **spec.evaluation_options(wanted)})  # fmt: skip
         return method.generate(None, kept, request)
 
-    return make
+    return generate
 
 
-def _tell(outcome) -> None:
-    what = outcome.fault or f"FA PSNR {outcome.scores['fa_psnr']:.2f} dB, {outcome.seconds:.1f} s"
-    print(f"{outcome.keep} directions, selection {outcome.rotation + 1}, {outcome.arm}: {what}", flush=True)
+def _print_outcome(outcome) -> None:
+    result_text = outcome.fault or f"FA PSNR {outcome.scores['fa_psnr']:.2f} dB, {outcome.seconds:.1f} s"
+    print(f"{outcome.keep} directions, selection {outcome.rotation + 1}, {outcome.arm}: {result_text}", flush=True)
 
 
 def _print_table(rows: list[list[str]]) -> None:

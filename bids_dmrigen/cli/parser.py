@@ -1,4 +1,4 @@
-"""The command line, built from the settings: each option is defined once, so that help, TOML and code agree."""
+"""The command line, built from the settings. Each option is defined once, so help, TOML and code agree."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ exit status: 0 all done; 1 a run, method, label or report failed and is named, t
 
 
 class UnsupportedLevel(SettingsError):
-    """An analysis level this app does not have."""
+    """An analysis level that this app does not have."""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser; options not given on the command line are absent from its result."""
+    """Return the parser; its result contains only the options that were given on the command line."""
     parser = argparse.ArgumentParser(
         prog="bids_dmrigen",
         description="Diffusion models for diffusion MRI, as a BIDS App.",
@@ -67,7 +67,7 @@ def _method_lines() -> str:
 def add_options(parser: argparse._ActionsContainer, methods: Iterable[str], of_weights: bool = False) -> None:
     """Add the options of methods, each once, with the names of the methods that have it.
 
-    With `of_weights` only the options that weights are trained for.
+    With `of_weights`, add only the options that weights are trained for.
     """
     for option in dict.fromkeys(option for name in methods for option in spec_of(name).options):
         if option.of_weights or not of_weights:
@@ -82,15 +82,15 @@ def option_help(option: Option) -> str:
 
 
 def option_arguments(option: Option) -> dict[str, Any]:
-    """Return what argparse needs to know about a method's option beyond its name and help."""
-    more: dict[str, Any] = {"metavar": option.metavar} if option.metavar else {}
+    """Return the arguments of argparse for a method's option, without its name and help."""
+    extra: dict[str, Any] = {"metavar": option.metavar} if option.metavar else {}
     if option.kind not in (str, Directions):
-        more["type"] = option.kind
+        extra["type"] = option.kind
     if option.choices:
-        more["choices"] = option.choices
+        extra["choices"] = option.choices
     if option.many:
-        more["nargs"] = "+"
-    return more
+        extra["nargs"] = "+"
+    return extra
 
 
 def take_method_options(given: dict[str, Any]) -> dict[str, Any]:
@@ -102,12 +102,12 @@ def flags(spec) -> list[str]:
     """Return an option's spellings: short, with hyphens, with underscores."""
     name = spec.metadata["flag"] or spec.name.replace("_", "-")
     short = spec.metadata["argparse"].get("short")
-    both = dict.fromkeys([f"--{name}", f"--{name.replace('-', '_')}"])
-    return ([short] if short else []) + list(both)
+    spellings = dict.fromkeys([f"--{name}", f"--{name.replace('-', '_')}"])
+    return ([short] if short else []) + list(spellings)
 
 
 def arguments(spec) -> dict[str, Any]:
-    """Return what argparse needs to know about an option beyond its name and help."""
+    """Return the arguments of argparse for an option, without its name and help."""
     extra = {k: v for k, v in spec.metadata["argparse"].items() if k != "short"}
     kind = str(spec.type)
     if kind == "bool":

@@ -42,12 +42,12 @@ def add(tools) -> None:
 
 
 def run(args) -> int:
-    """Write the file; return 1 where a run was left out.
+    """Write the file; return 1 if a run was left out, else 0.
 
     Raises
     ------
     ValueError
-        Where the name of the file has another ending, or an option belongs to another output.
+        Where the file name has the wrong ending, or an option belongs to another output.
     """
     suffix = ".nii.gz" if args.adc_atlas else ".safetensors"
     if not args.out.name.endswith(suffix):
@@ -96,17 +96,17 @@ def _write_adc_atlas(args) -> int:
     root = Path(args.source)
     left_out: list[str] = []
     if _is_derivative(root):
-        data, affine, about = _adc_of_runs(args, bvals, left_out)
+        data, affine, fields = _adc_of_runs(args, bvals, left_out)
     elif (root / "dataset_description.json").exists():
         raise ValueError(
             f"{root}: expected an anatomy or a dataset that bids_dmrigen wrote, found a raw dataset; "
             "run bids_dmrigen on it and give its output"
         )
     else:
-        data, affine, about = _adc_of_simulated(args, bvals)
+        data, affine, fields = _adc_of_simulated(args, bvals)
     if args.voxel_mm is not None:
         data, affine = coarser(data, affine, args.voxel_mm)
-    write_adc_atlas(args.out, data, bvals, affine, about)
+    write_adc_atlas(args.out, data, bvals, affine, fields)
     for k, b in enumerate(bvals):
         inside = data[..., k][data[..., k] > 0]
         print(f"b={b:g}: mean {inside.mean() if inside.size else 0:.3g} mm²/s in {inside.size} voxels")
@@ -167,7 +167,8 @@ def _usable(args, left_out: list[str], read):
     derivative = _is_derivative(root)
     layout = open_layout(root, derivative=derivative)
     runs = find_preprocessed(layout, (), labels) if derivative else find_runs(layout, labels)
-    for item in sorted(runs, key=lambda run: run.entities.get("subject", "")):  # runs of a subject one after another
+    # Sorted, so that the runs of a subject follow one another.
+    for item in sorted(runs, key=lambda run: run.entities.get("subject", "")):
         try:
             if item.fault:
                 raise ScanError(item.fault)

@@ -1,4 +1,4 @@
-"""`dmrigen simulate`: scans of simulated subjects as a BIDS dataset, with their truth."""
+"""`dmrigen simulate`: scans of simulated subjects as a BIDS dataset, with their true values."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ README = """\
 Simulated diffusion MRI
 
 Made by `dmrigen simulate` (atlas {atlas}, seed {seed}): {n} subjects, {volumes} volumes each, with a
-multi-compartment diffusion signal, partial volume, coil bias and Rician noise, without motion and distortion. Nobody
-was scanned. What is known about each run (noise-free series, tensor maps) lies in derivatives/truth.
+multi-compartment diffusion signal, partial volume, coil bias and Rician noise, without motion and distortion. No
+subject was scanned. The true values of each run (noise-free series, tensor maps) are in derivatives/truth.
 """
 
 
@@ -58,7 +58,9 @@ def _check(args) -> None:
     if args.out_dir.exists() and (not args.out_dir.is_dir() or any(args.out_dir.iterdir())):
         raise ValueError(f"{args.out_dir} is not empty; give a new folder")
     if len(args.directions) != len(args.bvals):
-        raise ValueError(f"{len(args.directions)} numbers of directions but {len(args.bvals)} b-values; one each")
+        raise ValueError(
+            f"{len(args.directions)} numbers of directions but {len(args.bvals)} b-values; give one number per b-value"
+        )
     if min(args.n, args.b0, *args.directions) < 1 or not min(*args.bvals, *args.snr, args.voxel_mm) > 0:
         raise ValueError("--n, --b0, --directions: at least 1; --bvals, --snr, --voxel-mm: more than 0")
     if len(args.snr) > 2:
@@ -66,7 +68,7 @@ def _check(args) -> None:
 
 
 def _write_subject(args, subject, label: str, seed: int) -> float:
-    """Scan one subject and write the run with its truth; return the SNR."""
+    """Simulate the scan of one subject, write it with its true values, and return the SNR."""
     import numpy as np
 
     from ..simulate import scanner

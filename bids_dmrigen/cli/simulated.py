@@ -1,4 +1,4 @@
-"""A BIDS dataset of simulated scans with their truth; `dmrigen demo` and `dmrigen simulate` write it."""
+"""Write a BIDS dataset of simulated scans with their true values, for `dmrigen demo` and `dmrigen simulate`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 READOUT_S = 0.05
 TRUTH_README = """\
-What is known about the simulated scans
+True values of the simulated scans
 
 desc-clean_dwi              the series without noise, motion and distortion (coil bias included)
 param-*_desc-clean_dwimap   tensor maps of that series, in world RAS+ axes
@@ -27,19 +27,19 @@ desc-displacement_dwimap    shift of the signal along j, mm, towards higher inde
 
 
 def write_descriptions(root: Path, readme: str, labels: Sequence[str]) -> None:
-    """Write the files at the top of a dataset of these subjects, and of its truth."""
+    """Write the files at the top of a dataset of these subjects, and at the top of the dataset of true values."""
     from .. import __version__
     from ..bids import names
     from ..bids.sidecars import BIDS_VERSION, CODE_URL
 
     truth = root / "derivatives" / "truth"
     truth.mkdir(parents=True, exist_ok=True)
-    maker = [{"Name": "bids_dmrigen", "Version": __version__, "CodeURL": CODE_URL}]
+    generators = [{"Name": "bids_dmrigen", "Version": __version__, "CodeURL": CODE_URL}]
     common = {
         "BIDSVersion": BIDS_VERSION,
         "License": "CC0",
         "Authors": ["bids_dmrigen"],
-        "GeneratedBy": maker,
+        "GeneratedBy": generators,
     }
     write_json(
         root / "dataset_description.json",
@@ -56,12 +56,12 @@ def write_descriptions(root: Path, readme: str, labels: Sequence[str]) -> None:
     (root / "participants.tsv").write_text(f"participant_id\torigin\n{rows}")
     write_json(
         root / "participants.json",
-        {"origin": {"Description": "Simulated: nobody was scanned", "Levels": {"simulated": "a program"}}},
+        {"origin": {"Description": "Simulated: no subject was scanned", "Levels": {"simulated": "a program"}}},
     )
 
 
 def write_truth(root: Path, label: str, result: SimulatedScan, poses: np.ndarray, field: np.ndarray | None) -> None:
-    """Write the truth of one run."""
+    """Write the true values of one run."""
     from ..bids import names
     from ..bids.sidecars import CONFOUNDS, MAPS
     from ..dwi.series import Scan
@@ -129,6 +129,6 @@ def write_gradients(image: Path, gradients: GradientTable) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file; its folder is made where there is none."""
+    """Write a JSON file; create its folder where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""`dmrigen`: the tools beside the BIDS App, each in a file of its own that imports nothing heavy until it runs."""
+"""`dmrigen`: the tools beside the BIDS App. Each is in a separate file, which imports large packages only to run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from .. import __version__
 from . import evaluate, prepare, simulate, train, volumes, weights
 
-DONE, FAILED, BAD_RESOURCE = 0, 1, 4  # as the app has them
+DONE, FAILED, BAD_RESOURCE = 0, 1, 4  # the same as in `app`
 
 
 def main(argv: Sequence[str] | None = None) -> int:

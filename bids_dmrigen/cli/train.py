@@ -1,7 +1,7 @@
-"""`dmrigen train`: a method's network, trained on simulated subjects or on prepared scans; alone or under torchrun.
+"""`dmrigen train`: train a method's network on simulated subjects or on prepared scans, alone or under torchrun.
 
-`python -m bids_dmrigen.cli.train` does the same with nothing installed but torch, numpy and safetensors, where the
-atlas comes as an array file.
+`python -m bids_dmrigen.cli.train` does the same. If the atlas is an array file, it needs only torch, numpy and
+safetensors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # it imports torch
 
 DESCRIPTION = (
     "Train a method's network on simulated subjects, or on scans that `dmrigen prepare` wrote, and write its weights "
-    "with their card. Called again with the same folder it goes on where it stopped. Several GPUs: "
+    "with their card. Called again with the same folder, it continues where it stopped. Several GPUs: "
     "torchrun --nproc-per-node N -m bids_dmrigen.cli.train METHOD ..."
 )
 SUBJECTS, HELD_OUT_SUBJECTS = 100, 10
@@ -39,10 +39,9 @@ NO_IMAGES = "an ADC atlas is read with {module}, which is not installed; install
 NOT_ON_SCANS = "--data: {name} is trained on subjects in the template's space, and prepared scans are not; leave it out"
 PAIRS = "{name} is trained on pairs: give the good scans of the subjects in --data with --good"
 FOR_PAIRED = "--good goes with --data and is for methods that are trained on pairs ({names}); leave it out"
-ANEW = "{name}: its training data have changed since; it is trained again, starting from its last weights"
+ANEW = "{name}: its training data have changed; it is trained again, starting from its last weights"
 UNKNOWN_OPTION = "{flag}: {name} has no such option; leave it out"
 NOT_TRAINABLE = "{name} has nothing to train beforehand: it needs no weights, or trains on each run itself"
-
 
 _PLACED = [name for name in REGISTRY if spec_of(name).needs_weights and spec_of(name).in_template]
 _PAIRED = [name for name in REGISTRY if spec_of(name).paired]
@@ -58,7 +57,7 @@ def add(tools) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the tool's arguments to a parser of its own."""
+    """Add the tool's arguments to a parser."""
     placed, paired = _named(_PLACED), _named(_PAIRED)
     parser.add_argument("method", choices=tuple(REGISTRY), help="what to train")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
@@ -96,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool alone; return its exit status."""
+    """Run this tool without the others; return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m bids_dmrigen.cli.train", description=DESCRIPTION)
     add_arguments(parser)
     args = parser.parse_args(argv)
@@ -147,7 +146,7 @@ def _train(args, device) -> Path | None:
     if args.xtract is not None and args.init is None:
         raise ValueError(TRACTS_ALONE)
     net, start = method.network(args.size), {}
-    if args.init is not None:  # before anything that takes long
+    if args.init is not None:  # before the slow steps, so that an error shows early
         path, card = load_weights(net, args.init, args.method, args.size, args.weights_dir, trained_for)
         origin = {"steps": card.steps, "minutes": card.minutes, "trained_on": card.trained_on}
         start = {"started_from": {"name": path.stem, "sha256": card.sha256, **origin}}
@@ -191,7 +190,7 @@ def _run_training(args, training: Training, earlier: Sequence[Training], net, so
     if name:
         training.begin(sources[0], args.batch, args.seed)
         if checkpoint.exists():
-            before = _put_back(training, earlier, net, checkpoint)
+            before = _restore(training, earlier, net, checkpoint)
         if before is not None and rank() == 0:
             print(ANEW.format(name=training.name), flush=True)
     plan = replace(
@@ -216,11 +215,11 @@ def _run_training(args, training: Training, earlier: Sequence[Training], net, so
     return trained
 
 
-def _put_back(training: Training, earlier: Sequence[Training], net, checkpoint: Path):
+def _restore(training: Training, earlier: Sequence[Training], net, checkpoint: Path):
     """Restore the part of the network that a training trains from its checkpoint.
 
-    Where an earlier part has changed since, the training has to start again, because its examples depend on those
-    parts. Then its progress is returned, and its constants keep their new values; else None is returned.
+    Its examples depend on the parts that were trained earlier. Where one of these has changed, the training has to
+    start again: its constants keep their new values, and its earlier progress is returned. Otherwise None is returned.
     """
     import torch
 
@@ -228,17 +227,17 @@ def _put_back(training: Training, earlier: Sequence[Training], net, checkpoint: 
 
     def names(*trainings: Training, constants: bool = True) -> list[str]:
         parts = {part for t in trainings for part in (t.name, *(t.constants if constants else ()))}
-        return [name for name in now if name.split(".")[0] in parts]
+        return [name for name in current if name.split(".")[0] in parts]
 
-    (weights, stood), now = best_weights(checkpoint, net), net.state_dict()
-    changed = any(not torch.equal(weights[name], now[name].cpu()) for name in names(*earlier))
-    net.load_state_dict(now | {name: weights[name] for name in names(training, constants=not changed)})
-    return stood if changed else None
+    (weights, progress), current = best_weights(checkpoint, net), net.state_dict()
+    changed = any(not torch.equal(weights[name], current[name].cpu()) for name in names(*earlier))
+    net.load_state_dict(current | {name: weights[name] for name in names(training, constants=not changed)})
+    return progress if changed else None
 
 
 def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:
     """Return the sources of training and of held-out examples, and a description of both for the card."""
-    sources, held_out, words = [], [], {"batch": args.batch}
+    sources, held_out, description = [], [], {"batch": args.batch}
     if args.data is not None:
         from ..diffusion.arrays import Prepared
 
@@ -250,22 +249,24 @@ def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:
         subjects = {about["subject"] for about in good.about} if good is not None else None
         parts = [Prepared(args.data, device, part, subjects) for part in ("train", "held out")]
         scans = {p.part: [a["name"] for a, c in zip(p.about, p.counts, strict=True) if c.any()] for p in parts}
-        words = {"file": args.data.name, **scans, **words} | ({} if good is None else {"good": args.good.name})
+        description = {"file": args.data.name, **scans, **description}
+        if good is not None:
+            description["good"] = args.good.name
         sources, held_out = ([method.measured(part, good)] for part in parts)
     if args.data is None or args.subjects is not None:
         from .atlases import load_atlas
 
         atlas, n = load_atlas(args.atlas), args.subjects or SUBJECTS
-        words |= {"atlas": args.atlas if args.atlas == EMBEDDED else Path(args.atlas).name, "subjects": n}
+        description |= {"atlas": args.atlas if args.atlas == EMBEDDED else Path(args.atlas).name, "subjects": n}
         population = None
         if method.spec.in_template:
             population = _population(args, atlas)
-            words |= {"adc_atlas": _adc_atlas_name(args)} | ({"tracts": args.xtract.name} if args.xtract else {})
+            description |= {"adc_atlas": _adc_atlas_name(args)} | ({"tracts": args.xtract.name} if args.xtract else {})
         sources.append(method.subjects(atlas, n, device=device, population=population))
-        few = min(n, HELD_OUT_SUBJECTS)
-        held_out.append(method.subjects(atlas, few, held_out=True, device=device, population=population))
-    kinds = ["prepared scans"] * (args.data is not None) + ["simulated subjects"] * ("subjects" in words)
-    return sources, held_out, {"examples": " and ".join(kinds), **words}
+        n_held_out = min(n, HELD_OUT_SUBJECTS)
+        held_out.append(method.subjects(atlas, n_held_out, held_out=True, device=device, population=population))
+    kinds = ["prepared scans"] * (args.data is not None) + ["simulated subjects"] * ("subjects" in description)
+    return sources, held_out, {"examples": " and ".join(kinds), **description}
 
 
 def _population(args, atlas):
@@ -285,18 +286,18 @@ def _adc_atlas_name(args) -> str:
     return "packaged" if args.adc_atlas is None else Path(args.adc_atlas).name
 
 
-def _in_turn(makers: list[Callable[[int], Any]]) -> Callable[[int], Any]:
-    """Return index -> batch, of each maker in turn."""
-    return lambda index: makers[index % len(makers)](index // len(makers))
+def _in_turn(examples: list[Callable[[int], Any]]) -> Callable[[int], Any]:
+    """Return index -> batch, with batches from each of several such functions in turn."""
+    return lambda index: examples[index % len(examples)](index // len(examples))
 
 
 def _mean(scores: list[Callable[[Any], float]]) -> Callable[[Any], float]:
-    """Return the mean of several scores as one."""
+    """Return a score that is the mean of several scores."""
     return lambda net: sum(score(net) for score in scores) / len(scores)
 
 
 def _card(args, method, trained: dict[str, Any], device, trained_on: dict[str, Any]):
-    """Return the card of weights that were trained in these stages, by name."""
+    """Return the card of the weights; `trained` are the results of the trainings, by name."""
     from ..diffusion import numerics
     from ..diffusion.parallel import world_size
     from ..diffusion.weights import Card
@@ -328,13 +329,13 @@ def _hardware(device) -> str:
 def _progress() -> Callable[[int, int, float], None]:
     last = time.monotonic()
 
-    def tell(done: int, planned: int, seconds_left: float) -> None:
+    def report(done: int, planned: int, seconds_left: float) -> None:
         nonlocal last
         if time.monotonic() - last >= REPORT_EVERY_S:
             last = time.monotonic()
             print(f"step {done} of at most {planned}, about {seconds_left / 60:.0f} min left", flush=True)
 
-    return tell
+    return report
 
 
 if __name__ == "__main__":

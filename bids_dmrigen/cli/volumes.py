@@ -18,7 +18,7 @@ def add(tools) -> None:
     to_scan.add_argument("transform", type=Path, help="*_from-<template>_to-dwi_mode-image_xfm.h5 of the run")
     to_scan.add_argument("reference", type=Path, help="*_dwiref.nii.gz of the run: the grid to write on")
     to_scan.add_argument("out_file", type=Path, help="NIfTI file to write")
-    to_scan.add_argument("--labels", action="store_true", help="the atlas holds labels: take the nearest")
+    to_scan.add_argument("--labels", action="store_true", help="the atlas has labels: take the nearest")
     to_scan.set_defaults(run=_to_scan)
 
 

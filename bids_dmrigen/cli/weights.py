@@ -16,7 +16,7 @@ def add(tools) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, text, run in (
         ("list", "one line per file of weights", _list),
-        ("show", "everything that is known about them: their card", _show),
+        ("show", "show their card: how and on what they were trained", _show),
         ("verify", "check that they are whole, unchanged and fit their network", _verify),
     ):
         action = actions.add_parser(name, help=text, description=text)
@@ -36,7 +36,7 @@ def _list(args) -> None:
     for reason in skipped:
         print(f"left out: {reason}", file=sys.stderr)
     if not cards:
-        print("no weights; `dmrigen train` makes them, --weights-dir names a folder that holds some")
+        print("no weights; train some with `dmrigen train`, or give a folder of weights with --weights-dir")
         return
     rows = [COLUMNS]
     for card in cards:

@@ -1,4 +1,4 @@
-"""What most interfaces take: a series with its gradient table."""
+"""The input of most interfaces: a series with its gradient table."""
 
 from __future__ import annotations
 

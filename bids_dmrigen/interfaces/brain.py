@@ -79,9 +79,9 @@ class BiasField(SimpleInterface):
 
         inputs = self.inputs
         set_threads(inputs.num_threads)
-        given = inputs.in_mask if isdefined(inputs.in_mask) else None
-        scan, image = read_scan(inputs.in_file, inputs.in_bval, inputs.in_bvec, given, inputs.b0_threshold)
-        corrected, field = without_bias(scan, scan.mask if given else None)
+        mask = inputs.in_mask if isdefined(inputs.in_mask) else None
+        scan, image = read_scan(inputs.in_file, inputs.in_bval, inputs.in_bvec, mask, inputs.b0_threshold)
+        corrected, field = without_bias(scan, scan.mask if mask else None)
         folder = Path(runtime.cwd)
         self._results["out_field"] = str(write_image(folder / "bias_field.nii", field, image))
         self._results["out_file"] = str(write_image(folder / "unbiased.nii", corrected, image))

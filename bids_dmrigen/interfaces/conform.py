@@ -1,4 +1,4 @@
-"""Nipype interfaces of a run's first step: refuse unusable series, write the others in one plain form."""
+"""Nipype interfaces of a run's first step: refuse unusable series, write the others in one standard form."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class _NotesInput(BaseInterfaceInputSpec):
     repaired = traits.List(traits.Str, mandatory=True, desc="what was repaired on reading")
     noise = traits.Str(desc="what was done about noise")
     in_record = File(exists=True, desc="JSON: how a method denoised the series")
-    susceptibility = File(exists=True, desc="JSON: what the susceptibility correction found")
+    susceptibility = File(exists=True, desc="JSON: results of the susceptibility correction")
 
 
 class _NotesOutput(TraitedSpec):
@@ -76,7 +76,7 @@ class _NotesOutput(TraitedSpec):
 
 
 class Notes(SimpleInterface):
-    """Keep what the steps had to say, for the sidecar and the report."""
+    """Collect the notes of the steps, for the sidecar and the report."""
 
     input_spec = _NotesInput
     output_spec = _NotesOutput

@@ -68,7 +68,7 @@ class _RunFiguresOutput(TraitedSpec):
 
 
 class RunFigures(SimpleInterface):
-    """Draw every figure that the inputs allow; `skipped.html` says which are missing and why."""
+    """Draw every figure for which the inputs suffice; `skipped.html` lists the missing ones with the reasons."""
 
     input_spec = RunInput
     output_spec = _RunFiguresOutput
@@ -87,7 +87,7 @@ class _QualityMetricsOutput(TraitedSpec):
 
 
 class QualityMetrics(SimpleInterface):
-    """Compute the quality metrics of a run; those that lack inputs are left out."""
+    """Compute the quality metrics of a run; metrics without their inputs are left out."""
 
     input_spec = RunInput
     output_spec = _QualityMetricsOutput

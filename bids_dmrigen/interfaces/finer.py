@@ -21,7 +21,7 @@ class _FinerMaskOutput(TraitedSpec):
 
 
 class FinerMask(SimpleInterface):
-    """Write the brain mask on the finer grid of the methods whose results have one."""
+    """Write the brain mask on the finer grid, for the methods whose results are on that grid."""
 
     input_spec = _FinerMaskInput
     output_spec = _FinerMaskOutput
@@ -53,10 +53,10 @@ class _OntoScanOutput(TraitedSpec):
 
 
 class OntoScan(SimpleInterface):
-    """Bring series and maps of a finer grid to the scan's voxels, where they are compared with the scan.
+    """Resample series and maps from a finer grid to the scan's voxels, where they are compared with the scan.
 
-    A series is condensed (`dwi.spline.condensed`): one that was only up-sampled comes back as it was. A map is read at
-    the centres of the voxels, from its values in the mask alone.
+    A series is condensed (`dwi.spline.condensed`): a series that was only up-sampled gets its original values back. A
+    map is interpolated at the centres of the voxels, from its values in the mask only.
     """
 
     input_spec = _OntoScanInput

@@ -49,7 +49,7 @@ class _GenerateInput(SeriesInputSpec):
     to_template = File(exists=True, desc=".h5 that resamples the scan onto the template; for methods that work there")
     from_template = File(exists=True, desc=".h5 that resamples an atlas onto the scan")
     template_name = traits.Str(desc="TemplateFlow name of the template, for methods that work there")
-    template_brain = File(exists=True, desc="brain mask of the template, on a grid of its own")
+    template_brain = File(exists=True, desc="brain mask of the template, on the template's grid")
     adc_atlas = File(exists=True, desc="ADC atlas (default: the packaged one)")
     xtract = traits.Either(None, File(exists=True), traits.Directory(exists=True), usedefault=True, desc="tracts")
     fibres = traits.Either(None, traits.Directory(exists=True), usedefault=True, desc="atlas with fibre directions")
@@ -60,7 +60,7 @@ class _GenerateInput(SeriesInputSpec):
         None, traits.List(traits.Int), usedefault=True, desc="volumes of the tensor fit, for the record"
     )
     also_in_template = traits.Bool(False, usedefault=True, desc="write the series in the template's space too")
-    deterministic = traits.Bool(False, usedefault=True, desc="the same bits every time, where the device can")
+    deterministic = traits.Bool(False, usedefault=True, desc="bit-identical results, where the device allows it")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="occupies a GPU (read by Nipype)")
 
 
@@ -69,13 +69,13 @@ class _GenerateOutput(TraitedSpec):
     out_std = File(desc="voxel-wise standard deviation of its samples")
     out_bval = File(desc="b-values of the generated series")
     out_bvec = File(desc="directions of the generated series")
-    out_sidecar = File(desc="JSON: how it was made")
+    out_sidecar = File(desc="JSON: how it was generated")
     out_left_out = File(desc=".npz: left-out volumes (K,) and their predictions (X, Y, Z, K); K may be 0")
     out_template_file = File(desc="b0 and generated volumes in the template's space, on its standard grid")
     out_template_bval = File(desc="their b-values")
     out_template_bvec = File(desc="their directions")
-    out_template_sidecar = File(desc="JSON: how it was made")
-    out_extra = traits.List(File(exists=True), desc="maps beside these, in the order of the method's specification")
+    out_template_sidecar = File(desc="JSON: how it was generated")
+    out_extra = traits.List(File(exists=True), desc="additional maps, in the order of the method's specification")
     out_fa = File(desc="fractional anisotropy, from a method that generates maps instead of a series")
     out_md = File(desc="its mean diffusivity, mm²/s")
     out_dec = File(desc="its direction-encoded colour, (X, Y, Z, 3)")
@@ -89,7 +89,7 @@ class Generate(SimpleInterface):
 
     input_spec = _GenerateInput
     output_spec = _GenerateOutput
-    _can_resume = True  # Nipype would empty the folder, and with it the training's checkpoint
+    _can_resume = True  # otherwise Nipype would empty the folder, which contains the checkpoint of the training
 
     def _run_interface(self, runtime):
         import torch

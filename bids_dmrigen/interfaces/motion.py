@@ -37,11 +37,11 @@ class HeadMotion(SimpleInterface):
 
         inputs = self.inputs
         set_threads(inputs.num_threads)
-        given = inputs.in_mask if isdefined(inputs.in_mask) else None
-        scan, _ = read_scan(inputs.in_file, inputs.in_bval, inputs.in_bvec, given, inputs.b0_threshold)
+        mask = inputs.in_mask if isdefined(inputs.in_mask) else None
+        scan, _ = read_scan(inputs.in_file, inputs.in_bval, inputs.in_bvec, mask, inputs.b0_threshold)
         direction = inputs.phase_encoding_direction
         axis = "ijk".index(direction[0]) if isdefined(direction) else None
-        transforms, confounds = head_motion(scan, scan.mask if given else None, axis=axis, seed=inputs.random_seed)
+        transforms, confounds = head_motion(scan, scan.mask if mask else None, axis=axis, seed=inputs.random_seed)
         folder = Path(runtime.cwd)
         np.save(folder / "motion.npy", transforms)
         self._results["out_transforms"] = str(folder / "motion.npy")

@@ -1,4 +1,4 @@
-"""Nipype interface that resamples the maps of a run onto a grid over the template, the same for every run."""
+"""Nipype interface that resamples the maps of a run onto a grid over the template; all runs have the same grid."""
 
 from __future__ import annotations
 

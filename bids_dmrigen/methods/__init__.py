@@ -81,7 +81,7 @@ def weights_of(name: str, size: str, weights: str | None = None, weights_dir: Pa
 
 
 def given_weights(name: str, given: Mapping[str, str]) -> str | None:
-    """Return the weights for this method from weights by method: its own, or those of `weights_from`."""
+    """Return the weights for this method from `given`, method -> weights; or else those of its `weights_from`."""
     return given.get(name) or given.get(spec_of(name).weights_from)
 
 

@@ -65,7 +65,7 @@ class Request:
     run: str = ""
     device: torch.device = field(default_factory=_cpu)
     precision: str = "auto"  # auto | fp32 | bf16
-    minutes: float | None = None  # training budget; None = steps alone, so that the result does not depend on a clock
+    minutes: float | None = None  # training budget; None = steps only, so that the result does not depend on a clock
     weights: str | None = None  # name or path; None = the method's default
     weights_dir: Path | None = None  # searched before the package
     checkpoint: Path | None = None  # file that training resumes from and writes to
@@ -291,7 +291,7 @@ class Trainable(Method):
         return SimulatedSubjects.from_atlas(atlas, n, held_out=held_out, device=device)
 
     def measured(self, scans: Prepared, good: Prepared | None = None) -> Any:
-        """Return prepared scans to train on; `good` are a better scanner's, for methods trained on pairs."""
+        """Return prepared scans to train on; `good` are scans from a better scanner, for methods trained on pairs."""
         return scans
 
     def freeze(self, net: torch.nn.Module, source: Any) -> None:
@@ -305,5 +305,5 @@ class TrainedAtOnce(Trainable, Training):
     """A method whose network is trained as a whole."""
 
     def trainings(self, net: torch.nn.Module) -> Sequence[Training]:
-        """Return the one training there is."""
+        """Return the one training of the network."""
         return [self]

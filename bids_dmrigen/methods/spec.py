@@ -227,7 +227,7 @@ class MethodPlan:
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """The description of a method, from which help, checks, plan, report and references are made.
+    """The description of a method. Help, checks, plan, report and references are built from it.
 
     Parameters
     ----------
@@ -247,7 +247,7 @@ class MethodSpec:
     needs_weights
         Whether it needs weights that were trained before.
     maps
-        Names of the maps that it makes instead of a series, in the order of `Generated.maps`.
+        Names of the maps that it generates instead of a series, in the order of `Generated.maps`.
     samplers
         Names in the record for the samplers "paper" and "fast", and for "mean", where the fast sampler predicts the
         mean instead of a single sample.
@@ -270,7 +270,7 @@ class MethodSpec:
     draws
         Whether samples differ; False where nothing in the method is random.
     weights_from
-        The method whose weights it uses, where these are not its own.
+        Another method, whose weights it uses; empty for weights under its own name.
     fits
         Models that are fitted to the acquired and to the generated series, to compare them: `TENSOR`, `RISH`.
     extra_maps

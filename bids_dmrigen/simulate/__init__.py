@@ -1,1 +1,1 @@
-"""Brains with known truth: anatomy, signal, scanner."""
+"""Simulated brains, whose true values are known: anatomy, signal, scanner."""

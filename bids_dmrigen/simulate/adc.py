@@ -14,7 +14,7 @@ from .individual import ALIGNED, Variation
 from .signal import Tissue, simulate_signal
 
 DIRECTIONS = 12  # the mean over twelve even directions is a third of the tensor's trace, to a percent
-WRONG_BVALS = "b-values: expected rising ones above {threshold:g} s/mm², found {found}"
+WRONG_BVALS = "b-values: expected increasing values above {threshold:g} s/mm², found {found}"
 NO_SUBJECTS = "subjects: expected at least one, found {found}"
 
 
@@ -27,7 +27,7 @@ def mean_adc(
     tissue: Tissue | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """Return the mean ADC of simulated subjects who lie in the template.
+    """Return the mean ADC of simulated subjects who are aligned with the template.
 
     D(b) = mean of ln(S0 / S(b, g)) / b over subjects and directions g, without noise: the ADC atlas of Phy-Diff
     (arXiv 2406.03002, Eq. 4; the sum in that equation is N times the average that the text describes).
@@ -37,7 +37,7 @@ def mean_adc(
     atlas
         Atlas in the template's space; the result is on its grid.
     bvals
-        (K,) s/mm², rising.
+        (K,) s/mm², increasing.
     n_subjects
         Number of subjects; their seeds are 0 to n - 1.
     n_directions
@@ -57,25 +57,25 @@ def mean_adc(
     Raises
     ------
     ValueError
-        Where the b-values do not rise or count as b0, or there is no subject.
+        Where the b-values do not increase or count as b0, or there is no subject.
     """
-    rising = np.diff(np.asarray(bvals, dtype=np.float64), prepend=B0_THRESHOLD_S_PER_MM2)
-    if not len(bvals) or (rising <= 0).any():
+    steps = np.diff(np.asarray(bvals, dtype=np.float64), prepend=B0_THRESHOLD_S_PER_MM2)
+    if not len(bvals) or (steps <= 0).any():
         raise ValueError(WRONG_BVALS.format(threshold=B0_THRESHOLD_S_PER_MM2, found=[float(b) for b in bvals]))
     if n_subjects < 1:
         raise ValueError(NO_SUBJECTS.format(found=n_subjects))
     directions = even_directions(n_directions)
     world = np.concatenate([np.zeros((1, 3)), *[directions] * len(bvals)])
     table = GradientTable.from_world(np.r_[0.0, np.repeat(bvals, n_directions)], world, atlas.affine)
-    common = MeanOverBrains()
+    mean = MeanOverBrains()
     for seed in range(n_subjects):
         subject = deform(atlas, seed, variation)
         signal = simulate_signal(subject, table, atlas.affine, tissue or Tissue.random(seed)).cpu().numpy()
         brain = subject.brain.cpu().numpy()
-        common.add(_adc_of_shells(signal, brain, bvals), brain)
+        mean.add(_adc_of_shells(signal, brain, bvals), brain)
         if progress:
             progress(seed + 1)
-    return common.mean()
+    return mean.mean()
 
 
 def _adc_of_shells(signal: np.ndarray, brain: np.ndarray, bvals: Sequence[float]) -> np.ndarray:

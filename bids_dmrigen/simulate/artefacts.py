@@ -1,4 +1,4 @@
-"""Artefacts of a scanner, with known truth: truncated k-space, eddy currents, signal drop-out, ghosts."""
+"""Artefacts of a scanner, with their true values: truncated k-space, eddy currents, signal drop-out, ghosts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OUT_OF_RANGE = "{name}: expected a number from {low:g} to {high:g}, found {found
 
 @dataclass(frozen=True)
 class Artefacts:
-    """Artefacts of one scan; the defaults are none.
+    """Artefacts of one scan; by default it has none.
 
     Parameters
     ----------
@@ -24,8 +24,8 @@ class Artefacts:
         Share of k-space that is acquired along both in-plane axes, in (0, 1]; zeros fill the rest, so that
         edges ring and the noise is correlated.
     eddy_mm
-        Displacement along the phase axis, 100 mm from the centre of the image along the diffusion gradient, of
-        the volume with the highest b-value.
+        Displacement along the phase axis in the volume with the highest b-value, at 100 mm from the centre of
+        the image along the diffusion gradient.
     dropout
         Chance that a slice of a diffusion-weighted volume loses signal to motion, in [0, 1].
     ghost
@@ -46,9 +46,9 @@ class Artefacts:
 def eddy_coefficients(gradients: GradientTable, eddy_mm: float) -> np.ndarray:
     """Return (N, 4) of each volume: shift in mm, and slopes (mm/mm) along the three axes of the image.
 
-    The field that an eddy current leaves behind is in proportion to the gradient that caused it: it grows along
-    the direction of the diffusion weighting and with the square root of the b-value. Its part along the phase
-    axis scales the image, the part along the other axis shears it, and that along the slices shifts each.
+    The field of an eddy current is proportional to the gradient that caused it: it grows along the direction of
+    the diffusion weighting and with the square root of the b-value. Its slope along the phase axis scales the
+    image, its slope along the other in-plane axis shears it, and its slope along the slice axis shifts every slice.
     """
     strength = np.sqrt(gradients.bvals / max(gradients.bvals.max(), 1e-12))[:, None]
     slopes = eddy_mm / EDDY_RADIUS_MM * strength * gradients.bvecs
@@ -65,14 +65,14 @@ def eddy_displacement(coefficients: np.ndarray, shape, zooms_mm: np.ndarray) -> 
 
 
 def slice_gains(seed: int, gradients: GradientTable, n_slices: int, dropout: float) -> np.ndarray:
-    """Return (Z, N) factors on the signal of every slice: one, or at most a half where it dropped out."""
+    """Return (Z, N) factors on the signal of every slice: 1, or at most 0.5 where the signal dropped out."""
     rng = stream(seed, 23)
     lost = (rng.random((n_slices, len(gradients))) < dropout) & ~gradients.is_b0
     return np.where(lost, rng.uniform(0, 0.5, lost.shape), 1.0).astype(np.float32)
 
 
 def ghosted(signal: np.ndarray, amplitude: float, phase_axis: int) -> np.ndarray:
-    """Return signals (X, Y, Z, N) with a copy half a field of view away (odd and even lines that disagree)."""
+    """Return signals (X, Y, Z, N) with a ghost, a copy half a field of view away (odd and even lines differ)."""
     return signal + np.float32(amplitude) * np.roll(signal, signal.shape[phase_axis] // 2, axis=phase_axis)
 
 

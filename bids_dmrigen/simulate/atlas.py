@@ -15,7 +15,7 @@ ISOTROPIC_STRENGTH = 0.10  # where the strengths of all fibres sum to this, fibr
 SHAPE_MISMATCH = "atlas {name}: expected shape {expected}, found {found}"
 
 # Centre lines of the great bundles, MNI mm, right hemisphere (the left one is its mirror image):
-# (system, radius in mm, points). Positions are those of any anatomical atlas, to a few millimetres.
+# (system, radius in mm, points). Positions agree with anatomical atlases to a few millimetres.
 # fmt: off
 _STEM = [(5, -32, -66), (5, -30, -48), (7, -24, -32), (12, -20, -16), (19, -17, -4), (24, -18, 8),
          (26, -20, 20)]
@@ -85,8 +85,8 @@ class Atlas:
     directions
         (3, 3, X, Y, Z): three fibre populations, each a unit vector in world RAS+ (or zero).
     weights
-        (3, X, Y, Z) shares of the tissue that follow each population; they sum to at most 1, and what is
-        left has no direction.
+        (3, X, Y, Z) shares of the tissue that follow each population; they sum to at most 1, and the rest
+        of the tissue has no direction.
     t1w
         (X, Y, Z) T1-weighted intensity in [0, 1].
     brain
@@ -95,7 +95,7 @@ class Atlas:
         (4, 4) voxel indices to world RAS+, mm.
     texture
         (3, X, Y, Z) logarithms of local factors on the diffusivities, the orientation dispersion and the
-        b0 signal; zeros where none are given.
+        b0 signal; zeros by default.
     """
 
     fractions: torch.Tensor
@@ -139,8 +139,8 @@ def procedural_atlas(t1w, white, grey, brain, affine) -> Atlas:
     """Return an atlas whose fibre directions come from analytic bundles drawn in MNI space.
 
     Each of the three fibre populations is one system: commissural, projection, association. Within a
-    system the bundles are blended by exp(-distance² / 2 radius²) as dyadic products, so that the result
-    is smooth and has no sign; where no bundle passes, fibres run straight to the cortex.
+    system, the bundles are averaged as dyadic products with the weights exp(-distance² / 2 radius²), so the
+    result is smooth and has no sign. Where no bundle passes, fibres run straight to the cortex.
 
     Parameters
     ----------
@@ -206,7 +206,8 @@ def fibre_atlas(t1w, white, grey, brain, directions, strengths, affine) -> Atlas
     Returns
     -------
     Atlas
-        On the given grid, on the CPU. Strengths s_k give shares of S² / (S² + 0.1²) in all, S their sum.
+        On the given grid, on the CPU. The shares of all fibres sum to S² / (S² + 0.1²), where S is the sum of
+        their strengths.
     """
     t1w, directions, strengths = (
         torch.as_tensor(np.asarray(a, dtype=np.float32)) for a in (t1w, directions, strengths)
@@ -234,8 +235,8 @@ def unit(vectors: torch.Tensor) -> torch.Tensor:
 def principal_directions(dyads: torch.Tensor) -> torch.Tensor:
     """Return the unit principal eigenvectors (K, 3, V) of sums of dyadic products (K, 6, V).
 
-    By repeated squaring of the matrix, whose largest column then is the eigenvector: for millions of
-    3 x 3 matrices this is many times faster than an eigendecomposition. Zero matrices give zero vectors.
+    The matrix is squared again and again; then its largest column is the eigenvector. For millions of 3 x 3
+    matrices this is many times faster than an eigendecomposition. Zero matrices give zero vectors.
     """
     scale = dyads[:, :3].sum(dim=1, keepdim=True)
     xx, yy, zz, xy, xz, yz = (dyads / scale.clamp(min=1e-12)).unbind(dim=1)

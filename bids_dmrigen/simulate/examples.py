@@ -1,4 +1,4 @@
-"""Endless training examples: random slices of many simulated subjects, simulated on the training device."""
+"""Training examples without end: random slices of many simulated subjects, simulated on the training device."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ NO_SUBJECTS = "subjects: expected at least one seed, found none"
 
 @dataclass(frozen=True, eq=False)
 class Slices:
-    """A batch of views of simulated subjects, ready to be measured with any gradient table.
+    """A batch of views (slices or blocks) of simulated subjects, ready to be measured with any gradient table.
 
     Parameters
     ----------
     points
-        (B, 18, P) tissue at the anatomy's own voxels that the views touch, as `mixture_signal` takes it.
+        (B, 18, P) tissue at those voxels of the anatomy that the views touch, as `mixture_signal` takes it.
     inside
         (B, V, K) indices of the K points in each of the V voxels.
     shape
@@ -79,7 +79,7 @@ class Slices:
         return F.normalize(self.affine[:, :3, :3], dim=1)
 
     def layer(self, k: int) -> Slices:
-        """Return slice k of a block alone, with only the points that lie in it."""
+        """Return slice k of a block, with only the points that lie in it."""
         batch, per_voxel = len(self.inside), self.inside.shape[2]
         indices = self.inside.unflatten(1, self.shape)[:, :, :, k].reshape(batch, -1)
         kept, inside = _compact(indices, self.points.shape[2])
@@ -226,13 +226,13 @@ class SimulatedSubjects:
         flips = torch.where(uniform(batch, 3) < 0.5, -1.0, 1.0)
         frames = self._random_frames(generator, batch)
         linear = frames * (zooms * flips)[:, None]
-        # The view lies at the height of a random brain voxel. In the plane its centre is nearer to that voxel the
-        # smaller the view is, and nearer to the centre of the brain the larger it is.
+        # The view lies at the height of a random brain voxel. In the plane, the centre of a small view is near that
+        # voxel, and the centre of a large view is near the centre of the brain.
         shape = (*size, 1)[:3]
         centres = self.centres(subject)
         offset = torch.einsum("bij,bi->bj", frames, self.places(subject, uniform(batch)) - centres)
-        seen = in_plane[:, None] * torch.tensor(shape[:2], device=self.device) / HEAD_MM
-        offset[:, :2] *= (1 - seen).clamp_min(0)
+        extent = in_plane[:, None] * torch.tensor(shape[:2], device=self.device) / HEAD_MM
+        offset[:, :2] *= (1 - extent).clamp_min(0)
         offset[:, :2] += OFF_CENTRE_MM * torch.randn((batch, 2), generator=generator, device=self.device)
         centre = centres + torch.einsum("bij,bj->bi", frames, offset)
         half = (torch.tensor(shape, device=self.device) - 1) / 2
@@ -253,15 +253,15 @@ class SimulatedSubjects:
     ) -> Slices:
         """Return given subjects on given grids: subject (B,), affine (B, 4, 4), tissue (B, 13).
 
-        A voxel holds the points of a jittered lattice, each with the tissue of the anatomy's voxel that it
-        lies in: edges stay as sharp as the subject's, and partial volume comes from averaging signals.
+        A voxel contains the points of a jittered lattice. Each point has the tissue of the anatomy's voxel that it
+        lies in. So edges stay as sharp as in the anatomy, and averaging the signals gives partial volume.
         """
         shape = (*size, 1)[:3]
         points = _jittered_lattice(shape, supersample, generator)  # (3, V * K)
         subjects = [self.subject(number) for number in subject.tolist()]
         to_anatomy = torch.linalg.inv(self.affine) @ affine
         voxels = torch.baddbmm(to_anatomy[:, :3, 3:] + 1, to_anatomy[:, :3, :3], points.expand(len(subject), -1, -1))
-        # Single precision holds every index of a grid of up to 16 million voxels.
+        # Single precision is exact for every index of a grid of up to 16 million voxels.
         flat = torch.zeros((), device=voxels.device)
         for axis, n in enumerate(subjects[0].voxels.shape):
             flat = flat * n + voxels[:, axis].round_().clamp_(0, n - 1)
@@ -271,16 +271,16 @@ class SimulatedSubjects:
         tissues = torch.stack([one.table[at].T for one, at in zip(subjects, kept, strict=True)])
         return Slices(tissues, inside, tuple(size), tissue, affine, subject)
 
-    def finer(self, seen: Slices, size: tuple[int, int, int], generator: torch.Generator) -> Slices:
+    def finer(self, blocks: Slices, size: tuple[int, int, int], generator: torch.Generator) -> Slices:
         """Return views of the same subjects and tissues, of the same extent as blocks but with `size` voxels."""
-        scale = torch.tensor([n / m for n, m in zip(seen.shape, size, strict=True)], device=self.device)
-        affine = seen.affine.clone()
-        affine[:, :3, :3] *= scale  # the edges of the extent stay: so does the centre
-        affine[:, :3, 3] += seen.affine[:, :3, :3] @ ((scale - 1) / 2)
-        return self.view(seen.subject, affine, size, seen.tissue, generator)
+        scale = torch.tensor([n / m for n, m in zip(blocks.shape, size, strict=True)], device=self.device)
+        affine = blocks.affine.clone()
+        affine[:, :3, :3] *= scale  # the edges of the extent stay, and so does the centre
+        affine[:, :3, 3] += blocks.affine[:, :3, :3] @ ((scale - 1) / 2)
+        return self.view(blocks.subject, affine, size, blocks.tissue, generator)
 
     def _random_frames(self, generator: torch.Generator, batch: int) -> torch.Tensor:
-        """Return (B, 3, 3) rotations whose columns are the view's axes in the world, nearly axial mostly."""
+        """Return (B, 3, 3) rotations whose columns are the view's axes in world space; most are nearly axial."""
         angles = np.deg2rad(TILT_DEGREES) * torch.randn((batch, 3), generator=generator, device=self.device)
         rotation = torch.matrix_exp(torch.linalg.cross(angles[:, None], torch.eye(3, device=self.device)[None]))
         planes = torch.eye(3, device=self.device)[torch.tensor([[0, 1, 2], [1, 2, 0], [0, 2, 1]], device=self.device)]
@@ -289,7 +289,7 @@ class SimulatedSubjects:
 
 
 def numbers_of_step(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return the random numbers of one training step, which depend on seed and step alone: a training can resume."""
+    """Return the random numbers of one training step; they depend on seed and step alone, so training can resume."""
     state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(state[0] >> 1))
 
@@ -304,9 +304,9 @@ def numbers_from(generator: torch.Generator):
 
 
 def _compact(rows: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return which of n rows occur in (B, M) rows, in their order (B, P), and where in that list each of them is.
+    """Return those of n rows that occur in (B, M) rows, as a list (B, P), and the place of each row in that list.
 
-    The order of rows is kept, so that neighbours stay neighbours; shorter lists are filled with zeros.
+    The list is in the order of the rows, so that neighbours stay neighbours; shorter lists are filled with zeros.
     """
     present = torch.zeros((len(rows), n), dtype=torch.bool, device=rows.device)
     present.scatter_(1, rows, True)
@@ -318,7 +318,7 @@ def _compact(rows: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _jittered_lattice(shape, supersample, generator: torch.Generator) -> torch.Tensor:
-    """Return (3, V * K) voxel coordinates: K points in every voxel, one at random in each of its K parts."""
+    """Return (3, V * K) voxel coordinates: K points in every voxel, one random point in each of its K parts."""
     device = generator.device
     axes = torch.meshgrid(*(torch.arange(n, device=device) for n in shape), indexing="ij")
     voxels = torch.stack([axis.flatten() for axis in axes])[:, :, None]  # (3, V, 1)

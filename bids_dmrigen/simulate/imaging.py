@@ -27,24 +27,25 @@ class Imaging:
     truncated
         Share of the examples whose k-space is not acquired in full, and filled with zeros.
     acquired
-        Share of k-space that is acquired in those, per axis of the slice.
+        Share of k-space that is acquired in those examples, along each axis of the slice.
     partial_fourier
-        Share of the examples with truncation that lack one side of k-space too: a quarter of it at most.
+        Share of the truncated examples in which one side of k-space is missing too: at most a quarter of it.
     filtered
-        Share of the examples whose k-space is rolled off by a Gaussian, as reconstructions and the interpolation of
-        preprocessing do: noise of neighbouring voxels is then alike.
+        Share of the examples whose k-space is multiplied by a Gaussian, the roll-off. Reconstruction and the
+        interpolation of preprocessing have the same effect: the noise of neighbouring voxels is correlated.
     roll_off
-        Its standard deviation s in cycles per voxel; the correlation of neighbours is exp(-pi² s²).
+        Standard deviation s of the Gaussian, cycles per voxel; the correlation of neighbours is exp(-pi² s²).
     noise_alone
-        Roll off the noise and not the signal: after a real roll-off heads still show more detail than simulated ones,
+        Roll off the noise, but not the signal. Even after a roll-off, real heads show more detail than simulated ones,
         whose anatomies have none below 2 mm.
     across
-        Correlation of the noise of neighbouring slices, at most; of blocks.
+        Largest correlation of the noise of neighbouring slices; for blocks of slices only.
     uneven
-        Largest standard deviation of the logarithm of every volume's own gain at its nodes: head and coil move, and
-        runs are put together.
+        Largest standard deviation of the logarithm of a gain at its nodes, where every volume has another gain: head
+        and coil move, and some series are joined from several runs.
     displaced
-        Largest standard deviation, in voxels per axis of the slice, of what correcting motion leaves of every volume's.
+        Largest standard deviation of the displacement that motion correction leaves in every volume, voxels along each
+        axis of the slice.
     """
 
     snr: tuple[float, float] = (8.0, 120.0)
@@ -70,12 +71,12 @@ class Measured:
     signal
         (B, N, H, W[, D]) magnitudes.
     sigma
-        (B,) standard deviation of the Gaussian noise in one channel of the images as they are.
+        (B,) standard deviation of the Gaussian noise in one channel of the final images.
     bias
         (B, 1, H, W[, D]) gain of the coil: without noise and truncation, `signal` is the clean signal times this.
     expected
-        (B, T, H, W[, D]) signals that went through all but noise and a volume's own gain and place, or None where
-        there were none.
+        (B, T, H, W[, D]) the signals in `noiseless` of `measure`, after all effects but three: noise, the gain of a
+        single volume, and the displacement of a single volume. None where no such signals were given.
     """
 
     signal: torch.Tensor
@@ -93,17 +94,17 @@ def measure(
 ) -> Measured:
     """Return noise-free signals as a scanner measures them.
 
-    Noise is white in k-space and drawn before k-space is truncated or filtered: it is correlated in space like that
-    of a scanner which interpolates, and edges ring or blur.
+    Noise is white in k-space and is drawn before k-space is truncated or filtered. So it is correlated in space, like
+    the noise of a scanner that interpolates, and edges ring or blur.
 
     Parameters
     ----------
     clean
-        (B, N, H, W) or (B, N, H, W, D); k-space is that of H and W.
+        (B, N, H, W) or (B, N, H, W, D); k-space has the axes H and W.
     white
         (B,) b0 signal of white matter.
     generator
-        On the same device.
+        Random numbers, on the same device.
     imaging
         None for the default ranges.
     noiseless
@@ -118,25 +119,25 @@ def measure(
     bias = _bias(imaging.bias * uniform(), clean.shape[2:], generator)
     low, high = (torch.log(torch.tensor(s)).item() for s in imaging.snr)
     sigma = white / torch.exp(uniform(low, high))
-    kept, rolled = _windows(imaging, clean.shape[2:4], uniform)
-    both = [k * r for k, r in zip(kept, rolled, strict=True)]
-    windows = kept if imaging.noise_alone else both  # of the signal
+    acquired, roll_off = _windows(imaging, clean.shape[2:4], uniform)
+    filtered = [a * r for a, r in zip(acquired, roll_off, strict=True)]
+    windows = acquired if imaging.noise_alone else filtered  # of the signal
     uneven, displaced = imaging.uneven * uniform(), imaging.displaced * uniform()
-    alike = imaging.across * uniform() if clean.ndim == 5 and clean.shape[4] > 1 else None
+    correlation = imaging.across * uniform() if clean.ndim == 5 and clean.shape[4] > 1 else None
     coils = imaging.coils[int(torch.randint(len(imaging.coils), (), generator=generator, device=device))]
     signal = torch.empty_like(clean)
     # On a CPU one example at a time stays in the cache.
     for part in [slice(None)] if clean.is_cuda else [slice(i, i + 1) for i in range(batch)]:
-        shared = None if alike is None else alike[part]
-        seen = clean[part] * bias[part]
+        across = None if correlation is None else correlation[part]
+        received = clean[part] * bias[part]
         if imaging.uneven:
-            seen *= _gains(uneven[part], clean.shape[1:], generator)
+            received *= _gains(uneven[part], clean.shape[1:], generator)
         axes = [window[part] for window in windows]
         if imaging.displaced:
             ramps = _ramps(displaced[part], clean.shape[1:4], generator)
             axes = [axis * ramp for axis, ramp in zip(axes, ramps, strict=True)]
-        noise_axes = [window[part] for window in both] if imaging.noise_alone else None
-        signal[part] = _magnitude(seen, sigma[part], axes, noise_axes, shared, coils, generator)
+        noise_axes = [window[part] for window in filtered] if imaging.noise_alone else None
+        signal[part] = _magnitude(received, sigma[part], axes, noise_axes, across, coils, generator)
     expected = None
     if noiseless is not None:
         gain = bias[..., : noiseless.shape[4]] if noiseless.ndim == 5 else bias
@@ -144,16 +145,16 @@ def measure(
     return Measured(signal, sigma, bias, expected)
 
 
-def _magnitude(signal, sigma, axes, noise_axes, alike, coils: int, generator: torch.Generator) -> torch.Tensor:
+def _magnitude(signal, sigma, axes, noise_axes, correlation, coils: int, generator: torch.Generator) -> torch.Tensor:
     """Return the magnitude of signals (B, N, H, W[, D]) with noise (B,), after k-space is multiplied along its axes.
 
-    `axes` are (B, 1 or N, H, 1) and (B, 1 or N, 1, W), `noise_axes` those of the noise, or None for the same; `alike`
-    (B,) is the correlation of the noise of slices next to one another, or None.
+    `axes` are (B, 1 or N, H, 1) and (B, 1 or N, 1, W). `noise_axes` are those of the noise, or None for the same.
+    `correlation` (B,) is that of the noise of neighbouring slices, or None.
     """
-    apart = noise_axes is not None
+    separate = noise_axes is not None
     noise_axes = noise_axes or axes
     changed = any(bool((axis != 1).any()) for axis in [*axes, *noise_axes])
-    # Filtering removes part of the noise, so that its first standard deviation is larger.
+    # Filtering removes part of the noise, so its standard deviation before the filter is larger.
     passed = [axis[:, 0].abs().square().mean(dim=(1, 2)).sqrt() for axis in noise_axes]
     before = (sigma / (passed[0] * passed[1])).reshape(-1, 1, 1, 1, *[1] * (signal.ndim - 4))
     channels = []
@@ -161,13 +162,13 @@ def _magnitude(signal, sigma, axes, noise_axes, alike, coils: int, generator: to
         real, imaginary = (
             torch.randn(signal.shape, generator=generator, device=signal.device).mul_(before) for _ in range(2)
         )
-        if alike is not None:
-            real, imaginary = (_with_neighbours(noise, alike) for noise in (real, imaginary))
-        if coil == 0 and not (apart and changed):
+        if correlation is not None:
+            real, imaginary = (_with_neighbours(noise, correlation) for noise in (real, imaginary))
+        if coil == 0 and not (separate and changed):
             real += signal
         if changed:
             spectrum = _multiplied(torch.complex(real, imaginary), noise_axes)
-            if coil == 0 and apart:
+            if coil == 0 and separate:
                 spectrum += _multiplied(signal, axes)
             magnitude = torch.fft.ifft2(spectrum, dim=(2, 3)).abs()
         else:
@@ -184,12 +185,12 @@ def _multiplied(image: torch.Tensor, axes) -> torch.Tensor:
     return spectrum
 
 
-def _with_neighbours(noise: torch.Tensor, alike: torch.Tensor) -> torch.Tensor:
-    """Return white noise (B, N, H, W, D) mixed so that slices next to one another have this correlation (B,).
+def _with_neighbours(noise: torch.Tensor, correlation: torch.Tensor) -> torch.Tensor:
+    """Return white noise (B, N, H, W, D) mixed so that neighbouring slices have this correlation (B,).
 
     n_1 stays, n_k becomes c n_(k-1) + sqrt(1 - c²) n_k: an autoregressive sequence, c^d between slices d apart.
     """
-    c = alike.reshape(-1, 1, 1, 1)
+    c = correlation.reshape(-1, 1, 1, 1)
     mixed = [noise[..., 0]]
     for k in range(1, noise.shape[4]):
         mixed.append(c * mixed[-1] + (1 - c.square()).sqrt() * noise[..., k])
@@ -218,7 +219,7 @@ def _from_nodes(size: int, device: torch.device) -> torch.Tensor:
 
 
 def _ramps(strength: torch.Tensor, shape, generator: torch.Generator) -> list[torch.Tensor]:
-    """Return phases (B, N, H, 1) and (B, N, 1, W) that move every volume by some voxels; strength (B,)."""
+    """Return phases (B, N, H, 1) and (B, N, 1, W) that displace every volume by a few voxels; strength (B,)."""
     n, height, width = shape
     moved = strength[:, None, None] * torch.randn((len(strength), n, 2), generator=generator, device=strength.device)
     ramps = []
@@ -229,21 +230,21 @@ def _ramps(strength: torch.Tensor, shape, generator: torch.Generator) -> list[to
 
 
 def _windows(imaging: Imaging, shape, uniform) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Return what is acquired of k-space along its axes, and the roll-off: (B, 1, H, 1) and (B, 1, 1, W) each.
+    """Return two windows of k-space, the acquired part and the roll-off: (B, 1, H, 1) and (B, 1, 1, W) each.
 
-    In the FFT's order.
+    They are in the order of the FFT.
     """
     truncated = uniform() < imaging.truncated
     filtered = uniform() < imaging.filtered
     missing = uniform(0.0, 0.25) * (uniform() < imaging.partial_fourier)
-    kept, rolled = [], []
+    acquired, rolled_off = [], []
     for axis, n in enumerate(shape):
         frequency = torch.fft.fftfreq(n, device=missing.device)[None]  # -1/2 to 1/2
         half = torch.where(truncated, uniform(*imaging.acquired), 1.0)[:, None] / 2
         upper = half * torch.where(truncated, 1 - 2 * missing, 1.0)[:, None] if axis == 1 else half
-        kept.append(((frequency >= -half) & (frequency <= upper)).float())
+        acquired.append(((frequency >= -half) & (frequency <= upper)).float())
         width = imaging.roll_off[0] * (imaging.roll_off[1] / imaging.roll_off[0]) ** uniform()
         roll_off = torch.exp(-0.5 * (frequency / width[:, None]).square())
-        rolled.append(torch.where(filtered[:, None], roll_off, 1.0))
-    along = [[axes[0][:, None, :, None], axes[1][:, None, None, :]] for axes in (kept, rolled)]
+        rolled_off.append(torch.where(filtered[:, None], roll_off, 1.0))
+    along = [[axes[0][:, None, :, None], axes[1][:, None, None, :]] for axes in (acquired, rolled_off)]
     return along[0], along[1]

@@ -28,7 +28,7 @@ from .signal import Tissue, simulate_signal
 WHITE_SIGNAL = 1000.0  # scanner units, of white matter on b0
 BIAS_LENGTH_MM = 60.0
 INVERSION_STEPS = 40
-STEEPEST = 0.8  # slope of the displacement, voxel per voxel, up to which the inversion converges
+STEEPEST = 0.8  # largest slope of the displacement, voxel per voxel, at which the inversion converges
 NOT_INVERTIBLE = (
     "the displacement field folds: its slope along the phase-encoding axis reaches {worst:.2f} "
     "voxel per voxel, less than 0.8 is needed; make it smoother or weaker"
@@ -37,7 +37,7 @@ NOT_INVERTIBLE = (
 
 @dataclass(frozen=True, eq=False)
 class SimulatedScan:
-    """A simulated scan and what is known about it.
+    """A simulated scan and its true values.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class SimulatedScan:
         The noisy series with the scanner's gradient table; its mask is the brain of the unmoved,
         undistorted head.
     clean
-        (X, Y, Z, N) float32: the same without noise, motion and distortion; coil bias included.
+        (X, Y, Z, N) float32: the series without noise, motion and distortion; coil bias included.
     truth
         `fractions` (3, X, Y, Z), `directions` (3, 3, X, Y, Z), `weights` (3, X, Y, Z), `sigma` (noise in
         scanner units), `bias` (X, Y, Z), `motion` (N, 4, 4), `displacement_mm` (X, Y, Z), `noise_free`
@@ -76,13 +76,13 @@ def acquire(
 ) -> SimulatedScan:
     """Return the scan of an anatomy.
 
-    The signal is computed on the atlas's grid and then averaged over each of the scanner's voxels, as a
-    scanner does: partial volume, motion and distortion act on the signal, not on its parameters.
+    The signal is computed on the atlas's grid and then averaged over each of the scanner's voxels, as in a
+    scanner. So partial volume, motion and distortion act on the signal, not on tissue parameters.
 
     Parameters
     ----------
     atlas
-        The subject.
+        Anatomy of the subject.
     gradients
         N volumes, in the voxel axes of the scan.
     affine, shape
@@ -90,13 +90,13 @@ def acquire(
     snr
         Mean b0 signal of white matter over the noise's standard deviation in one channel; inf for no noise.
     seed
-        Addresses noise and bias: the same seed, the same data.
+        Seed of noise and bias: the same seed gives the same data.
     motion
-        (N, 4, 4) rigid world maps that take the head to where it is in each volume. The table stays the
-        scanner's, so relative to the head the gradients turn too.
+        (N, 4, 4) rigid maps in world space, from the head at rest to the head in each volume. The gradient table
+        is that of the scanner, so relative to the head the gradients turn too.
     displacement
         (X, Y, Z) mm along `phase_axis` (positive towards higher index) by which the signal of each true
-        position is shifted; compressed signal is brighter. A reverse-phase partner gets the negative field.
+        position is shifted; compressed signal is brighter. A reverse-phase partner has the negative field.
     phase_axis
         Phase-encoding axis of the scan, 0, 1 or 2.
     bias
@@ -108,7 +108,7 @@ def acquire(
     supersample
         Points per axis over which a voxel's signal is averaged.
     artefacts
-        None for none.
+        Artefacts of the scan; None for a scan without them.
     """
     affine = np.asarray(affine, dtype=np.float64)
     shape, artefacts = tuple(int(s) for s in shape), artefacts or Artefacts()
@@ -117,9 +117,9 @@ def acquire(
     eddy = eddy_coefficients(gradients, artefacts.eddy_mm)
     shift = _displacements(displacement, eddy, shape, np.linalg.norm(affine[:3, :3], axis=0))
     poses = None if motion is None else np.asarray(motion, dtype=np.float64)
-    what, gain = (atlas, gradients, affine, shape, tissue, phase_axis, supersample), bias_field.numpy()[..., None]
-    clean = _noise_free(*what, None, None) * gain
-    noise_free = clean if motion is None and shift is None else _noise_free(*what, poses, shift) * gain
+    common, gain = (atlas, gradients, affine, shape, tissue, phase_axis, supersample), bias_field.numpy()[..., None]
+    clean = _noise_free(*common, None, None) * gain
+    noise_free = clean if motion is None and shift is None else _noise_free(*common, poses, shift) * gain
     sigma = _noise_level(clean, anatomy, gradients, snr)
     gains = slice_gains(seed, gradients, shape[2], artefacts.dropout)
     received = ghosted(noise_free * gains, artefacts.ghost, phase_axis)
@@ -158,11 +158,12 @@ def _displacements(field: np.ndarray | None, eddy: np.ndarray, shape, zooms: np.
 def add_noise(signal: np.ndarray, sigma: float, seed: int, coils: int = 1, acquired: float = 1.0) -> np.ndarray:
     """Return the magnitude of (X, Y, Z, N) signals with complex Gaussian noise in each of the coils.
 
-    Of k-space only the share `acquired` along both in-plane axes is kept, of signal and noise; `sigma` is the
-    noise of the images that result.
+    Signal and noise keep only the share `acquired` of k-space, along both in-plane axes; `sigma` is the standard
+    deviation of the noise in the resulting images.
 
     For one coil the result is Rician, for n the root of a non-central chi-square with 2 n degrees of freedom.
-    Noise is addressed by seed, volume and coil: a volume's noise does not depend on how many there are.
+    The random numbers depend on seed, volume and coil alone: the noise of a volume does not depend on how many
+    volumes there are.
     """
     window = k_space_window(signal.shape, acquired) if acquired < 1 else None
     if sigma == 0 and window is None:
@@ -203,9 +204,9 @@ def random_poses(seed: int, n: int, translation_mm: float = 0.5, rotation_degree
 
 
 def susceptibility(affine: np.ndarray, shape, strength_mm: float = 8.0) -> np.ndarray:
-    """Return a displacement (X, Y, Z), mm, as air makes it: strongest above the sinuses and the ear canals.
+    """Return a displacement (X, Y, Z), mm, as air causes it: strongest above the sinuses and the ear canals.
 
-    Positions are those of an MNI-like head; every source is a Gaussian hump 15 to 22 mm wide.
+    The positions are those in a head in MNI space; every source is a Gaussian, 15 to 22 mm wide.
     """
     world = world_grid(affine, shape)
     total = torch.zeros(tuple(shape))
@@ -254,7 +255,7 @@ def demo_like(
     voxel_mm: float = 2.0,
     **artefacts,
 ) -> SimulatedScan:
-    """Return a single-shell scan of an ordinary protocol; `artefacts` are those of `acquire`."""
+    """Return a single-shell scan with a common protocol; `artefacts` are further arguments of `acquire`."""
     affine = scan_grid(atlas, voxel_mm, shape)
     return acquire(atlas, protocol(affine, n_directions, n_b0, bval), affine, shape, snr, seed, **artefacts)
 

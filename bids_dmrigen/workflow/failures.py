@@ -18,8 +18,7 @@ OWNERS = {
     "metrics": "metrics",
 }
 
-
-BEFORE_FIGURES = ("generate", "replay", "maps", "features", "onto")  # kinds of a method's nodes that figures wait for
+BEFORE_FIGURES = ("generate", "replay", "maps", "features", "onto")  # kinds of nodes of a method that figures need
 IN_TEMPLATE, SERIES = "template_", "_series"
 
 
@@ -33,7 +32,7 @@ class Failure:
 
 
 def find_failures(logs: Path, plans: Iterable[RunPlan]) -> list[Failure]:
-    """Return every node of these runs that left a crash file in a folder, the first to fail first."""
+    """Return every node of these runs that left a crash file in a folder, in the order of their failures."""
     by_node = {plan.node_name: plan.run.name for plan in plans}
     failures = []
     for log in sorted(logs.glob("crash-*.txt"), key=lambda p: p.stat().st_mtime):
@@ -49,7 +48,7 @@ def find_failures(logs: Path, plans: Iterable[RunPlan]) -> list[Failure]:
 
 
 def owner(output: Output) -> str:
-    """Return the method or the part of the graph that makes an output, with a prefix in the template's space."""
+    """Return the method or the part of the graph that gives an output; in the template's space it has a prefix."""
     if output.key.startswith(IN_TEMPLATE):
         source = output.fields.get("source") or output.fields.get("method") or "preproc"
         return IN_TEMPLATE + source + SERIES * output.key.startswith("template_generated")
@@ -74,18 +73,18 @@ def without_failed(plan: RunPlan, nodes: Sequence[str]) -> RunPlan | None:
         return None
     if "normalize" in failed:  # these methods need the transforms to the template
         failed |= {method.name for method in plan.methods if method.spec.in_template}
-    lost = failed | {IN_TEMPLATE + method + end for method in failed for end in ("", SERIES)}
+    dropped = failed | {IN_TEMPLATE + method + end for method in failed for end in ("", SERIES)}
     if "normalize" in failed:
-        lost |= {owner(output) for output in plan.outputs if owner(output).startswith(IN_TEMPLATE)}
+        dropped |= {owner(output) for output in plan.outputs if owner(output).startswith(IN_TEMPLATE)}
     return replace(
         plan,
         methods=tuple(method for method in plan.methods if method.name not in failed),
         steps={**plan.steps, **dict.fromkeys(failed, Step(False, "failed"))},
-        outputs=tuple(output for output in plan.outputs if owner(output) not in lost),
+        outputs=tuple(output for output in plan.outputs if owner(output) not in dropped),
     )
 
 
 def _node_owner(node: str, methods: Iterable[str]) -> str:
-    """Return the method that a node belongs to (NAME in replay_NAME_file.gibbs), or else the path of the node."""
+    """Return the method of a node (NAME in replay_NAME_file.gibbs), or the node's path where it has no method."""
     kind, *rest = node.split(".")[0].split("_")
     return rest[0] if kind in BEFORE_FIGURES and rest and rest[0] in methods else node

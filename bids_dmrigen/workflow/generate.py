@@ -50,7 +50,7 @@ def generate_node(plan: RunPlan, method: PlannedMethod, *, threads: int, name: s
             device=settings.device,
             precision=settings.precision,
             weights=None if weights is None else str(weights),
-            # No clock may enter a result that has to be the same every time.
+            # A result that must be the same every time must not depend on a clock.
             minutes=None if settings.deterministic else method.plan.minutes,
             options=dict(method.plan.options),
             left_out=LEFT_OUT,
@@ -91,8 +91,8 @@ def _finer_gb(plan: RunPlan, method: PlannedMethod) -> float:
 
 
 def _state(*paths: Path | None) -> str:
-    """Return a digest of the names, sizes and times of files, including the files in folders."""
+    """Return a digest of the names, sizes and times of files and of their descriptions, also of files in folders."""
     files = [file for path in paths if path for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
-    beside = [file.with_name(file.name.split(".")[0] + end) for file in files for end in (".json", "_labels.tsv")]
-    stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in [*files, *beside] if f.is_file()]
+    descriptions = [file.with_name(file.name.split(".")[0] + end) for file in files for end in (".json", "_labels.tsv")]
+    stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in [*files, *descriptions] if f.is_file()]
     return hashlib.sha256(repr(stats).encode()).hexdigest()

@@ -106,7 +106,7 @@ def paragraphs(plans: Sequence[RunPlan]) -> list[str]:
     """
     sound = [plan for plan in plans if not plan.fault]
 
-    def some(step: str) -> bool:
+    def in_any_run(step: str) -> bool:
         return any(plan.does(step) for plan in sound)
 
     text = [SOFTWARE]
@@ -115,20 +115,20 @@ def paragraphs(plans: Sequence[RunPlan]) -> list[str]:
     steps: list[str] = []
     # The denoiser of a run depends on the methods that can work on it.
     denoised = [plan for plan in sound if plan.does("denoise")]
-    by = [plan.denoised_by.spec.denoised if plan.denoised_by else DENOISED[plan.denoiser] for plan in denoised]
-    steps += dict.fromkeys(by)
-    steps += [SENTENCES[step] for step in ("gibbs", "susceptibility", "motion") if some(step)]
+    denoising = [plan.denoised_by.spec.denoised if plan.denoised_by else DENOISED[plan.denoiser] for plan in denoised]
+    steps += dict.fromkeys(denoising)
+    steps += [SENTENCES[step] for step in ("gibbs", "susceptibility", "motion") if in_any_run(step)]
     steps += _eddy_sentences([plan for plan in sound if plan.does("motion")])
-    if some("susceptibility") or some("motion"):
+    if in_any_run("susceptibility") or in_any_run("motion"):
         steps.append(INTERPOLATED_ONCE)
-    steps += [SENTENCES["bias"]] if some("bias") else []
+    steps += [SENTENCES["bias"]] if in_any_run("bias") else []
     text.append(" ".join(steps) or "The series were used as they were given.")
-    if some("normalize"):
+    if in_any_run("normalize"):
         with_t1w = any(plan.run.t1w for plan in sound)
         route = "rigidly to its T1w image and from there" if with_t1w else "directly"
         also = "; runs without a T1w image were registered directly" if with_t1w else ""
         text.append(f"Each run was registered {route} to the template by SyN [ants; mni]{also}.")
-    if some("maps"):
+    if in_any_run("maps"):
         text.append("Tensor maps were fitted by weighted linear least squares [tensor; wls].")
     if any(output.key == "rish_map" for plan in sound for output in plan.outputs):
         text.append(RISH_MAPS)
@@ -169,21 +169,21 @@ def _fibres(spec: MethodSpec, folder: Path | None) -> list[str]:
 
 
 def citations(text: Sequence[str]) -> list[Citation]:
-    """Return the references that a text names, in order of first mention."""
+    """Return the references that a text cites, in order of first mention."""
     references = {**REFERENCES, **{c.key: c for c in (spec_of(name).citation for name in REGISTRY)}}
     keys = [k for group in re.findall(r"\[([\w; ]+)\]", " ".join(text)) for k in group.split("; ")]
     return [references[key] for key in dict.fromkeys(keys) if key in references]
 
 
 def of_runs(records: Sequence[RunRecord]) -> list[str]:
-    """Return the methods text of runs from their records, from any call; runs with the same steps share a text."""
-    alike: dict[tuple[str, ...], list[str]] = {}
+    """Return the methods text of runs from their records, of this call or earlier ones; equal texts are given once."""
+    runs_by_text: dict[tuple[str, ...], list[str]] = {}
     for record in records:
         if record.methods:
-            alike.setdefault(record.methods, []).append(record.name)
+            runs_by_text.setdefault(record.methods, []).append(record.name)
     text: list[str] = []
-    for paragraphs_of_runs, runs in alike.items():
-        text += [f"Of {', '.join(runs)}:", *paragraphs_of_runs] if len(alike) > 1 else paragraphs_of_runs
+    for paragraphs_of_runs, runs in runs_by_text.items():
+        text += [f"Of {', '.join(runs)}:", *paragraphs_of_runs] if len(runs_by_text) > 1 else paragraphs_of_runs
     return text or [SOFTWARE, NOTHING_DONE]
 
 

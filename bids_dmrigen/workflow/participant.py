@@ -1,4 +1,4 @@
-"""The participant level: one graph per run, all of them executed together, failures kept apart."""
+"""The participant level: one graph per run. All are executed together; the failure of one run does not stop others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .space import explained
 
 @dataclass(frozen=True)
 class Resources:
-    """What the whole call may use."""
+    """The processors and the memory that the whole call may use."""
 
     n_cpus: int
     threads: int  # of one step
@@ -42,9 +42,9 @@ def execute(
     Parameters
     ----------
     plans
-        Of all runs, faulty ones included.
+        Plans of all runs, also those with a fault.
     settings
-        Of this call.
+        Settings of this call.
     template
         TemplateFlow name of the template.
     links
@@ -59,7 +59,7 @@ def execute(
         "execution": {
             "crashdump_dir": str(logs),
             "crashfile_format": "txt",
-            "poll_sleep_duration": 0.1,  # a round starts no more steps than there are processors, cached ones too
+            "poll_sleep_duration": 0.1,  # a round starts at most one step per processor, also if it is cached
             "stop_on_first_crash": settings.stop_on_first_crash,
             "hash_method": "timestamp",
             "create_report": False,
@@ -72,17 +72,17 @@ def execute(
     logging.update_logging(config)
 
     sound = [plan for plan in plans if not plan.fault]
-    _forget_lost(sound, cache_folder(settings))
+    _rerun_lost(sound, cache_folder(settings))
     sound = _run(sound, settings, template, links, resources, logs)
     built = {plan.run.name: plan for plan in sound}
     plans = [built.get(plan.run.name, plan) for plan in plans]
     sound = [plan for plan in sound if not plan.fault]
     failures = find_failures(logs, sound)
     nodes = {plan.run.name: [f.node for f in failures if f.run == plan.run.name] for plan in sound}
-    rest = [smaller for plan in sound if (smaller := without_failed(plan, nodes[plan.run.name]))]
-    if rest and not settings.stop_on_first_crash:
-        print("figures and metrics of what did not fail", flush=True)
-        _run(rest, settings, template, links, resources, logs)
+    reduced = [smaller for plan in sound if (smaller := without_failed(plan, nodes[plan.run.name]))]
+    if reduced and not settings.stop_on_first_crash:
+        print("figures and metrics of the results without a failure", flush=True)
+        _run(reduced, settings, template, links, resources, logs)
         failures = find_failures(logs, sound)
     _keep_traces(logs, plans)
     first = {
@@ -148,10 +148,11 @@ def cache_folder(settings: Settings) -> Path:
     return settings.work / hashlib.sha256(environment.encode()).hexdigest()[:12]
 
 
-def _forget_lost(plans: Sequence[RunPlan], base: Path) -> None:
-    """Store results again that were removed from the output folder or replaced by another call.
+def _rerun_lost(plans: Sequence[RunPlan], base: Path) -> None:
+    """Have results stored again that were removed from the output folder or replaced by another call.
 
-    Nipype would not run their sinks again: it compares the inputs of a node, not the state of its outputs.
+    Their sinks are removed from the work folder, so Nipype runs them again. Otherwise it would not: it compares the
+    inputs of a node, not the state of its outputs.
     """
     from ..bids.store import intact
 
@@ -162,7 +163,7 @@ def _forget_lost(plans: Sequence[RunPlan], base: Path) -> None:
 
 
 def unfinished(plans: Sequence[RunPlan], out_dir: Path) -> dict[str, RunError]:
-    """Return the runs whose plan has a fault, that lack promised files, or that cannot be processed by a method."""
+    """Return the runs whose plan has a fault, that lack promised files, or that a method cannot process."""
     errors = {}
     for plan in plans:
         missing = [o.path.name for o in plan.outputs if not (out_dir / o.path).is_file()]

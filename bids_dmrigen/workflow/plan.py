@@ -20,11 +20,11 @@ from ..methods import REGISTRY, options, spec_of
 from ..methods.spec import RISH, TENSOR, Directions, Header, MethodPlan, MethodSpec
 from .settings import Settings, directions_of
 
-MIN_SLICES = 8  # voxels along an axis: with fewer, three-dimensional registration is not reliable
+MIN_SLICES = 8  # voxels along each axis; with fewer, three-dimensional registration is not reliable
 TRANSFORM_KEYS = ("to_template", "from_template")
-SPACE_FACTOR = 10  # intermediate and final files together, in multiples of the series as float32
-FINER_SPACE_FACTOR = 3  # the same of each series on a finer grid
-ONLY_A_PARTNER = "holds only b0s: of use only for the susceptibility correction of {runs}"
+SPACE_FACTOR = 10  # size of intermediate and final files together, relative to the series as float32
+FINER_SPACE_FACTOR = 3  # the same, relative to each series on a finer grid
+ONLY_A_PARTNER = "holds only b0s: it is used only for the susceptibility correction of {runs}"
 UNDECLARED = "nothing declares it: it is of the same session and grid, and of opposite direction"
 ONE_VOLUME = "there is one volume, nothing to align it with"
 ONLY_B0 = (
@@ -36,8 +36,8 @@ NO_TEMPLATE = (
     "{name} works in the template's space; the image has {found} slices along one axis, registration needs {needed}"
 )
 INTERPOLATED = (
-    "{title} is meant for series as acquired; this one was interpolated before, which makes the noise of neighbouring "
-    "voxels alike: detail can be taken for noise"
+    "{title} is meant for series as acquired; this one was interpolated before, which correlates the noise of "
+    "neighbouring voxels: detail can be taken for noise"
 )
 TRACE_LEFT_OUT = "the last {n} of {total} volumes have a b-value but no direction; left out (--leave-out-trace)"
 UNFORESEEN = (
@@ -112,12 +112,12 @@ class RunPlan:
 
     run: Run
     settings: Settings  # of the call
-    methods: tuple[PlannedMethod, ...] = ()  # those that can work on the run
+    methods: tuple[PlannedMethod, ...] = ()  # the requested methods that can work on the run
     denoiser: str = "none"
     denoised_by: PlannedMethod | None = None  # where the denoiser is a method
     shape: tuple[int, ...] = ()
     gradients: GradientTable | None = None
-    steps: Mapping[str, Step] = field(default_factory=dict)  # none where it cannot be processed
+    steps: Mapping[str, Step] = field(default_factory=dict)  # empty where the run cannot be processed
     outputs: tuple[Output, ...] = ()
     warnings: tuple[str, ...] = ()
     fault: str | None = None
@@ -182,13 +182,13 @@ def plan_runs(runs: Sequence[Run], settings: Settings, template: str) -> list[Ru
     series of b0s alone has a fault.
     """
     plans = [plan_run(run, settings, template) for run in runs]
-    served: dict[Path, list[str]] = {}
+    runs_of_partner: dict[Path, list[str]] = {}
     for plan in plans:
         if plan.outputs and plan.run.partner and not plan.only_b0:
-            served.setdefault(plan.run.partner.image, []).append(plan.run.name)
+            runs_of_partner.setdefault(plan.run.partner.image, []).append(plan.run.name)
     for number, plan in enumerate(plans):
-        if plan.only_b0 and plan.run.image in served:
-            note = ONLY_A_PARTNER.format(runs=" and ".join(served[plan.run.image]))
+        if plan.only_b0 and plan.run.image in runs_of_partner:
+            note = ONLY_A_PARTNER.format(runs=" and ".join(runs_of_partner[plan.run.image]))
             plans[number] = RunPlan(plan.run, plan.settings, only_b0=True, note=note)
     return plans
 
@@ -201,9 +201,9 @@ def plan_run(run: Run, settings: Settings, template: str) -> RunPlan:
     Parameters
     ----------
     run
-        From `bids.query`.
+        The run, from `bids.query`.
     settings
-        Of this call.
+        Settings of this call.
     template
         TemplateFlow name of the template.
     """
@@ -224,8 +224,8 @@ def _plan(run: Run, settings: Settings, template: str) -> RunPlan:
     gradients, only_b0 = header.gradients, bool(header.gradients.is_b0.all())
     warnings += run.notes
     values, planned, refused = _option_values(settings), {}, {}
-    asked = [settings.denoiser] if settings.denoiser in REGISTRY and not run.preprocessed else []
-    for name in dict.fromkeys([*settings.methods, *asked]):
+    denoisers = [settings.denoiser] if settings.denoiser in REGISTRY and not run.preprocessed else []
+    for name in dict.fromkeys([*settings.methods, *denoisers]):
         try:
             warnings += _method_warnings(spec_of(name), run, header)
             planned[name] = _planned(spec_of(name), values, header)
@@ -280,7 +280,7 @@ def _inspect(run: Run, settings: Settings) -> tuple[Header, list[str]]:
     from ..spatial.headers import check_header, series_shape
     from ..spatial.io import open_image
 
-    assert run.bval is not None  # a run without tables has a fault, and is not inspected
+    assert run.bval is not None  # a run without a gradient table has a fault, and is not inspected
     assert run.bvec is not None
     image = open_image(run.image)
     try:

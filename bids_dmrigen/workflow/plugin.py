@@ -29,7 +29,7 @@ POLLING = {
 }
 RETRIES = {"max_tries": 3, "retry_timeout": 10}  # more submissions of a refused job, and the seconds between them
 NO_MEMORY = "the worker process was killed {why}; call again with fewer --n-cpus or a smaller --mem-gb"
-KILLED = "the worker process was killed from outside ({signal}); call again to go on from here"
+KILLED = "the worker process was killed from outside ({signal}); call again to continue from here"
 CRASHED = (
     "the worker process crashed ({how}), in a compiled library or because the disk is full; call again, and tell the "
     "developers if it happens again"
@@ -59,7 +59,7 @@ class ResilientMultiProcPlugin(MultiProcPlugin):
     def _submit_job(self, node, updatehash=False):
         self._taskid += 1
         task = self._taskid
-        # Nipype submits no more of them at once than there are slots; where there are none it does not count.
+        # Nipype submits at most as many GPU steps at once as there are slots; without slots it does not count them.
         gpu = self._free_gpus.pop(0) if node.is_gpu_node() and self._free_gpus else None
         try:
             future = self.pool.submit(_run_step, node, updatehash, task, gpu)
@@ -76,7 +76,7 @@ class ResilientMultiProcPlugin(MultiProcPlugin):
         return task
 
     def _finish(self, task, gpu, future):
-        if gpu is not None:  # before Nipype, which waits for the result, counts its slot as free
+        if gpu is not None:  # first: as soon as Nipype has the result, it counts the slot as free
             self._free_gpus.append(gpu)
         error = future.exception()
         if error is None:
@@ -123,7 +123,7 @@ def why_it_died(exit_codes: Sequence[int], kills_before: int | None) -> str:
 
 
 def _run_step(node, updatehash, task, gpu):
-    """Run a node in a worker on this GPU; the worker's last step may have used another one."""
+    """Run a node in a worker on this GPU; the earlier step of the worker may have used another GPU."""
     with use_gpu(gpu):
         return run_node(node, updatehash, task)
 
@@ -140,25 +140,25 @@ class ResilientSLURMPlugin(SLURMPlugin):
     def __init__(self, plugin_args: Mapping):
         super().__init__(plugin_args={**RETRIES, **plugin_args})
         self._logs: dict[int, Path] = {}  # output of each job
-        self._refused: dict[int, str] = {}  # reasons of refused jobs, by negative numbers, which no job has
+        self._refused: dict[int, str] = {}  # reasons of refused jobs, under negative numbers, which no real job has
         self._squeue_error = ""
 
     def _submit_batchtask(self, scriptfile, node):
         for outdated in Path(node.output_dir()).glob("result_*.pklz"):
-            outdated.unlink()  # otherwise it would look like the result of a job that never started
+            outdated.unlink()  # otherwise it would be taken for the result of a job that never started
         name = ".".join(reversed(node.fullname.split(".")))  # the step first: squeue shows eight letters
-        asked = [f"--cpus-per-task={node.n_procs}", f"--mem={math.ceil(1024 * node.mem_gb)}M"]
-        asked += ["--gres=gpu:1"] * bool(node.is_gpu_node())
+        resources = [f"--cpus-per-task={node.n_procs}", f"--mem={math.ceil(1024 * node.mem_gb)}M"]
+        resources += ["--gres=gpu:1"] * bool(node.is_gpu_node())
         log = Path(scriptfile).with_name("slurm-%j.out")
-        answer = self._sbatch(f"--output={log}", f"--job-name={name}", *asked,
+        answer = self._sbatch(f"--output={log}", f"--job-name={name}", *resources,
                               *shlex.split(self._sbatch_args or ""), scriptfile)  # fmt: skip
         if submitted := re.search(self._jobid_re, answer.stdout):
             taskid = int(submitted[1])
             self._logs[taskid] = log.with_name(f"slurm-{taskid}.out")
         else:
             taskid = -1 - len(self._refused)
-            said = " ".join((answer.stderr or answer.stdout).split())
-            self._refused[taskid] = f"sbatch took no job for this step (status {answer.returncode}): {said}"
+            reply = " ".join((answer.stderr or answer.stdout).split())
+            self._refused[taskid] = f"sbatch took no job for this step (status {answer.returncode}): {reply}"
         self._pending[taskid] = node.output_dir()
         return taskid
 
@@ -169,7 +169,7 @@ class ResilientSLURMPlugin(SLURMPlugin):
             if re.search(self._jobid_re, answer.stdout):
                 break
             time.sleep(self._retry_timeout)
-            # SLURM may have accepted the job without an answer: then this one waits for it, and finds its result.
+            # SLURM may have accepted the job without an answer: then the new job waits for it, and finds its result.
             answer = _call("sbatch", "--dependency=singleton", *arguments)
         return answer
 
@@ -177,7 +177,7 @@ class ResilientSLURMPlugin(SLURMPlugin):
         answer = _call("squeue", "--noheader", f"--jobs={taskid}")
         if not answer.returncode:
             return bool(answer.stdout.strip())
-        if "Invalid job id" in answer.stderr:  # it ended some minutes ago
+        if "Invalid job id" in answer.stderr:  # the job ended some minutes ago
             return False
         if answer.stderr != self._squeue_error:
             self._squeue_error = answer.stderr
@@ -189,7 +189,7 @@ class ResilientSLURMPlugin(SLURMPlugin):
             return _failure(self._refused[taskid])
         try:
             result = super()._get_result(taskid)
-        except Exception as error:  # of a shared folder, too
+        except Exception as error:  # also errors of a shared folder
             return _failure(f"the result of SLURM job {taskid} cannot be read: {type(error).__name__}: {error}")
         if result and isinstance(result["traceback"], str):  # Nipype's own traceback for a missing result
             return _failure(self._killed(taskid))
@@ -201,10 +201,10 @@ class ResilientSLURMPlugin(SLURMPlugin):
             "call again with a larger --mem or --time in sbatch_args of --nipype-plugin-file"
         )
         log = self._logs[taskid]
-        if not log.is_file():  # the job never started, or sbatch_args name another
+        if not log.is_file():  # the job never started, or sbatch_args name another file
             return message
-        said = log.read_text(errors="replace").strip().splitlines()
-        return f"{message}; {log} ends with: {said[-1].strip() if said else 'nothing'}"
+        lines = log.read_text(errors="replace").strip().splitlines()
+        return f"{message}; {log} ends with: {lines[-1].strip() if lines else 'nothing'}"
 
 
 def _call(*command: str) -> subprocess.CompletedProcess:
@@ -216,7 +216,7 @@ def _call(*command: str) -> subprocess.CompletedProcess:
 
 
 def _failure(message: str) -> dict:
-    """Return the result of a node that failed. Nipype adds lines to the traceback: a list, not a string."""
+    """Return the result of a node that failed; its traceback is a list, because Nipype adds lines to it."""
     return {"result": None, "traceback": [f"RuntimeError: {message}\n"]}
 
 
@@ -229,5 +229,5 @@ def make_plugin(name: str, arguments: Mapping) -> PluginBase:
 def prepare_batch(wf, plugin: PluginBase) -> None:
     """Set longer polling times for a graph that runs on a batch system."""
     if isinstance(plugin, SGELikeBatchManagerBase):
-        os.environ.setdefault("LOGNAME", getpass.getuser())  # Nipype names jobs by it; not every service has one
+        os.environ.setdefault("LOGNAME", getpass.getuser())  # Nipype names jobs by it; some services have none
         wf.config["execution"] |= POLLING

@@ -27,7 +27,7 @@ def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
     Outputs
     -------
     out_file, out_bval, out_bvec
-        Preprocessed series on the acquired grid, b-vectors turned.
+        Preprocessed series on the acquired grid, with turned b-vectors.
     raw_file, raw_bval, raw_bvec
         The acquired series, conformed.
     reference, mask, coverage, sigma, notes
@@ -264,20 +264,20 @@ def init_replay_wf(plan: RunPlan, *, name: str, threads: int, gibbs: bool = True
     Parameters
     ----------
     plan
-        Of the run.
+        Plan of the run.
     name
-        Of the graph.
+        Name of the graph.
     threads
-        Of one step.
+        Number of CPU threads of a step.
     gibbs
-        False leaves Gibbs removal out, which is no linear operation: a spread does not go through it.
+        False leaves Gibbs removal out. It is not linear, so it cannot be applied to a standard deviation.
 
     Inputs
     ------
     in_file, in_bval, in_bvec
         Series on the acquired grid.
     transforms, field, bias_field
-        Of `init_preprocess_wf`.
+        Outputs of `init_preprocess_wf`.
 
     Outputs
     -------

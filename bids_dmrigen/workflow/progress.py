@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-# Node name -> (what the user reads, seconds per 10 million values of the series on one core: a weight for the
-# time left, measured once; only their ratios matter)
+# Node name -> (text for the user, seconds per 10 million values of the series on one core). The seconds were measured
+# once and are the weights for the time left: only their ratios matter.
 STEPS = {
     "conform": ("reading and checking", 1),
     "noise": ("noise level and denoising", 8),

@@ -116,7 +116,7 @@ def _method_names(plan: RunPlan, ports: Mapping) -> dict[str, list[str]]:
 
 
 def _listed(plan: RunPlan, lists: Mapping, ports: Mapping, records: Mapping) -> dict[str, list]:
-    """Return input of the figures -> ports, for inputs that are lists with one entry per method or source of maps."""
+    """Return input of the figures -> ports, for those inputs that have one entry per method or source of maps."""
     methods, map_methods, map_sources = (lists[name] for name in ("methods", "map_methods", "map_sources"))
     listed = {name: [ports[(name, m)] for m in methods] for name in ("generated", "generated_bval", "generated_bvec")}
     listed["generated_record"] = [records[method] for method in methods]
@@ -212,7 +212,7 @@ def _write_record(plan: RunPlan, error: RunError | None) -> None:
     out_dir = plan.settings.out_dir
     record = _record(plan, error)
     if plan.settings.reports_only:
-        # Nothing was run in this call: steps and errors are those of the earlier record; only missing files are new.
+        # This call ran nothing: methods and errors are those of the earlier record. Only missing files are new.
         previous = read_record(out_dir, plan.run.entities)
         record = replace(record, methods=previous.methods or record.methods, voxels=previous.voxels or record.voxels)
         if error and error.step == "outputs":

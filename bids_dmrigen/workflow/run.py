@@ -18,7 +18,7 @@ from .preprocess import init_preprocess_wf, init_replay_wf
 from .report import COMPARED, add_report_nodes
 
 FILES = ("file", "bval", "bvec")  # of a series
-KEYS = ("", "_bval", "_bvec")  # the same, at the end of keys of the table of names
+KEYS = ("", "_bval", "_bvec")  # endings of the keys in the table of names, for these files
 Port = tuple[pe.Node | pe.Workflow, str]
 
 
@@ -275,7 +275,7 @@ class RunGraph:
         self.wf.connect(*mask, node, "in_mask")
 
     def _listed(self, name: str, ports: Iterable[Port]) -> Port:
-        """Return a port that hands on the files of several ports as a list."""
+        """Return a port that gives the files of several ports as a list."""
         ports = list(ports)
         node = pe.Node(Merge(len(ports)), name=name, run_without_submitting=True)
         for number, port in enumerate(ports, 1):
@@ -283,7 +283,7 @@ class RunGraph:
         return node, "out"
 
     def _picked(self, node: pe.Node, output: str, number: int, name: str, prefix: str = "pick_") -> Port:
-        """Return a port that hands on one file of a list."""
+        """Return a port that gives one file of a list."""
         chosen = pe.Node(Select(index=[number]), name=f"{prefix}{name}", run_without_submitting=True)
         self.wf.connect(node, output, chosen, "inlist")
         return chosen, "out"
@@ -291,5 +291,5 @@ class RunGraph:
 
 def port_key(output: Output) -> tuple[str, ...]:
     """Return the key of an output's port: its key in the table of names, its source, and its map."""
-    maker = output.fields.get("source") or output.fields.get("method") or output.fields.get("voxel_mm")
-    return tuple(part for part in (output.key, maker, output.fields.get("param")) if part)
+    source = output.fields.get("source") or output.fields.get("method") or output.fields.get("voxel_mm")
+    return tuple(part for part in (output.key, source, output.fields.get("param")) if part)

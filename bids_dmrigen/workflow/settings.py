@@ -30,8 +30,7 @@ GROUPS = {
     "running": "how this command runs",
 }
 
-
-NO_DIRECTIONS = "{path}: expected b-vectors, three rows of numbers, found none but of length 0"
+NO_DIRECTIONS = "{path}: expected b-vectors, three rows of numbers, found only vectors of length 0"
 
 
 class SettingsError(ValueError):
@@ -39,7 +38,7 @@ class SettingsError(ValueError):
 
 
 def option(group: str, text: str, default: Any = MISSING, *, flag: str | None = None, **argparse: Any) -> Any:
-    """Declare a setting: its group, help, and the arguments of argparse that do not follow from its type."""
+    """Declare a setting: its group, its help, and those arguments of argparse that do not follow from its type."""
     metadata = {"group": group, "help": text, "flag": flag, "argparse": argparse}
     return field(default=default, metadata=metadata)
 
@@ -305,20 +304,20 @@ class Settings:
 
     @property
     def method_weights(self) -> dict[str, str]:
-        """Name or path of the weights of every method that was given some."""
+        """Method -> name or path of its weights, for methods with given weights."""
         return weights_by_method(self.weights)
 
     @property
     def denoiser(self) -> str:
-        """The denoiser that is used: what was asked for, else what suits the methods."""
+        """The denoiser in use: the requested one, or else the default for the methods."""
         if self.skip_preprocessing:
             return "none"
-        sees_noise = any(spec_of(method).on_acquired for method in self.methods)
-        return self.denoise or ("none" if sees_noise else "mppca")
+        needs_noise = any(spec_of(method).on_acquired for method in self.methods)
+        return self.denoise or ("none" if needs_noise else "mppca")
 
     @property
     def sampler_name(self) -> str:
-        """The sampler that is used: what was asked for, else what belongs to the network's size."""
+        """The sampler in use: the requested one, or else the default for the network size."""
         return self.sampler or ("paper" if self.size == "paper" else "fast")
 
     def to_toml(self) -> str:
@@ -346,7 +345,7 @@ def weights_by_method(items: Iterable[str]) -> dict[str, str]:
 
 
 def name_of_call() -> str:
-    """Return a name for the files of one call: its time, and chance: process numbers are alike in all containers."""
+    """Return a name for the files of one call: its time and a random part; containers have equal process numbers."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
 
 
@@ -361,7 +360,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises
     ------
     SettingsError
-        Where the file is missing, is not TOML, or holds a name that is no setting.
+        Where the file is missing, is not TOML, or contains a name that is not a setting.
     """
     try:
         document = tomllib.loads(read_text(path))
@@ -456,7 +455,7 @@ def _located(option: Option, value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as TOML can hold it."""
+    """Return a value in a form that TOML can store."""
     if isinstance(value, tuple):
         return [_plain(v) for v in value]
     return str(value) if isinstance(value, Path) else value

@@ -70,7 +70,7 @@ def test_reverse_phase_partner_among_the_runs(dataset):
     ],
 )
 def test_partner_without_tables_is_all_b0(dataset, removed, volumes, used):
-    """dcm2niix writes no tables beside a series of b0s; a diffusion series may have lost its own."""
+    """dcm2niix writes no tables beside a series of b0s; but a diffusion series may have lost its tables."""
     add(dataset, "sub-03_dir-AP", {"PhaseEncodingDirection": "j-"})
     image = add(dataset, "sub-03_dir-PA", {"PhaseEncodingDirection": "j"})
     whole = nib.load(image)
@@ -154,7 +154,7 @@ def test_fieldmap_epi_is_a_partner(dataset, link):
     assert run.partner.bval is None
 
 
-def test_axis_without_sign_is_said(dataset):
+def test_an_axis_without_a_sign_is_reported(dataset):
     add(dataset, "sub-03", {"PhaseEncodingAxis": "j"})
     (run,) = runs_of(dataset, participants=["03"])
     assert run.partner is None
@@ -194,7 +194,7 @@ def test_phase_and_complex_parts_are_no_series(dataset):
     assert run.name == "sub-03_part-mag"
 
 
-def test_chunks_have_names_of_their_own(dataset):
+def test_chunks_have_different_names(dataset):
     for chunk in "12":
         add(dataset, f"sub-03_chunk-{chunk}", {"PhaseEncodingDirection": "j" + "-" * (chunk == "2")})
     runs = runs_of(dataset, participants=["03"])
@@ -280,7 +280,7 @@ def test_missing_text_files_are_the_runs_fault_alone(dataset):
     assert sound.fault is None
 
 
-def test_text_files_of_another_run_are_not_taken(dataset):
+def test_text_files_of_another_run_are_not_used(dataset):
     add(dataset, "sub-03_run-1")
     add(dataset, "sub-03_run-2")
     (dataset / "sub-03/dwi/sub-03_run-2_dwi.bval").unlink()
@@ -352,7 +352,7 @@ def test_filter_file(dataset):
     assert [run.name for run in found] == ["sub-03_dir-AP"]
 
 
-def test_unmatched_filter_says_what_was_asked(dataset):
+def test_an_unmatched_filter_names_the_request(dataset):
     with pytest.raises(SelectionError, match=r"no diffusion run matches filter .*LR"):
         runs_of(dataset, filters={"dwi": {"direction": "LR"}})
 
@@ -371,7 +371,7 @@ def test_filter_that_is_none(dataset, dwi, message):
         runs_of(dataset, filters={"dwi": dwi})
 
 
-def test_unknown_label_names_what_there_is(dataset):
+def test_an_unknown_label_names_the_existing_ones(dataset):
     with pytest.raises(SelectionError, match=r"no subject 99 .*there are: 01, 02"):
         runs_of(dataset, participants=["99"])
 

@@ -1,4 +1,4 @@
-"""Sidecars of maps: what was fitted is called a fit, what was made is not."""
+"""Sidecars of maps: fitted maps are called a fit, generated ones are not."""
 
 import json
 
@@ -15,14 +15,14 @@ SOURCE = "bids::sub-1/dwi/sub-1_desc-preproc_dwi.nii.gz"
 
 def test_a_fitted_map_is_a_fit_and_a_generated_one_is_not():
     fitted = image_sidecar("map", [SOURCE], param="dec", source="preproc")
-    made = image_sidecar("map", [SOURCE], param="dec", source="diffdti", title="Diff-DTI")
+    sidecar = image_sidecar("map", [SOURCE], param="dec", source="diffdti", title="Diff-DTI")
     assert fitted["Model"]["Parameters"] == {"FitMethod": "wls"}
     assert "from the preproc series" in fitted["Description"]
-    assert "wls" not in json.dumps(made)
-    assert "made by Diff-DTI from b0 and the directions" in made["Description"]
-    assert "no tensor was fitted" in made["Model"]["Description"]
+    assert "wls" not in json.dumps(sidecar)
+    assert "made by Diff-DTI from b0 and the directions" in sidecar["Description"]
+    assert "no tensor was fitted" in sidecar["Model"]["Description"]
     for key in ("OrientationEncoding", "Units", "SkullStripped", "Sources"):
-        assert made[key] == fitted[key]
+        assert sidecar[key] == fitted[key]
 
 
 def test_spread_of_a_map_has_its_unit():
@@ -50,13 +50,13 @@ def test_the_record_joins_every_map(tmp_path):
     assert stored["OrientationEncoding"]["Type"] == "dec"
 
 
-def test_a_rish_map_says_how_it_was_fitted_and_on_which_voxels():
-    own = image_sidecar("rish_map", [SOURCE], param="rish2", source="preproc", shell="1000", order="4")
-    assert "of degree 2" in own["Description"]
-    assert "from the preproc series at b = 1000 s/mm²" in own["Description"]
-    assert own["Model"]["Parameters"]["SphericalHarmonicDegree"] == 4
-    assert own["Model"]["Parameters"]["Shells"] == [1000]
-    assert "Resolution" not in own
+def test_the_sidecar_of_a_rish_map_describes_its_fit_and_its_voxels():
+    sidecar = image_sidecar("rish_map", [SOURCE], param="rish2", source="preproc", shell="1000", order="4")
+    assert "of degree 2" in sidecar["Description"]
+    assert "from the preproc series at b = 1000 s/mm²" in sidecar["Description"]
+    assert sidecar["Model"]["Parameters"]["SphericalHarmonicDegree"] == 4
+    assert sidecar["Model"]["Parameters"]["Shells"] == [1000]
+    assert "Resolution" not in sidecar
     finer = image_sidecar("rish_map", [], param="rish2", source="rishldm", shell="1000", order="4", voxel_mm="1.25")
     assert finer["Resolution"].startswith("Cubes of 1.25 mm")
     assert image_sidecar("generated_bval", [], method="rishldm", title="RISH", voxel_mm="1.25") == {}
@@ -66,18 +66,18 @@ def test_a_reader_of_the_record_finds_which_volumes_were_acquired_and_which_gene
     """The keys are those of docs/outputs.md: whoever uses the data tells real from synthetic by them."""
     series = np.zeros((2, 2, 2, 5), np.float32)
     acquired = np.array([True, False, True, False, True])
-    made = Generated(series, None, None, (), acquired, {}, left_out=LeftOut(np.array([2]), series[..., :1]))
-    sidecar = generative_model(spec_of("qid2"), made)
+    generated = Generated(series, None, None, (), acquired, {}, left_out=LeftOut(np.array([2]), series[..., :1]))
+    sidecar = generative_model(spec_of("qid2"), generated)
     record = sidecar["GenerativeModel"]
     assert sidecar["Synthetic"] is True
     assert record["AcquiredVolumes"] == [0, 2, 4] == kept_volumes(record)
     assert record["GeneratedVolumes"] == [1, 3]
     assert record["LeftOutVolumes"] == [2]
-    second = generative_model(spec_of("qid2"), made, source=sidecar)["GenerativeModel"]
+    second = generative_model(spec_of("qid2"), generated, source=sidecar)["GenerativeModel"]
     assert "AcquiredVolumes" not in second, "what was kept of a generated series was not acquired"
     assert second["InputVolumes"] == [0, 2, 4] == kept_volumes(second)
     assert second["Input"] == record
-    there = template_record(sidecar)["GenerativeModel"]
-    assert there["ResampledVolumes"] == [0]
-    assert there["GeneratedVolumes"] == [1, 2]
-    assert not {"AcquiredVolumes", "LeftOutVolumes"} & set(there)
+    model = template_record(sidecar)["GenerativeModel"]
+    assert model["ResampledVolumes"] == [0]
+    assert model["GeneratedVolumes"] == [1, 2]
+    assert not {"AcquiredVolumes", "LeftOutVolumes"} & set(model)

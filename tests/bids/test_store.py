@@ -1,4 +1,4 @@
-"""Results in their place: complete, finite, or not there at all."""
+"""Stored results are complete and finite, or absent."""
 
 import errno
 
@@ -21,7 +21,7 @@ def test_values_that_are_not_finite_are_not_stored(tmp_path):
     assert not (tmp_path / "out/x.nii.gz").exists()
 
 
-def test_full_disk_says_where_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_names_the_folder_and_leaves_no_file(tmp_path, monkeypatch):
     source = image(tmp_path / "a.nii", np.ones((2, 2, 2)))
 
     def full(*_):
@@ -33,7 +33,7 @@ def test_full_disk_says_where_and_leaves_nothing(tmp_path, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_what_another_call_wrote_over_is_not_intact(tmp_path):
+def test_a_result_that_another_call_overwrote_is_not_intact(tmp_path):
     assert not intact(tmp_path), "nothing was remembered"
     source = image(tmp_path / "a.nii", np.ones((2, 2, 2)))
     written = store(source, tmp_path / "out/x.nii.gz", {"Description": "x"})

@@ -89,7 +89,7 @@ def test_distortion_is_opposite_in_the_reverse_phase_b0(demo, truth):
     assert np.corrcoef((forth - back)[strong], predicted[strong])[0, 1] > 0.7
 
 
-def test_truth_maps_lie_in_their_ranges(truth):
+def test_true_maps_are_in_their_ranges(truth):
     for subject in ("sub-01", "sub-02"):
         folder = truth / subject / "dwi"
         fa, md = (

@@ -30,7 +30,7 @@ def test_labels_with_and_without_prefix():
     assert parse("--participant_label", "01").participant_label == ("01",)
 
 
-def test_difusion_sees_the_noise_unless_told_otherwise():
+def test_difusion_gets_the_noisy_series_unless_the_user_asks_otherwise():
     assert parse("--methods", "difusion").denoiser == "none"
     assert parse("--methods", "difusion", "--denoise", "mppca").denoiser == "mppca"
 
@@ -106,7 +106,7 @@ def test_folders_that_cannot_serve():
         (("--b0-threshold", "0"), "--b0-threshold: expected more than 0"),
         (("--derivatives", "/somewhere"), "expected NAME=PATH"),
         (("--weights", "trial"), "expected METHOD=NAME_OR_PATH"),
-        (("--weights", "nobody=trial"), "METHOD one of difusion"),
+        (("--weights", "unknown=trial"), "METHOD one of difusion"),
         (("--qid2-directions", "0"), "expected a number above 0 or a file"),
         (("--rishldm-voxel-size", "0"), "--rishldm-voxel-size: expected more than 0, found 0"),
         (("--rishldm-voxel-size", "inf"), "--rishldm-voxel-size: expected a finite number, found inf"),
@@ -124,11 +124,11 @@ def test_output_must_not_be_the_input(tmp_path):
         parse_settings([str(tmp_path), f"{tmp_path}/", "participant"])
 
 
-def test_missing_weights_have_a_status_of_their_own_before_anything_runs(tmp_path, capsys):
+def test_missing_weights_have_a_separate_exit_status_before_anything_runs(tmp_path, capsys):
     (tmp_path / "data").mkdir()
     command = [str(tmp_path / "data"), str(tmp_path / "out"), "participant", "--dry-run", "--methods", "difusion"]
-    assert main([*command, "--weights", "difusion=nobody"]) == 4
-    assert "no weights 'nobody'" in capsys.readouterr().err
+    assert main([*command, "--weights", "difusion=absent"]) == 4
+    assert "no weights 'absent'" in capsys.readouterr().err
 
 
 def no_adc(folder):
@@ -151,15 +151,15 @@ def test_a_faulty_atlas_is_found_before_anything_runs(tmp_path, capsys, method, 
     folder.mkdir()
     command = [str(folder), str(tmp_path / "out"), "participant", "--dry-run", option, str(make(folder))]
     assert main([*command, "--methods", method]) == 4
-    told = capsys.readouterr()
-    assert message in told.err
-    assert "is not used" not in told.out
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert "is not used" not in printed.out
     for methods in ((), ("--methods", "interp")):  # no method works with it
         assert main([*command, *methods]) == 3  # the dataset is none
-        assert f"note: {option} is not used: of the methods asked for (" in capsys.readouterr().out
+        assert f"note: {option} is not used: none of the requested methods (" in capsys.readouterr().out
 
 
-def test_a_validator_that_is_not_there_is_said(tmp_path, capsys, monkeypatch):
+def test_a_missing_validator_is_reported(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     _validate(tmp_path)
     assert "not installed: the dataset was not validated" in capsys.readouterr().out

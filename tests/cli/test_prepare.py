@@ -95,11 +95,11 @@ def test_preprocessed_runs_are_averaged_in_the_template(tmp_path, derivative, ca
     np.testing.assert_allclose(data[distance < 22][:, 1], 0.6e-3, rtol=2e-3)
     assert (data[distance > 29] == 0).all()
     sidecar = json.loads((tmp_path / "adc.json").read_text())
-    told = {"Source": "derived", "Subjects": [2, 1], "Runs": [2, 1], "Space": TEMPLATE}
-    assert {name: sidecar[name] for name in told} == told
+    expected = {"Source": "derived", "Subjects": [2, 1], "Runs": [2, 1], "Space": TEMPLATE}
+    assert {name: sidecar[name] for name in expected} == expected
 
     capsys.readouterr()
-    assert adc(derivative, out) == 1  # b=3000 is nobody's
+    assert adc(derivative, out) == 1  # no scan has b=3000
     message = capsys.readouterr().err
     assert "no run has a shell near b = 3000 s/mm² (found: 900, 1050, 2000)" in message
     assert adc(derivative, out, "--bvalues", 1000, "--subjects", 3) == 1
@@ -133,14 +133,14 @@ def test_a_run_without_a_transform_is_left_out_and_two_templates_are_refused(tmp
     assert not (tmp_path / "other.nii.gz").exists()
 
 
-def test_what_cannot_be_an_adc_atlas_says_so(tmp_path, atlas, capsys):
+def test_an_impossible_adc_atlas_is_refused_with_the_reason(tmp_path, atlas, capsys):
     out = tmp_path / "adc.nii.gz"
     for source, target, options, status, message in (
         (atlas, tmp_path / "adc.safetensors", (), 1, "has to end with .nii.gz"),
         (write_dataset(tmp_path / "raw"), out, (), 1, "found a raw dataset; run bids_dmrigen on it"),
         (tmp_path / "absent", out, (), 4, "no such file"),
         (atlas, out, ("--subjects", 0), 1, "at least one, found 0"),
-        (atlas, out, ("--bvalues", 0), 1, "expected rising ones above 50"),
+        (atlas, out, ("--bvalues", 0), 1, "expected increasing values above 50"),
         (atlas, out, ("--voxel-mm", 0), 1, "expected an edge in mm above 0"),
     ):
         assert adc(source, target, *options) == status

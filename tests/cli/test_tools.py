@@ -45,12 +45,12 @@ def test_weights_are_listed_shown_and_verified(weights, capsys):
     assert "whole and unchanged, fits difusion small" in capsys.readouterr().out
 
 
-def test_damaged_or_absent_weights_have_a_status_of_their_own(weights, capsys):
+def test_damaged_or_absent_weights_have_a_separate_exit_status(weights, capsys):
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert main(["weights", "verify", str(weights)]) == 4
     assert "SHA-256" in capsys.readouterr().err
-    assert main(["weights", "show", "nobody"]) == 4
-    assert "no weights 'nobody'" in capsys.readouterr().err
+    assert main(["weights", "show", "absent"]) == 4
+    assert "no weights 'absent'" in capsys.readouterr().err
 
 
 def test_evaluate_reads_a_scan_and_writes_everything(tmp_path, capsys):
@@ -66,7 +66,7 @@ def test_evaluate_reads_a_scan_and_writes_everything(tmp_path, capsys):
     assert main(["evaluate", str(image), "--keep", "20", "--methods", "none", "--out", str(out)]) == 1
     assert "no shell has more" in capsys.readouterr().err
     command = ["evaluate", str(image), "--keep", "8", "--methods", "difusion", "--out", str(out)]
-    assert main([*command, "--weights", "difusion=nobody"]) == 4
+    assert main([*command, "--weights", "difusion=absent"]) == 4
 
 
 def test_evaluate_runs_a_method_on_the_kept_volumes(tmp_path, monkeypatch):

@@ -202,8 +202,8 @@ def test_of_pairs_a_subject_that_is_in_both_is_held_out(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("trainable")
-def test_what_is_missing_has_a_status_of_its_own(tmp_path, atlas, capsys):
-    assert main(command(tmp_path / "o", "--init", "nobody")) == 4
+def test_missing_weights_and_atlases_have_a_separate_exit_status(tmp_path, atlas, capsys):
+    assert main(command(tmp_path / "o", "--init", "absent")) == 4
     assert main(command(tmp_path / "o", "--atlas", str(tmp_path / "absent.safetensors"))) == 4
     assert main(command(tmp_path / "o", "--atlas", str(tmp_path))) == 4
     assert "T1w.nii.gz" in capsys.readouterr().err

@@ -276,15 +276,15 @@ class _Module:
 
 def _libraries() -> list[torch.library.Library]:
     """Register what torch does on the device; the registrations last as long as what is returned."""
-    own = torch.library.Library("aten", "IMPL")
+    library = torch.library.Library("aten", "IMPL")
     for name, made in (("empty.memory_format", _empty), ("empty_strided", _empty_strided), ("_copy_from", _copy_from)):
-        own.impl(name, made, "PrivateUse1")
+        library.impl(name, made, "PrivateUse1")
     for name in FACTORIES:
         packet = getattr(torch.ops.aten, name)
         for overload in packet.overloads():
             if "out" not in overload:
                 full = name if overload == "default" else f"{name}.{overload}"
-                own.impl(full, _factory(getattr(packet, overload)), "PrivateUse1")
+                library.impl(full, _factory(getattr(packet, overload)), "PrivateUse1")
     rest = torch.library.Library("_", "IMPL")
     rest.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     kinds = ((LOWER, lambda _: torch.bfloat16), (HIGHER, lambda _: torch.float32), (WIDEST, _widest))
@@ -296,8 +296,8 @@ def _libraries() -> list[torch.library.Library]:
                 if overload in ("out", "") or any(a.is_out for a in schema.arguments) or "Dimname" in str(schema):
                     continue
                 full = name if overload == "default" else f"{name}.{overload}"
-                own.impl(full, _autocast_kernel(getattr(packet, overload), choose), "AutocastPrivateUse1")
-    return [own, rest]
+                library.impl(full, _autocast_kernel(getattr(packet, overload), choose), "AutocastPrivateUse1")
+    return [library, rest]
 
 
 _Generator = torch.Generator

@@ -114,22 +114,22 @@ def test_no_method_is_left_out():
 
 
 @pytest.mark.parametrize("case", GENERATED)
-def test_what_is_generated_is_the_processor_s(case, strict):
-    made, expected = (generated(case, device, "fp32") for device in (strict, CPU))
-    assert apart(made.mean, expected.mean) < 1e-3
-    assert (made.std is None) == (expected.std is None)
-    if made.std is not None:
-        assert apart(made.std, expected.std, expected.mean) < 1e-3
+def test_results_are_the_same_as_on_the_processor(case, strict):
+    result, expected = (generated(case, device, "fp32") for device in (strict, CPU))
+    assert apart(result.mean, expected.mean) < 1e-3
+    assert (result.std is None) == (expected.std is None)
+    if result.std is not None:
+        assert apart(result.std, expected.std, expected.mean) < 1e-3
     numerics = {"Precision": "fp32", "TF32": False, "Deterministic": True}
-    assert made.record.get("Numerics", numerics) == numerics
+    assert result.record.get("Numerics", numerics) == numerics
 
 
 @pytest.mark.parametrize("case", ["difusion", "qid2 samples", "diffdti", "phydiff", "rishldm"])
-def test_in_bfloat16_it_is_near(case, strict):
-    made, expected = generated(case, strict, "bf16"), generated(case, CPU, "fp32")
-    assert np.isfinite(made.mean).all()
-    assert 0 < apart(made.mean, expected.mean) < 0.5
-    assert made.record["Numerics"]["Precision"] == "bf16"
+def test_results_in_bfloat16_are_near_those_in_single_precision(case, strict):
+    result, expected = generated(case, strict, "bf16"), generated(case, CPU, "fp32")
+    assert np.isfinite(result.mean).all()
+    assert 0 < apart(result.mean, expected.mean) < 0.5
+    assert result.record["Numerics"]["Precision"] == "bf16"
 
 
 @pytest.fixture
@@ -167,8 +167,8 @@ def steps_of(name: str, source, precision: str) -> list:
 @pytest.mark.parametrize("name", ["qid2", "diffdti", "phydiff", "rishldm"])
 @pytest.mark.usefixtures("_small_blocks")
 def test_training_takes_the_processor_s_steps(name, precision, strict):
-    made, expected = (steps_of(name, subjects(load(name), d), p) for d, p in ((strict, precision), (CPU, "fp32")))
-    for (scores, weights), (expected_scores, expected_weights) in zip(made, expected, strict=True):
+    result, expected = (steps_of(name, subjects(load(name), d), p) for d, p in ((strict, precision), (CPU, "fp32")))
+    for (scores, weights), (expected_scores, expected_weights) in zip(result, expected, strict=True):
         assert scores == pytest.approx(expected_scores, rel=1e-3 if precision == "fp32" else 0.1)
         if precision == "fp32":
             torch.testing.assert_close(weights, expected_weights, rtol=0, atol=2e-3)

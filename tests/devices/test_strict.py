@@ -46,7 +46,7 @@ def test_two_devices_never_mix(mix):
 
 
 @pytest.mark.parametrize("leave", [lambda x: x.numpy(), np.asarray, np.sqrt])
-def test_nothing_leaves_unasked(leave):
+def test_no_tensor_leaves_the_device_without_a_request(leave):
     with pytest.raises(TypeError, match="can't convert strict:0 device type tensor to numpy"):
         leave(there(2, 3))
 
@@ -67,12 +67,12 @@ def test_numbers_are_drawn_from_a_generator_of_their_device(draw, device):
     other = "cpu" if device == DEVICE else DEVICE
     with pytest.raises(RuntimeError, match="device type for generator but found"):
         draw(torch.Generator(other), device)
-    made = draw(torch.Generator(device).manual_seed(3), device)
-    assert made.device == torch.device(device)
-    assert torch.equal(made.cpu(), draw(torch.Generator().manual_seed(3), "cpu"))
+    result = draw(torch.Generator(device).manual_seed(3), device)
+    assert result.device == torch.device(device)
+    assert torch.equal(result.cpu(), draw(torch.Generator().manual_seed(3), "cpu"))
 
 
-def test_what_cuda_lets_through():
+def test_operations_that_cuda_allows_are_allowed():
     x = there(2, 3)
     assert isinstance(x + torch.tensor(1.0), StrictTensor), "single numbers"
     assert isinstance(x[torch.tensor([0, 1])], StrictTensor), "the host's indices"
@@ -93,8 +93,8 @@ def test_shapes_change_in_place():
     x = there(1, 2, 3)
     assert (x.squeeze_(0).shape, x.t_().shape, x.unsqueeze_(1).shape) == ((2, 3), (3, 2), (3, 1, 2))
     assert x.tolist() == [[[0.0, 3.0]], [[1.0, 4.0]], [[2.0, 5.0]]]
-    made = (torch.arange(3, device=DEVICE), torch.linspace(0, 1, 3, device=DEVICE), torch.eye(3, device=DEVICE)[0])
-    assert [(m + 1).tolist() for m in made] == [[1, 2, 3], [1.0, 1.5, 2.0], [2.0, 1.0, 1.0]]
+    result = (torch.arange(3, device=DEVICE), torch.linspace(0, 1, 3, device=DEVICE), torch.eye(3, device=DEVICE)[0])
+    assert [(m + 1).tolist() for m in result] == [[1, 2, 3], [1.0, 1.5, 2.0], [2.0, 1.0, 1.0]]
     assert torch.triu_indices(2, 2, device=DEVICE).tolist() == [[0, 0, 1], [0, 1, 1]]
 
 
@@ -110,16 +110,16 @@ def test_a_training_step_is_the_processor_s_but_for_rounding():
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.SiLU(), nn.Flatten(), nn.Linear(16, 1))
     image, after = torch.randn(3, 1, 4, 4), []
     for device in ("cpu", DEVICE):
-        own = copy.deepcopy(net).to(device, memory_format=torch.channels_last)
-        own.load_state_dict(net.state_dict())
-        copied = copy.deepcopy(own)
+        on_device = copy.deepcopy(net).to(device, memory_format=torch.channels_last)
+        on_device.load_state_dict(net.state_dict())
+        copied = copy.deepcopy(on_device)
         assert all(isinstance(p, nn.Parameter) for p in copied.parameters())
-        optimiser = torch.optim.AdamW(own.parameters())
-        own(image.to(device)).square().mean().backward()
-        nn.utils.clip_grad_norm_(own.parameters(), 0.1)
+        optimiser = torch.optim.AdamW(on_device.parameters())
+        on_device(image.to(device)).square().mean().backward()
+        nn.utils.clip_grad_norm_(on_device.parameters(), 0.1)
         optimiser.step()
         assert all(torch.equal(p.cpu(), q) for p, q in zip(copied.parameters(), net.parameters(), strict=True))
-        after.append([p.detach().cpu() for p in own.parameters()])
+        after.append([p.detach().cpu() for p in on_device.parameters()])
     torch.testing.assert_close(*after, rtol=1e-5, atol=1e-7)
     assert not torch.equal(after[0][0], net[0].weight)
 
@@ -129,10 +129,10 @@ def test_autocast_computes_as_cuda_would():
     with autocast(DEVICE, "bf16"):
         low = [x @ x, F.linear(x, x), F.conv2d(x[None, None], x[None, None]), torch.einsum("ij,jk->ik", x, x)]
         low.append(F.scaled_dot_product_attention(x[None], x[None], x[None]))
-        assert {made.dtype for made in low} == {torch.bfloat16}
+        assert {result.dtype for result in low} == {torch.bfloat16}
         high = [low[0].softmax(0), low[0].exp(), low[0].sum(), F.layer_norm(low[0], (2,)), low[0].square()]
         high.append(F.group_norm(low[0][None], 1))
-        assert {made.dtype for made in high} == {torch.float32}
+        assert {result.dtype for result in high} == {torch.float32}
         assert (low[0] + 1).dtype == torch.bfloat16
         assert (x.double() @ x.double()).dtype == torch.float64
         with autocast(DEVICE, "fp32"):
@@ -140,12 +140,12 @@ def test_autocast_computes_as_cuda_would():
     torch.testing.assert_close(low[0].cpu(), x.cpu().bfloat16() @ x.cpu().bfloat16())
 
 
-def test_operations_without_an_order_raise_where_one_is_asked_for():
+def test_operations_without_a_fixed_order_raise_where_one_is_required():
     maps = there(1, 1, 3, 3).requires_grad_()
-    made = F.grid_sample(maps, there(1, 2, 2, 2) / 8, align_corners=True).sum()
+    result = F.grid_sample(maps, there(1, 2, 2, 2) / 8, align_corners=True).sum()
     with policy(deterministic=True):
-        made.backward(retain_graph=True)
-    for ask in (lambda: made.backward(), lambda: there(3).cumsum(0), lambda: there(3, 2).median(0)):
+        result.backward(retain_graph=True)
+    for ask in (lambda: result.backward(), lambda: there(3).cumsum(0), lambda: there(3, 2).median(0)):
         with policy(deterministic=True, strict=True), pytest.raises(RuntimeError, match="deterministic implementation"):
             ask()
     with policy(deterministic=True, strict=True):

@@ -53,15 +53,15 @@ def test_scans_come_back_where_they_were(path, scans):
 def test_random_slices_are_windows_of_a_scan(path, size):
     prepared = Prepared(path)
     for step in range(6):
-        made = prepared.slices(numbers_of_step(0, step), 5, size)
+        batch = prepared.slices(numbers_of_step(0, step), 5, size)
         again = prepared.slices(numbers_of_step(0, step), 5, size)
-        assert torch.equal(made.signal, again.signal)
-        assert made.signal.shape == (5, len(made.bvals), *size)
-        assert made.mask.shape == (5, *size)
-        assert made.mask.flatten(1).any(dim=1).all()
-        assert not made.signal.movedim(1, -1)[~made.mask].any()
-        torch.testing.assert_close(made.axes.T @ made.axes, torch.eye(3), atol=1e-2, rtol=0)
-        shown = np.unique(made.signal[:, 0][made.mask].numpy().astype(np.float16))
+        assert torch.equal(batch.signal, again.signal)
+        assert batch.signal.shape == (5, len(batch.bvals), *size)
+        assert batch.mask.shape == (5, *size)
+        assert batch.mask.flatten(1).any(dim=1).all()
+        assert not batch.signal.movedim(1, -1)[~batch.mask].any()
+        torch.testing.assert_close(batch.axes.T @ batch.axes, torch.eye(3), atol=1e-2, rtol=0)
+        shown = np.unique(batch.signal[:, 0][batch.mask].numpy().astype(np.float16))
         assert any(np.isin(shown, stored_b0(prepared, k)).all() for k in range(3))
 
 
@@ -74,8 +74,8 @@ def test_a_whole_slice_is_the_scan_s(tmp_path, scans):
     write_prepared(tmp_path / "one.safetensors", [("run", "a", scans[0], 5.0)])
     prepared = Prepared(tmp_path / "one.safetensors")
     scan = prepared.scan(0)
-    made = prepared.slices(numbers_of_step(1, 0), 1, scan.mask.shape[:2])
-    signal = made.signal[0].permute(1, 2, 0).numpy() * prepared.about[0]["scale"]
+    batch = prepared.slices(numbers_of_step(1, 0), 1, scan.mask.shape[:2])
+    signal = batch.signal[0].permute(1, 2, 0).numpy() * prepared.about[0]["scale"]
     differences = np.abs(scan.data - signal[:, :, None]).max(axis=(0, 1, 3))
     assert differences.min() < 1e-3 < np.sort(differences)[1]
 
@@ -101,7 +101,7 @@ def test_of_some_subjects_alone_none_else_is_drawn(path):
     assert not any(c.any() for c in Prepared(path, subjects=()).counts)
 
 
-def test_what_cannot_be_prepared_or_read_says_so(tmp_path, scans):
+def test_data_that_cannot_be_prepared_or_read_are_reported(tmp_path, scans):
     with pytest.raises(ValueError, match="no scan to prepare"):
         write_prepared(tmp_path / "x.safetensors", [])
     dark = Scan(0 * scans[0].data, AFFINE, scans[0].gradients, scans[0].mask)

@@ -54,7 +54,7 @@ def source(addresses, device="cpu"):
     return NoiseSource(1, "01", "acq-a_dwi", "qid2", addresses, (2, 5, 6), device)
 
 
-def test_batches_hold_the_noise_of_their_addresses_in_any_order():
+def test_batches_have_the_noise_of_their_addresses_in_any_order():
     whole = source(ADDRESSES)(0)
     assert whole.shape == (8, 2, 5, 6)
     assert whole.dtype == torch.float32
@@ -65,7 +65,7 @@ def test_batches_hold_the_noise_of_their_addresses_in_any_order():
     assert torch.equal(source(ADDRESSES[3:5])(4), source(ADDRESSES)(4)[3:5])
 
 
-def test_draws_of_one_address_are_independent_of_each_other_and_of_what_was_drawn():
+def test_draws_of_one_address_are_independent_of_each_other_and_of_earlier_draws():
     one = NoiseSource(1, "", "", "", [(0, 0, 0)], (4000,))
     draws = torch.cat([one(k) for k in range(6)])
     assert (torch.corrcoef(draws) - torch.eye(6)).abs().max() < 5 / 4000**0.5

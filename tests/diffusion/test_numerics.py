@@ -1,4 +1,4 @@
-"""The policy of numerics: one for all, kept inside, undone outside, said in the record."""
+"""The policy of numerics: the same for all, in force inside, undone outside, written in the record."""
 
 import ast
 import os
@@ -13,7 +13,7 @@ from bids_dmrigen.diffusion.numerics import autocast, policy, resolve_precision
 from bids_dmrigen.diffusion.training import Plan, train
 
 CPU = torch.device("cpu")
-# What the policy decides, and nobody else.
+# Settings that only the policy may change.
 DECIDED = {"autocast", "use_deterministic_algorithms", "allow_tf32", "benchmark", "set_float32_matmul_precision"}
 
 
@@ -27,7 +27,7 @@ def in_force():
     )
 
 
-def test_what_was_set_before_is_set_again(monkeypatch):
+def test_earlier_settings_are_restored(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
@@ -43,13 +43,13 @@ def test_what_was_set_before_is_set_again(monkeypatch):
     assert in_force() == before
 
 
-def test_a_setting_of_cublas_that_somebody_made_stays(monkeypatch):
+def test_a_cublas_setting_of_the_user_stays(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     with policy(deterministic=True):
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
-def test_precision_is_what_was_asked_for():
+def test_precision_is_the_requested_one():
     assert resolve_precision("fp32", CPU) == "fp32"
     assert resolve_precision("bf16", CPU) == "bf16"
     assert resolve_precision("auto", CPU) in ("fp32", "bf16")
@@ -65,10 +65,10 @@ def test_fp32_is_fp32_inside_of_bf16():
             assert (a @ a).dtype == torch.float32
 
 
-def test_the_record_says_what_was_in_force(monkeypatch):
+def test_the_record_contains_the_settings_in_force(monkeypatch):
     with policy(deterministic=True):
         assert numerics.record(CPU, "bf16") == {"Precision": "bf16", "TF32": False, "Deterministic": True}
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # somebody calls a method without the policy
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # a call of a method without the policy
     assert numerics.record(torch.device("cuda"), "fp32") == {"Precision": "fp32", "TF32": True, "Deterministic": False}
     assert numerics.record(CPU, "fp32")["TF32"] is False, "a processor has none"
 
@@ -87,7 +87,7 @@ def test_training_scores_in_its_own_precision_and_by_strictly_deterministic_algo
     assert {kept for kept, _ in seen} == {(True, False)}
 
 
-def test_nobody_else_decides():
+def test_only_numerics_changes_these_settings():
     root = Path(bids_dmrigen.__file__).parent
     for path in sorted(root.rglob("*.py")):
         if path != root / "diffusion" / "numerics.py":

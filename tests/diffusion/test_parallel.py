@@ -80,7 +80,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_both_hold_the_same_weights_to_the_bit(folder):
+def test_both_processes_have_bit_identical_weights(folder):
     for what in ("whole", "resumed"):
         first, second = (torch.load(folder / f"{what}-{k}.pt", weights_only=True) for k in (0, 1))
         first, second = (v[0] if what == "whole" else v for v in (first, second))

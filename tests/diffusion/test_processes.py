@@ -39,7 +39,7 @@ def test_noising_step_by_step_has_the_marginal():
 
 
 @pytest.mark.parametrize("kind", ["x0", "noise", "v", "score"])
-def test_every_prediction_stands_for_the_clean_image(kind):
+def test_every_kind_of_prediction_gives_the_clean_image(kind):
     process = rev_warmup70()
     x0, noise = torch.randn(3, 1, 4, 4, dtype=torch.float64), torch.randn(3, 1, 4, 4, dtype=torch.float64)
     t = torch.tensor([1, 300, 1000])[:, None, None, None]

@@ -64,7 +64,7 @@ def test_sampling_fine_steps_gives_the_data_distribution():
     assert (sampled.evaluations == 501).all()
 
 
-def test_posterior_means_shrink_as_the_closed_form_says():
+def test_posterior_means_agree_with_the_closed_form():
     # every step is affine in x_t, so the deviation from alpha_t MEAN is multiplied by a known factor
     process, times = rev_warmup70(), run_walk_times()
     start = torch.linspace(-1, 5, 7, dtype=torch.float64)
@@ -79,7 +79,7 @@ def test_posterior_means_shrink_as_the_closed_form_says():
     torch.testing.assert_close(sampled.x0, MEAN + deviation)
 
 
-def test_stopped_samples_keep_their_estimate_and_the_others_go_on():
+def test_stopped_samples_keep_their_estimate_and_the_others_continue():
     process = rev_warmup70()
     start = torch.tensor([[0.0], [10.0]], dtype=torch.float64)
     stop = lambda x0, step: (x0[:, 0] < 5) & (step >= 1)  # noqa: E731
@@ -103,7 +103,7 @@ def test_faults_are_refused():
 
 @dataclass(frozen=True)
 class ByVoxel(Process):
-    """Three voxels that are noised at different speeds: alpha_t to the power of each voxel's own."""
+    """Three voxels with different speeds of noising: alpha_t to the power of the speed of each voxel."""
 
     steps: int = 1000
     speed: tuple[float, ...] = (0.5, 1.0, 1.6)
@@ -200,8 +200,8 @@ def test_ddim_with_eta_1_is_ancestral_sampling():
         torch.testing.assert_close(a, b)
 
 
-def test_what_varies_by_voxel_equals_each_voxel_by_itself():
-    # independent voxels and a process of their own each: the samplers must treat them as three separate runs
+def test_a_process_that_varies_by_voxel_equals_separate_processes():
+    # independent voxels, each with another process: the samplers must treat them as three separate runs
     whole, covariance = ByVoxel(), torch.diag(COVARIANCE.diag())
     start, times = draws(5)(0), even_times(1000, 12)
     for sampler in (ancestral, partial(ddim, eta=0.7), dpm_solver_pp_2m, heun):
@@ -228,8 +228,8 @@ def test_evaluations_are_counted():
     assert counts == {"ancestral": 3, "ddim": 3, "dpm_solver_pp_2m": 3, "heun": 5, "predictor_corrector": 6}
 
 
-def test_no_image_of_a_batch_feels_the_others():
-    # the corrector's step size in particular must be each image's own
+def test_no_image_of_a_batch_depends_on_the_others():
+    # in particular, the step size of the corrector must be computed for each image separately
     process, denoise, times = linear(), best_denoiser(linear()), even_times(1000, 10)
     address = [(v, 0, 0) for v in range(4)]
     for sampler in (ancestral, ddim, dpm_solver_pp_2m, heun, predictor_corrector):
@@ -269,7 +269,17 @@ def test_missing_noise_is_refused():
             sampler(lambda x, t: x, linear(), torch.zeros(1, 1), [5, 1], noise=None)
 
 
-def test_inverted_ddim_gives_the_noise_that_ddim_makes_the_image_from():
+def test_inverted_ddim_adds_the_noise_predicted_at_the_time_that_each_step_leaves():
+    # In x / alpha and r = sigma / alpha, a step adds the predicted noise times the growth of r.
+    process, times = linear(), [30, 200, 600]
+    image = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
+    noised = ddim_inverse(lambda x, t: torch.full_like(x, t / 100), process, image, times).x0
+    alpha, sigma = process.marginal(torch.tensor([0, *times]))
+    noise_left = torch.tensor([1, 30, 200], dtype=torch.float64) / 100  # time 0 is asked for as 1
+    torch.testing.assert_close(noised, alpha[-1] * (image + (noise_left * (sigma / alpha).diff()).sum()))
+
+
+def test_inverted_ddim_gives_the_noise_from_which_ddim_samples_the_image():
     process, images = linear(), torch.tensor([1.0, 1.5, 2.0, 3.0], dtype=torch.float64)
     denoise = gaussian_denoiser(process)
 

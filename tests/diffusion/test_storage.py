@@ -1,4 +1,4 @@
-"""Files are whole or not there: failures, links, permissions."""
+"""Files are complete or absent: failures, links, permissions."""
 
 import errno
 import os
@@ -37,7 +37,7 @@ def test_a_link_is_replaced_and_its_target_kept(tmp_path):
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o007])
-def test_files_are_for_whom_the_umask_says(tmp_path, mask):
+def test_files_have_the_permissions_of_the_umask(tmp_path, mask):
     before = os.umask(mask)
     try:
         paths = write_text(tmp_path / "a.txt", "x"), write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(2)})

@@ -90,7 +90,7 @@ def test_the_best_weights_come_back_though_they_are_older_than_the_checkpoint(tm
         train(network(), batch, loss, held_out, PLAN, checkpoint=path)
 
 
-def test_best_weights_of_another_training_are_not_taken_for_its_own(tmp_path):
+def test_best_weights_of_another_training_are_not_used(tmp_path):
     path = tmp_path / "state.safetensors"
     nothing = {name: torch.zeros_like(value) for name, value in network().state_dict().items()}
     write_tensors(tmp_path / "state-best-10.safetensors", nothing)
@@ -100,7 +100,7 @@ def test_best_weights_of_another_training_are_not_taken_for_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("best_at", [10, 30])
-def test_a_checkpoint_holds_weights_average_and_optimiser_once(tmp_path, best_at):
+def test_a_checkpoint_contains_weights_average_and_optimiser_once(tmp_path, best_at):
     """Bytes of 32-bit numbers: two networks and two moments of what is trained; what is frozen once."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 200), nn.Linear(200, 200), nn.BatchNorm1d(200), nn.Linear(200, 1))
@@ -276,14 +276,14 @@ def test_log_has_a_row_per_score(tmp_path):
     assert float(rows[-1]["held_out"]) < float(rows[0]["held_out"])
 
 
-def test_log_is_there_while_the_training_runs(tmp_path):
+def test_the_log_exists_while_the_training_runs(tmp_path):
     log = tmp_path / "training.csv"
     with pytest.raises(Interrupted):
         train(network(), batch, loss, held_out, PLAN, log=log, progress=interrupt_at(12))
     assert len(log.read_text().splitlines()) == 4
 
 
-def test_progress_tells_the_time_left(monkeypatch):
+def test_progress_shows_the_time_left(monkeypatch):
     clock = iter(range(10_000))
     monkeypatch.setattr("bids_dmrigen.diffusion.training.time.monotonic", lambda: float(next(clock)))
     seen = []

@@ -1,4 +1,4 @@
-"""Weights: what is saved is found, verified and loaded; what is damaged or foreign is refused by name."""
+"""Weights: saved weights are found, verified and loaded; damaged or unsuitable ones are refused with their name."""
 
 import hashlib
 import json
@@ -50,7 +50,7 @@ def saved(tmp_path):
 
 @pytest.fixture(autouse=True)
 def package(tmp_path_factory, monkeypatch):
-    """Stand in for the package's own folder."""
+    """Replace the folder of weights of the package."""
     folder = tmp_path_factory.mktemp("package")
     monkeypatch.setattr(weights, "PACKAGED", folder)
     return folder

@@ -1,4 +1,4 @@
-"""The apparent diffusion coefficient against exponentials, and which subjects a mean is made of."""
+"""The apparent diffusion coefficient against exponentials, and which subjects enter a mean."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from bids_dmrigen.dwi.adc import FREE_WATER_MM2_PER_S, MeanOverBrains, apparent_diffusion
 
 
-def test_an_exponential_has_the_diffusivity_it_was_made_with():
+def test_the_adc_of_an_exponential_is_its_diffusivity():
     diffusivity, b = np.array([0.3e-3, 0.8e-3, 2.9e-3]), np.array([700.0, 1000.0, 3000.0])
     signal = 400 * np.exp(-b * diffusivity[:, None])
     np.testing.assert_allclose(apparent_diffusion(np.full(3, 400.0), signal, b), diffusivity, rtol=1e-5)

@@ -39,7 +39,7 @@ def test_fusion_reaches_the_best_linear_combination(error):
     assert ((fused - truth) ** 2).mean() == pytest.approx(best, rel=0.05, abs=0.1 * sigma**2 / 20)
 
 
-def test_what_the_estimate_misses_smoothly_comes_back():
+def test_smooth_errors_of_the_estimate_are_corrected():
     # an error that varies slowly is nearly all signal in the coarse bands, where little noise is
     sigma, rng = 20.0, np.random.default_rng(0)
     truth = np.full((*SHAPE, 12), 1000.0, np.float32)
@@ -51,7 +51,7 @@ def test_what_the_estimate_misses_smoothly_comes_back():
     assert ((fused - truth)[inner] ** 2).mean() < 0.4 * one_weight
 
 
-def test_bands_add_up_and_share_white_noise_as_said():
+def test_bands_sum_to_the_image_and_have_the_stated_shares_of_white_noise():
     torch.manual_seed(0)
     image, mask = torch.randn(40, 40, 40), torch.ones(40, 40, 40, dtype=torch.bool)
     split = bands(image, mask)

@@ -35,7 +35,7 @@ def test_equals_dipy(shape):
     assert found.dtype == np.float32
     assert found.shape == data.shape
     assert np.abs(found - expected).max() < TOLERANCE * data.max()
-    assert np.abs(found - data).max() > 20 * TOLERANCE * data.max()  # something was there to remove
+    assert np.abs(found - data).max() > 20 * TOLERANCE * data.max()  # there was ringing to remove
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -73,7 +73,7 @@ def test_background_stays():
     found = remove_gibbs(data)
     np.testing.assert_array_equal(found[:, :, 1:3], data[:, :, 1:3])
     assert np.isfinite(found).all()
-    assert torch.get_num_threads() == threads  # the workers' own limit is theirs alone
+    assert torch.get_num_threads() == threads  # the limit of the workers does not change that of the caller
 
 
 def test_bad_input_is_refused():

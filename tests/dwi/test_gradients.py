@@ -187,7 +187,7 @@ def test_even_subset_avoids_repeats_and_checks_its_size():
 
 
 def test_even_directions_approach_the_icosahedron():
-    """Six axes through the corners of an icosahedron are the best there is: 63.43 degrees apart."""
+    """Six axes through the corners of an icosahedron are the best possible: 63.43 degrees apart."""
     cosine = np.abs(np.triu(even_directions(6) @ even_directions(6).T, 1)).max()
     assert np.degrees(np.arccos(cosine)) > 60
     directions = even_directions(40)

@@ -85,7 +85,7 @@ def test_the_features_of_a_constant_and_of_one_harmonic():
     torch.testing.assert_close(one, torch.tensor([0.0, 1, 0], dtype=torch.float64))
 
 
-def test_what_the_penalty_takes_of_a_degree_is_given_back():
+def test_the_shrinkage_of_a_degree_by_the_penalty_is_undone():
     acquired = torch.from_numpy(np.stack([even_directions(20), directions(20)]))
     basis, sizes = harmonics(acquired, 4), [1, 5, 9]
     for weights, close in ((fit_weights(acquired, 4), False), (undamped_weights(acquired, 4), True)):

@@ -1,4 +1,4 @@
-"""Rician moments against simulation and closed forms, the noise level against known noise."""
+"""Rician moments against simulation and closed forms, the estimated noise level against the true one."""
 
 import numpy as np
 import pytest

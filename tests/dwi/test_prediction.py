@@ -60,14 +60,14 @@ def test_a_lonely_b0_has_no_mean_to_offer():
     assert (found.nearest[0] == -1).all()
 
 
-def test_conditions_are_what_the_predictors_say():
-    known = leave_one_out(signals(), TABLE)
+def test_conditions_contain_the_values_of_the_predictors():
+    predictors = leave_one_out(signals(), TABLE)
     block = torch.rand(3, 22, 4, 5) + 0.5
-    images, p = conditions(known, block, np.array([3, 20]), unit=0.5)
+    images, p = conditions(predictors, block, np.array([3, 20]), unit=0.5)
     assert images.shape == (2, CHANNELS, 4, 5)
-    expected = torch.einsum("n,nhw->hw", known.linear[20, :-1], block[1]) + known.linear[20, -1]
+    expected = torch.einsum("n,nhw->hw", predictors.linear[20, :-1], block[1]) + predictors.linear[20, -1]
     torch.testing.assert_close(p[1], expected)
     torch.testing.assert_close(images[:, 0], p)
     torch.testing.assert_close(images[0, 1], block[1, :2].mean(0))  # b0
     torch.testing.assert_close(images[0, 5], (block[1, [2, *range(4, 12)]].mean(0) - p[0]) / 0.5)  # shell
-    torch.testing.assert_close(images[1, 6], (block[1, known.nearest[20, 0]] - p[1]) / 0.5)
+    torch.testing.assert_close(images[1, 6], (block[1, predictors.nearest[20, 0]] - p[1]) / 0.5)

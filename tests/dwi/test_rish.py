@@ -40,8 +40,8 @@ def test_the_features_are_dipys():
     kept = np.diag(fit @ basis)  # of each coefficient
     maps = rish_maps(scan(table((1000, v)), signal))
     for degree in (0, 2, 4):
-        own = degrees == degree
-        expected = (((fit @ signal)[own] / kept[own].mean()) ** 2).sum()
+        of_degree = degrees == degree
+        expected = (((fit @ signal)[of_degree] / kept[of_degree].mean()) ** 2).sum()
         assert maps[degree][0, 0, 0] == pytest.approx(expected, rel=1e-4)
 
 

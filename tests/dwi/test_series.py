@@ -6,7 +6,7 @@ from bids_dmrigen.dwi.gradients import GradientTable
 from bids_dmrigen.dwi.series import Scan
 
 
-def test_the_window_holds_the_mask_and_ends_with_the_image():
+def test_the_window_contains_the_mask_and_ends_with_the_image():
     mask = np.zeros((10, 12, 5), bool)
     mask[1:4, 6:9, 2:4] = True
     scan = Scan(np.zeros((10, 12, 5, 1), np.float32), np.eye(4), GradientTable([0.0], np.zeros((1, 3))), mask)

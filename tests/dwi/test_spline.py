@@ -16,7 +16,7 @@ def test_interpolation_is_scipys(wanted):
     np.testing.assert_allclose(resampled(torch.from_numpy(volume), points), expected, atol=1e-12)
 
 
-def test_on_its_own_grid_a_volume_stays_and_a_single_layer_too():
+def test_a_volume_and_a_single_layer_stay_on_the_same_grid():
     volume = torch.randn(2, 4, 5, 1)
     assert resampled(volume, [np.arange(float(n)) for n in volume.shape[1:]]) is volume
     stretched = resampled(volume, [np.arange(4.0), np.arange(5.0), even_points(1, 3)])
@@ -32,7 +32,7 @@ def test_voxels_of_a_size_cover_the_extent_around_the_same_middle():
     assert points[0] + points[-1] == pytest.approx(9)
 
 
-def test_what_was_upsampled_comes_back_and_noise_is_averaged():
+def test_condensing_undoes_upsampling_and_averages_noise():
     rng = np.random.default_rng(0)
     shape = (9, 12, 7)
     volume = torch.from_numpy(rng.normal(size=(2, *shape)))

@@ -24,7 +24,7 @@ def scan():
     return Scan(data, np.diag([2.0, 2, 2, 1]), table, mask)
 
 
-def test_it_covers_the_brain_with_a_margin_and_divides(scan):
+def test_a_stack_covers_the_brain_with_a_margin_and_is_divisible(scan):
     stack = slice_stack(scan, 8, CPU)
     assert stack.box == (slice(10 - MARGIN, 21 + MARGIN), slice(0, 20 + MARGIN), slice(1, 5))
     assert stack.data.shape == (4, 7, 24, 24)
@@ -34,7 +34,7 @@ def test_it_covers_the_brain_with_a_margin_and_divides(scan):
     np.testing.assert_allclose(np.median(stack.voxels()[:, 0]), 1.0, rtol=1e-5)
 
 
-def test_back_on_the_grid_nothing_moved(scan):
+def test_a_stack_returns_to_the_same_voxels_of_the_grid(scan):
     stack = slice_stack(scan, 8, CPU)
     acquired = scan.data[..., 2:5]
     back = stack.on_grid(2 * stack.data[:, 2:5].numpy(), acquired)
@@ -44,7 +44,7 @@ def test_back_on_the_grid_nothing_moved(scan):
     np.testing.assert_array_equal(back[outside], acquired[outside])
 
 
-def test_a_block_holds_the_slices_around_and_repeats_the_edge(scan):
+def test_a_block_contains_the_neighbouring_slices_and_repeats_the_edge(scan):
     stack = slice_stack(scan, 8, CPU)
     torch.testing.assert_close(stack.block(2), stack.data[1:4])
     torch.testing.assert_close(stack.block(0), stack.data[[0, 0, 1]])

@@ -29,7 +29,7 @@ def test_a_complete_run_is_drawn_and_measured(tmp_path):
     assert json.loads(Path(path).read_text(encoding="utf-8")) == measure(RunData(RunFiles(**inputs)))
 
 
-def test_what_is_absent_is_skipped(tmp_path):
+def test_figures_without_their_inputs_are_skipped(tmp_path):
     inputs = complete_run(tmp_path)
     needed = ("preproc_dwi", "preproc_bval", "preproc_bvec", "mask")
     outputs = RunFigures(**{name: inputs[name] for name in needed}).run(cwd=str(tmp_path)).outputs

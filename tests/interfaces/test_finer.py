@@ -27,26 +27,26 @@ def scan(tmp_path):
 
 
 def finer(scan, folder, edge=1.3):
-    """Write the up-sampled series and the mask there; return both paths."""
-    made = load("bspline").generate(None, scan, Request(options={"voxel_mm": edge}))
-    like = image_on_grid(made.grid.mask.shape, made.grid.affine, nib.load(folder / "dwi.nii"))
-    series = write_image(folder / "finer.nii", made.mean, like)
+    """Write the up-sampled series and the mask on its grid; return the series and both paths."""
+    generated = load("bspline").generate(None, scan, Request(options={"voxel_mm": edge}))
+    like = image_on_grid(generated.grid.mask.shape, generated.grid.affine, nib.load(folder / "dwi.nii"))
+    series = write_image(folder / "finer.nii", generated.mean, like)
     mask = FinerMask(in_mask=str(folder / "mask.nii"), voxel_mm=edge).run(cwd=str(folder / "m")).outputs.out_mask
-    return made, str(series), mask
+    return generated, str(series), mask
 
 
 def test_the_mask_is_that_of_the_methods(scan, tmp_path):
     (tmp_path / "m").mkdir()
-    made, _, mask = finer(scan, tmp_path)
+    generated, _, mask = finer(scan, tmp_path)
     found = nib.load(mask)
-    np.testing.assert_array_equal(found.get_fdata() > 0, made.grid.mask)
-    np.testing.assert_allclose(found.affine, made.grid.affine, atol=1e-5)
+    np.testing.assert_array_equal(found.get_fdata() > 0, generated.grid.mask)
+    np.testing.assert_allclose(found.affine, generated.grid.affine, atol=1e-5)
 
 
-def test_what_was_only_upsampled_comes_back(scan, tmp_path):
+def test_an_upsampled_series_gets_its_original_values_back(scan, tmp_path):
     (tmp_path / "m").mkdir()
-    made, series, mask = finer(scan, tmp_path)
-    values = np.where(made.grid.mask, 0.7, 0)
+    generated, series, mask = finer(scan, tmp_path)
+    values = np.where(generated.grid.mask, 0.7, 0)
     colours = np.stack([values, 0.5 * values, 0 * values], 3)
     like = nib.load(mask)
     maps = [str(write_image(tmp_path / f"{n}.nii", v, like)) for n, v in (("fa", values), ("dec", colours))]
@@ -63,12 +63,12 @@ def test_what_was_only_upsampled_comes_back(scan, tmp_path):
     np.testing.assert_allclose(dec[scan.mask], np.tile([0.7, 0.35, 0], (scan.mask.sum(), 1)), atol=1e-5)
 
 
-def test_a_map_is_read_where_it_lies(scan, tmp_path):
+def test_a_map_is_interpolated_at_the_right_positions(scan, tmp_path):
     (tmp_path / "m").mkdir()
-    made, _, mask = finer(scan, tmp_path)
-    index = np.moveaxis(np.indices(made.grid.mask.shape), 0, -1)
-    slope = nib.affines.apply_affine(made.grid.affine, index) @ [1.0, 2.0, 3.0] + 200  # of places in the world
-    path = str(write_image(tmp_path / "slope.nii", slope * made.grid.mask, nib.load(mask)))
+    generated, _, mask = finer(scan, tmp_path)
+    index = np.moveaxis(np.indices(generated.grid.mask.shape), 0, -1)
+    slope = nib.affines.apply_affine(generated.grid.affine, index) @ [1.0, 2.0, 3.0] + 200  # of the world position
+    path = str(write_image(tmp_path / "slope.nii", slope * generated.grid.mask, nib.load(mask)))
     onto = OntoScan(in_maps=[path], in_mask=mask, reference=str(tmp_path / "mask.nii"))
     found = nib.load(onto.run(cwd=str(tmp_path)).outputs.out_maps[0]).get_fdata()
     here = np.moveaxis(np.indices(scan.mask.shape), 0, -1)

@@ -14,45 +14,45 @@ from ..conftest import diffdti_weights, tiny_gradients, tiny_series, write_run
 
 
 @pytest.mark.parametrize("n_samples", [1, 2])
-def test_maps_are_written_one_by_one_and_told_as_maps(tmp_path, n_samples):
+def test_maps_are_written_one_by_one_and_described_as_maps(tmp_path, n_samples):
     gradients, shape = tiny_gradients(3, 1), (16, 14, 4)
     data = tiny_series(gradients, shape)
     image = str(write_run(tmp_path, "sub-1", data, gradients))
     mask = nib.Nifti1Image((data[..., 0] > 100).astype(np.uint8), np.diag([-3.0, 3, 3, 1]))
     nib.save(mask, tmp_path / "mask.nii")
     table = {f"in_{end}": image.replace("nii.gz", end) for end in ("bval", "bvec")}
-    made = Generate(
+    outputs = Generate(
         in_file=image, **table, in_mask=str(tmp_path / "mask.nii"), method="diffdti", n_samples=n_samples,
         steps=2 if n_samples > 1 else None, subject="1", run="sub-1", precision="fp32",
         weights=str(diffdti_weights(tmp_path / "weights")),
     ).run(cwd=str(tmp_path)).outputs  # fmt: skip
     for name, wide in (("fa", ()), ("md", ()), ("dec", (3,))):
-        found = nib.load(getattr(made, f"out_{name}"))
+        found = nib.load(getattr(outputs, f"out_{name}"))
         assert found.shape == shape + wide
         np.testing.assert_array_equal(found.affine, mask.affine)
-        assert isdefined(getattr(made, f"out_{name}_std")) == (n_samples > 1)
+        assert isdefined(getattr(outputs, f"out_{name}_std")) == (n_samples > 1)
         if n_samples > 1:
-            spread = nib.load(getattr(made, f"out_{name}_std")).get_fdata()
+            spread = nib.load(getattr(outputs, f"out_{name}_std")).get_fdata()
             assert spread.shape == shape + wide
             assert (spread[mask.get_fdata() > 0] > 0).any()
-    fa, md, dec = (nib.load(getattr(made, f"out_{name}")).get_fdata() for name in ("fa", "md", "dec"))
+    fa, md, dec = (nib.load(getattr(outputs, f"out_{name}")).get_fdata() for name in ("fa", "md", "dec"))
     assert 0 <= fa.min() < fa.max() <= 1
     assert 0 <= md.min() < md.max() < 0.02  # mm²/s
     assert not fa[mask.get_fdata() == 0].any()
     if n_samples == 1:
         np.testing.assert_allclose(np.linalg.norm(dec, axis=3), fa, atol=1e-5)
     for absent in ("out_file", "out_bval", "out_bvec", "out_std", "out_left_out"):
-        assert not isdefined(getattr(made, absent))
-    told = json.loads((tmp_path / "sidecar.json").read_text())
-    record = told["GenerativeModel"]
-    assert told["Synthetic"] is True
+        assert not isdefined(getattr(outputs, absent))
+    sidecar = json.loads((tmp_path / "sidecar.json").read_text())
+    record = sidecar["GenerativeModel"]
+    assert sidecar["Synthetic"] is True
     assert record["Maps"] == ["fa", "md", "dec"]
     assert record["Volumes"] == {"b0": [0], "b=1000": [1, 2, 3]}
     assert not {"AcquiredVolumes", "InputVolumes", "GeneratedVolumes", "LeftOutVolumes"} & set(record)
     assert record["Checks"].keys() == {"colour_mismatch"}
 
 
-def test_what_is_asked_for_reaches_the_method(tmp_path, monkeypatch):
+def test_the_request_reaches_the_method(tmp_path, monkeypatch):
     """Noise is addressed by subject, run and seed: without them two subjects would share theirs."""
     from bids_dmrigen import methods
 
@@ -83,23 +83,25 @@ def test_a_method_gives_a_series_or_the_maps_that_the_report_compares(name):
     assert spec.maps in ((), ("fa", "md", "dec"))
 
 
-def test_a_series_on_finer_voxels_says_where_it_lies(tmp_path):
+def test_the_sidecar_of_a_series_on_finer_voxels_describes_its_grid(tmp_path):
     gradients, affine = tiny_gradients(6, 1), np.diag([-3.0, 3, 3, 1])
     data = tiny_series(gradients, (10, 9, 4))
     image = str(write_run(tmp_path, "sub-1", data, gradients, affine))
     table = {f"in_{end}": image.replace("nii.gz", end) for end in ("bval", "bvec")}
-    made = Generate(in_file=image, **table, method="bspline", options={"voxel_mm": 1.5}).run(cwd=str(tmp_path)).outputs
-    found = nib.load(made.out_file)
+    outputs = (
+        Generate(in_file=image, **table, method="bspline", options={"voxel_mm": 1.5}).run(cwd=str(tmp_path)).outputs
+    )
+    found = nib.load(outputs.out_file)
     assert found.shape == (20, 18, 8, 7)
     expected = np.diag([-1.5, 1.5, 1.5, 1])
     expected[:3, 3] = [0.75, -0.75, -0.75]  # a quarter of the larger voxel from its centre
     for matrix in (found.affine, found.get_sform(), found.get_qform()):
         np.testing.assert_allclose(matrix, expected, atol=1e-6)
-    np.testing.assert_allclose(np.loadtxt(made.out_bvec), gradients.bvecs.T, atol=1e-6)
+    np.testing.assert_allclose(np.loadtxt(outputs.out_bvec), gradients.bvecs.T, atol=1e-6)
     values = found.get_fdata()
     coarse = values.reshape(10, 2, 9, 2, 4, 2, 7).mean(axis=(1, 3, 5))
     assert np.corrcoef(coarse.ravel(), data.ravel())[0, 1] > 0.98
     record = json.loads((tmp_path / "sidecar.json").read_text())["GenerativeModel"]
     assert record["AcquiredVolumes"] == []
     assert record["VoxelSize"] == [1.5, 1.5, 1.5]
-    assert not isdefined(made.out_std)
+    assert not isdefined(outputs.out_std)

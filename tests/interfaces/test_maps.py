@@ -47,8 +47,8 @@ def test_directions_do_not_depend_on_how_the_head_is_stored(head, tmp_path, layo
     }[layout]
     # The voxel indices of the new file in terms of the old: where its axes and its first voxel lie.
     index = np.stack(np.meshgrid(*map(np.arange, data.shape[:3]), indexing="ij"), axis=-1)
-    there = moved(index)
-    origin, steps = there[0, 0, 0], [there[1, 0, 0], there[0, 1, 0], there[0, 0, 1]]
+    positions = moved(index)
+    origin, steps = positions[0, 0, 0], [positions[1, 0, 0], positions[0, 1, 0], positions[0, 0, 1]]
     new = np.eye(4)
     new[:3, :3] = affine[:3, :3] @ np.stack([s - origin for s in steps], axis=1)
     new[:3, 3] = affine[:3] @ [*origin, 1]

@@ -56,9 +56,9 @@ def test_normalize_both_ways(scan, template, tmp_path, monkeypatch, with_t1w):
     target = read_image(outputs.out_template_t1w)[0]
     assert np.corrcoef(target[mask], b0[mask])[0, 1] < -0.4
     if with_t1w:
-        there, back = read_matrix(outputs.out_to_t1w), read_matrix(outputs.out_from_t1w)
-        np.testing.assert_allclose(there @ back, np.eye(4), atol=1e-5)
-        assert corner_error(there, np.eye(4), np.zeros((1, 3))) < 2
+        forward, back = read_matrix(outputs.out_to_t1w), read_matrix(outputs.out_from_t1w)
+        np.testing.assert_allclose(forward @ back, np.eye(4), atol=1e-5)
+        assert corner_error(forward, np.eye(4), np.zeros((1, 3))) < 2
 
 
 def test_an_empty_mask_is_refused(scan, tmp_path):

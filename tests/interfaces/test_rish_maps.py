@@ -20,12 +20,12 @@ def test_a_map_for_every_degree_that_is_determined(tmp_path, n_directions, degre
     mask = nib.Nifti1Image((data[..., 0] > 100).astype(np.uint8), nib.load(image).affine)
     nib.save(mask, tmp_path / "mask.nii")
     table = [image.replace("nii.gz", end) for end in ("bval", "bvec")]
-    made = RishMaps(
+    outputs = RishMaps(
         in_file=image, in_bval=table[0], in_bvec=table[1], in_mask=str(tmp_path / "mask.nii")
     ).run(cwd=str(tmp_path)).outputs  # fmt: skip
     expected = rish_maps(read_scan(image, *table, tmp_path / "mask.nii")[0])
     for degree in (0, 2, 4):
-        path = getattr(made, f"rish{degree}")
+        path = getattr(outputs, f"rish{degree}")
         assert isdefined(path) == (degree in degrees)
         if degree in degrees:
             found = nib.load(path)

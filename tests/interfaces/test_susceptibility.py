@@ -40,7 +40,7 @@ def run(files, folder, **changes):
     return Susceptibility(**arguments).run(cwd=folder).outputs
 
 
-def test_interface_reports_what_it_gained(files, tmp_path):
+def test_the_interface_reports_the_correlations_before_and_after(files, tmp_path):
     outputs = run(files, tmp_path)
     with open(outputs.out_report) as stream:
         report = json.load(stream)

@@ -23,15 +23,15 @@ def test_maps_go_where_the_transform_leads_and_are_not_darker_at_the_rim(tmp_pat
         in_files=[str(tmp_path / "fa.nii")], in_mask=str(tmp_path / "mask.nii"), to_template=str(onto),
         template_brain=str(tmp_path / "brain.nii"),
     ).run(cwd=str(tmp_path)).outputs  # fmt: skip
-    made = nib.load(result.out_files[0])
-    assert made.header["sform_code"] == 4
+    resampled = nib.load(result.out_files[0])
+    assert resampled.header["sform_code"] == 4
     shape, affine = standard_grid(brain.shape, TEMPLATE)
-    assert made.shape == shape
-    np.testing.assert_allclose(made.affine, affine)
+    assert resampled.shape == shape
+    np.testing.assert_allclose(resampled.affine, affine)
     inside = nib.load(result.out_mask).get_fdata() > 0
     assert abs(inside.sum() * 8 / (mask.sum() * abs(np.linalg.det(AFFINE[:3, :3]))) - 1) < 0.05
     world = np.argwhere(inside) @ affine[:3, :3].T + affine[:3, 3]
     source = world @ np.linalg.inv(MOTION)[:3, :3].T + np.linalg.inv(MOTION)[:3, 3]
-    error = made.get_fdata()[inside] - (0.5 + 0.004 * source[:, 0])
+    error = resampled.get_fdata()[inside] - (0.5 + 0.004 * source[:, 0])
     assert np.abs(error).max() < 0.02
-    assert not made.get_fdata()[~inside].any()
+    assert not resampled.get_fdata()[~inside].any()

@@ -49,31 +49,31 @@ def narrow(name, size):
 
 def request_for(name, size, sampler, steps, **options):
     adc = np.full((*SHAPE, 1), 1e-3, np.float32)
-    own = {
-        "difusion": {"variant": "published", "training_steps": 1, "csnr": np.inf},  # a walk that nothing ends
+    of_method = {
+        "difusion": {"variant": "published", "training_steps": 1, "csnr": np.inf},  # a walk without an early stop
         "qid2": {"directions": 8},
         "phydiff": {"table": GradientTable(np.full(2, 1000.0), even_directions(2))},
     }.get(name, {})
     return Request(
-        size=size, sampler=sampler, steps=steps, precision="fp32", options=own | options,
+        size=size, sampler=sampler, steps=steps, precision="fp32", options=of_method | options,
         population=Population(adc, np.array([1000.0])),
     )  # fmt: skip
 
 
-def asked_per_image(monkeypatch, name, size, request):
-    """Return how often the network was asked for each image that a method made, and what the record says of it."""
+def evaluations_per_image(monkeypatch, name, size, request):
+    """Return the number of network evaluations per generated image, as counted and as in the record."""
     seen = []
 
     def watch(net):
-        net.register_forward_hook(lambda module, given, made: seen.append(len(given[0])))
+        net.register_forward_hook(lambda module, given, generated: seen.append(len(given[0])))
 
     net, scan = None, scan_of({"phydiff": 0, "rishldm": 12}.get(name, 6))
     if name == "difusion":
         original = difusion_model._Work.denoise
 
-        def denoise(work, own, times):
-            watch(own)
-            return original(work, own, times)
+        def denoise(work, network, times):
+            watch(network)
+            return original(work, network, times)
 
         monkeypatch.setattr(difusion_model._Work, "denoise", denoise)
         images = 6 * SLICES * (4 if request.sampler == "paper" else 1)  # in four flips
@@ -81,28 +81,28 @@ def asked_per_image(monkeypatch, name, size, request):
         net = narrow(name, size)
         watch(net.unet if name == "rishldm" else net)
         images = {"qid2": 2 * SLICES, "diffdti": SLICES, "phydiff": 2 * SLICES, "rishldm": 3}[name]
-    made = load(name).generate(net, scan, request)
-    return sum(seen) / images, made.record["Sampler"]["NetworkEvaluations"]
+    generated = load(name).generate(net, scan, request)
+    return sum(seen) / images, generated.record["Sampler"]["NetworkEvaluations"]
 
 
 @pytest.mark.parametrize("sampler", ["fast", "paper"])
 @pytest.mark.parametrize("name", LEARNT)
-def test_as_many_evaluations_as_were_asked_for(monkeypatch, name, sampler):
+def test_the_number_of_evaluations_is_the_requested_one(monkeypatch, name, sampler):
     request = request_for(name, "small", sampler, ASKED)
-    assert asked_per_image(monkeypatch, name, "small", request) == (ASKED, ASKED)
+    assert evaluations_per_image(monkeypatch, name, "small", request) == (ASKED, ASKED)
 
 
 @pytest.mark.parametrize("name", ["qid2", "diffdti", "phydiff"])
 def test_networks_of_size_paper_too(monkeypatch, name):
     request = request_for(name, "paper", "paper", 2)
-    assert asked_per_image(monkeypatch, name, "paper", request) == (2, 2)
+    assert evaluations_per_image(monkeypatch, name, "paper", request) == (2, 2)
 
 
 def test_guidance_is_counted(monkeypatch):
     request = request_for("rishldm", "small", "paper", ASKED, guidance=[1.0, 1.0, 1.0], noise=[50, 100, 200])
-    assert asked_per_image(monkeypatch, "rishldm", "small", request) == (ASKED, ASKED)
+    assert evaluations_per_image(monkeypatch, "rishldm", "small", request) == (ASKED, ASKED)
 
 
-def test_a_number_that_cannot_be_spent_is_recorded_as_what_was_spent(monkeypatch):
+def test_the_record_has_the_number_of_evaluations_that_were_done(monkeypatch):
     request = request_for("diffdti", "small", "paper", 7)  # the corrector and the predictor ask in pairs
-    assert asked_per_image(monkeypatch, "diffdti", "small", request) == (6, 6)
+    assert evaluations_per_image(monkeypatch, "diffdti", "small", request) == (6, 6)

@@ -1,15 +1,15 @@
-"""Frames under contract: what every method makes lies in the world where it should, whatever the axes of the array.
+"""Frames of reference: the results of every method are at the right place in the world, for any axes of the array.
 
-A scan is a voxel array, an affine, and b-vectors in the array's own axes. Three things can be done to it whose effect
-on the result is known without asking the code:
+A scan is a voxel array, an affine, and b-vectors in the voxel axes of the array. For three changes of a scan, the
+effect on the result follows from theory, without the code:
 
-- The world is moved and the array stays (`WORLDS`): the head and the scanner turn together. Numbers stay to the voxel,
+- The world is moved and the array stays (`WORLDS`): head and scanner turn together. The value of every voxel stays,
   directions turn.
-- The array's axes are reversed or exchanged and every voxel keeps its place in the world (`ARRAYS`): the result, put
-  back, stays.
-- The world is only shifted. Only what is said of places in a template may change.
+- The axes of the array are reversed or exchanged, and every voxel keeps its position in the world (`ARRAYS`): the
+  result stays the same, after its axes are changed back.
+- The world is only shifted. Only inputs that are positions in a template may change.
 
-B-vectors are written here from world directions by FSL's rule, without asking the package for it.
+Here b-vectors are computed from world directions by the rule of FSL, not by the package.
 """
 
 from dataclasses import replace
@@ -40,7 +40,7 @@ RNG = np.random.default_rng(7)
 # Uneven, so that no two directions are equally near to a third: rounding would choose between them.
 UNEVEN = even_directions(16) + RNG.normal(0, 0.05, (16, 3))
 OF_VOXELS = np.concatenate([np.zeros((2, 3)), UNEVEN / np.linalg.norm(UNEVEN, axis=1, keepdims=True)])
-WANTED = np.linalg.qr(RNG.normal(size=(3, 3)))[0]  # directions to make, in the axes of `BASE`'s voxels as well
+WANTED = np.linalg.qr(RNG.normal(size=(3, 3)))[0]  # directions to generate, also in the axes of `BASE`'s voxels
 
 AT_HOME = np.eye(4)
 OBLIQUE = nib.eulerangles.euler2mat(z=0.4, y=-0.3, x=0.5)
@@ -61,7 +61,7 @@ ARRAYS = {  # (axes that are reversed, order of the axes)
     "third axis reversed": ((2,), (0, 1, 2)),
     "slices along another axis": ((), (2, 1, 0)),
 }
-# What a method cannot do without; of the others the defaults hold.
+# Options that a method needs; the other options have their defaults.
 OPTIONS = {"bspline": {"voxel_mm": 1.6}, "difusion": {"training_steps": 2}}
 ARMS = [(name, OPTIONS.get(name, {})) for name in REGISTRY]
 ARMS += [("rish", {"voxel_mm": 1.6}), ("rishldm", {"voxel_mm": 1.6})]
@@ -92,14 +92,14 @@ def places():
 
 
 def fibres():
-    """Return the fibre of every voxel, unit vectors in voxel axes: they run along curves."""
+    """Return the fibre direction of every voxel, in voxel axes; fibres are curved."""
     x, y, z = places()
     angle = 1.5 * x + y - 0.7 * z
     return np.stack([np.cos(angle), np.sin(angle) * 0.8, 0.6 * np.sin(angle)], axis=-1)
 
 
 def scan_of(world=AT_HOME, noise=10.0):
-    """Return the voxel array in a moved world: prolate tensors along `fibres`, brighter here and there."""
+    """Return the voxel array in a moved world: prolate tensors along `fibres`, with varying brightness."""
     affine, rng = world @ BASE, np.random.default_rng(0)
     (x, y, z), fibre = places(), fibres()
     clean = (
@@ -111,7 +111,7 @@ def scan_of(world=AT_HOME, noise=10.0):
     return Scan(data.astype(np.float32), affine, GradientTable(BVALS, bvecs), mask)
 
 
-# -- the methods, their networks, and where they work
+# -- the methods, their networks, and their spaces
 
 
 def network(name, kind):
@@ -134,19 +134,19 @@ def arms(kinds):
     """Return every arm of the registry with every kind of network that it has."""
     for name, options in ARMS:
         weights = spec_of(name).weights_from or name
-        own = [k for k in kinds if k != "shipped" or weights in SHIPPED]
+        cases = [k for k in kinds if k != "shipped" or weights in SHIPPED]
         if not spec_of(name).needs_weights and name != "difusion":
-            own = ["nothing learnt"]
+            cases = ["nothing learnt"]
         if name == "difusion":
-            own = [k for k in kinds if k != "shipped"]
-        for kind in own:
+            cases = [k for k in kinds if k != "shipped"]
+        for kind in cases:
             label = name + "".join(f"-{key}" for key in options if key == "voxel_mm" and name != "bspline")
             yield pytest.param(name, options, kind, id=f"{label}-{kind}")
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
-    """Return what makes the template's files for a scan in a moved world: the transform is moved with the scan."""
+    """Return a function that writes the template's files for a scan in a moved world, with a moved transform."""
     pytest.importorskip("ants")
     from bids_dmrigen.spatial.ants_tools import write_matrix
 
@@ -159,16 +159,16 @@ def template(tmp_path_factory):
     onto = nib.affines.from_matvec(turn @ np.diag([1.06, 0.95, 1.02]), [1.0, -2.0, 11.0])  # from the world of `BASE`
 
     def files(world):
-        there = onto @ np.linalg.inv(world)
+        to_template = onto @ np.linalg.inv(world)
         # A file that resamples the scan onto the template maps the template's points to the scan's.
-        to = write_matrix(folder / "to.mat", np.linalg.inv(there))
-        return TemplateFiles(folder / "brain.nii", to, write_matrix(folder / "from.mat", there))
+        to = write_matrix(folder / "to.mat", np.linalg.inv(to_template))
+        return TemplateFiles(folder / "brain.nii", to, write_matrix(folder / "from.mat", to_template))
 
     return files
 
 
 class With:
-    """A method whose network is given, where a caller gives none."""
+    """A method with a fixed network, for calls without a network."""
 
     def __init__(self, method, net):
         self.method, self.net, self.spec = method, net, method.spec
@@ -178,9 +178,9 @@ class With:
 
 
 def make(name, options, net, scan, template, world=AT_HOME, **more):
-    """Return what a method makes of a scan in a moved world, in the template's space where it works there.
+    """Return the result of a method for a scan in a moved world, in the template's space where the method works there.
 
-    Directions to make are given as b-vectors: those that turn with the world.
+    The wanted directions are b-vectors that turn with the world.
     """
     method, options = load(name), dict(options)
     if any(option.key == "directions" for option in method.spec.options):
@@ -194,19 +194,19 @@ def make(name, options, net, scan, template, world=AT_HOME, **more):
 
 
 @pytest.fixture
-def all_is_taken(monkeypatch):
-    """Take what a network changes whole: an untrained one's correction is not confirmed by the scan."""
+def whole_correction(monkeypatch):
+    """Use the whole correction of a network. Otherwise it is reduced, because the scan does not confirm it."""
     monkeypatch.setattr(qid2_model, "trust_in_correction", lambda *_: {})
 
 
 @pytest.fixture(autouse=True)
 def small_anatomy(monkeypatch):
-    """Let the population be a ball of oblique fibres: its shell is grey matter, and around it is nothing."""
+    """Replace the anatomy of the population by a ball of oblique fibres with a shell of grey matter, in air."""
     ball = make_ball((0.48, 0.6, 0.64), centre=(2.0, -3, 4))
     monkeypatch.setattr(templates, "read_anatomy", lambda *_: ball)
 
 
-def assert_alike(found, expected, tolerance):
+def assert_close(found, expected, tolerance):
     """Compare images, relative to the largest value."""
     assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
@@ -218,7 +218,7 @@ MOVED = [pytest.param(world, id=name) for name, world in WORLDS.items()]
 
 
 def pairs(arms, others, fit):
-    """Return every arm with every world or turn of the array that `fit` says belongs to it."""
+    """Return every arm with every world or turn of the array for which `fit` is true."""
     for arm in arms:
         for other in others:
             if fit(*arm.values, *other.values):
@@ -226,42 +226,44 @@ def pairs(arms, others, fit):
 
 
 def can_be_moved(name, options, kind, world):
-    """Whether moving the world has to change nothing: maps are told world directions, registration mirrors nobody."""
+    """Whether a moved world must not change the result; maps depend on world directions, registrations never mirror."""
     shifted = (world[:3, :3] == np.eye(3)).all()
     mirrored = np.linalg.det(world[:3, :3]) < 0
     return shifted if spec_of(name).maps else not (mirrored and spec_of(name).in_template)
 
 
-ROUNDING = 1e-5  # of the largest value: directions are turned in float64 and told in float32, whose rounding is 1e-7
+# Relative to the largest value: directions are turned in float64 and given in float32, whose rounding is 1e-7.
+ROUNDING = 1e-5
 
 
 @pytest.mark.parametrize(("name", "options", "kind", "world"), pairs(arms(["unit", "shipped"]), MOVED, can_be_moved))
-def test_head_and_scanner_turn_together(name, options, kind, world, template, all_is_taken):
-    """Every number stays, every direction turns.
+def test_head_and_scanner_turn_together(name, options, kind, world, template, whole_correction):
+    """Every value stays to rounding, every direction turns.
 
-    To rounding: methods are told voxel axes, rotation-invariant features or the template, none of which has changed. In
-    the template's space the transform is a file in single precision, by which points move some 1e-5 mm. Maps from a
-    network that is told world directions are another matter, of the tests below; they stay where the world is shifted.
+    The inputs of the methods are directions in voxel axes, rotation-invariant features or positions in the template:
+    none of these has changed. In the template's space the transform is a file in single precision, which moves points
+    by some 1e-5 mm. Maps of a network with world directions as input stay where the world is only shifted; the tests
+    below treat other worlds.
     """
-    before = made_at_rest(name, options, kind, template)
-    made = make(name, options, network(name, kind), scan_of(world), template, world)
-    assert_alike(made.mean, before.mean, ROUNDING)
-    if made.gradients is not None:
-        affine = world @ BASE if made.grid is None else made.grid.affine
-        turned = world_of(made.gradients.bvecs, affine)
+    before = result_at_rest(name, options, kind, template)
+    generated = make(name, options, network(name, kind), scan_of(world), template, world)
+    assert_close(generated.mean, before.mean, ROUNDING)
+    if generated.gradients is not None:
+        affine = world @ BASE if generated.grid is None else generated.grid.affine
+        turned = world_of(generated.gradients.bvecs, affine)
         at_rest = world_of(before.gradients.bvecs, BASE if before.grid is None else before.grid.affine)
         np.testing.assert_allclose(turned, at_rest @ world[:3, :3].T, atol=1e-6)
-        np.testing.assert_array_equal(made.gradients.bvals, before.gradients.bvals)
-    if made.grid is not None:
-        np.testing.assert_allclose(made.grid.affine, world @ before.grid.affine, atol=1e-9)
-        np.testing.assert_array_equal(made.grid.mask, before.grid.mask)
+        np.testing.assert_array_equal(generated.gradients.bvals, before.gradients.bvals)
+    if generated.grid is not None:
+        np.testing.assert_allclose(generated.grid.affine, world @ before.grid.affine, atol=1e-9)
+        np.testing.assert_array_equal(generated.grid.mask, before.grid.mask)
 
 
 AT_REST = {}
 
 
-def made_at_rest(name, options, kind, template, noise="as it is drawn"):
-    """Return what is made in the world of `BASE`, once for every noise."""
+def result_at_rest(name, options, kind, template, noise="as it is drawn"):
+    """Return the result in the world of `BASE`, which is computed once for every noise."""
     key = (name, repr(options), kind, noise)
     if key not in AT_REST:
         AT_REST[key] = make(name, options, network(name, kind), scan_of(), template)
@@ -269,38 +271,38 @@ def made_at_rest(name, options, kind, template, noise="as it is drawn"):
 
 
 @pytest.mark.parametrize(("name", "options", "kind"), (arm for arm in arms(["unit"]) if "unit" in arm.values))
-def test_networks_of_these_tests_do_something(name, options, kind, template, all_is_taken):
+def test_networks_of_these_tests_do_something(name, options, kind, template, whole_correction):
     untrained = make(name, options, load(name).network("small"), scan_of(), template)
-    change = np.abs(made_at_rest(name, options, kind, template).mean - untrained.mean).max()
+    change = np.abs(result_at_rest(name, options, kind, template).mean - untrained.mean).max()
     assert change > 0.01 * np.abs(untrained.mean).max()
 
 
-# -- the array's axes are reversed or exchanged, voxels keep their places
+# -- the axes of the array are reversed or exchanged, voxels keep their positions
 
 
 class Turn:
-    """Reversing and exchanging of an array's spatial axes, which undoes itself."""
+    """Reversed or exchanged spatial axes of an array; the same turn again undoes it."""
 
     def __init__(self, reversed_axes, order):
         self.reversed, self.order = reversed_axes, order
 
     def volume(self, array):
-        """Return (X, Y, Z, ...) in the turned array."""
+        """Return an array (X, Y, Z, ...) with turned axes."""
         return np.ascontiguousarray(np.flip(array, self.reversed).transpose(*self.order, *range(3, array.ndim)))
 
     def image(self, tensor, dims):
-        """Return (..., X, Y) or (..., X, Y, Z) in the turned array."""
+        """Return a tensor (..., X, Y) or (..., X, Y, Z) with turned axes."""
         first = tensor.ndim - dims
         turned = tensor.flip([first + axis for axis in self.reversed]) if self.reversed else tensor
         return turned.permute(*range(first), *(first + axis for axis in self.order[:dims])).contiguous()
 
     def directions(self, vectors):
-        """Return vectors in voxel axes in those of the turned array."""
+        """Return vectors in the voxel axes of the turned array, from vectors in those of the original one."""
         signs = vectors.new_tensor([-1.0 if axis in self.reversed else 1.0 for axis in range(3)])
         return (vectors * signs)[..., list(self.order)]
 
     def affine(self, affine):
-        """Return the affine with which every voxel keeps its place in the world."""
+        """Return the affine with which every voxel keeps its position in the world."""
         to_old = np.eye(4)
         to_old[:3, :3] = np.eye(3)[:, list(self.order)]
         for axis in self.reversed:
@@ -316,20 +318,21 @@ class Turn:
 
 
 @pytest.fixture
-def symmetric(monkeypatch, all_is_taken):
-    """Return what makes the unit networks blind to a turn of the array, and the noise they start from nothing.
+def symmetric(monkeypatch, whole_correction):
+    """Return a function that makes the unit networks independent of a turn of the array; their noise is set to zero.
 
-    A convolution is not, so each is asked twice: of what it is told, and of that turned, whose answer is turned back.
-    What is asked of is what stands between the methods and their networks.
+    Convolutions depend on a turn. So each network is called twice: with its inputs, and with the turned inputs. The
+    second output is turned back, and the mean of both is returned. The replaced functions are those through which the
+    methods call their networks.
     """
     monkeypatch.setattr(NoiseSource, "__call__", lambda self, draw: torch.zeros(len(self.addresses), *self.shape))
 
-    def blind_to(turn):
-        def two(module, name, told):
+    def independent_of(turn):
+        def two(module, name, turned_arguments):
             ask = getattr(module, name)
 
             def asked(net, *args, **named):
-                first, second = ask(net, *args, **named), ask(net, *told(*args, **named))
+                first, second = ask(net, *args, **named), ask(net, *turned_arguments(*args, **named))
                 return (first + turn.image(second, second.ndim - 2)) / 2
 
             monkeypatch.setattr(module, name, asked)
@@ -361,18 +364,18 @@ def symmetric(monkeypatch, all_is_taken):
             ),
         )
 
-    return blind_to
+    return independent_of
 
 
 TURNS = [pytest.param(Turn(*turn), id=name) for name, turn in ARRAYS.items()]
-# Root mean square over the largest value, measured: QID² .0015, RISH-LDM .0028, Diff-DTI .016 (of FA).
+# Root mean square error relative to the largest value, as measured: QID² .0015, RISH-LDM .0028, Diff-DTI .016 (of FA).
 NEARLY = {"qid2": 0.004, "rishldm": 0.006, "diffdti": 0.03}
 
 
 def can_be_turned(name, options, kind, turn):
-    """Whether turning the array has to change nothing; see the test."""
+    """Whether a turn of the array must not change the result; see the test."""
     if spec_of(name).in_template:
-        return kind != "untrained"  # it is the same for any network there
+        return kind != "untrained"  # there the result is the same for any network
     within_slices = 2 not in turn.reversed and turn.order[2] == 2
     return kind != "unit" or (within_slices and name != "difusion")
 
@@ -380,30 +383,29 @@ def can_be_turned(name, options, kind, turn):
 @pytest.mark.parametrize(
     ("name", "options", "kind", "turn"), pairs(arms(["untrained", "unit", "shipped"]), TURNS, can_be_turned)
 )
-def test_every_voxel_keeps_what_is_made_of_its_place(name, options, kind, turn, template, symmetric):
-    """To rounding, in whatever order the voxels are stored: what lies in the template does, and so do classical methods
-    and networks that add nothing yet.
+def test_results_do_not_depend_on_the_storage_order_of_voxels(name, options, kind, turn, template, symmetric):
+    """Results are equal to rounding in the template's space, for classical methods, and for untrained networks.
 
-    Networks are convolutions: those with random weights are made blind to the turn, where it leaves slices slices. The
-    shipped ones have learnt from patches of every orientation and nearly are (`NEARLY`). A training is another one on a
-    turned array: Di-Fusion's network stays untrained here.
+    Networks are convolutions, which depend on a turn of the array. For random weights this is corrected by `symmetric`,
+    where slices stay slices. The shipped networks were trained on patches of every orientation, and their results
+    differ by little (`NEARLY`). A training on a turned array gives another network, so Di-Fusion is not trained here.
     """
     if kind == "unit" and not spec_of(name).in_template:
         symmetric(turn)
     if name == "difusion":
         options = {**options, "learning_rate": 0.0}
-    before = made_at_rest(name, options, kind, template, noise=turn if kind == "unit" else "none")
-    made = make(name, options, network(name, kind), turn.scan(scan_of()), template)
-    back = turn.volume(made.mean)
+    before = result_at_rest(name, options, kind, template, noise=turn if kind == "unit" else "none")
+    generated = make(name, options, network(name, kind), turn.scan(scan_of()), template)
+    back = turn.volume(generated.mean)
     if kind == "shipped" and name in NEARLY:
         error = np.sqrt(((back - before.mean) ** 2).mean()) / np.abs(before.mean).max()
         assert error < NEARLY[name]
     else:
-        assert_alike(back, before.mean, ROUNDING)
-    if made.gradients is not None:
-        affine = turn.affine(BASE) if made.grid is None else made.grid.affine
+        assert_close(back, before.mean, ROUNDING)
+    if generated.gradients is not None:
+        affine = turn.affine(BASE) if generated.grid is None else generated.grid.affine
         np.testing.assert_allclose(
-            world_of(made.gradients.bvecs, affine),
+            world_of(generated.gradients.bvecs, affine),
             world_of(before.gradients.bvecs, BASE if before.grid is None else before.grid.affine),
             atol=1e-6,
         )
@@ -416,12 +418,12 @@ def test_every_voxel_keeps_what_is_made_of_its_place(name, options, kind, turn, 
 @pytest.mark.parametrize("world", MOVED)
 @pytest.mark.parametrize("name", [name for name in REGISTRY if spec_of(name).maps])
 def test_colour_turns_with_the_fibres_and_fa_and_md_stay(name, world, kind, template):
-    """Colour is along the true fibre: to .006 in the mean of its components (.003 measured) where nothing is learnt, to
-    .02 (.013) from the shipped network; along the scan's own axes in place of the world's it is .26 off.
+    """Colour is along the true fibre: the mean error of its components is below .006 (measured: .003) for the untrained
+    network and below .02 (.013) for the shipped one. With voxel axes in place of world axes it is .26.
 
-    Untrained it is a ridge fit, which knows no axes: FA and MD stay to rounding. The shipped network is told world
-    directions and need not make the same of two: FA changes by up to .018 in the median, less than it errs by anyway,
-    MD by 2e-6 mm²/s.
+    The untrained network gives a ridge fit, which does not depend on the axes: FA and MD stay to rounding. The shipped
+    network has world directions as input, and its result may depend on them: FA changes by up to .018 in the median,
+    less than its error, and MD by 2e-6 mm²/s.
     """
     if kind == "shipped" and name not in SHIPPED:
         pytest.skip("no weights ship")
@@ -436,11 +438,11 @@ def test_colour_turns_with_the_fibres_and_fa_and_md_stay(name, world, kind, temp
     assert np.abs(colour - fibre).mean() < (0.006 if kind == "untrained" else 0.02)
 
 
-# -- what networks are told of directions and places
+# -- directions and positions in the inputs of networks
 
 
-def spied(monkeypatch, module, name):
-    """Return a list that fills with the arguments of every call of a module's function, and with what it returned."""
+def recorded_calls(monkeypatch, module, name):
+    """Return a list that is filled with the arguments and the result of every call of a module's function."""
     calls, original = [], getattr(module, name)
 
     def spy(*args):
@@ -452,32 +454,32 @@ def spied(monkeypatch, module, name):
 
 
 @pytest.mark.parametrize("world", MOVED)
-def test_diffdti_is_told_world_directions(world, template, monkeypatch):
-    calls = spied(monkeypatch, diffdti_model, "condition_of")
-    made = make("diffdti", {}, network("diffdti", "unit"), scan_of(world), template)
-    (volumes,) = (v for shell, v in made.record["Volumes"].items() if shell != "b0")
+def test_diffdti_gets_world_directions(world, template, monkeypatch):
+    calls = recorded_calls(monkeypatch, diffdti_model, "condition_of")
+    generated = make("diffdti", {}, network("diffdti", "unit"), scan_of(world), template)
+    (volumes,) = (v for shell, v in generated.record["Volumes"].items() if shell != "b0")
     expected = OF_VOXELS[volumes] @ axes_of(BASE).T @ world[:3, :3].T
-    for _, known in calls:
-        np.testing.assert_allclose(known.bvecs.numpy(), np.broadcast_to(expected, known.bvecs.shape), atol=1e-6)
+    for _, condition in calls:
+        np.testing.assert_allclose(condition.bvecs.numpy(), np.broadcast_to(expected, condition.bvecs.shape), atol=1e-6)
 
 
 @pytest.mark.parametrize("world", MOVED)
-def test_qid2_is_told_acquired_and_wanted_directions_in_the_voxel_axes(world, template, monkeypatch):
-    calls = spied(monkeypatch, qid2_model, "condition_of")
+def test_qid2_gets_acquired_and_wanted_directions_in_the_voxel_axes(world, template, monkeypatch):
+    calls = recorded_calls(monkeypatch, qid2_model, "condition_of")
     make("qid2", {}, network("qid2", "unit"), scan_of(world), template, world)
-    (_, _, acquired, wanted, *_), known = calls[-1]
+    (_, _, acquired, wanted, *_), condition = calls[-1]
     np.testing.assert_allclose(acquired[0].numpy(), OF_VOXELS[2:], atol=1e-6)
     np.testing.assert_allclose(wanted[0].numpy(), WANTED, atol=1e-6)
-    nearest = np.sort(np.abs(WANTED @ OF_VOXELS[2:].T), axis=1)[:, : -known.bvecs.shape[1] : -1]
-    told = np.abs(np.einsum("trk,tk->tr", known.bvecs[:, :-1].numpy(), known.bvecs[:, -1].numpy()))
-    np.testing.assert_allclose(told, nearest, atol=1e-6, err_msg="references are those nearest to the target")
+    nearest = np.sort(np.abs(WANTED @ OF_VOXELS[2:].T), axis=1)[:, : -condition.bvecs.shape[1] : -1]
+    cosines = np.abs(np.einsum("trk,tk->tr", condition.bvecs[:, :-1].numpy(), condition.bvecs[:, -1].numpy()))
+    np.testing.assert_allclose(cosines, nearest, atol=1e-6, err_msg="references are those nearest to the target")
 
 
 GRID = nib.affines.from_matvec(np.diag([2.0, 2, 2]), [-20.0, -30.0, 10.0])
 
 
 def in_template_grid(affine, turn=None):
-    """Return a b0 on a grid of the template, what is known of the population there, and the wanted table."""
+    """Return a b0 on a grid of the template, the population maps on that grid, and the wanted table."""
     rng = np.random.default_rng(4)
     b0, adc = rng.uniform(80, 120, (*SHAPE, 1)).astype(np.float32), rng.uniform(5e-4, 1.5e-3, (*SHAPE, 1))
     adc, mask = adc.astype(np.float32), np.ones(SHAPE, bool)
@@ -489,8 +491,10 @@ def in_template_grid(affine, turn=None):
 
 
 def learnt_places():
-    """Return Phy-Diff's network with a learnt atlas of directions and a backbone that adds nothing: what it makes of a
-    voxel follows from its place, the direction and the b-value alone."""
+    """Return Phy-Diff's network with an atlas of directions and a backbone that adds nothing.
+
+    The value of a voxel depends only on its position, the direction and the b-value.
+    """
     net = load("phydiff").network("small")
     with torch.no_grad():
         net.atlas.maps.normal_(std=0.1, generator=torch.Generator().manual_seed(3))
@@ -498,28 +502,28 @@ def learnt_places():
 
 
 @pytest.mark.parametrize("turn", TURNS)
-def test_phydiff_makes_the_same_of_a_place_and_a_direction_on_every_grid_of_the_template(turn, monkeypatch):
-    """To rounding: no noise, and the backbone adds nothing."""
+def test_phydiff_generates_the_same_at_a_position_on_every_grid_of_the_template(turn, monkeypatch):
+    """Equal to rounding: there is no noise, and the backbone adds nothing."""
     monkeypatch.setattr(NoiseSource, "__call__", lambda self, draw: torch.zeros(len(self.addresses), *self.shape))
     net = learnt_places()
     scan, request = in_template_grid(GRID)
     before = load("phydiff").generate(net, scan, request).mean
-    made = load("phydiff").generate(net, *in_template_grid(GRID, turn)).mean
-    assert_alike(turn.volume(made), before, ROUNDING)
+    generated = load("phydiff").generate(net, *in_template_grid(GRID, turn)).mean
+    assert_close(turn.volume(generated), before, ROUNDING)
 
 
-def test_phydiff_knows_brains_by_their_place(monkeypatch):
-    """A scan that is shifted in the template is told of places that are, and becomes another."""
-    calls, net = spied(monkeypatch, phydiff_model, "condition_of"), learnt_places()
+def test_phydiff_depends_on_the_position_in_the_template(monkeypatch):
+    """For a shifted scan the positions in the network's input are shifted, and the result changes."""
+    calls, net = recorded_calls(monkeypatch, phydiff_model, "condition_of"), learnt_places()
     scan, request = in_template_grid(GRID)
     shift = np.array([12.0, -8.0, 6.0])
     rest = load("phydiff").generate(net, scan, request).mean
-    told = calls[0][1]
+    condition = calls[0][1]
     calls.clear()
     moved = replace(scan, affine=nib.affines.from_matvec(np.eye(3), shift) @ GRID)
     shifted = load("phydiff").generate(net, moved, request).mean
-    change = (calls[0][1].places - told.places).numpy()
+    change = (calls[0][1].places - condition.places).numpy()
     np.testing.assert_allclose(change, np.broadcast_to(shift[:, None, None], change.shape), atol=1e-4)
-    np.testing.assert_allclose(told.places[0, :, 0, 0].numpy(), GRID[:3, 3], atol=1e-4)
-    np.testing.assert_allclose(told.bvecs.numpy(), WANTED, atol=1e-6)
+    np.testing.assert_allclose(condition.places[0, :, 0, 0].numpy(), GRID[:3, 3], atol=1e-4)
+    np.testing.assert_allclose(condition.bvecs.numpy(), WANTED, atol=1e-6)
     assert np.abs(shifted - rest).max() > 0.01 * rest.max()

@@ -51,10 +51,10 @@ def test_a_new_arm_goes_through_everything(toy, tmp_path, capsys, monkeypatch):
     mixing = nib.load(folder / "sub-01_param-mixing_desc-toy_dwimap.nii.gz").get_fdata()
     assert mixing.max() == pytest.approx(share, rel=1e-5)
     assert json.loads((folder / "sub-01_param-mixing_desc-toy_dwimap.json").read_text())["Units"] == "arbitrary"
-    acquired, made = (
+    acquired, generated = (
         nib.load(folder / f"sub-01_desc-{name}_dwi.nii.gz").get_fdata()[..., 2:] for name in ("preproc", "toy")
     )
-    np.testing.assert_allclose(made, (1 - share) * acquired + share * acquired.mean(axis=3)[..., None], rtol=1e-4)
+    np.testing.assert_allclose(generated, (1 - share) * acquired + share * acquired.mean(axis=3)[..., None], rtol=1e-4)
     metrics = json.loads((folder / "sub-01_desc-quality_metrics.json").read_text())
     assert metrics["own_share_toy"]["definition"] == "the number that the network learnt"
     page = (tmp_path / "out/sub-01.html").read_text()

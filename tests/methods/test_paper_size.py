@@ -53,19 +53,19 @@ def subjects():
 
 def test_examples_have_the_papers_sizes():
     assert QID2().examples(subjects(), "paper", 1, 0)(0).x0.shape == (1, 1, 145, 174)
-    made = load("diffdti").examples(subjects(), "paper", 1, 0)(0)
-    assert made.x0.shape == (1, 5, 192, 192)
-    assert not made.weight[..., :23, :].any()  # zeros around 145 rows
-    assert made.condition.images.shape == (1, 7, 192, 192)
+    batch = load("diffdti").examples(subjects(), "paper", 1, 0)(0)
+    assert batch.x0.shape == (1, 5, 192, 192)
+    assert not batch.weight[..., :23, :].any()  # zeros around 145 rows
+    assert batch.condition.images.shape == (1, 7, 192, 192)
 
 
-def test_whole_slices_of_the_template_lie_in_zeros(monkeypatch):
+def test_whole_slices_of_the_template_are_padded_with_zeros(monkeypatch):
     method = load("phydiff")
     cohort = method.subjects(make_ball(), 1)
-    made = method.examples(cohort, "paper", 4, 0)(0)
-    assert made.x0.shape == (4, 1, 256, 256)
-    assert (made.condition.images[:, 0, :70] == -1).all()  # no signal
-    places = made.condition.places[0]
+    batch = method.examples(cohort, "paper", 4, 0)(0)
+    assert batch.x0.shape == (4, 1, 256, 256)
+    assert (batch.condition.images[:, 0, :70] == -1).all()  # no signal
+    places = batch.condition.places[0]
     step = places[:, 1:, 1:] - places[:, :-1, :-1]
     torch.testing.assert_close(step, torch.tensor([2.0, 2, 0]).reshape(3, 1, 1).expand_as(step))
 
@@ -91,15 +91,15 @@ def test_diff_dti_takes_the_directions_of_its_scheme_in_their_order():
 
 
 @pytest.mark.parametrize(("stray", "warned"), [(0.0, False), (30.0, True)])
-def test_diff_dti_says_where_a_scan_has_other_directions(stray, warned):
+def test_diff_dti_warns_where_a_scan_has_other_directions(stray, warned):
     angle = np.deg2rad(stray)
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     world = np.concatenate([np.zeros((1, 3)), SCHEMES[6] @ turn.T])
     scan = scan_of(6)
     scan = replace(scan, gradients=GradientTable.from_world(np.r_[0.0, np.full(6, 1000.0)], world, AFFINE))
-    made = load("diffdti").generate(narrow("diffdti", "paper"), scan, request_for("diffdti", "paper", "paper", 2))
-    assert any("scheme" in warning for warning in made.warnings) == warned
-    assert (made.record["DegreesFromScheme"] > diffdti_model.SCHEME_DEGREES) == warned
+    generated = load("diffdti").generate(narrow("diffdti", "paper"), scan, request_for("diffdti", "paper", "paper", 2))
+    assert any("scheme" in warning for warning in generated.warnings) == warned
+    assert (generated.record["DegreesFromScheme"] > diffdti_model.SCHEME_DEGREES) == warned
 
 
 def test_the_training_examples_of_diff_dti_have_one_scheme():
@@ -117,8 +117,8 @@ def test_weights_for_three_references_are_refused_for_six_and_the_error_names_bo
     check_weights("qid2", "small", "three", tmp_path, {"references": 3})
     assert main(["weights", "verify", str(tmp_path / "three.safetensors")]) == 0
     request = Request(weights="three", weights_dir=tmp_path, options={"references": 3, "directions": 14}, steps=1)
-    made = QID2().generate(None, scan_of(12), replace(request, precision="fp32"))
-    assert made.record["References"] == 3
+    generated = QID2().generate(None, scan_of(12), replace(request, precision="fp32"))
+    assert generated.record["References"] == 3
 
 
 def test_three_references_can_be_trained(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The weights that ship: on somebody who was not trained on, nearer to the truth than the classical estimate."""
+"""The shipped weights: on a held-out simulated subject they are nearer to the truth than the classical estimate."""
 
 from dataclasses import replace
 
@@ -26,14 +26,14 @@ def needs(name: str):
 
 
 def held_out_scan(directions: np.ndarray, n_b0: int, snr: float):
-    """Return a scan at b = 1000 of somebody who was not trained on, and its noise-free signals."""
+    """Return a scan at b = 1000 of a held-out simulated subject, and its noise-free signals."""
     arrays, affine = embedded_mni(4)
     subject = deform(procedural_atlas(**arrays, affine=affine), HELD_OUT + 500)
     shape = (46, 54, 4)
     b = np.r_[np.zeros(n_b0), np.full(len(directions), 1000.0)]
     gradients = GradientTable(b, np.concatenate([np.zeros((n_b0, 3)), directions]))
-    made = acquire(subject, gradients, scan_grid(subject, 4.0, shape), shape, snr=snr, seed=1)
-    return made.scan, made.clean
+    simulation = acquire(subject, gradients, scan_grid(subject, 4.0, shape), shape, snr=snr, seed=1)
+    return simulation.scan, simulation.clean
 
 
 @needs("qid2-small")
@@ -75,12 +75,12 @@ def test_phydiff_is_nearer_to_the_truth_than_isotropic_diffusion():
     world = np.tile(even_directions(6), (2, 1))
     table = GradientTable.from_world(bvals, world, grid)
     whole = GradientTable.from_world(np.r_[0.0, bvals], np.concatenate([np.zeros((1, 3)), world]), grid)
-    made = acquire(subject, whole, grid, shape, snr=25, seed=1)
-    b0 = Scan(made.scan.data[..., :1], grid, made.scan.gradients[:1], made.scan.mask)
+    simulation = acquire(subject, whole, grid, shape, snr=25, seed=1)
+    b0 = Scan(simulation.scan.data[..., :1], grid, simulation.scan.gradients[:1], simulation.scan.mask)
     request = Request(population=population_on(shape, grid, PACKAGED_ADC_ATLAS), options={"table": table})
     method, errors = load("phydiff"), {}
     for name, net in (("trained", None), ("isotropic", method.network("small"))):
-        error = (method.generate(net, b0, request).mean - made.clean[..., 1:])[b0.mask]
+        error = (method.generate(net, b0, request).mean - simulation.clean[..., 1:])[b0.mask]
         errors[name] = np.sqrt((error**2).mean(axis=0)).reshape(2, 6).mean(axis=1)
     assert (errors["trained"] < 0.9 * errors["isotropic"]).all(), errors
 
@@ -89,9 +89,9 @@ def test_phydiff_is_nearer_to_the_truth_than_isotropic_diffusion():
 def test_rishldm_is_nearer_to_the_truth_than_the_scan_itself():
     scan, clean = held_out_scan(even_directions(12), 1, 20)
     truth = fit_maps(replace(scan, data=clean), "ols", names=("fa",))["fa"]
-    made = load("rishldm").generate(None, scan, Request()).mean
+    generated = load("rishldm").generate(None, scan, Request()).mean
     errors = [
         float(np.sqrt(((fit_maps(replace(scan, data=data), "ols")["fa"] - truth)[scan.mask] ** 2).mean()))
-        for data in (made, scan.data)
+        for data in (generated, scan.data)
     ]
     assert errors[0] < 0.9 * errors[1]

@@ -1,4 +1,4 @@
-"""A method in one file, as a newcomer would write one: it has an option, a network and a map of its own.
+"""A method in one file, as a new developer would write one: it has an option, a network and an additional map.
 
 `tests/methods/test_new_arm.py` takes it through everything, with a row in the registry and nothing else.
 """

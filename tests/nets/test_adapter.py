@@ -27,13 +27,13 @@ def backbone():
 def inputs(height, width):
     generator = torch.Generator().manual_seed(0)
     x, tracts = (torch.randn(2, c, height, width, generator=generator) for c in (2, 5))
-    told = (torch.tensor([3.0, 700.0]), torch.eye(3)[:2], torch.tensor([1000.0, 2000.0]), torch.tensor([0.2, 0.7]))
-    return (x, *told), tracts
+    condition = (torch.tensor([3.0, 700.0]), torch.eye(3)[:2], torch.tensor([1000.0, 2000.0]), torch.tensor([0.2, 0.7]))
+    return (x, *condition), tracts
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(16, 32), (33, 20), (5, 7)])
-def test_untrained_changes_nothing_and_trained_something_at_any_size(size):
+def test_an_untrained_adapter_changes_nothing_and_a_trained_one_does_at_any_size(size):
     net, (given, tracts) = backbone(), inputs(*size)
     expected = net(*given)
     assert expected.std() > 0
@@ -45,7 +45,7 @@ def test_untrained_changes_nothing_and_trained_something_at_any_size(size):
 
 
 @torch.no_grad()
-def test_a_tract_reaches_the_place_where_it_is():
+def test_a_tract_changes_the_features_near_it_only():
     net, (_, tracts) = adapter(), inputs(64, 64)
     other = tracts.clone()
     other[:, :, 40:, :8] += 1

@@ -1,4 +1,4 @@
-"""The U-Net with b-vectors: even in them, told by them, for images of any size."""
+"""The U-Net with b-vectors: an even function of them, conditioned on them, for images of any size."""
 
 from dataclasses import replace
 
@@ -118,9 +118,9 @@ def test_attention_is_softmax_of_inner_products_in_each_head():
         width = 6 // heads
         parts = []
         for n in range(heads):
-            own = slice(n * width, (n + 1) * width)
-            weights = (q[..., own] @ k[..., own].transpose(1, 2) / width**0.5).softmax(dim=-1)
-            parts.append(weights @ v[..., own])
+            head = slice(n * width, (n + 1) * width)
+            weights = (q[..., head] @ k[..., head].transpose(1, 2) / width**0.5).softmax(dim=-1)
+            parts.append(weights @ v[..., head])
         torch.testing.assert_close(attend(q, k, v, heads), torch.cat(parts, dim=-1))
 
 

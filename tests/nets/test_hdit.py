@@ -75,12 +75,12 @@ def test_neighbourhood_attention_is_that_of_its_definition(size, kernel):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_neighbourhood_attention_is_the_same_on_a_gpu():
     given = [torch.randn(2, 2, 17, 30, 16, requires_grad=True) for _ in range(3)]
-    there = [x.detach().cuda().requires_grad_() for x in given]
-    out, expected = neighbourhood_attention(*there, 7), neighbourhood_attention(*given, 7)
+    on_gpu = [x.detach().cuda().requires_grad_() for x in given]
+    out, expected = neighbourhood_attention(*on_gpu, 7), neighbourhood_attention(*given, 7)
     torch.testing.assert_close(out.cpu(), expected, atol=1e-4, rtol=1e-4)
     out.square().sum().backward()
     expected.square().sum().backward()
-    for x, y in zip(there, given, strict=True):
+    for x, y in zip(on_gpu, given, strict=True):
         torch.testing.assert_close(x.grad.cpu(), y.grad, atol=1e-3, rtol=1e-3)
 
 
@@ -188,7 +188,7 @@ def test_every_part_of_the_input_matters_and_only_to_its_own_image():
 
 
 @torch.no_grad()
-def test_without_query_mapping_only_the_time_is_told():
+def test_without_query_mapping_only_the_time_is_a_condition():
     net, given = network(replace(TINY, query_mapping=False)), inputs()
     expected = net(**given)
     others = {"bvecs": given["bvecs"].flip(0), "bvals": given["bvals"] * 2, "position": given["position"] / 2}
@@ -271,8 +271,13 @@ def test_recomputed_layers_have_the_same_gradients():
             generator = torch.Generator().manual_seed(number)
             torch.nn.init.normal_(parameter, std=0.1, generator=generator)
         x = torch.randn(2, 2, 16, 16, generator=torch.Generator().manual_seed(1))
-        told = torch.tensor([3.0, 700.0]), torch.eye(3)[:2], torch.tensor([1000.0, 2000.0]), torch.tensor([0.2, 0.7])
-        net(x, *told).square().sum().backward()
+        condition = (
+            torch.tensor([3.0, 700.0]),
+            torch.eye(3)[:2],
+            torch.tensor([1000.0, 2000.0]),
+            torch.tensor([0.2, 0.7]),
+        )
+        net(x, *condition).square().sum().backward()
         gradients.append([p.grad for p in net.parameters() if p.grad is not None])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)

@@ -56,7 +56,7 @@ def test_features_are_encoded_one_by_one_and_scaled(net):
     torch.testing.assert_close(net.decode("7t", latents / 100), decoded)
 
 
-def test_untrained_super_resolution_adds_nothing_and_its_reach_is_as_said(net):
+def test_untrained_super_resolution_adds_nothing_and_has_the_stated_reach(net):
     images = torch.randn(1, 5, 16, 16, 16)
     assert not net("refiner", images).any()
     torch.nn.init.normal_(net.refiner.last.weight)
@@ -66,6 +66,6 @@ def test_untrained_super_resolution_adds_nothing_and_its_reach_is_as_said(net):
     assert (touched.min(dim=0).values == 8 - net.refiner.reach).all()
 
 
-def test_its_parts_hold_every_parameter(net):
+def test_its_parts_contain_every_parameter(net):
     assert {name.split(".")[0] for name, _ in net.named_parameters()} == set(PARTS)
     assert SPEC.divisor == 4

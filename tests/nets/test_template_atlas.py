@@ -11,7 +11,7 @@ def places_of(points):
     return torch.tensor(points).T[None, :, :, None]  # (1, 3, P, 1)
 
 
-def test_it_reads_the_harmonics_of_a_place_and_grows_with_b():
+def test_it_interpolates_the_harmonics_at_a_position_and_grows_with_b():
     net = TemplateAtlas()
     shape = net.maps.shape[1:]
     index = torch.stack(torch.meshgrid(*(torch.arange(n).float() for n in shape), indexing="ij"))
@@ -30,7 +30,7 @@ def test_it_reads_the_harmonics_of_a_place_and_grows_with_b():
     torch.testing.assert_close(strength[0, :, 0], (second**2 + fourth**2).sqrt(), rtol=1e-4, atol=1e-3)
 
 
-def test_each_image_is_read_at_its_own_places_and_nothing_is_known_outside():
+def test_each_image_is_interpolated_at_its_positions_and_is_zero_outside():
     torch.manual_seed(0)
     net = TemplateAtlas()
     torch.nn.init.normal_(net.maps)
@@ -44,7 +44,7 @@ def test_each_image_is_read_at_its_own_places_and_nothing_is_known_outside():
     torch.testing.assert_close(whole, net(places, -g, b))
 
 
-def test_it_starts_as_nothing_and_can_learn():
+def test_it_is_zero_at_the_start_and_can_learn():
     net = TemplateAtlas()
     places, g, b = 30 * torch.randn(2, 3, 4, 4), F.normalize(torch.randn(2, 3), dim=1), torch.tensor([1000.0, 2000])
     image = net(places, g, b)[:, 0]
@@ -61,8 +61,8 @@ def test_the_way_back_in_order_is_that_of_grid_sample():
     gradients = []
     for read in (_read, _ReadInOrder.apply):
         maps = torch.randn(3, 4, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        made = read(maps.requires_grad_(), grid)
-        made.backward(upstream)
-        gradients.append((made.detach(), maps.grad))
+        images = read(maps.requires_grad_(), grid)
+        images.backward(upstream)
+        gradients.append((images.detach(), maps.grad))
     torch.testing.assert_close(gradients[0], gradients[1])
     assert (gradients[0][0] == 0).all(dim=0).any(), "some points are outside"

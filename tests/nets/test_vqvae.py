@@ -13,7 +13,7 @@ def _seed():
     torch.manual_seed(0)
 
 
-def test_shapes_there_and_back():
+def test_encoding_and_decoding_keep_the_shape():
     net, volumes = VQVAE(TINY), torch.randn(2, 1, 8, 12, 16)
     assert net.encode(volumes).shape == (2, 4, 2, 3, 4)
     found, loss = net(volumes)
@@ -43,12 +43,12 @@ def test_codebook_is_monais():
     ours, theirs = Codebook(8, 3), EMAQuantizer(3, 8, 3, commitment_cost=COMMITMENT, decay=FOLLOW)
     codes, counts = torch.randn(8, 3), torch.full((8,), 20.0)
     with torch.no_grad():
-        for own, other, value in (
+        for parameter, other, value in (
             (ours.codes, theirs.embedding.weight, codes),
             (ours.counts, theirs.ema_cluster_size, counts),
             (ours.sums, theirs.ema_w, codes * counts[:, None]),
         ):
-            own.copy_(value)
+            parameter.copy_(value)
             other.copy_(value)
     latents = torch.randn(2, 3, 4, 4, 4)
     found, (wanted, loss, indices) = ours.eval()(latents), theirs.eval()(latents)
@@ -65,8 +65,8 @@ def test_codes_come_to_the_centres_of_clusters_and_none_is_left_idle():
     centres = torch.tensor([[3.0, 0], [0, 3], [-3, 0], [0, -3]])
     book = Codebook(8, 2)
     for _ in range(600):
-        own = centres.repeat(50, 1) + 0.1 * torch.randn(200, 2)
-        book(own.T.reshape(1, 2, 200, 1, 1))
+        samples = centres.repeat(50, 1) + 0.1 * torch.randn(200, 2)
+        book(samples.T.reshape(1, 2, 200, 1, 1))
     distance = torch.cdist(centres, book.codes)
     assert (distance.min(dim=1).values < 0.2).all()
     assert (distance.min(dim=0).values < 0.5).all()
@@ -82,7 +82,7 @@ def test_codes_stay_as_they_are_but_in_training():
     assert book.codes.any()
 
 
-def test_a_few_steps_teach_it_a_volume():
+def test_it_learns_a_volume_in_a_few_steps():
     net, volume = VQVAE(VQVAESpec(widths=(16,), blocks=1, codes=64, code_width=8)), torch.zeros(1, 1, 16, 16, 8)
     volume[:, :, 4:12, 4:12, 2:6] = 1
     optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3)

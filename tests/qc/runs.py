@@ -15,7 +15,7 @@ NOISE = 8.0
 
 
 def complete_run(folder: Path) -> dict:
-    """Write all files of one run; the same series with little noise stands for what a method made."""
+    """Write all files of one run; the same series with little noise takes the place of a generated one."""
     table = tiny_gradients()
     data = tiny_series(table, noise=NOISE)
     mask = data[..., table.is_b0].mean(axis=3) > 100
@@ -27,8 +27,8 @@ def complete_run(folder: Path) -> dict:
 
     raw = str(write_run(folder, "raw", data, table, AFFINE))
     bval, bvec = raw.replace(".nii.gz", ".bval"), raw.replace(".nii.gz", ".bvec")
-    made = tiny_series(table, noise=1.0, seed=1)
-    made[..., table.is_b0] = data[..., table.is_b0]
+    series = tiny_series(table, noise=1.0, seed=1)
+    series[..., table.is_b0] = data[..., table.is_b0]
     record = {
         "Method": "Clean",
         "AcquiredVolumes": [0, 1, 2],
@@ -36,7 +36,7 @@ def complete_run(folder: Path) -> dict:
     }
     (folder / "record.json").write_text(json.dumps({"Synthetic": True, "GenerativeModel": record}))
     rng = np.random.default_rng(0)
-    np.savez(folder / "left_out.npz", volumes=[3, 7], mean=made[..., [3, 7]])
+    np.savez(folder / "left_out.npz", volumes=[3, 7], mean=series[..., [3, 7]])
     header = "trans_x\ttrans_y\ttrans_z\trot_x\trot_y\trot_z\tframewise_displacement"
     rows = [[*rng.normal(0, 0.1, 3), *rng.normal(0, 1e-3, 3), "n/a" if v == 0 else 0.2] for v in range(14)]
     lines = ["\t".join(map(str, row)) for row in rows]
@@ -52,9 +52,9 @@ def complete_run(folder: Path) -> dict:
         "sdc_before": image("before", b0), "sdc_after": image("after", b0),
         "reverse_before": image("reverse_before", np.roll(b0, 3, axis=1)),
         "reverse_after": image("reverse_after", b0),
-        "methods": ["clean"], "generated": [image("made", made)], "generated_bval": [bval],
+        "methods": ["clean"], "generated": [image("made", series)], "generated_bval": [bval],
         "generated_bvec": [bvec], "generated_record": [str(folder / "record.json")],
-        "generated_std": [image("std", 0.1 * made)],
+        "generated_std": [image("std", 0.1 * series)],
         "generated_left_out": [str(folder / "left_out.npz")],
         "map_sources": ["preproc", "clean"],
         "fa": [image("fa", fa), image("fa2", fa * 0.5)],
@@ -64,7 +64,7 @@ def complete_run(folder: Path) -> dict:
 
 
 def with_maps(inputs: dict, folder: Path) -> dict:
-    """The same run, with a method that made maps and no series."""
+    """The same run, with a method that generated maps and no series."""
     mask, affine = nib.load(inputs["mask"]).get_fdata() > 0, AFFINE
 
     def image(name, values):

@@ -27,7 +27,7 @@ def dense_scan(noise=8.0, n=20):
 
 
 def oracle(scan, error=0.0, extra=0):
-    """Return an arm that knows the scan: it gives what was left out, plus an error, and volumes nobody asked for."""
+    """Return an arm that has the whole scan: it returns left-out volumes plus an error, and volumes not requested."""
 
     def arm(kept, wanted):
         volumes = [int(np.abs(scan.gradients.bvecs @ v).argmax()) for v in wanted.bvecs]
@@ -120,7 +120,7 @@ def test_map_scores_of_a_hand_computed_case():
     assert np.isnan(evaluation.map_scores(estimate, faint, mask)["direction_angle"])
 
 
-def test_held_out_directions_beside_kept_ones_are_not_asked_for():
+def test_held_out_directions_beside_kept_ones_are_not_requested():
     directions = even_directions(10)
     beside = directions[:1] + np.array([0, 0, 0.02])  # about one degree
     gradients = GradientTable(
@@ -138,8 +138,8 @@ def test_volumes_are_paired_within_their_shell():
     np.testing.assert_array_equal(evaluation.wanted_volumes(gradients, kept), [13, 14, 15, 16])
     order = [3, 11, 2, 10, 1, 9, 0, 8]  # both shells, mixed
     table = GradientTable(np.r_[0, gradients.bvals[1:][order]], np.r_[np.zeros((1, 3)), gradients.bvecs[1:][order]])
-    made = Generated(None, None, table, (), np.arange(9) < 1, {})
-    places = evaluation.generated_places(made, gradients[np.array([1, 2, 9, 12])])
+    generated = Generated(None, None, table, (), np.arange(9) < 1, {})
+    places = evaluation.generated_places(generated, gradients[np.array([1, 2, 9, 12])])
     assert places.tolist() == [7, 5, 8, 2]
     only_high = Generated(None, None, gradients[np.r_[0, 9:17]], (), np.arange(9) < 1, {})
     assert evaluation.generated_places(only_high, gradients[np.array([1, 2])]) is None

@@ -82,7 +82,7 @@ def test_voxels_that_are_not_cubes_keep_their_shape():
 
 
 def test_compared_rows_share_their_scale(tmp_path):
-    table, made = _table(), np.r_[False, np.ones(12, bool)]
+    table, generated = _table(), np.r_[False, np.ones(12, bool)]
     rng = np.random.default_rng(0)
     data = rng.uniform(50, 100, (16, 16, 12, 13)).astype(np.float32)
     mask = np.ones(data.shape[:3], bool)
@@ -94,7 +94,7 @@ def test_compared_rows_share_their_scale(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison, "mosaic", catch)
-        comparison.input_output(data, table, 3 * data, table, made, RAS, mask, "m", tmp_path / "a.svg")
+        comparison.input_output(data, table, 3 * data, table, generated, RAS, mask, "m", tmp_path / "a.svg")
     first, second, third, fourth = shown["rows"]
     assert (first.vmin, first.vmax) == (second.vmin, second.vmax)
     assert (third.vmin, third.vmax) == (fourth.vmin, fourth.vmax)
@@ -104,10 +104,10 @@ def test_compared_rows_share_their_scale(tmp_path):
 def test_nearest_pair_is_antipodal_and_skips_acquired_volumes():
     acquired = _table(6)
     turned = GradientTable(acquired.bvals, -acquired.bvecs)
-    made = np.zeros(7, bool)
-    made[4] = True
-    assert comparison.nearest_pair(acquired, turned, made)[:2] == (4, 4)
-    assert comparison.nearest_pair(acquired, turned, made)[2] == pytest.approx(0, abs=1e-3)
+    generated = np.zeros(7, bool)
+    generated[4] = True
+    assert comparison.nearest_pair(acquired, turned, generated)[:2] == (4, 4)
+    assert comparison.nearest_pair(acquired, turned, generated)[2] == pytest.approx(0, abs=1e-3)
     with pytest.raises(ValueError, match="no diffusion-weighted pair"):
         comparison.nearest_pair(acquired, turned, np.zeros(7, bool))
 
@@ -168,7 +168,7 @@ def test_figures_are_the_same_every_time(tmp_path):
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
-def test_flicker_holds_both_frames_at_one_size(tmp_path):
+def test_flicker_contains_both_frames_at_one_size(tmp_path):
     first = np.random.default_rng(0).uniform(size=(20, 20, 14))
     mask = np.ones(first.shape, bool)
     path = figures.flicker(first, 1 - first, RAS, mask, ("b0", "T1w"), "t", tmp_path / "f.svg")
@@ -196,7 +196,7 @@ def test_small_palette_keeps_grey_values():
 
 
 @pytest.mark.real
-def test_two_real_runs_stored_in_opposite_orders_look_alike(real_data):
+def test_two_real_runs_stored_in_opposite_orders_look_the_same(real_data):
     """One subject, sagittal slices stored right to left in one run and left to right in the other."""
     shown = []
     for run in (1, 2):

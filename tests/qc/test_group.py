@@ -86,7 +86,7 @@ def test_outlier_rules():
     assert np.flatnonzero(group.outliers(np.array([31.0, 31, 31, 31, 13]))).tolist() == [4]
 
 
-def test_unreadable_metrics_are_said_and_do_not_stop_the_rest(tmp_path):
+def test_unreadable_metrics_are_reported_and_do_not_stop_the_rest(tmp_path):
     _dataset(tmp_path, 2)
     broken = tmp_path / names.output_path({"subject": "000", "direction": "PA"}, "metrics")
     broken.write_text('{"b0_snr": ')

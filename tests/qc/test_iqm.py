@@ -1,4 +1,4 @@
-"""Metrics without a reference, on series whose truth is known."""
+"""Metrics without a reference, on series with known true values."""
 
 from __future__ import annotations
 
@@ -46,6 +46,14 @@ def test_signal_to_noise_by_hand():
     assert iqm.signal_to_noise(data, table, mask, sigma_map)["b0_snr"] == pytest.approx(20.0)
 
 
+def test_dwi_snr_is_of_the_highest_shell():
+    bvals = np.r_[0, np.tile([3000.0, 1000.0], 6)]
+    table = GradientTable(bvals, np.r_[np.zeros((1, 3)), even_directions(12)])
+    data = np.broadcast_to(np.select([bvals == 0, bvals == 1000], [200.0, 50.0], 20.0), (4, 4, 4, 13))
+    values = iqm.signal_to_noise(data, table, np.ones((4, 4, 4), bool), SIGMA)
+    assert values == pytest.approx({"b0_snr": 20.0, "dwi_snr": 2.0})
+
+
 def test_direction_contrast_is_the_same_with_and_without_noise():
     table = _table(15)  # few volumes: the fit takes up much of the noise
     clean = _tensor_series(table, anisotropic=0.4e-3)
@@ -81,6 +89,18 @@ def test_neighbour_correlation_pairs_antipodes():
     swapped = np.stack([data[..., 0], a, b, a, b], axis=3)
     expected = np.corrcoef(a.ravel(), b.ravel())[0, 1]
     assert iqm.neighbour_correlation(swapped, table, mask) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("degrees", "pairs"), [(20, "of one shell"), (90, "of one direction")])
+def test_neighbours_are_nearest_in_q_space(degrees, pairs):
+    # sqrt(b) of the shells differs by 23; directions are 11 and 19 apart at 20 degrees, 45 and 77 at 90 degrees
+    angle = np.radians(degrees)
+    directions = np.array([[0, 0, 0], *[[1, 0, 0], [np.cos(angle), np.sin(angle), 0]] * 2])
+    table = GradientTable([0, 1000, 1000, 3000, 3000], directions)
+    other, a, b = np.random.default_rng(0).standard_normal((3, 6, 6, 6))
+    volumes = [a, 2 * a + 3, b, b] if pairs == "of one shell" else [a, b, 2 * a + 3, b]
+    data = np.stack([other, *volumes], axis=3)
+    assert iqm.neighbour_correlation(data, table, np.ones((6, 6, 6), bool)) == pytest.approx(1.0)
 
 
 def test_dropouts_are_found_and_anatomy_is_not():

@@ -63,9 +63,9 @@ def test_volumes_are_only_called_acquired_where_they_were():
     assert "acquired volume" not in text
 
 
-def test_what_is_nested_is_told_apart():
-    told = {"adc": {"Name": "packaged", "SHA256": "12ab"}, "tracts": {"Name": "none"}}
-    text = report.provenance_html({**MODEL, "Population": told})
+def test_nested_entries_are_distinguished():
+    population = {"adc": {"Name": "packaged", "SHA256": "12ab"}, "tracts": {"Name": "none"}}
+    text = report.provenance_html({**MODEL, "Population": population})
     assert "<td>adc: (Name: packaged; SHA256: 12ab); tracts: (Name: none)</td>" in text
 
 
@@ -144,7 +144,7 @@ def test_failed_run_is_named_with_place_and_advice(derivatives):
     assert "2.13" in _section(page, "Software")
 
 
-def test_no_errors_are_said_and_repeating_gives_the_same_page(derivatives):
+def test_a_page_without_errors_says_so_and_repeating_gives_the_same_page(derivatives):
     first = report.subject_report(derivatives, "01").read_text(encoding="utf-8")
     assert "No errors." in _section(first, "Errors")
     assert report.subject_report(derivatives, "01").read_text(encoding="utf-8") == first
@@ -181,7 +181,7 @@ def test_record_survives_its_file(tmp_path, record):
     assert report.find_records(tmp_path, "1", "pre") == []
 
 
-def test_a_run_is_not_credited_with_what_was_generated_for_one_whose_name_is_longer(tmp_path):
+def test_results_of_a_run_with_a_longer_name_do_not_count_for_a_run(tmp_path):
     short, long = {"subject": "01"}, {"subject": "01", "run": "2"}
     sidecar = names.sidecar_path(names.output_path(long, "generated", method="difusion"))
     _put(tmp_path / sidecar, json.dumps({"Synthetic": True, "GenerativeModel": MODEL}))
@@ -190,7 +190,7 @@ def test_a_run_is_not_credited_with_what_was_generated_for_one_whose_name_is_lon
 
 
 @pytest.mark.parametrize("shown", ["", "1.5", "1.25"])
-def test_of_a_methods_grids_the_one_of_the_last_call_is_told(tmp_path, shown):
+def test_the_report_names_the_grid_of_the_last_call_of_a_method(tmp_path, shown):
     run = {"subject": "1"}
     for edge in ("", "1.5", "1.25"):
         grid = {"voxel_mm": edge} if edge else {}
@@ -205,7 +205,7 @@ def test_of_a_methods_grids_the_one_of_the_last_call_is_told(tmp_path, shown):
     assert report.generated_records(tmp_path, run, {"rishldm": "9mm"}), "of an earlier call: better than none"
 
 
-def test_chunks_of_a_run_are_told_apart(tmp_path):
+def test_chunks_of_a_run_are_distinguished(tmp_path):
     for chunk in "12":
         _keep(tmp_path, report.RunRecord({"subject": "01", "run": "1", "chunk": chunk}))
     summary = _section(report.subject_report(tmp_path, "01").read_text(encoding="utf-8"), "Summary")

@@ -20,20 +20,20 @@ def test_not_available_is_no_number(inputs):
     assert np.argwhere(np.isnan(table)).tolist() == [[0, 6]]
 
 
-@pytest.mark.parametrize("kept", ["AcquiredVolumes", "InputVolumes"])  # the latter where a method made the input
+@pytest.mark.parametrize("kept", ["AcquiredVolumes", "InputVolumes"])  # the latter where a method generated the input
 def test_residual_pairs_volumes_by_direction_and_leaves_kept_ones_out(inputs, tmp_path, kept):
     table, order = tiny_gradients(), np.r_[0, 1, np.arange(13, 1, -1)]
     data = tiny_series(table, noise=NOISE)
     stem = str(write_run(tmp_path, "made", 0.9 * data[..., order], table[order], AFFINE)).removesuffix(".nii.gz")
     record = tmp_path / "record.json"
     record.write_text(json.dumps({"GenerativeModel": {kept: [0, 1, 2, 3]}}))
-    made = {
+    files = {
         "generated": [f"{stem}.nii.gz"],
         "generated_bval": [f"{stem}.bval"],
         "generated_bvec": [f"{stem}.bvec"],
         "generated_record": [str(record)],
     }
-    run = RunData(RunFiles(**{**inputs, **made}))
+    run = RunData(RunFiles(**{**inputs, **files}))
     assert np.flatnonzero(~run.generated("clean")[2]).tolist() == [0, 1, 2, 3]
     np.testing.assert_allclose(run.removed("clean"), 0.1 * data[..., order[4:]], rtol=1e-3, atol=1e-3)
 
@@ -42,12 +42,12 @@ def test_same_volumes_match_by_direction_and_not_by_place():
     table = tiny_gradients(6, 1)
     order = np.array([0, 4, 2, 6, 1, 5, 3])
     shuffled = GradientTable(table.bvals[order], -table.bvecs[order])
-    made = np.ones(7, bool)
-    made[1] = False
-    pairs = same_volumes(table, shuffled, made)
+    generated = np.ones(7, bool)
+    generated[1] = False
+    pairs = same_volumes(table, shuffled, generated)
     assert pairs == [(int(order[k]), k) for k in range(2, 7)]
     other_shell = GradientTable(table.bvals * 2, table.bvecs)
-    assert same_volumes(table, other_shell, made) == []
+    assert same_volumes(table, other_shell, generated) == []
 
 
 def test_a_direction_measured_twice_pairs_with_itself():

@@ -1,4 +1,4 @@
-"""The figures of a tiny run: everything there, and almost nothing there."""
+"""The figures of a tiny run, with all inputs and with very few."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_features_before_and_after_are_those_of_the_method(inputs):
         run.rish("third")
 
 
-def test_further_maps_are_drawn_for_the_method_that_made_them(inputs, tmp_path):
+def test_additional_maps_are_drawn_for_the_method_that_generated_them(inputs, tmp_path):
     given = {**inputs, "extra": inputs["fa"][:1], "extra_methods": ["clean"], "extra_titles": ["Trust"]}
     figures, _ = draw_figures(RunData(RunFiles(**given)), tmp_path)
     assert Path(dict(figures)["extraclean"]).stat().st_size > 1000

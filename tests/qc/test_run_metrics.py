@@ -1,4 +1,4 @@
-"""The quality metrics of a tiny run: everything there, and almost nothing there."""
+"""The quality metrics of a tiny run, with all inputs and with very few."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def test_metrics_of_a_complete_run(inputs, tmp_path):
     entries = measure(RunData(RunFiles(**inputs)))
     for key, entry in entries.items():
         assert entry["value"] is not None, key
-        known = DEFINITIONS.get(entry["metric"])
-        assert known is not None or key in OWN_CHECKS, key
+        definition = DEFINITIONS.get(entry["metric"])
+        assert definition is not None or key in OWN_CHECKS, key
         assert entry["unit"] or key in OWN_CHECKS, key
-        assert entry["definition"] == (known.text if known else entry["definition"]), key
+        assert entry["definition"] == (definition.text if definition else entry["definition"]), key
         assert entry["better"] in ("higher", "lower", None)
     value = {key: entry["value"] for key, entry in entries.items()}
     assert (value["n_volumes"], value["n_b0"], value["n_directions"]) == (14, 2, 12)
@@ -58,7 +58,7 @@ def test_a_method_in_which_nothing_is_random_has_no_spread(inputs, tmp_path):
     assert "sample_spread_fixed" not in entries
 
 
-def test_a_method_that_makes_maps_is_shown_and_measured_beside_the_others(inputs_with_maps, tmp_path):
+def test_a_method_that_generates_maps_is_shown_and_measured_beside_the_others(inputs_with_maps, tmp_path):
     elsewhere = ("methods", "generated", "raw", "sdc", "template", "t1w")  # where these are drawn
     given = {name: value for name, value in inputs_with_maps.items() if not name.startswith(elsewhere)}
     figures, skipped = draw_figures(RunData(RunFiles(**given)), tmp_path)
@@ -89,7 +89,7 @@ def test_checks_of_its_own_are_defined_by_the_method(inputs_with_maps):
     assert entries["colour_mismatch_diffdti"]["definition"] == MISMATCH.text
 
 
-def test_maps_of_a_method_alone_have_nothing_to_be_compared_with(inputs_with_maps, tmp_path):
+def test_maps_of_one_method_alone_have_no_comparison(inputs_with_maps, tmp_path):
     kept = ("preproc_dwi", "preproc_bval", "preproc_bvec", "mask", "map_methods", "map_record")
     given = {name: inputs_with_maps[name] for name in kept}
     given |= {kind: inputs_with_maps[kind][-1:] for kind in ("fa", "md", "dec")} | {"map_sources": ["mapped"]}

@@ -36,7 +36,7 @@ def scan_of(directions=12, noise=0.0, shape=(12, 10, 5)):
     return Scan(data.astype(np.float32), AFFINE, gradients, mask)
 
 
-def test_a_tensors_own_maps_give_it_back():
+def test_the_maps_of_a_tensor_give_the_same_tensor():
     fit = tensors()
     maps = tensor_maps(fit)
     found = tensor_of_maps(fit, maps["fa"], maps["md"], maps["dec"])
@@ -44,17 +44,17 @@ def test_a_tensors_own_maps_give_it_back():
 
 
 @pytest.mark.parametrize("anisotropy", [0.3, 0.9, 0.99])
-def test_other_maps_are_those_of_the_tensor_that_is_made_of_them(anisotropy):
+def test_a_tensor_built_from_other_maps_has_these_maps(anisotropy):
     """With another tensor's axis; flat fits too, whose shape cannot be kept where anisotropy is high."""
     fit, other = tensors(), tensor_maps(tensors(seed=5))
     fa, md = anisotropy * torch.ones(300).double(), 0.8e-3 * torch.ones(300).double()
     dec = fa[:, None] * other["dec"] / other["dec"].norm(dim=1, keepdim=True)
-    made = tensor_maps(TensorFit(tensor_of_maps(fit, fa, md, dec), fit.s0, 1e-9))
+    maps = tensor_maps(TensorFit(tensor_of_maps(fit, fa, md, dec), fit.s0, 1e-9))
     for name, wanted in (("fa", fa), ("md", md), ("dec", dec)):
-        torch.testing.assert_close(made[name], wanted, rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(maps[name], wanted, rtol=1e-5, atol=1e-8)
 
 
-def test_without_noise_the_true_maps_leave_nothing_and_others_do():
+def test_without_noise_the_residual_of_the_true_maps_is_zero_and_that_of_others_is_not():
     scan = scan_of()
     maps = fit_maps(scan, names=("fa", "md", "dec"))
     check = check_maps(scan, 1000.0, **maps)

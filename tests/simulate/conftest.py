@@ -29,5 +29,5 @@ def make_ball(direction=(1.0, 0, 0), radius=22.0, centre=(0.0, 0, 0), affine=AFF
 
 @pytest.fixture(scope="session")
 def ball():
-    """Return the function that makes one."""
+    """Return the function that makes a ball."""
     return make_ball

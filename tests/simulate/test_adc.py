@@ -20,7 +20,7 @@ TENSOR = Tissue(ZEPPELIN, ZEPPELIN, 3.0)
 
 
 def tensor_ball(ball, direction=(0.36, 0.48, 0.8)):
-    """Return a ball of white matter, its outer third grey, with all of it along one direction and no CSF."""
+    """Return a ball of white matter, its outer third grey matter; all tissue is along one direction, without CSF."""
     atlas = ball(direction)
     white, brain = atlas.fractions[0], atlas.brain.float()
     fractions, weights = torch.stack([white, brain - white, 0 * brain]), torch.stack([brain, 0 * brain, 0 * brain])
@@ -28,11 +28,11 @@ def tensor_ball(ball, direction=(0.36, 0.48, 0.8)):
 
 
 def test_a_tensor_has_a_third_of_its_trace_at_every_b_value(ball):
-    found = mean_adc(tensor_ball(ball), (500, 1000, 2000), 1, variation=STILL, tissue=TENSOR)
+    adc = mean_adc(tensor_ball(ball), (500, 1000, 2000), 1, variation=STILL, tissue=TENSOR)
     inside = ball().brain.numpy()
-    assert found.shape == (*SHAPE, 3)
-    np.testing.assert_allclose(found[inside], (1.7e-3 + 2 * 0.4e-3) / 3, rtol=0.01)
-    assert (found[~inside] == 0).all()
+    assert adc.shape == (*SHAPE, 3)
+    np.testing.assert_allclose(adc[inside], (1.7e-3 + 2 * 0.4e-3) / 3, rtol=0.01)
+    assert (adc[~inside] == 0).all()
 
 
 def test_more_directions_come_nearer_to_the_trace(ball):
@@ -42,24 +42,24 @@ def test_more_directions_come_nearer_to_the_trace(ball):
     assert abs(many - trace / 3) <= abs(few - trace / 3)
 
 
-def test_free_water_is_free_water_at_every_b_value_in_everybody(ball):
+def test_csf_has_the_adc_of_free_water_at_every_b_value_in_every_subject(ball):
     atlas = ball()
     white, brain = atlas.fractions[0], atlas.brain
     atlas = dataclasses.replace(atlas, fractions=torch.stack([white, 0 * white, brain.float() - white]))
     far = anatomy.world_grid(AFFINE, SHAPE).norm(dim=0) > 19  # the white matter ends at 15 mm
-    found = mean_adc(atlas, (1000, 3000), 2)[(brain & far).numpy()]
-    assert (found > 0).mean() > 0.8
-    np.testing.assert_allclose(found[found > 0], CSF_DIFFUSIVITY, rtol=1e-4)
+    adc = mean_adc(atlas, (1000, 3000), 2)[(brain & far).numpy()]
+    assert (adc > 0).mean() > 0.8
+    np.testing.assert_allclose(adc[adc > 0], CSF_DIFFUSIVITY, rtol=1e-4)
 
 
-def test_tissue_that_is_no_tensor_slows_down_with_the_b_value(ball):
-    found = mean_adc(ball(), (1000, 2000, 3000), 1, variation=STILL, tissue=Tissue())
+def test_the_adc_of_tissue_that_is_no_tensor_falls_with_the_b_value(ball):
+    adc = mean_adc(ball(), (1000, 2000, 3000), 1, variation=STILL, tissue=Tissue())
     white = ball().fractions[0].numpy() > 0.99
-    mean = found[white].mean(axis=0)
+    mean = adc[white].mean(axis=0)
     assert 0.5e-3 < mean[2] < mean[1] < mean[0] < 0.85e-3
 
 
-def test_subjects_are_averaged_and_half_of_them_decide_where_brain_is(ball, monkeypatch):
+def test_subjects_are_averaged_and_brain_is_where_half_of_them_have_brain(ball, monkeypatch):
     shifts = iter((0.0, 0.0, 12.0, 12.0, 12.0))
 
     def shifted(atlas, seed, variation):
@@ -68,13 +68,13 @@ def test_subjects_are_averaged_and_half_of_them_decide_where_brain_is(ball, monk
         return warped(atlas, pose)
 
     monkeypatch.setattr("bids_dmrigen.simulate.adc.deform", shifted)
-    found = mean_adc(tensor_ball(ball), [1000], 5, tissue=TENSOR)[..., 0] > 0
+    adc = mean_adc(tensor_ball(ball), [1000], 5, tissue=TENSOR)[..., 0] > 0
     pose = np.eye(4)
     pose[0, 3] = 12.0
-    np.testing.assert_array_equal(found, warped(ball(), pose).brain.numpy())
+    np.testing.assert_array_equal(adc, warped(ball(), pose).brain.numpy())
 
 
-def test_aligned_subjects_are_off_by_what_registration_leaves(ball):
+def test_aligned_subjects_differ_by_the_error_of_a_registration(ball):
     atlas, offsets = ball(), []
     world = np.moveaxis(anatomy.world_grid(AFFINE, SHAPE).numpy(), 0, -1)[atlas.brain.numpy()]
     for seed in range(8):
@@ -86,17 +86,17 @@ def test_aligned_subjects_are_off_by_what_registration_leaves(ball):
 
 
 @pytest.mark.parametrize("bvals", [[], [2000, 1000], [0, 1000], [1000, 1000]])
-def test_b_values_that_do_not_rise_are_refused(ball, bvals):
-    with pytest.raises(ValueError, match="expected rising ones above 50"):
+def test_b_values_that_do_not_increase_are_refused(ball, bvals):
+    with pytest.raises(ValueError, match="expected increasing values above 50"):
         mean_adc(ball(), bvals, 1)
 
 
-def test_nobody_is_refused(ball):
+def test_zero_subjects_are_refused(ball):
     with pytest.raises(ValueError, match="at least one, found 0"):
         mean_adc(ball(), [1000], 0)
 
 
-def test_everybody_has_a_place_and_a_tissue_of_their_own(ball):
+def test_every_subject_has_a_different_pose_and_tissue(ball):
     atlas, directions = ball(), even_directions(12)
     table = GradientTable.from_world(np.r_[0, np.full(12, 1500.0)], np.r_[np.zeros((1, 3)), directions], AFFINE)
     each = []

@@ -24,8 +24,8 @@ def test_directions_turn_with_a_known_rotation(ball):
     pose = rigid([0, 0, 0, 20, -30, 45], np.zeros(3))
     turned = warped(ball(direction), pose)
     expected = pose[:3, :3].T @ direction  # content moves by the inverse of the pull
-    found = turned.directions[0][:, turned.fractions[0] > 0.9].numpy()
-    np.testing.assert_allclose(np.abs(expected @ found), 1, atol=1e-4)
+    estimate = turned.directions[0][:, turned.fractions[0] > 0.9].numpy()
+    np.testing.assert_allclose(np.abs(expected @ estimate), 1, atol=1e-4)
 
 
 def test_content_moves_by_the_inverse_of_the_pull(ball):
@@ -104,26 +104,26 @@ def oblique_left_handed(voxel=3.0, shape=(22, 24, 20)):
 def test_directions_are_in_world_axes_whatever_the_grid(ball):
     affine, shape = oblique_left_handed()
     direction = np.array([0.48, 0.6, 0.64])
-    there = resample(ball(direction), affine, shape)
-    found = there.directions[0][:, there.fractions[0] > 0.5].numpy()
-    np.testing.assert_allclose(np.abs(direction @ found), 1, atol=1e-4)
+    resampled = resample(ball(direction), affine, shape)
+    estimate = resampled.directions[0][:, resampled.fractions[0] > 0.5].numpy()
+    np.testing.assert_allclose(np.abs(direction @ estimate), 1, atol=1e-4)
 
 
 def test_resampling_keeps_position_volume_and_partition(ball):
     affine, shape = oblique_left_handed()
     atlas = ball(centre=(4.0, -3, 2), radius=18)
-    there = resample(atlas, affine, shape)
-    torch.testing.assert_close(there.fractions.sum(dim=0), there.brain.float())
-    np.testing.assert_allclose(centre_of_mass(there.fractions[0], affine), [4, -3, 2], atol=0.25)
-    volumes = (float(there.fractions[0].sum()) * 27, float(atlas.fractions[0].sum()) * 8)
+    resampled = resample(atlas, affine, shape)
+    torch.testing.assert_close(resampled.fractions.sum(dim=0), resampled.brain.float())
+    np.testing.assert_allclose(centre_of_mass(resampled.fractions[0], affine), [4, -3, 2], atol=0.25)
+    volumes = (float(resampled.fractions[0].sum()) * 27, float(atlas.fractions[0].sum()) * 8)
     assert volumes[0] == pytest.approx(volumes[1], rel=0.02)
 
 
-def test_a_voxel_across_an_edge_holds_both_tissues(ball):
+def test_a_voxel_across_an_edge_has_both_tissues(ball):
     atlas = ball(radius=60)
     white = (torch.arange(SHAPE[0]) < 15).float()[:, None, None].expand(*SHAPE)
     atlas = dataclasses.replace(atlas, fractions=torch.stack([white, 1 - white, torch.zeros(SHAPE)]))
     coarse = np.diag([12.0, 4, 4, 1])  # its voxel 0 is centred on x = 0, the edge
     coarse[:3, 3] = [0, -20, -20]
-    there = resample(atlas, coarse, (2, 10, 10), supersample=4)
-    assert float(there.fractions[0][0].mean()) == pytest.approx(0.5, abs=0.02)
+    resampled = resample(atlas, coarse, (2, 10, 10), supersample=4)
+    assert float(resampled.fractions[0][0].mean()) == pytest.approx(0.5, abs=0.02)

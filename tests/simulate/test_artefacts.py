@@ -1,8 +1,9 @@
-"""Scanner artefacts against what their truth says."""
+"""Scanner artefacts against their true values."""
 
 import numpy as np
 import pytest
 
+from bids_dmrigen.dwi.gradients import GradientTable
 from bids_dmrigen.simulate.artefacts import Artefacts, eddy_coefficients, eddy_displacement, slice_gains
 from bids_dmrigen.simulate.scanner import acquire, add_noise, protocol, scan_grid
 
@@ -29,7 +30,7 @@ def test_without_artefacts_nothing_changes(scan):
     assert (plain.truth["slice_gains"] == 1).all()
 
 
-def test_truncated_k_space_holds_only_what_was_acquired(scan):
+def test_truncated_k_space_has_only_the_acquired_part(scan):
     result = scan(acquired=0.7)
     spectrum = np.fft.fft2(result.truth["noise_free"], axes=(0, 1))
     for axis in (0, 1):
@@ -45,7 +46,7 @@ def test_sigma_is_the_noise_of_the_truncated_images():
     assert noisy.std() == pytest.approx(10, rel=0.03)
 
 
-def test_eddy_currents_move_each_volume_as_their_coefficients_say(scan):
+def test_eddy_currents_move_each_volume_by_their_coefficients(scan):
     still, moved = scan(), scan(eddy_mm=4.0)
     zooms = still.scan.zooms_mm
     place = np.arange(GRID[1]) * zooms[1]
@@ -67,7 +68,16 @@ def test_eddy_field_grows_along_the_diffusion_gradient():
     np.testing.assert_allclose(slopes, 0.05 * gradients.bvecs[1:], atol=1e-12)
 
 
-def test_slices_drop_out_where_the_truth_says(scan):
+def test_eddy_field_grows_with_the_strength_of_the_gradient():
+    # b is in proportion to the square of the gradient's strength: a quarter of b is half of the field
+    directions = [[0, 0, 0], [0.6, 0.8, 0], [0.6, 0.8, 0], [0, 0, 1], [0, 0, 1]]
+    gradients = GradientTable([0, 1000, 4000, 1000, 4000], directions)
+    coefficients = eddy_coefficients(gradients, 5.0)
+    np.testing.assert_allclose(coefficients[[1, 3]], coefficients[[2, 4]] / 2)
+    np.testing.assert_allclose(coefficients[2], [0.3 * 5 * 1.4 / 3**0.5, 0.05 * 0.6, 0.05 * 0.8, 0])
+
+
+def test_slices_drop_out_where_the_true_gains_are_below_one(scan):
     result = scan(dropout=0.2)
     gains = result.truth["slice_gains"]
     np.testing.assert_allclose(result.scan.data, result.clean * gains, rtol=1e-6)

@@ -43,7 +43,7 @@ def dominant_direction(atlas, world_mm):
         ((9, 0, 37), Y),  # cingulum
     ],
 )
-def test_great_bundles_run_where_anatomy_says(atlas, world_mm, axis):
+def test_great_bundles_run_as_in_anatomy(atlas, world_mm, axis):
     assert abs(dominant_direction(atlas, world_mm) @ axis) > 0.8
 
 
@@ -59,7 +59,7 @@ def test_hemispheres_are_mirror_images(atlas):
     assert abs(right[0]) > 0.3, "the place must tell a mirrored vector from an unmirrored one"
 
 
-def test_fractions_directions_and_weights_are_what_they_claim(atlas):
+def test_fractions_and_weights_sum_to_one_at_most_and_directions_have_length_one(atlas):
     total = atlas.fractions.sum(dim=0)
     torch.testing.assert_close(total[atlas.brain], torch.ones(int(atlas.brain.sum())))
     assert total[~atlas.brain].abs().max() == 0
@@ -90,13 +90,13 @@ def test_principal_directions_agree_with_an_eigendecomposition():
     matrices = torch.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], dim=-1).reshape(-1, 3, 3)
     values, eigenvectors = torch.linalg.eigh(matrices)
     clear = values[:, 1] / values[:, 2] < 0.85  # nearly equal eigenvalues have no principal direction
-    found = principal_directions(sums[None])[0].T
-    cosine = (found * eigenvectors[:, :, 2]).sum(dim=1).abs()
+    estimate = principal_directions(sums[None])[0].T
+    cosine = (estimate * eigenvectors[:, :, 2]).sum(dim=1).abs()
     assert clear.sum() > 250
     assert cosine[clear].min() > 0.999
 
 
-def test_principal_direction_of_nothing_is_zero():
+def test_principal_direction_of_a_zero_matrix_is_zero():
     assert principal_directions(torch.zeros(1, 6, 4)).abs().max() == 0
 
 

@@ -123,7 +123,7 @@ def test_a_voxel_across_an_edge_averages_signals(ball):
     torch.testing.assert_close(mixed, share * sides[0] + (1 - share) * sides[1], atol=1e-3, rtol=1e-3)
 
 
-def test_a_step_has_its_own_numbers_whatever_came_before(crowd):
+def test_the_random_numbers_of_a_step_do_not_depend_on_earlier_steps(crowd):
     first = crowd.slices(numbers_of_step(3, 7), 4, (20, 20))
     crowd.slices(numbers_of_step(3, 6), 4, (20, 20))
     again, other = crowd.slices(numbers_of_step(3, 7), 4, (20, 20)), crowd.slices(numbers_of_step(3, 8), 4, (20, 20))
@@ -132,7 +132,7 @@ def test_a_step_has_its_own_numbers_whatever_came_before(crowd):
     assert not torch.equal(first.affine, other.affine)
 
 
-def test_views_hold_brain_and_have_the_size_asked_for(crowd):
+def test_views_contain_brain_and_have_the_requested_size(crowd):
     flat, block = crowd.slices(numbers_of_step(0, 0), 32, (24, 20)), crowd.slices(numbers_of_step(0, 1), 4, (8, 9, 5))
     assert flat.signal(*scheme(32)).shape == (32, 22, 24, 20)
     assert block.signal(*scheme(4)).shape == (4, 22, 8, 9, 5)
@@ -140,7 +140,7 @@ def test_views_hold_brain_and_have_the_size_asked_for(crowd):
     torch.testing.assert_close(flat.axes().mT @ flat.axes(), torch.eye(3).expand(32, 3, 3), atol=1e-5, rtol=0)
 
 
-def test_subjects_held_out_are_others_than_those_trained_on(ball):
+def test_held_out_subjects_differ_from_the_training_subjects(ball):
     atlas = ball()
     training, held_out = SimulatedSubjects.from_atlas(atlas, 1), SimulatedSubjects.from_atlas(atlas, 1, held_out=True)
     torch.testing.assert_close(held_out.subject(0).table, SimulatedSubjects([deform(atlas, HELD_OUT)]).subject(0).table)
@@ -161,17 +161,17 @@ def test_subjects_of_the_embedded_atlas_have_the_anisotropy_and_diffusivity_of_r
     assert 0.65e-3 < float(maps["md"].median()) < 0.85e-3
 
 
-def test_subjects_are_made_when_they_are_drawn(ball):
-    asked = []
+def test_subjects_are_simulated_when_they_are_drawn(ball):
+    requested = []
 
     class Watched(list):
         def __getitem__(self, number):
-            asked.append(number)
+            requested.append(number)
             return super().__getitem__(number)
 
     subjects = SimulatedSubjects(Watched([deform(ball(), seed) for seed in range(5)]))
-    assert not asked
+    assert not requested
     first = subjects.slices(numbers_of_step(0, 0), 2, (8, 8))
-    assert sorted(asked) == sorted(set(first.subject.tolist()))
+    assert sorted(requested) == sorted(set(first.subject.tolist()))
     subjects.slices(numbers_of_step(0, 0), 2, (8, 8))
-    assert len(asked) == len(set(asked)), "each is made once"
+    assert len(requested) == len(set(requested)), "each is simulated once"

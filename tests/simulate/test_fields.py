@@ -7,7 +7,7 @@ import torch
 from bids_dmrigen.simulate.fields import random_field, sample, sample_mean, stream
 
 
-def test_random_fields_have_the_autocorrelation_they_claim():
+def test_random_fields_have_the_stated_autocorrelation():
     field = random_field(np.random.default_rng(0), 4, (48, 48, 48), (2.0, 2.0, 3.0))
     torch.testing.assert_close(field.std(dim=(1, 2, 3)), torch.ones(4))
     for axis, length in ((1, 2.0), (3, 3.0)):
@@ -28,8 +28,8 @@ def test_both_samplers_agree_in_and_beyond_the_grid():
     maps = torch.as_tensor(rng.normal(size=(5, 7, 8, 6)), dtype=torch.float32)
     points = torch.as_tensor(rng.uniform(-2, 9, size=(3, 3, 400)), dtype=torch.float32)
     expected = torch.stack([sample(maps, p) for p in points]).mean(dim=0)
-    found = sample_mean(maps.flatten(1).T.contiguous(), (7, 8, 6), points).T
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    means = sample_mean(maps.flatten(1).T.contiguous(), (7, 8, 6), points).T
+    torch.testing.assert_close(means, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_octaves_share_the_variance_evenly():

@@ -49,7 +49,7 @@ def test_sigma_is_that_of_the_images_after_truncation_and_their_noise_is_correla
     assert ((neighbours > 0.1) & (neighbours < 0.6)).all()
 
 
-def test_a_filter_makes_neighbouring_noise_alike_by_as_much_as_its_width_says():
+def test_a_filter_correlates_the_noise_of_neighbours_by_its_width():
     soft = Imaging(
         snr=(20.0, 20.0), bias=0.0, coils=(1,), truncated=0.0, filtered=1.0, roll_off=(0.2, 0.2), across=0.0, **EVEN
     )
@@ -58,11 +58,11 @@ def test_a_filter_makes_neighbouring_noise_alike_by_as_much_as_its_width_says():
     torch.testing.assert_close(noise.std(dim=(1, 2, 3, 4)), result.sigma, rtol=0.02, atol=0)
     for axis in (2, 3):
         first, second = noise.narrow(axis, 0, 63), noise.narrow(axis, 1, 63)
-        found = float((first * second).mean() / noise.square().mean())
-        assert found == pytest.approx(math.exp(-((math.pi * 0.2) ** 2)), abs=0.02)
+        correlation = float((first * second).mean() / noise.square().mean())
+        assert correlation == pytest.approx(math.exp(-((math.pi * 0.2) ** 2)), abs=0.02)
 
 
-def test_noise_of_neighbouring_slices_is_alike_by_no_more_than_asked():
+def test_noise_of_neighbouring_slices_is_correlated_up_to_the_requested_value():
     blocks = Imaging(snr=(20.0, 20.0), bias=0.0, coils=(1,), truncated=0.0, filtered=0.0, **EVEN, across=0.9)
     result = measure(torch.ones(6, 20, 32, 32, 3), torch.ones(6), numbers_of_step(0, 0), blocks)
     noise = result.signal - result.signal.mean()
@@ -87,15 +87,15 @@ def test_truncation_keeps_the_low_terms_of_the_fourier_series():
         filtered=0.0,
         **EVEN,
     )
-    found = measure(edge, torch.ones(1), numbers_of_step(0, 0), ringing).signal[0, 0, 32]
+    signal = measure(edge, torch.ones(1), numbers_of_step(0, 0), ringing).signal[0, 0, 32]
     position = torch.arange(64)
     terms = 2 * math.pi * torch.arange(1, 20)[:, None, None] * (position[:, None] - position) / 64  # 19 / 64 < 0.3
     series = (1 + 2 * torch.cos(terms).sum(dim=0)) / 64 @ edge[0, 0, 32]
-    torch.testing.assert_close(found, series.abs(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(signal, series.abs(), atol=1e-4, rtol=0)
     assert series.max() > 1.08, "it should ring"
 
 
-def test_bias_is_smooth_and_known():
+def test_bias_is_smooth_and_returned():
     clean = torch.rand(3, 2, 48, 40, generator=torch.Generator().manual_seed(0)) + 0.5
     imaging = Imaging(snr=(1e6, 1e6), bias=0.4, coils=(1,), truncated=0.0, filtered=0.0, **EVEN)
     result = measure(clean, torch.ones(3), numbers_of_step(0, 0), imaging)
@@ -112,7 +112,7 @@ def test_blocks_are_truncated_slice_by_slice():
     torch.testing.assert_close(whole.signal[..., 1], part.signal, atol=1e-4, rtol=0)
 
 
-def test_every_volume_has_a_gain_of_its_own_and_what_is_expected_has_none():
+def test_every_volume_has_another_gain_and_the_expected_signal_has_none():
     imaging = Imaging(snr=(1e6, 1e6), bias=0.0, coils=(1,), truncated=0.0, filtered=0.0, uneven=0.2, displaced=0.0)
     flat = torch.ones(6, 200, 32, 32)
     result = measure(flat, torch.ones(6), numbers_of_step(0, 0), imaging, noiseless=flat[:, :2])
@@ -125,7 +125,7 @@ def test_every_volume_has_a_gain_of_its_own_and_what_is_expected_has_none():
     torch.testing.assert_close(result.expected, flat[:, :2], atol=1e-4, rtol=0)
 
 
-def test_volumes_are_displaced_within_the_slice_and_what_is_expected_is_not():
+def test_volumes_are_displaced_within_the_slice_and_the_expected_signal_is_not():
     imaging = Imaging(snr=(1e6, 1e6), bias=0.0, coils=(1,), truncated=0.0, filtered=0.0, uneven=0.0, displaced=0.5)
     row = torch.arange(48) - 23.5
     blob = torch.exp(-(row[:, None] ** 2 + row**2) / 18).expand(4, 300, -1, -1)
@@ -141,7 +141,7 @@ def test_volumes_are_displaced_within_the_slice_and_what_is_expected_is_not():
     torch.testing.assert_close(result.expected, blob[:, :1], atol=1e-4, rtol=0)
 
 
-def test_noise_may_be_rolled_off_and_the_signal_not():
+def test_the_noise_can_be_rolled_off_without_the_signal():
     clean = torch.rand(3, 2, 24, 20, generator=torch.Generator().manual_seed(0)) + 1
     rolled = {"truncated": 0.0, "filtered": 1.0, "roll_off": (0.2, 0.2), "bias": 0.0, "uneven": 0.0, "displaced": 0.0}
     for alone in (False, True):
@@ -150,10 +150,10 @@ def test_noise_may_be_rolled_off_and_the_signal_not():
         same = (measured.signal - clean).abs().max() < 1e-3
         assert bool(same) == alone
         torch.testing.assert_close(measured.expected[:, 0], measured.signal[:, 0], atol=1e-4, rtol=0)
-    # The noise itself: as strong as asked for, and alike in neighbours, exp(-pi² s²), with both.
+    # The noise has the requested strength, and the correlation of neighbours is exp(-pi² s²).
     imaging = Imaging(snr=(10.0, 10.0), coils=(1,), noise_alone=True, **rolled)
     flat = torch.full((4, 8, 48, 48), 20.0)
     noise = measure(flat, torch.full((4,), 20.0), torch.Generator().manual_seed(2), imaging).signal - 20
     assert float(noise.std()) == pytest.approx(2.0, rel=0.05)
-    alike = (noise[..., 1:] * noise[..., :-1]).mean() / noise.square().mean()
-    assert float(alike) == pytest.approx(float(torch.exp(torch.tensor(-(torch.pi**2) * 0.04))), abs=0.03)
+    correlation = (noise[..., 1:] * noise[..., :-1]).mean() / noise.square().mean()
+    assert float(correlation) == pytest.approx(float(torch.exp(torch.tensor(-(torch.pi**2) * 0.04))), abs=0.03)

@@ -49,7 +49,7 @@ def test_noise_has_the_moments_of_a_non_central_chi(coils, amplitude):
     assert noisy.var() == pytest.approx(power - mean**2, rel=0.02)
 
 
-def test_noise_is_addressed_by_seed_and_volume():
+def test_noise_depends_on_seed_and_volume_alone():
     flat = np.full((8, 8, 8, 4), 100, np.float32)
     whole, part = add_noise(flat, 5.0, seed=7), add_noise(flat[..., :2], 5.0, seed=7)
     np.testing.assert_array_equal(whole[..., :2], part)
@@ -79,7 +79,7 @@ def test_without_noise_the_scan_is_the_clean_one(atlas, affine):
     np.testing.assert_array_equal(result.scan.data, result.clean)
 
 
-def test_motion_is_the_anatomy_moved_with_the_table_left_alone(atlas, affine):
+def test_motion_moves_the_anatomy_and_leaves_the_gradient_table(atlas, affine):
     gradients = protocol(affine, 6, 1, 1000)
     pose = rigid([2, -3, 1, 10, 20, -25], np.array([3.0, -2, 1]))
     motion = np.broadcast_to(pose, (len(gradients), 4, 4))
@@ -160,14 +160,14 @@ def test_a_folding_displacement_is_refused(atlas, affine):
         acquire(atlas, protocol(affine, 6, 1, 1000), affine, GRID, 20, 0, displacement=field)
 
 
-def test_bias_is_smooth_and_as_strong_as_asked():
+def test_bias_is_smooth_and_has_the_requested_strength():
     bias = np.log(coil_bias(0, np.diag([3.0, 3, 3, 1]), (64, 64, 48), 0.2).numpy())
     assert bias.std() == pytest.approx(0.2, rel=1e-3)
     assert np.abs(np.diff(bias, axis=0)).max() < 0.05
     assert float(coil_bias(0, np.eye(4), (4, 4, 4), 0).std()) == 0
 
 
-def test_random_poses_start_at_rest_and_is_rigid():
+def test_random_poses_start_at_rest_and_are_rigid():
     motion = np.stack([rigid(pose, (0, 0, 0)) for pose in random_poses(0, 20, 1, 2)])
     np.testing.assert_allclose(motion[0], np.eye(4), atol=1e-12)
     rotations = motion[:, :3, :3]

@@ -24,7 +24,7 @@ from bids_dmrigen.simulate.signal import (
 
 
 def fibre_response(b, kind):
-    """Return what the mixture's signal is made of: a fibre's response as coefficients of powers of cos², at one b."""
+    """Return the response of a fibre at one b-value, as the mixture uses it: coefficients of powers of cos²."""
     b, numbers = torch.tensor([[b]], dtype=torch.float32), torch.tensor([astuple(kind)], dtype=torch.float32)
     legendre = _dispersed(_legendre_response(b, numbers), torch.full((1, 1), kind.dispersion))
     return (_powers(b.device) @ legendre)[0, :, 0]
@@ -71,8 +71,8 @@ def test_a_stick_without_dispersion_is_an_exponential_of_the_squared_cosine(b):
     kind = Compartments(1.0, 1.7e-3, 0.0, 0.0, 0.7e-3, 1.0)
     coefficients = fibre_response(b, kind).numpy()
     cosines = np.linspace(0, 1, 50)
-    found = sum(c * cosines ** (2 * j) for j, c in enumerate(coefficients))
-    np.testing.assert_allclose(found, np.exp(-b * 1.7e-3 * cosines**2), atol=1e-4 if b < 2000 else 6e-3)
+    response = sum(c * cosines ** (2 * j) for j, c in enumerate(coefficients))
+    np.testing.assert_allclose(response, np.exp(-b * 1.7e-3 * cosines**2), atol=1e-4 if b < 2000 else 6e-3)
 
 
 def test_a_fully_dispersed_stick_is_the_powder_average():
@@ -145,6 +145,6 @@ def test_default_tissue_has_the_diffusivity_and_anisotropy_of_real_brains():
     assert fits["grey"].md == pytest.approx(0.80e-3, rel=0.12)
 
 
-def test_random_tissue_is_addressed_by_its_seed():
+def test_random_tissue_depends_on_its_seed_alone():
     assert Tissue.random(3) == Tissue.random(3)
     assert Tissue.random(3) != Tissue.random(4)

@@ -1,4 +1,4 @@
-"""The brain mask on phantoms whose brain is known."""
+"""The brain mask on phantoms with a known brain."""
 
 import numpy as np
 import pytest
@@ -72,7 +72,7 @@ def test_dilation_is_a_ball_in_mm():
 
 
 @pytest.mark.real
-def test_the_whole_slab_holds_brain(real_data):
+def test_every_slice_of_the_slab_contains_brain(real_data):
     stem = f"{real_data}/bids/sub-slab/dwi/sub-slab_dwi"
     scan, _ = read_scan(f"{stem}.nii.gz", f"{stem}.bval", f"{stem}.bvec")
     mask = brain_of(scan)

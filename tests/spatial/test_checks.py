@@ -1,4 +1,4 @@
-"""What is refused, and what is repaired and said."""
+"""Which values are refused, and which are repaired and reported."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def test_empty_volumes_are_named():
         check_values(data, "x.nii")
 
 
-def test_single_voxels_are_repaired_and_said():
+def test_single_voxels_are_repaired_and_reported():
     data = np.ones((3, 3, 3, 2), np.float32)
     data[0, 0, 0], data[1, 1, 1, 0] = np.nan, np.inf
     repaired, warnings = check_values(data, "x.nii")

@@ -68,10 +68,10 @@ def scan():
     return Scan(np.stack([smooth * mask] * 10, axis=-1).astype(np.float32), AFFINE, gradients, mask)
 
 
-def test_the_b0_goes_there_and_the_images_come_back_beside_the_acquired_ones(scan, files):
+def test_the_b0_is_moved_to_the_template_and_the_images_are_moved_back_to_the_scan(scan, files):
     method = Stripes()
     options = {"bvalues": [700.0, 1500.0], "directions": 5}
-    made = generate_in_template(method, scan, Request(left_out=3, options=options), files)
+    generated = generate_in_template(method, scan, Request(left_out=3, options=options), files)
     ((there, table, population),) = method.seen
     assert there.data.shape[3] == 1, "acquired weighted volumes are not shown"
     assert np.allclose(np.diag(there.affine)[:3], 2.0)
@@ -79,36 +79,36 @@ def test_the_b0_goes_there_and_the_images_come_back_beside_the_acquired_ones(sca
     assert population.anatomy is not None
     assert len(table) == 2 * 5 + 3
 
-    np.testing.assert_array_equal(made.mean[..., :10], scan.data)
-    assert made.acquired.tolist() == [True] * 10 + [False] * 10
-    assert made.gradients.bvals[10:].tolist() == [700.0] * 5 + [1500.0] * 5
+    np.testing.assert_array_equal(generated.mean[..., :10], scan.data)
+    assert generated.acquired.tolist() == [True] * 10 + [False] * 10
+    assert generated.gradients.bvals[10:].tolist() == [700.0] * 5 + [1500.0] * 5
     # Each image as its own direction, seen from the scan, says: turned there, read, and not turned again.
-    world = made.gradients.world_directions(scan.affine)[10:]
+    world = generated.gradients.world_directions(scan.affine)[10:]
     expected = np.abs(world @ TURN.T)[:, 1]
     inner = ndimage.binary_erosion(scan.mask, iterations=3)
-    ratio = (made.mean[inner][:, 10:] / scan.data[inner][:, :1]).mean(axis=0)
+    ratio = (generated.mean[inner][:, 10:] / scan.data[inner][:, :1]).mean(axis=0)
     np.testing.assert_allclose(ratio, expected, atol=0.01)
-    assert not made.mean[~scan.mask][:, 10:].any()
-    assert len(made.left_out.volumes) == 3
-    assert set(made.left_out.volumes) <= set(range(2, 10))
-    own = np.abs(scan.gradients.world_directions(AFFINE)[made.left_out.volumes] @ TURN.T)[:, 1]
-    ratio = (made.left_out.mean[inner] / scan.data[inner][:, :1]).mean(axis=0)
-    np.testing.assert_allclose(ratio, own, atol=0.01)
-    assert made.std is None
-    series = made.in_template
+    assert not generated.mean[~scan.mask][:, 10:].any()
+    assert len(generated.left_out.volumes) == 3
+    assert set(generated.left_out.volumes) <= set(range(2, 10))
+    cosines = np.abs(scan.gradients.world_directions(AFFINE)[generated.left_out.volumes] @ TURN.T)[:, 1]
+    ratio = (generated.left_out.mean[inner] / scan.data[inner][:, :1]).mean(axis=0)
+    np.testing.assert_allclose(ratio, cosines, atol=0.01)
+    assert generated.std is None
+    series = generated.in_template
     assert series.gradients.bvals.tolist() == [0.0, *[700.0] * 5, *[1500.0] * 5], "those left out are a check alone"
     np.testing.assert_array_equal(series.mean[..., :1], there.data)
     weight = np.abs(series.gradients.world_directions(series.affine)[1:, 1])
     np.testing.assert_allclose(series.mean[..., 1:], there.data * weight, rtol=1e-5)
-    assert made.record["Population"] == {
+    assert generated.record["Population"] == {
         "adc": {"Name": "packaged ADC atlas", "SHA256": sha256(PACKAGED_ADC_ATLAS)},
         "fibres": {"Name": "embedded analytic bundles"},
     }
-    assert made.warnings == ()
+    assert generated.warnings == ()
 
 
 def test_images_are_as_bright_at_the_brains_rim_as_within(scan, files):
-    """Without an anatomy everywhere the same attenuation: what is made is b0 times one number, to the last voxel."""
+    """Without an anatomy the attenuation is the same everywhere: the image is b0 times one number in every voxel."""
     flat = replace(scan, data=np.full(scan.data.shape, 1000, np.float32))
     options = {"bvalues": [1000.0], "directions": 1}
     for method in (load("atlas"), load("phydiff")):
@@ -116,34 +116,38 @@ def test_images_are_as_bright_at_the_brains_rim_as_within(scan, files):
         table = wanted_table(flat, [1000.0], 1)
         net = method.network("small")
         population = Population(**maps, anatomy=make_ball(radius=300.0, affine=AFFINE, shape=SHAPE))
-        made = method.generate(net, flat, Request(precision="fp32", population=population, options={"table": table}))
+        generated = method.generate(
+            net, flat, Request(precision="fp32", population=population, options={"table": table})
+        )
         beyond = ndimage.binary_dilation(flat.mask, iterations=3)
-        values = made.mean[beyond]
+        values = generated.mean[beyond]
         assert values.min() > 0.95 * values.max(), "a spline that reads across an edge of 0 darkens the rim"
-    made = generate_in_template(Stripes(), flat, Request(options=options), files)
-    values = made.mean[..., -1][flat.mask]
+    generated = generate_in_template(Stripes(), flat, Request(options=options), files)
+    values = generated.mean[..., -1][flat.mask]
     assert values.std() < 0.002 * values.mean()
 
 
-def test_spread_comes_back_too_and_nothing_is_checked_where_nothing_is_asked(scan, files):
+def test_the_spread_is_returned_and_without_a_request_nothing_is_left_out(scan, files):
     options = {"bvalues": [1000.0], "directions": np.array([[0.0, 1, 0]])}
-    made = generate_in_template(Stripes(), scan, Request(n_samples=2, options=options), files)
-    assert made.left_out is None
-    assert not made.std[..., :10].any()
-    inside = ndimage.binary_erosion(scan.mask, iterations=3) & (made.mean[..., 10] > 10)
-    np.testing.assert_allclose((made.std[..., 10] / made.mean[..., 10].clip(1e-3))[inside].mean(), 0.1, rtol=0.02)
+    generated = generate_in_template(Stripes(), scan, Request(n_samples=2, options=options), files)
+    assert generated.left_out is None
+    assert not generated.std[..., :10].any()
+    inside = ndimage.binary_erosion(scan.mask, iterations=3) & (generated.mean[..., 10] > 10)
+    np.testing.assert_allclose(
+        (generated.std[..., 10] / generated.mean[..., 10].clip(1e-3))[inside].mean(), 0.1, rtol=0.02
+    )
 
 
 def test_the_record_names_what_was_used_by_its_files(tmp_path, files):
     fibres, folder, file = write_fibres(tmp_path / "hcp"), fsl_layout(tmp_path / "atlases"), one_file(tmp_path)
-    own = replace(files, xtract=folder, fibres=fibres)
+    with_atlases = replace(files, xtract=folder, fibres=fibres)
     images = [
         fibres / f"{n}.nii.gz" for n in ("T1w", "brain_mask", "tissue_wm_gm_csf_percent", "peaks_world_ras", "qa")
     ]
-    assert own.record("fibres") == {"Name": "hcp", "SHA256": sha256(*images)}
+    assert with_atlases.record("fibres") == {"Name": "hcp", "SHA256": sha256(*images)}
     image = folder / "xtract-tract-atlases-prob-2mm.nii.gz"
-    assert own.record("tracts") == {"Name": "XTRACT", "SHA256": sha256(image)}
-    assert replace(own, xtract=file).record("tracts") == {"Name": "own_percent.nii.gz", "SHA256": sha256(file)}
+    assert with_atlases.record("tracts") == {"Name": "XTRACT", "SHA256": sha256(image)}
+    assert replace(with_atlases, xtract=file).record("tracts") == {"Name": "own_percent.nii.gz", "SHA256": sha256(file)}
     assert files.record("tracts") == {"Name": "none"}
 
 
@@ -158,7 +162,7 @@ def test_the_record_names_what_was_used_by_its_files(tmp_path, files):
         ("MNI152NLin6Asym", None, False),
     ],
 )
-def test_an_adc_atlas_in_another_space_is_warned_of(tmp_path, files, space, template, warned):
+def test_an_adc_atlas_in_another_space_gives_a_warning(tmp_path, files, space, template, warned):
     about = {} if space is None else {"Space": space}
     adc = write_adc_atlas(tmp_path / "subjects.nii.gz", ball_adc(), (1000.0, 2000.0), ATLAS_AFFINE, about)
     said = replace(files, adc=adc, template=template).warnings(["adc", "tracts"])
@@ -173,11 +177,11 @@ def test_an_adc_atlas_in_another_space_is_warned_of(tmp_path, files, space, temp
         )
 
 
-def test_the_packaged_adc_atlas_is_warned_of_too_where_a_method_is_told_of_it(scan, files):
+def test_the_packaged_adc_atlas_gives_a_warning_too_where_a_method_uses_it(scan, files):
     options = {"bvalues": [1000.0], "directions": 1}
     for kind, n in (("adc", 1), ("fibres", 0)):
         away = replace(files, template="MNI152NLin6Asym")
-        made = generate_in_template(Stripes(kind), scan, Request(options=options), away)
-        assert made.record["Population"].keys() == {kind}
-        assert len(made.warnings) == n
-        assert all("(packaged ADC atlas) is in MNI152NLin2009aSym" in warning for warning in made.warnings)
+        generated = generate_in_template(Stripes(kind), scan, Request(options=options), away)
+        assert generated.record["Population"].keys() == {kind}
+        assert len(generated.warnings) == n
+        assert all("(packaged ADC atlas) is in MNI152NLin2009aSym" in warning for warning in generated.warnings)

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_dmrigen.bids.tables import read_gradients, write_gradients
+from bids_dmrigen.bids.tables import read_bvecs, read_gradients, write_gradients
 from bids_dmrigen.dwi.gradients import GradientError
 from bids_dmrigen.dwi.series import ScanError
 from bids_dmrigen.spatial.io import image_on_grid, read_image, read_scan, read_volume, write_image
@@ -36,6 +36,14 @@ def test_scaled_and_wide_types_are_read_in_scanner_units(tmp_path, dtype):
     data, _ = read_image(path)
     assert data.dtype == np.float32
     np.testing.assert_allclose(data, values.astype(float) * 2.5 + 10)
+
+
+def test_a_mask_takes_in_voxels_of_which_more_than_half_is_brain(run, tmp_path):
+    shares = np.random.default_rng(0).choice([0, 0.2, 0.5, 0.6, 1], (8, 8, 8)).astype(np.float32)
+    nib.save(nib.Nifti1Image(shares, nib.load(run).affine), tmp_path / "mask.nii.gz")
+    scan, _ = read_scan(run, *text_files(run), mask=tmp_path / "mask.nii.gz")
+    np.testing.assert_array_equal(scan.mask, np.isin(shares, np.float32([0.6, 1])))
+    assert read_scan(run, *text_files(run))[0].mask.all()
 
 
 def test_truncated_gzip_names_the_file(run):
@@ -77,6 +85,20 @@ def test_transposed_directions_are_understood(run):
     expected = read_gradients(bval, bvec)
     np.savetxt(bvec, np.loadtxt(bvec).T)
     np.testing.assert_array_equal(read_gradients(bval, bvec).bvecs, expected.bvecs)
+
+
+def test_three_directions_are_read_from_rows(tmp_path):
+    # Three by three numbers could be either; the standard is one direction per column.
+    directions = np.array([[1, 0, 0], [0.6, 0.8, 0], [0, 0.6, 0.8]])
+    np.savetxt(tmp_path / "x.bvec", directions.T)
+    np.testing.assert_array_equal(read_bvecs(tmp_path / "x.bvec"), directions)
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (7, 2)])
+def test_directions_in_neither_three_rows_nor_three_columns_are_refused(tmp_path, shape):
+    np.savetxt(tmp_path / "x.bvec", np.ones(shape))
+    with pytest.raises(GradientError, match=r"x\.bvec: expected 3 rows \(or 3 columns\) of numbers, found"):
+        read_bvecs(tmp_path / "x.bvec")
 
 
 def test_column_of_b_values_and_byte_order_mark(run):
@@ -148,7 +170,7 @@ def test_round_trip_keeps_geometry_and_values(run, tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(5, 6, 7), (5, 6, 7, 3)])
-def test_a_qform_of_its_own_is_kept(tmp_path, shape):
+def test_a_different_qform_is_kept(tmp_path, shape):
     like = nib.Nifti1Image(np.zeros((5, 6, 7, 3), np.int16), np.eye(4))
     like.set_sform(np.diag([2.0, 2, 2, 1]), code=4)
     like.set_qform(np.diag([-2.5, 2.5, 3, 1]), code=1)

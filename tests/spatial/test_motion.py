@@ -1,4 +1,4 @@
-"""Head motion: known motion applied to a simulated scan is found again."""
+"""Head motion: the known motion of a simulated scan is estimated."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from .test_rigid import AFFINE, CENTER, rigid
 
 
 def moved_head():
-    """A textured head with contrast between b0 and DWI, each volume at its own pose, read from its formula."""
+    """A textured head with contrast between b0 and DWI, each volume in another pose, computed from a formula."""
     rng = np.random.default_rng(1)
     shape = (41, 49, 33)
     gradients = GradientTable([0, 0, *[1000] * 5], np.r_[np.zeros((2, 3)), even_directions(5)])
@@ -58,9 +58,9 @@ def test_only_shears_that_the_gradients_predict_are_kept():
     gradients = GradientTable(np.full(20, 1000.0), even_directions(20))
     predicted = gradients.bvecs @ rng.normal(0, 0.01, (3, 3))
     for shears, kept in ((predicted, predicted), (rng.normal(0, 0.01, (20, 3)), 0)):
-        own = np.tile(np.eye(4), (20, 1, 1))
-        own[:, 1, :3] += shears
-        left = _keep_predicted(own, gradients, 1, np.zeros(3))[:, 1, :3] - [0, 1, 0] - kept
+        transforms = np.tile(np.eye(4), (20, 1, 1))
+        transforms[:, 1, :3] += shears
+        left = _keep_predicted(transforms, gradients, 1, np.zeros(3))[:, 1, :3] - [0, 1, 0] - kept
         assert np.sqrt((left**2).mean()) < 0.003
 
 

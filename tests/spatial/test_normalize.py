@@ -1,4 +1,4 @@
-"""Normalisation: a coarse scan cut from the template itself, moved by a known amount, finds its way back."""
+"""Normalisation: a coarse scan that is cut from the template and moved by a known amount is registered to it."""
 
 import nibabel as nib
 import numpy as np

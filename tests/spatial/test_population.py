@@ -1,4 +1,4 @@
-"""What is known of the population: files that are read as they are, and those that are refused."""
+"""Population maps: files that are read without change, and files that are refused."""
 
 import json
 
@@ -41,7 +41,7 @@ def adc_atlas(tmp_path):
 
 
 def tract_maps(seed=0, n=42):
-    """Return percentages in which tract k is a line of voxels of its own."""
+    """Return percentages in which every tract k is another line of voxels."""
     tracts = np.zeros((*SHAPE, n), np.uint8)
     for k in range(n):
         tracts[k % 14, k // 14 + 3, 2:10, k] = 50 + k
@@ -69,7 +69,7 @@ def one_file(folder, names=TRACTS, tracts=None):
     return folder / "own_percent.nii.gz"
 
 
-def test_an_adc_atlas_is_read_as_it_was_written(adc_atlas):
+def test_an_adc_atlas_has_the_same_values_after_writing_and_reading(adc_atlas):
     data, bvals, affine = read_adc_atlas(adc_atlas)
     np.testing.assert_allclose(data, ball_adc(), atol=0.51 * STEP_MM2_PER_S)
     np.testing.assert_array_equal(bvals, BVALS)
@@ -94,7 +94,7 @@ def test_an_adc_atlas_is_read_as_it_was_written(adc_atlas):
         (1.0, None, "adc.json: no such file"),
     ],
 )
-def test_what_is_no_adc_atlas_is_refused(tmp_path, factor, sidecar, message):
+def test_a_file_that_is_no_adc_atlas_is_refused(tmp_path, factor, sidecar, message):
     nib.save(nib.Nifti1Image((factor * ball_adc()).astype(np.float32), AFFINE), tmp_path / "adc.nii.gz")
     if sidecar is not None:
         (tmp_path / "adc.json").write_text(json.dumps(sidecar))
@@ -159,7 +159,7 @@ def test_other_tracts_and_other_values_are_refused(tmp_path, layout, names, trac
     with pytest.raises(AtlasError, match=message):
         read_xtract(path)
     if message.startswith(("expected percent", "found 0 to 182")):
-        check_atlas("tracts", path)  # of the values nothing is known before they are read
+        check_atlas("tracts", path)  # the check does not read the values
     else:
         with pytest.raises(AtlasError, match=message):
             check_atlas("tracts", path)
@@ -187,25 +187,25 @@ def test_missing_and_broken_files_are_named(tmp_path):
         read_xtract(folder)
 
 
-def test_a_population_lies_on_the_grid_where_the_world_says(tmp_path, adc_atlas):
+def test_population_maps_are_resampled_to_the_grid_by_world_positions(tmp_path, adc_atlas):
     affine = np.array([[1.5, 0, 0, -22.3], [0, 1.5, 0, -24.0], [0, 0, 1.5, -21.1], [0, 0, 0, 1]])
     shape = (30, 32, 29)
     points = world(shape, affine)
-    known = population_on(shape, affine, adc_atlas, one_file(tmp_path))
-    np.testing.assert_array_equal(known.bvals, BVALS)
-    core, rim = np.linalg.norm(points, axis=-1) < 10, known.adc[..., 0] > 0
-    np.testing.assert_allclose(known.adc[core][:, 1], 1e-3 + 2e-5 * points[core][:, 0], atol=2e-7)
-    assert known.adc[rim][:, 0].min() > 0.75e-3  # the edge is not mixed with what is outside
-    assert (known.adc[np.linalg.norm(points, axis=-1) > 22] == 0).all()
+    maps = population_on(shape, affine, adc_atlas, one_file(tmp_path))
+    np.testing.assert_array_equal(maps.bvals, BVALS)
+    core, rim = np.linalg.norm(points, axis=-1) < 10, maps.adc[..., 0] > 0
+    np.testing.assert_allclose(maps.adc[core][:, 1], 1e-3 + 2e-5 * points[core][:, 0], atol=2e-7)
+    assert maps.adc[rim][:, 0].min() > 0.75e-3  # the edge is not mixed with what is outside
+    assert (maps.adc[np.linalg.norm(points, axis=-1) > 22] == 0).all()
     k = 20  # a line along z of the atlas's voxels (6, 4)
     line = AFFINE[:3] @ [6, 4, 6, 1]
-    centre = np.average(points[..., :2].reshape(-1, 2), axis=0, weights=known.tracts[..., k].ravel())
+    centre = np.average(points[..., :2].reshape(-1, 2), axis=0, weights=maps.tracts[..., k].ravel())
     np.testing.assert_allclose(centre, line[:2], atol=0.4)
-    assert 0.5 < known.tracts[..., k].max() <= 0.70 + 1e-6
+    assert 0.5 < maps.tracts[..., k].max() <= 0.70 + 1e-6
     assert population_on(shape, affine, adc_atlas).tracts is None
 
 
-def test_an_atlas_that_lies_elsewhere_is_refused(adc_atlas):
+def test_an_atlas_outside_mni_space_is_refused(adc_atlas):
     away = np.diag([2.0, 2, 2, 1])
     away[:3, 3] = 500
     with pytest.raises(AtlasError, match="expected an atlas in MNI coordinates"):
@@ -230,7 +230,7 @@ def test_the_packaged_atlas_is_a_brain_in_mni_coordinates():
 
 
 @pytest.mark.real
-def test_the_real_tracts_lie_where_they_are_named(real_data):
+def test_the_real_tracts_are_at_their_anatomical_positions(real_data):
     tracts, names, affine = read_xtract(real_data / "atlas" / "xtract42_percent.nii.gz")
     assert tracts.max() == pytest.approx(1.0)
     points = world(tracts.shape[:3], affine).reshape(-1, 3)

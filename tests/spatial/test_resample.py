@@ -62,6 +62,17 @@ def test_a_shift_below_half_a_voxel_keeps_the_edge():
     np.testing.assert_allclose(moved[..., :-1], 7, rtol=1e-5)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_field_displaces_by_mm(scan, axis):
+    field = 3 * np.cos(np.indices(SHAPE)[(axis + 1) % 3] / 4.0)  # the same along its axis: no stretch
+    moved = resample_series(scan, None, field, axis)
+    index = np.indices(SHAPE).astype(float)
+    index[axis] += field / np.linalg.norm(AFFINE[:3, axis])
+    inside = (slice(4, -4),) * 3
+    found, scale = moved.data[..., 3], scan.data[0, 0, 0, 3] / blob(np.indices(SHAPE))[0, 0, 0]
+    np.testing.assert_allclose(found[inside], scale * blob(index)[inside], atol=0.1)  # of 100
+
+
 def test_the_signal_is_conserved_by_the_field(scan):
     y = np.arange(SHAPE[1])
     field = np.broadcast_to((4.0 * np.exp(-(((y - 14) / 4.0) ** 2)))[None, :, None], SHAPE)
@@ -107,6 +118,6 @@ def test_overshoots_are_clipped(scan):
         ({"field": np.zeros(SHAPE)}, "displacement field"),
     ],
 )
-def test_what_does_not_belong_is_refused(scan, arguments, message):
+def test_arguments_that_do_not_fit_the_scan_are_refused(scan, arguments, message):
     with pytest.raises(ScanError, match=message):
         resample_series(scan, **arguments)

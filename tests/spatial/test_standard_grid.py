@@ -23,6 +23,6 @@ def test_placing_keeps_every_voxel_where_it_was(shift):
     affine[:3, 3] = 2 * np.array(shift)
     out = placed(volume, affine, (8, 8, 8), grid)
     for index in np.ndindex(8, 8, 8):
-        own = np.array(index) - shift
-        inside = ((own >= 0) & (own < volume.shape[:3])).all()
-        np.testing.assert_array_equal(out[index], volume[tuple(own)] if inside else 0)
+        voxel = np.array(index) - shift
+        inside = ((voxel >= 0) & (voxel < volume.shape[:3])).all()
+        np.testing.assert_array_equal(out[index], volume[tuple(voxel)] if inside else 0)

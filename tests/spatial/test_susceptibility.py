@@ -1,4 +1,4 @@
-"""Susceptibility: a known displacement, applied by its exact change of variable, is found again."""
+"""Susceptibility: a known displacement, applied by its exact change of variable, is estimated."""
 
 import numpy as np
 import pytest
@@ -78,7 +78,7 @@ def test_known_displacement_is_found(axis):
     assert after > 0.98 > before
 
 
-def test_the_undistorted_pair_needs_nothing():
+def test_the_displacement_of_an_undistorted_pair_is_zero():
     image = head(np.indices(SHAPE), [(n - 1) / 2 for n in SHAPE], SHAPE, np.random.default_rng(0))
     found = estimate_displacement(image, image, AFFINE, 1)
     assert np.abs(found.field_mm).max() < 0.05

@@ -45,17 +45,17 @@ def space(tmp_path_factory):
     return TemplateSpace.of(mask, AFFINE, brain, TEMPLATE, [onto], [back])
 
 
-def test_points_go_where_the_transform_says(space):
+def test_points_move_as_the_transform_describes(space):
     points = np.moveaxis(np.indices(SHAPE), 0, -1) @ AFFINE[:3, :3].T + AFFINE[:3, 3]
-    there = points @ MOTION[:3, :3].T + MOTION[:3, 3]
-    np.testing.assert_allclose(space.to_template, there, atol=1e-3)
+    in_template = points @ MOTION[:3, :3].T + MOTION[:3, 3]
+    np.testing.assert_allclose(space.to_template, in_template, atol=1e-3)
     grid = np.moveaxis(np.indices(space.shape), 0, -1) @ space.affine[:3, :3].T + space.affine[:3, 3]
     home = (grid - MOTION[:3, 3]) @ np.linalg.inv(MOTION[:3, :3]).T
     found = np.isfinite(space.to_scan).all(axis=-1)
     np.testing.assert_allclose(space.to_scan[found], home[found], atol=1e-3)
 
 
-def test_the_way_back_is_made_the_inverse_of_the_way_there():
+def test_the_transform_to_the_scan_is_the_inverse_of_the_transform_to_the_template():
     """A strong warp, whose inverse is known to a few tenths of a millimetre only."""
     affine = np.diag([2.0, 2, 2, 1])
     grid = np.moveaxis(np.indices((40, 40, 40)), 0, -1) * 2.0
@@ -78,7 +78,7 @@ def test_the_way_back_is_made_the_inverse_of_the_way_there():
     assert back.max() < 0.3
 
 
-def test_the_grid_holds_both_brains_and_is_finer_than_the_scan(space):
+def test_the_grid_contains_both_brains_and_is_finer_than_the_scan(space):
     assert np.allclose(np.diag(space.affine)[:3], 1.5), "three fifths of 2.5 mm, in halves of a millimetre"
     inside = space.to_template[space.mask]
     high = space.affine[:3, 3] + 1.5 * (np.array(space.shape) - 1)
@@ -86,7 +86,7 @@ def test_the_grid_holds_both_brains_and_is_finer_than_the_scan(space):
     assert (inside < high).all()
 
 
-def test_there_and_back_changes_a_smooth_scan_by_less_than_a_percent(space):
+def test_the_round_trip_changes_a_smooth_scan_by_less_than_a_percent(space):
     _, points = ball(SHAPE, AFFINE, 1.0)
     image = 100 + 30 * np.sin(points / 5.0).prod(axis=-1)
     series = np.stack([image, image[::-1]], axis=-1).astype(np.float32)
@@ -103,14 +103,14 @@ def test_directions_turn_with_the_head_and_come_back(space):
     np.testing.assert_allclose(space.rotation, turn(12.0, -8.0), atol=1e-5)  # the stretch came first
     world = np.concatenate([np.zeros((1, 3)), even_directions(12)])
     gradients = GradientTable.from_world(np.r_[0.0, np.full(12, 1000.0)], world, AFFINE)
-    there = space.table_on_template(gradients)
-    turned = there.world_directions(space.affine)[1:]
+    in_template = space.table_on_template(gradients)
+    turned = in_template.world_directions(space.affine)[1:]
     np.testing.assert_allclose(turned, world[1:] @ turn(12.0, -8.0).T, atol=1e-5)
-    back = space.table_on_scan(there)
+    back = space.table_on_scan(in_template)
     np.testing.assert_allclose(back.bvecs, gradients.bvecs, atol=1e-6)
 
 
-def test_a_brain_has_there_the_volume_that_the_transform_gives_it(space):
+def test_in_the_template_a_brain_has_the_volume_of_its_transform(space):
     mask = space.onto_template(space.mask, order=1) > 0.5
     litres = mask.sum() * 1.5**3, space.mask.sum() * abs(np.linalg.det(AFFINE[:3, :3]))
     assert litres[0] == pytest.approx(litres[1] * np.linalg.det(MOTION[:3, :3]), rel=0.03)

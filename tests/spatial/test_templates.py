@@ -88,18 +88,18 @@ def test_plain_files_are_enough(tmp_path):
         (["tpl-A_T1w.nii.gz", "tpl-A_mask.nii.gz", "tpl-B_T1w.nii.gz"], r"several templates \(A, B\)"),
     ],
 )
-def test_what_is_missing_is_said(tmp_path, files, message):
+def test_missing_files_are_named(tmp_path, files, message):
     touch(tmp_path, *files)
     with pytest.raises(TemplateError, match=message):
         find_template(tmp_path)
 
 
-def test_a_directory_that_is_not_there_is_named(tmp_path):
+def test_a_missing_directory_is_named(tmp_path):
     with pytest.raises(TemplateError, match="no such directory"):
         find_template(tmp_path / "nowhere")
 
 
-def test_a_fibre_atlas_is_read_as_it_was_written(tmp_path):
+def test_a_fibre_atlas_has_the_same_values_after_writing_and_reading(tmp_path):
     arrays, affine = read_fibre_atlas(write_fibres(tmp_path))
     np.testing.assert_array_equal(np.diag(affine), [2, 2, 2, 1])
     assert (arrays["directions"][0, 1] == 1).all()  # the first population, along y
@@ -117,7 +117,7 @@ def test_a_fibre_atlas_is_read_as_it_was_written(tmp_path):
         ({"T1w": np.ones((6, 7, 5, 2), np.float32)}, r"T1w.nii.gz: expected shape \(6, 7, 5\)"),
     ],
 )
-def test_what_is_no_fibre_atlas_is_refused(tmp_path, function, changed, message):
+def test_a_folder_that_is_no_fibre_atlas_is_refused(tmp_path, function, changed, message):
     with pytest.raises(AtlasError, match=message):
         function(write_fibres(tmp_path, **changed))
 

@@ -40,7 +40,7 @@ class Suicide(SimpleInterface):
 
 
 class Pass(SimpleInterface):
-    """Hand on a number."""
+    """Return a number plus one."""
 
     input_spec, output_spec = _Input, _Output
 
@@ -148,7 +148,7 @@ def test_odd_values_of_a_sidecar_are_no_values(tmp_path):
 
 
 def test_multiproc_by_name_is_the_default(tmp_path):
-    """Nipype's own one would take every processor, fork, and wait for ever on a killed worker."""
+    """The plugin of Nipype would use every processor, fork, and wait for ever for a killed worker."""
     from bids_dmrigen.workflow.participant import Resources, _plugin
 
     from .test_plan import settings
@@ -186,7 +186,7 @@ def two_steps(folder, step: str = "dies") -> pe.Workflow:
     """Return a graph of a step, one that needs it, and one that does not."""
     wf = pe.Workflow("wf", base_dir=str(folder))
     wf.config["execution"] = {"crashdump_dir": str(folder / "crash"), "crashfile_format": "txt"}
-    # Not this module's own: the job is a new process, which has to find the interface by its name.
+    # Not an interface of this module: the job is a new process, which must import the interface by its name.
     first = pe.Node(Merge(1, in1=["a"]), name=step, n_procs=3, mem_gb=1.5)
     after = pe.Node(Merge(1), name="after", n_procs=1, mem_gb=0.3)
     wf.connect(first, "out", after, "in1")
@@ -204,7 +204,7 @@ def crash(folder) -> str:
     return LAST_ERROR.findall(log.read_text())[-1][1]
 
 
-def test_slurm_jobs_ask_for_what_their_steps_take(tmp_path, monkeypatch, commands):
+def test_slurm_jobs_request_the_resources_of_their_steps(tmp_path, monkeypatch, commands):
     monkeypatch.delenv("LOGNAME", raising=False)
     wf = two_steps(tmp_path, "first")
     run_by_slurm(wf, {"sbatch_args": "--partition=long --mem=8G"})
@@ -222,7 +222,7 @@ def test_slurm_jobs_ask_for_what_their_steps_take(tmp_path, monkeypatch, command
         assert Path(job).parent == batch
 
 
-def test_slurm_steps_that_use_a_gpu_ask_for_one(tmp_path, commands):
+def test_slurm_steps_that_use_a_gpu_request_one(tmp_path, commands):
     class Gpu(Pass):
         input_spec = type("_GpuInput", (_Input,), {"use_gpu": traits.Bool(True, usedefault=True)})
 
@@ -255,7 +255,7 @@ def test_a_job_without_a_result_fails_its_step_alone(tmp_path, monkeypatch, comm
     assert re.search(message, crash(tmp_path))
 
 
-def test_a_job_that_never_starts_has_not_made_the_result_of_an_earlier_call(tmp_path, commands):
+def test_the_result_of_an_earlier_call_does_not_count_for_a_job_that_never_starts(tmp_path, commands):
     run_by_slurm(two_steps(tmp_path))
     slurm_stand_ins(commands, "dies", ENDED)
     wf = two_steps(tmp_path)
@@ -266,7 +266,7 @@ def test_a_job_that_never_starts_has_not_made_the_result_of_an_earlier_call(tmp_
 
 
 def test_a_job_that_was_refused_is_submitted_again(tmp_path, commands):
-    """SLURM may have taken it all the same, and not said so in time: the same job must not run twice at once."""
+    """SLURM may have accepted the job without a reply in time: the same job must not run twice at once."""
     refusal = 'if (($(grep -c dies "$(dirname "$0")/asked") < 3)); then echo Socket timed out >&2; exit 1; fi'
     slurm_stand_ins(commands, "dies", refusal)
     wf = two_steps(tmp_path)
@@ -290,7 +290,7 @@ def test_a_job_is_over_when_squeue_says_so(commands, squeue, pending):
     assert make_plugin("SLURM", {})._is_pending(7) is pending
 
 
-def test_a_squeue_that_does_not_answer_is_told_once(commands, capsys):
+def test_a_squeue_that_does_not_answer_is_reported_once(commands, capsys):
     slurm_stand_ins(commands, squeue="echo Socket timed out >&2; exit 1")
     plugin = make_plugin("SLURM", {})
     assert plugin._is_pending(7)
@@ -352,13 +352,13 @@ def test_no_clock_ends_the_training_of_a_deterministic_result(tmp_path):
 
     run, minutes = make_run(tmp_path), {}
     for deterministic in (False, True):
-        own = settings(methods=("difusion",), difusion_minutes=2.5, deterministic=deterministic)
-        plan = plan_run(run, own, "TPL")
+        call_settings = settings(methods=("difusion",), difusion_minutes=2.5, deterministic=deterministic)
+        plan = plan_run(run, call_settings, "TPL")
         minutes[deterministic] = generate_node(plan, plan.methods[0], threads=1).inputs.minutes
     assert minutes == {False: 2.5, True: None}
 
 
-def test_deterministic_results_have_a_cache_of_their_own(tmp_path):
+def test_deterministic_results_have_a_separate_cache(tmp_path):
     from bids_dmrigen.workflow.participant import cache_folder
 
     from .test_plan import settings
@@ -369,7 +369,7 @@ def test_deterministic_results_have_a_cache_of_their_own(tmp_path):
 
 def test_results_that_another_call_overwrote_are_stored_again(tmp_path):
     from bids_dmrigen.interfaces.sink import FigureSink, Sink
-    from bids_dmrigen.workflow.participant import _forget_lost
+    from bids_dmrigen.workflow.participant import _rerun_lost
     from bids_dmrigen.workflow.plan import plan_run
 
     from .test_plan import make_run, settings
@@ -391,7 +391,7 @@ def test_results_that_another_call_overwrote_are_stored_again(tmp_path):
             (folder / name).mkdir(parents=True, exist_ok=True)
             sink.run(cwd=str(folder / name))
         change()
-        _forget_lost([plan], tmp_path / "work")
+        _rerun_lost([plan], tmp_path / "work")
         return {path.name for path in folder.iterdir()}
 
     figure = tmp_path / "out/sub-1/figures/sub-1_desc-fa_dwi.svg"
@@ -402,7 +402,7 @@ def test_results_that_another_call_overwrote_are_stored_again(tmp_path):
 
 
 @pytest.mark.parametrize("n_directions", [3, 6])
-def test_the_graph_of_a_method_that_makes_maps(tmp_path, n_directions):
+def test_the_graph_of_a_method_that_generates_maps(tmp_path, n_directions):
     from bids_dmrigen.workflow.plan import plan_run
     from bids_dmrigen.workflow.run import init_run_wf
 
@@ -418,9 +418,9 @@ def test_the_graph_of_a_method_that_makes_maps(tmp_path, n_directions):
     pairs = [pair for s in sinks for pair in zip(s.inputs.targets, s.inputs.sidecars, strict=True)]
     stored = {target.rsplit("/", 1)[-1]: sidecar for target, sidecar in pairs}
     assert stored.keys() == promised(plan)
-    made = stored["sub-1_model-tensor_param-fa_desc-diffdti_dwimap.nii.gz"]
-    assert made["Sources"] == ["bids::sub-1/dwi/sub-1_desc-preproc_dwi.nii.gz"]
-    assert "Parameters" not in made["Model"]
+    fa_map = stored["sub-1_model-tensor_param-fa_desc-diffdti_dwimap.nii.gz"]
+    assert fa_map["Sources"] == ["bids::sub-1/dwi/sub-1_desc-preproc_dwi.nii.gz"]
+    assert "Parameters" not in fa_map["Model"]
     for name in ("figures", "metrics"):
         inputs = wf.get_node(name).inputs
         assert inputs.map_methods == ["diffdti"]
@@ -434,7 +434,7 @@ def test_the_graph_of_a_method_that_makes_maps(tmp_path, n_directions):
     assert "maps_diffdti" not in wf.list_node_names()
 
 
-def test_a_method_in_the_templates_space_knows_which_it_is(tmp_path):
+def test_a_method_in_the_templates_space_has_the_name_of_the_template(tmp_path):
     from bids_dmrigen.workflow.plan import plan_run
     from bids_dmrigen.workflow.run import init_run_wf
 
@@ -476,8 +476,8 @@ def test_the_graph_of_a_finer_grid(tmp_path):
     assert set(given(wf, "list_fa").values()) == {"maps_preproc", "onto_map_rishldm_fa", "maps_interp"}
     assert set(given(wf, "list_generated").values()) == {"onto_generated_rishldm", "generate_interp"}
     assert set(given(wf, "list_rish_after").values()) == {f"onto_rish_map_rishldm_rish{k}" for k in (0, 2, 4)}
-    own_plan, own = built()
-    assert "voxel_mm" not in own.get_node("generate_rishldm").inputs.options
-    assert not [name for name in own.list_node_names() if "onto" in name or "finer" in name]
-    assert node.mem_gb > own.get_node("generate_rishldm").mem_gb + method_of(plan, "rishldm").finer_gb
+    own_plan, same_grid = built()
+    assert "voxel_mm" not in same_grid.get_node("generate_rishldm").inputs.options
+    assert not [name for name in same_grid.list_node_names() if "onto" in name or "finer" in name]
+    assert node.mem_gb > same_grid.get_node("generate_rishldm").mem_gb + method_of(plan, "rishldm").finer_gb
     assert method_of(own_plan, "rishldm").finer_gb == 0

@@ -53,7 +53,7 @@ def test_without_the_normalisation_nothing_goes_to_the_template(tmp_path):
     assert promised(rest) == {name for name in promised(plan) if "TPL" not in name and "atlas" not in name}
 
 
-def test_what_lies_in_the_template_goes_with_its_method_or_with_the_normalisation(tmp_path):
+def test_results_in_the_template_are_dropped_with_their_method_or_the_normalisation(tmp_path):
     both = settings(methods=("atlas", "interp"), output_spaces=("dwi", "template"))
     plan = plan_run(make_run(tmp_path), both, "TPL")
     assert without_failed(plan, ["template_interp"]) is None, "all else is done, figures too"
@@ -68,7 +68,7 @@ def test_what_lies_in_the_template_goes_with_its_method_or_with_the_normalisatio
 
 
 @pytest.mark.parametrize("node", ["generate_rishldm", "maps_rishldm", "features_rishldm", "onto_rishldm"])
-def test_what_is_made_on_a_finer_grid_goes_with_its_method(tmp_path, node):
+def test_results_on_a_finer_grid_are_dropped_with_their_method(tmp_path, node):
     finer = settings(methods=("rishldm", "bspline"), rishldm_voxel_size=1.5)
     plan = plan_run(make_run(tmp_path), finer, "TPL")
     rest = without_failed(plan, [node])
@@ -77,11 +77,11 @@ def test_what_is_made_on_a_finer_grid_goes_with_its_method(tmp_path, node):
 
 
 @pytest.mark.parametrize("nodes", [[], ["preprocess.motion"], ["maps_preproc"], ["normalize", "preprocess.bias"]])
-def test_where_nothing_failed_or_all_hangs_on_it_there_is_nothing_left_to_do(plan, nodes):
+def test_without_failures_or_after_a_fatal_one_there_is_no_reduced_plan(plan, nodes):
     assert without_failed(plan, nodes) is None
 
 
-def test_maps_that_could_not_be_made_cost_only_themselves(tmp_path):
+def test_maps_that_could_not_be_generated_do_not_stop_other_results(tmp_path):
     asked = settings(methods=("diffdti", "interp"), n_samples=2)
     plan = plan_run(make_run(tmp_path), asked, "TPL")
     rest = without_failed(plan, ["generate_diffdti"])

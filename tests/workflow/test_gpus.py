@@ -175,7 +175,7 @@ def test_a_device_without_a_number_is_the_one_given_or_the_first():
         choose_device("cuda:4")
 
 
-def test_what_a_step_kept_of_its_gpu_s_memory_is_given_back(monkeypatch):
+def test_gpu_memory_that_a_step_kept_is_released(monkeypatch):
     emptied = mock.Mock()
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", emptied)

@@ -20,9 +20,13 @@ from ..conftest import tiny_gradients, tiny_series, write_run
 
 
 def settings(**changes):
-    own = {o.name: changes.pop(o.name) for o in options() if o.name in changes}
+    method_options = {o.name: changes.pop(o.name) for o in options() if o.name in changes}
     return Settings(
-        bids_dir=Path("/in"), out_dir=Path("/out"), analysis_level="participant", method_options=own, **changes
+        bids_dir=Path("/in"),
+        out_dir=Path("/out"),
+        analysis_level="participant",
+        method_options=method_options,
+        **changes,
     )
 
 
@@ -80,7 +84,7 @@ def test_a_partner_of_one_volume_is_no_failure(tmp_path):
 
 
 @pytest.mark.parametrize("tables", [True, False])
-def test_a_partner_that_holds_only_b0s_is_no_failure(tmp_path, tables):
+def test_a_partner_with_only_b0s_is_not_a_failure(tmp_path, tables):
     pair = reverse_pair(tmp_path, tables)
     run, reverse = plan_runs(pair, settings(), "TPL")
     assert run.does("susceptibility")
@@ -94,7 +98,7 @@ def test_a_partner_that_holds_only_b0s_is_no_failure(tmp_path, tables):
     assert other.note is None
 
 
-def test_b0s_that_only_serve_each_other_serve_nothing(tmp_path):
+def test_two_runs_of_only_b0s_are_no_partners_for_each_other(tmp_path):
     _, one = reverse_pair(tmp_path / "one")
     _, two = reverse_pair(tmp_path / "two")
     pair = [replace(one, partner=Partner(two.image, "j-")), replace(two, partner=Partner(one.image, "j"))]
@@ -118,7 +122,7 @@ def test_b0s_alone_are_enough_for_methods_that_start_from_them(tmp_path):
     assert not partner.outputs
 
 
-def test_maps_follow_the_series_that_is_made_and_one_of_its_shells(tmp_path):
+def test_maps_are_fitted_to_one_shell_of_the_generated_series(tmp_path):
     run = make_run(tmp_path, n_directions=4)
     asked = {"methods": ("atlas",), "phydiff_bvalues": (700.0, 1100.0, 3000.0)}
     few = settings(phydiff_directions="5", **asked)
@@ -137,14 +141,14 @@ def test_b0s_of_a_file_of_directions_are_passed_over(tmp_path):
     plan = plan_run(make_run(tmp_path), settings(methods=("atlas",), phydiff_directions=str(ordinary)), "TPL")
     assert plan.fault is None
     assert any("param-fa_desc-atlas" in name for name in promised(plan))
-    for text, said in (("0 0\n0 0\n0 0\n", "none but of length 0"), ("1 0 3\n0 1 0\n0 0 0\n", "length")):
+    for text, said in (("0 0\n0 0\n0 0\n", "only vectors of length 0"), ("1 0 3\n0 1 0\n0 0 0\n", "length")):
         ordinary.write_text(text)
         _vectors_in.cache_clear()
         with pytest.raises(SettingsError, match=f"--qid2-directions: .*ordinary.bvec.*{said}"):
             settings(qid2_directions=str(ordinary))
 
 
-def test_flat_b0s_have_nothing_to_be_made_of(tmp_path):
+def test_a_flat_series_of_only_b0s_cannot_be_processed(tmp_path):
     flat = make_run(tmp_path, 6, shape=(12, 12, 1))
     flat.bval.write_text("0 " * 7)
     assert "volumes are b0" in plan_run(flat, settings(methods=("atlas",)), "TPL").fault
@@ -168,7 +172,7 @@ def test_results_on_the_templates_grid_too(tmp_path):
     assert not any("space-" in name for name in promised(flat))
 
 
-def test_a_partner_with_a_fault_of_its_own_keeps_it(tmp_path):
+def test_a_fault_of_the_partner_itself_stays(tmp_path):
     run, reverse = reverse_pair(tmp_path, bval=1000)
     reverse.bvec.write_text("0 1\n0 0\n0 0\n")
     plans = plan_runs([run, reverse], settings(), "TPL")
@@ -264,17 +268,17 @@ def test_a_denoiser_that_cannot_work_on_a_run_leaves_the_rest(tmp_path):
 
 
 @pytest.mark.parametrize("n_directions", [3, 6])
-def test_a_method_that_makes_maps_promises_maps_whether_or_not_a_tensor_can_be_fitted(tmp_path, n_directions):
+def test_a_method_that_generates_maps_promises_them_whether_or_not_a_tensor_can_be_fitted(tmp_path, n_directions):
     plan = plan_run(make_run(tmp_path, n_directions), settings(methods=("diffdti",), n_samples=2), "TPL")
-    own = {name for name in promised(plan) if "diffdti" in name}
+    of_method = {name for name in promised(plan) if "diffdti" in name}
     stem = "sub-1_model-tensor_param-{}_desc-diffdti{}_dwimap.nii.gz"
-    assert own == {stem.format(param, end) for param in ("fa", "md", "dec") for end in ("", "std")}
+    assert of_method == {stem.format(param, end) for param in ("fa", "md", "dec") for end in ("", "std")}
     assert plan.does("diffdti")
     assert plan.does("maps") == (n_directions == 6)
     assert any("desc-preproc_dwimap" in name for name in promised(plan)) == (n_directions == 6)
     assert f"  writes sub-1/dwi/{stem.format('dec', 'std')}" in describe(plan)
     single = plan_run(plan.run, settings(methods=("diffdti",)), "TPL")
-    assert {name for name in promised(single) if "diffdti" in name} == {name for name in own if "std" not in name}
+    assert {name for name in promised(single) if "diffdti" in name} == {name for name in of_method if "std" not in name}
 
 
 def test_a_method_in_which_nothing_is_random_promises_no_spread(tmp_path):
@@ -318,7 +322,7 @@ def test_singular_affine_is_a_fault(tmp_path):
     assert "singular" in plan_run(run, settings(), "TPL").fault
 
 
-def test_what_nobody_foresaw_is_the_fault_of_its_run(tmp_path, monkeypatch):
+def test_an_unforeseen_error_is_the_fault_of_its_run(tmp_path, monkeypatch):
     def odd(*_):
         raise KeyError("odd")
 
@@ -329,7 +333,7 @@ def test_what_nobody_foresaw_is_the_fault_of_its_run(tmp_path, monkeypatch):
     assert any("raise KeyError" in line for line in describe(plan))
 
 
-def test_a_t1w_that_is_not_there_is_warned_of(tmp_path):
+def test_a_missing_t1w_gives_a_warning(tmp_path):
     plan = plan_run(make_run(tmp_path, notes=("T1w: x.nii is a link to nothing",)), settings(), "T")
     assert plan.warnings == ("T1w: x.nii is a link to nothing",)
 
@@ -340,7 +344,7 @@ def test_a_method_of_the_templates_space_is_refused_where_nothing_can_be_registe
     assert "registration needs" in plan.refused["atlas"]
 
 
-def test_a_finer_grid_is_in_the_names_of_what_lies_on_it(tmp_path):
+def test_names_of_results_on_a_finer_grid_contain_its_voxel_size(tmp_path):
     asked = {"methods": ("bspline", "interp", "rishldm"), "n_samples": 2}
     run = make_run(tmp_path, 15)
     finer = plan_run(run, settings(rishldm_voxel_size=1.25, **asked), "TPL")
@@ -349,8 +353,8 @@ def test_a_finer_grid_is_in_the_names_of_what_lies_on_it(tmp_path):
     assert finer.refused == {}
     fine = ["desc-bspline_dwi.nii.gz", "desc-rishldm_dwi.bvec", "desc-brain_mask.nii.gz"]
     fine += ["model-tensor_param-fa_desc-bspline_dwimap.nii.gz", "model-sh_param-rish4_desc-rishldm_dwimap.nii.gz"]
-    own = ("desc-brain_mask.nii.gz", "desc-interp_dwi.nii.gz", "model-sh_param-rish4_desc-preproc_dwimap.nii.gz")
-    assert names > {f"sub-1_res-1p25mm_{name}" for name in fine} | {f"sub-1_{name}" for name in own}
+    coarse = ("desc-brain_mask.nii.gz", "desc-interp_dwi.nii.gz", "model-sh_param-rish4_desc-preproc_dwimap.nii.gz")
+    assert names > {f"sub-1_res-1p25mm_{name}" for name in fine} | {f"sub-1_{name}" for name in coarse}
     assert not [name for name in names if "rishldmstd" in name]  # it draws no samples
     assert not [name for name in names if ("bspline" in name or "rishldm" in name) and "_res-" not in name]
     assert method_of(finer, "rishldm").finer_gb == pytest.approx(finer.volume_gb * (3 / 1.25) ** 3)
@@ -358,8 +362,8 @@ def test_a_finer_grid_is_in_the_names_of_what_lies_on_it(tmp_path):
     assert finer.space_gb > plan_run(run, settings(**asked), "TPL").space_gb
     assert "  does rishldm: small, fast sampler, voxels of 1.25 mm" in describe(finer)
     for output in finer.outputs:
-        told = {} if output.key == "metrics" else image_sidecar(output.key, [], **output.fields)
-        assert ("Resolution" in told) == (bool(told) and "_res-" in output.path.name)
+        sidecar = {} if output.key == "metrics" else image_sidecar(output.key, [], **output.fields)
+        assert ("Resolution" in sidecar) == (bool(sidecar) and "_res-" in output.path.name)
     (mask,) = [o for o in finer.outputs if o.key == "mask" and o.fields]
     assert "1.25 mm" in image_sidecar("mask", [], **mask.fields)["Description"]
 
@@ -388,7 +392,7 @@ def test_a_coarser_grid_is_refused_for_the_run_and_everything_else_is_done(tmp_p
     assert "nothing to do on the scan's own voxels" in alone.refused["bspline"]
 
 
-def test_what_lies_on_the_templates_grid_has_its_voxels(tmp_path):
+def test_results_on_the_templates_grid_have_its_voxels(tmp_path):
     both = settings(methods=("bspline",), rishldm_voxel_size=1.5, output_spaces=("dwi", "template"))
     names = promised(plan_run(make_run(tmp_path), both, "TPL"))
     assert "sub-1_space-TPL_model-tensor_param-fa_desc-bspline_dwimap.nii.gz" in names

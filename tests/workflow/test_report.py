@@ -54,7 +54,7 @@ def test_reports_only_keeps_why_a_run_failed(tmp_path):
     assert "3 promised files" in call(tmp_path, [run], missing, reports_only=True)
 
 
-def test_a_report_that_cannot_be_written_is_told_and_the_others_are_written(tmp_path, monkeypatch, capsys):
+def test_a_report_that_cannot_be_written_is_named_and_the_others_are_written(tmp_path, monkeypatch, capsys):
     from bids_dmrigen.cli.app import _finish
     from bids_dmrigen.qc import report
 
@@ -100,7 +100,7 @@ def test_methods_and_references_are_of_all_runs_of_the_dataset(tmp_path):
     assert "patch2self" not in references.read_text()
 
 
-def test_reports_only_keeps_what_was_done(tmp_path):
+def test_reports_only_keeps_the_methods_text(tmp_path):
     run = make_run(tmp_path)
     call(tmp_path, [run], denoise="patch2self")
     assert "Patch2Self" in call(tmp_path, [run], reports_only=True)
@@ -132,7 +132,7 @@ def test_the_settings_of_every_call_are_kept(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("known", "said", "unsaid"),
+    ("sidecars", "expected", "absent"),
     [
         ([{"PhaseEncodingDirection": "j-"}], "along the phase-encoding axis, by", "were not corrected"),
         ([{"PhaseEncodingAxis": "j"}], "along the phase-encoding axis, by", "were not corrected"),
@@ -140,15 +140,15 @@ def test_the_settings_of_every_call_are_kept(tmp_path, monkeypatch):
         ([{}, {"PhaseEncodingAxis": "i"}], "axis of the runs of which it is known, by", "were not corrected"),
     ],
 )
-def test_eddy_currents_are_told_as_they_were_treated(tmp_path, known, said, unsaid):
-    plans = [plan_run(make_run(tmp_path, metadata=metadata), settings(), "TPL") for metadata in known]
+def test_the_methods_text_describes_the_treatment_of_eddy_currents(tmp_path, sidecars, expected, absent):
+    plans = [plan_run(make_run(tmp_path, metadata=metadata), settings(), "TPL") for metadata in sidecars]
     text = " ".join(methods_text.paragraphs(plans))
-    assert said in text
-    assert unsaid not in text
+    assert expected in text
+    assert absent not in text
     assert "affine" not in text
 
 
-def test_a_refused_method_is_told_and_not_cited(tmp_path):
+def test_a_refused_method_is_reported_and_not_cited(tmp_path):
     run = make_run(tmp_path, n_directions=5)
     page = call(tmp_path, [run], methods=("difusion",))
     assert "<th>Di-Fusion</th><td>not done: difusion needs at least 6" in page
@@ -158,13 +158,13 @@ def test_a_refused_method_is_told_and_not_cited(tmp_path):
     assert "Its outputs are synthetic data" in call(tmp_path, both, methods=("difusion",))
 
 
-def test_without_motion_correction_nothing_is_said_of_eddy_currents(tmp_path):
+def test_without_motion_correction_the_text_does_not_mention_eddy_currents(tmp_path):
     one = settings(motion=False)
     text = " ".join(methods_text.paragraphs([plan_run(make_run(tmp_path), one, "TPL")]))
     assert "ddy currents" not in text
 
 
-def test_maps_that_were_made_are_not_called_a_fit(tmp_path):
+def test_generated_maps_are_not_called_a_fit(tmp_path):
     one = settings(methods=("diffdti",))
     text = " ".join(methods_text.paragraphs([plan_run(make_run(tmp_path, n_directions=3), one, "TPL")]))
     assert "Diff-DTI makes fractional anisotropy" in text
@@ -175,7 +175,7 @@ def test_maps_that_were_made_are_not_called_a_fit(tmp_path):
     assert "Tensor maps were fitted by weighted linear least squares" in text
 
 
-def test_the_report_names_maps_and_says_where_nothing_classical_stands_beside_them(tmp_path):
+def test_the_report_names_maps_and_says_where_there_is_no_classical_map(tmp_path):
     model = {"Method": "Diff-DTI", "Maps": ["fa", "md", "dec"], "Volumes": {"b0": [0], "b=1000": [1, 2, 3]}}
     for n_directions, subject in ((3, "1"), (6, "2")):
         run = make_run(tmp_path / subject, n_directions, subject=subject)
@@ -200,7 +200,7 @@ def test_every_reference_stands_once():
     assert all(f"{{{citation.key}," in citation.bibtex for citation in every)
 
 
-def test_the_atlas_cites_the_template_and_tells_whose_fibres_it_had(tmp_path):
+def test_the_atlas_cites_the_template_and_names_its_fibre_directions(tmp_path):
     run, given = make_run(tmp_path), tmp_path / "hcp1065"
     given.mkdir()
     for folder, said in (

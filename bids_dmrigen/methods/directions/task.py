@@ -177,14 +177,14 @@ def check_left_out(
     volumes, generated = [], []
     for _, members in scan.gradients.shells():
         world = scan.gradients.world_directions(scan.affine)[members]
-        apart = np.abs(world @ world.T) - 2 * np.eye(len(world))
-        once = np.flatnonzero(apart.max(axis=1) < np.cos(np.deg2rad(SAME_DEGREES)))  # not measured twice
-        n = min(request.left_out, len(once), len(distinct(world)) - needed)
+        cosine = np.abs(world @ world.T) - 2 * np.eye(len(world))  # without the direction itself
+        single = np.flatnonzero(cosine.max(axis=1) < np.cos(np.deg2rad(SAME_DEGREES)))  # acquired only once
+        n = min(request.left_out, len(single), len(distinct(world)) - needed)
         if n < 1:
             continue
-        hidden = members[once[even_subset(world[once], n)]]
-        shown = np.sort(np.r_[np.flatnonzero(scan.gradients.is_b0), np.setdiff1d(members, hidden)])
-        few = Scan(scan.data[..., shown], scan.affine, scan.gradients[shown], scan.mask)
+        hidden = members[single[even_subset(world[single], n)]]
+        kept = np.sort(np.r_[np.flatnonzero(scan.gradients.is_b0), np.setdiff1d(members, hidden)])
+        few = Scan(scan.data[..., kept], scan.affine, scan.gradients[kept], scan.mask)
         options = {**request.options, DIRECTIONS.key: scan.gradients.bvecs[hidden]}
         check_request = replace(request, n_samples=1, left_out=0, options=options)
         result = generate(few, check_request)

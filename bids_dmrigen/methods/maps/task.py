@@ -92,11 +92,11 @@ def nearest_to_scheme(world: np.ndarray, n: int | None = None) -> tuple[np.ndarr
         Number of directions in the scheme; None for six where there are at least six, else three.
     """
     scheme = SCHEMES[n or (MOST if len(world) >= MOST else LEAST)]
-    likeness = np.abs(scheme @ np.asarray(world, dtype=np.float64).T)
-    chosen, least, left = np.zeros(len(scheme), int), 1.0, likeness.copy()
+    cosine = np.abs(scheme @ np.asarray(world, dtype=np.float64).T)
+    chosen, least, left = np.zeros(len(scheme), int), 1.0, cosine.copy()
     for _ in scheme:  # the nearest pair first, each direction once
         wanted, acquired = np.unravel_index(left.argmax(), left.shape)
-        chosen[wanted], least = acquired, min(least, likeness[wanted, acquired])
+        chosen[wanted], least = acquired, min(least, cosine[wanted, acquired])
         left[wanted], left[:, acquired] = -1, -1
     return chosen, float(np.rad2deg(np.arccos(least)))
 

@@ -80,7 +80,7 @@ def test_unknown_method_is_refused():
         denoise(simulated()[0], "nlm")
 
 
-def test_noise_that_cannot_be_known_is_nan_with_the_reason():
+def test_noise_that_cannot_be_estimated_is_nan_with_the_reason():
     scan, _ = simulated()
     sigma, message = classical.noise_level(Scan(0 * scan.data, scan.affine, scan.gradients, scan.mask))
     assert np.isnan(sigma)
@@ -99,7 +99,7 @@ def test_noise_that_cannot_be_known_is_nan_with_the_reason():
         ((3, 3, 3, 100), [1, 1, 1]),
     ],
 )
-def test_patches_hold_more_voxels_than_volumes(shape, radius):
+def test_patches_have_more_voxels_than_volumes(shape, radius):
     assert patch_radius(shape).tolist() == radius
 
 

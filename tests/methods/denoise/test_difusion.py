@@ -1,4 +1,4 @@
-"""Di-Fusion on small made-up scans: what it must keep, that it denoises, and that it is reproducible."""
+"""Di-Fusion on small simulated scans: what it must keep, that it denoises, and that it is reproducible."""
 
 from dataclasses import replace
 
@@ -42,7 +42,7 @@ def scan():
 
 
 @pytest.fixture(scope="module")
-def made(scan):
+def generated(scan):
     return DiFusion().generate(None, scan, QUICK)
 
 
@@ -53,52 +53,52 @@ def test_it_is_in_the_registry():
         load("nonsense")
 
 
-def test_what_was_acquired_stays(scan, made):
-    assert made.mean.shape == scan.data.shape
-    assert made.mean.dtype == np.float32
-    assert made.std is None
-    assert made.gradients is scan.gradients
-    np.testing.assert_array_equal(made.mean[~scan.mask], scan.data[~scan.mask])
-    np.testing.assert_array_equal(made.mean[..., 0], scan.data[..., 0])  # the only b0 passes through
-    assert made.acquired.tolist() == [True] + [False] * 12
-    inside = made.mean[scan.mask][:, 1:]
+def test_what_was_acquired_stays(scan, generated):
+    assert generated.mean.shape == scan.data.shape
+    assert generated.mean.dtype == np.float32
+    assert generated.std is None
+    assert generated.gradients is scan.gradients
+    np.testing.assert_array_equal(generated.mean[~scan.mask], scan.data[~scan.mask])
+    np.testing.assert_array_equal(generated.mean[..., 0], scan.data[..., 0])  # the only b0 passes through
+    assert generated.acquired.tolist() == [True] + [False] * 12
+    inside = generated.mean[scan.mask][:, 1:]
     assert np.isfinite(inside).all()
     assert not np.array_equal(inside, scan.data[scan.mask][:, 1:])
 
 
-def test_the_record_says_how_it_was_made(made):
+def test_the_record_describes_how_the_result_was_generated(generated):
     assert {"Size", "Weights", "Sampler", "Seed", "Samples", "Training", "Device", "Numerics", "Seconds"} <= set(
-        made.record
+        generated.record
     )
-    assert made.record["Training"]["Steps"] == 3
-    assert made.record["Training"]["StoppedBecause"] == "steps"
-    assert made.record["Sampler"]["NetworkEvaluations"] in (1, 2)
-    assert made.record["NoiseLevel"] == pytest.approx(SIGMA, rel=0.15)
-    assert made.checks["difusion_held_out_loss"] > 0
+    assert generated.record["Training"]["Steps"] == 3
+    assert generated.record["Training"]["StoppedBecause"] == "steps"
+    assert generated.record["Sampler"]["NetworkEvaluations"] in (1, 2)
+    assert generated.record["NoiseLevel"] == pytest.approx(SIGMA, rel=0.15)
+    assert generated.checks["difusion_held_out_loss"] > 0
 
 
-def test_it_is_reproducible_to_the_bit_and_follows_the_seed(scan, made):
+def test_it_is_reproducible_to_the_bit_and_follows_the_seed(scan, generated):
     again = DiFusion().generate(DiFusion().network("small"), scan, QUICK)
-    np.testing.assert_array_equal(again.mean, made.mean)
+    np.testing.assert_array_equal(again.mean, generated.mean)
     other = DiFusion().generate(None, scan, replace(QUICK, seed=1))
-    assert not np.array_equal(other.mean, made.mean)
+    assert not np.array_equal(other.mean, generated.mean)
 
 
-def test_it_takes_most_of_the_noise_off_without_training_long():
+def test_it_removes_much_of_the_noise_after_a_short_training():
     scan, truth = made_up(shape=(26, 26, 4), n_b0=2, shells=((1000, 20),))
-    made = DiFusion().generate(None, scan, replace(QUICK, options={"training_steps": 40}))
+    generated = DiFusion().generate(None, scan, replace(QUICK, options={"training_steps": 40}))
 
     def error(series):
         return np.sqrt(np.mean((series - truth)[scan.mask] ** 2))
 
-    assert error(made.mean) < 0.6 * error(scan.data)
-    assert made.record["Training"]["HeldOutLoss"] < made.record["Training"]["HeldOutLossAtStart"]
-    assert made.checks["difusion_direction_contrast"] > 0.6
+    assert error(generated.mean) < 0.6 * error(scan.data)
+    assert generated.record["Training"]["HeldOutLoss"] < generated.record["Training"]["HeldOutLossAtStart"]
+    assert generated.checks["difusion_direction_contrast"] > 0.6
 
 
-def test_scaled_input_gives_scaled_output(scan, made):
+def test_scaled_input_gives_scaled_output(scan, generated):
     doubled = replace(scan, data=2 * scan.data)
-    np.testing.assert_allclose(DiFusion().generate(None, doubled, QUICK).mean, 2 * made.mean, rtol=1e-3, atol=0.2)
+    np.testing.assert_allclose(DiFusion().generate(None, doubled, QUICK).mean, 2 * generated.mean, rtol=1e-3, atol=0.2)
 
 
 @pytest.mark.parametrize(
@@ -111,19 +111,19 @@ def test_scaled_input_gives_scaled_output(scan, made):
 )
 def test_odd_scans(kind):
     scan, _ = made_up(**kind)
-    made = DiFusion().generate(None, scan, QUICK)
-    assert np.isfinite(made.mean).all()
+    generated = DiFusion().generate(None, scan, QUICK)
+    assert np.isfinite(generated.mean).all()
     lonely = scan.gradients.neighbours(1)[:, 0] < 0
-    assert (made.acquired == lonely).all()
-    np.testing.assert_array_equal(made.mean[..., lonely], scan.data[..., lonely])
+    assert (generated.acquired == lonely).all()
+    np.testing.assert_array_equal(generated.mean[..., lonely], scan.data[..., lonely])
 
 
-def test_a_checkpoint_is_only_used_for_the_same_training(scan, made, tmp_path):
+def test_a_checkpoint_is_only_used_for_the_same_training(scan, generated, tmp_path):
     request = replace(QUICK, checkpoint=tmp_path / "training")
     first = DiFusion().generate(None, scan, request)
     kept = list(tmp_path.iterdir())
-    np.testing.assert_array_equal(first.mean, made.mean)
-    np.testing.assert_array_equal(DiFusion().generate(None, scan, request).mean, made.mean)  # resumed
+    np.testing.assert_array_equal(first.mean, generated.mean)
+    np.testing.assert_array_equal(DiFusion().generate(None, scan, request).mean, generated.mean)  # resumed
     assert list(tmp_path.iterdir()) == kept
     other = replace(scan, data=scan.data[::-1].copy(), mask=scan.mask[::-1].copy())
     DiFusion().generate(None, other, request)
@@ -143,24 +143,24 @@ def test_other_hardware_starts_the_training_anew(scan, tmp_path, monkeypatch):
 
 
 def test_samples_give_a_spread(scan):
-    made = DiFusion().generate(None, scan, replace(QUICK, n_samples=3))
-    assert made.std.shape == made.mean.shape
-    assert made.std[scan.mask][:, 1:].mean() > 0
-    assert not made.std[~scan.mask].any()
-    assert not made.std[..., 0].any()  # the lonely b0
+    generated = DiFusion().generate(None, scan, replace(QUICK, n_samples=3))
+    assert generated.std.shape == generated.mean.shape
+    assert generated.std[scan.mask][:, 1:].mean() > 0
+    assert not generated.std[~scan.mask].any()
+    assert not generated.std[..., 0].any()  # the only b0
 
 
 @pytest.mark.parametrize("sampler", ["paper", "fast"])
 def test_published_variant(scan, sampler):
     request = replace(QUICK, sampler=sampler, options={"training_steps": 2, "variant": "published"})
-    made = DiFusion().generate(None, scan, request)
-    assert np.isfinite(made.mean).all()
-    np.testing.assert_array_equal(made.mean[~scan.mask], scan.data[~scan.mask])
+    generated = DiFusion().generate(None, scan, request)
+    assert np.isfinite(generated.mean).all()
+    np.testing.assert_array_equal(generated.mean[~scan.mask], scan.data[~scan.mask])
     # an untrained network is far from the volume, so the walk stops at once
-    assert made.record["Sampler"]["NetworkEvaluations"] < 76
+    assert generated.record["Sampler"]["NetworkEvaluations"] < 76
 
 
-def test_nothing_the_network_is_told_holds_the_volumes_own_noise(scan):
+def test_no_input_of_the_network_contains_the_noise_of_the_target_volume(scan):
     stack = slice_stack(scan, 4, torch.device("cpu"))
     work = _Extended(scan, stack, QUICK, SIGMA)
     j, block = np.array([5]), stack.block(1)
@@ -173,7 +173,7 @@ def test_nothing_the_network_is_told_holds_the_volumes_own_noise(scan):
     assert not torch.equal(changed.x, given.x)
 
 
-def test_no_image_that_is_denoised_holds_the_volumes_own_noise(scan):
+def test_no_image_to_denoise_contains_the_noise_of_the_target_volume(scan):
     """The central promise: the mean of x_t and all that the network sees beside its noise is blind to volume j.
 
     The noise that is added is the shuffled residual of j itself, so it is left out here: a shuffled pixel says nothing
@@ -223,7 +223,7 @@ def test_noise_is_the_shuffled_residual(scan):
     assert xi[~stack.mask[1]].abs().max() < 1e-4
 
 
-def test_direction_contrast_tells_kept_from_smeared(scan):
+def test_direction_contrast_is_lower_for_a_smeared_series(scan):
     nearest = scan.gradients.neighbours(1)[:, 0]
     assert direction_contrast(scan, scan.data, 0.0) == pytest.approx(1.0)
     assert direction_contrast(scan, scan.data[..., nearest], 0.0) == pytest.approx(0.0, abs=1e-6)

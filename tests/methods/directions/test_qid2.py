@@ -1,4 +1,4 @@
-"""QID²: where it starts, what it leaves alone, one seed one result, examples that agree with their own description."""
+"""QID²: the untrained result, the unchanged volumes, reproducibility, and examples with the stated values."""
 
 from dataclasses import replace
 
@@ -61,12 +61,12 @@ def test_the_paper_size_has_the_papers_dimensions():
 
 
 def test_an_untrained_network_gives_the_harmonic_prediction(scan):
-    made = QID2().generate(QID2().network("small"), scan, request_())
+    generated = QID2().generate(QID2().network("small"), scan, request_())
     harmonic = load("sh").generate(None, scan, request_())
-    np.testing.assert_array_equal(made.mean[..., :14], scan.data)
-    np.testing.assert_allclose(made.mean[scan.mask][:, 14:], harmonic.mean[scan.mask][:, 14:], rtol=1e-4)
-    assert not made.mean[~scan.mask][:, 14:].any()
-    assert made.acquired.tolist() == [True] * 14 + [False] * 4
+    np.testing.assert_array_equal(generated.mean[..., :14], scan.data)
+    np.testing.assert_allclose(generated.mean[scan.mask][:, 14:], harmonic.mean[scan.mask][:, 14:], rtol=1e-4)
+    assert not generated.mean[~scan.mask][:, 14:].any()
+    assert generated.acquired.tolist() == [True] * 14 + [False] * 4
 
 
 def test_one_seed_one_result_whatever_the_batch(scan, monkeypatch):
@@ -80,15 +80,15 @@ def test_one_seed_one_result_whatever_the_batch(scan, monkeypatch):
 
 
 def test_samples_have_a_spread_and_acquired_volumes_none(scan):
-    made = QID2().generate(perturbed(), scan, request_(n_samples=3))
-    assert not made.std[..., :14].any()
-    assert (made.std[scan.mask][:, 14:] > 0).all()
+    generated = QID2().generate(perturbed(), scan, request_(n_samples=3))
+    assert not generated.std[..., :14].any()
+    assert (generated.std[scan.mask][:, 14:] > 0).all()
 
 
 def test_one_image_is_the_mean_and_several_are_samples(scan):
     def sampler(**more):
-        made = QID2().generate(perturbed(), scan, request_(**{"steps": None, **more}))
-        return made.record["Sampler"]["Name"].split(":")[0], made.record["Sampler"]["NetworkEvaluations"]
+        generated = QID2().generate(perturbed(), scan, request_(**{"steps": None, **more}))
+        return generated.record["Sampler"]["Name"].split(":")[0], generated.record["Sampler"]["NetworkEvaluations"]
 
     assert sampler() == ("none", 1)
     assert sampler(n_samples=2) == ("DPM-Solver++(2M)", 8)
@@ -100,50 +100,50 @@ def test_trust_is_the_share_of_the_correction_that_the_scan_confirms(scan, chang
     """A network that goes `change` times as far as the acquired volumes say."""
 
     def fill(few, request):
-        made = load("sh").generate(None, few, request)
-        wanted = made.gradients.bvecs[~made.acquired]
+        generated = load("sh").generate(None, few, request)
+        wanted = generated.gradients.bvecs[~generated.acquired]
         volumes = np.abs(scan.gradients.bvecs @ wanted.T).argmax(axis=0)
-        mean = made.mean.copy()
-        mean[..., ~made.acquired] += change * (scan.data[..., volumes] - mean[..., ~made.acquired])
-        return replace(made, mean=mean)
+        mean = generated.mean.copy()
+        mean[..., ~generated.acquired] += change * (scan.data[..., volumes] - mean[..., ~generated.acquired])
+        return replace(generated, mean=mean)
 
     found = qid2.trust_in_correction(fill, scan, request_())
     assert found == {1000.0: pytest.approx(trust, abs=1e-3)}
 
 
-def test_what_the_scan_does_not_confirm_is_left_out(scan):
+def test_corrections_that_the_scan_does_not_confirm_are_reduced(scan):
     net = perturbed().eval()
     net.head[-1].weight.data *= 30  # far too large a correction
-    made = QID2().generate(net, scan, request_())
+    generated = QID2().generate(net, scan, request_())
     harmonic = load("sh").generate(None, scan, request_())
-    told = made.record["TrustInCorrection"]["b=1000"]
-    assert 0 < told < 0.5
+    trust = generated.record["TrustInCorrection"]["b=1000"]
+    assert 0 < trust < 0.5
     whole = QID2()._fill(Making(QID2(), net, request_(), STEPS), scan, request_(), {})
     inside = scan.mask
     correction = whole.mean[inside][:, 14:] - harmonic.mean[inside][:, 14:]
-    taken = made.mean[inside][:, 14:] - harmonic.mean[inside][:, 14:]
-    positive = (whole.mean[inside][:, 14:] > 0) & (made.mean[inside][:, 14:] > 0)
-    np.testing.assert_allclose(taken[positive], told * correction[positive], atol=0.02 * np.abs(taken).max())
+    taken = generated.mean[inside][:, 14:] - harmonic.mean[inside][:, 14:]
+    positive = (whole.mean[inside][:, 14:] > 0) & (generated.mean[inside][:, 14:] > 0)
+    np.testing.assert_allclose(taken[positive], trust * correction[positive], atol=0.02 * np.abs(taken).max())
 
 
-def test_missing_weights_and_foreign_b_values_are_told(scan):
+def test_missing_weights_and_untrained_b_values_are_reported(scan):
     with pytest.raises(WeightsError, match="no weights 'qid2-paper'"):
         QID2().generate(None, scan, request_(size="paper"))
     high = Scan(scan.data, AFFINE, GradientTable(scan.gradients.bvals * 4.5, scan.gradients.bvecs), scan.mask)
-    made = QID2().generate(QID2().network("small"), high, request_())
-    assert any("outside what the weights were trained on" in w for w in made.warnings)
+    generated = QID2().generate(QID2().network("small"), high, request_())
+    assert any("outside what the weights were trained on" in w for w in generated.warnings)
 
 
-def test_stored_weights_are_used_and_told_in_the_record(scan, tmp_path):
+def test_stored_weights_are_used_and_named_in_the_record(scan, tmp_path):
     net = perturbed()
     trained = {"examples": "simulated subjects"}
     card = Card("qid2", "small", {}, trained, 1, 1.0, 0, "a test", {}, "Apache-2.0")
     save_weights(tmp_path, "qid2-small", net, card)
-    made = QID2().generate(None, scan, request_(weights_dir=tmp_path))
-    np.testing.assert_array_equal(made.mean, QID2().generate(net, scan, request_()).mean)
-    told = made.record["Weights"]
-    assert (told["Name"], told["TrainedOn"], told["License"]) == ("qid2-small", trained, "Apache-2.0")
-    assert len(told["SHA256"]) == 64
+    generated = QID2().generate(None, scan, request_(weights_dir=tmp_path))
+    np.testing.assert_array_equal(generated.mean, QID2().generate(net, scan, request_()).mean)
+    weights = generated.record["Weights"]
+    assert (weights["Name"], weights["TrainedOn"], weights["License"]) == ("qid2-small", trained, "Apache-2.0")
+    assert len(weights["SHA256"]) == 64
 
 
 def test_examples_are_a_function_of_their_index_and_can_be_learnt_from(subjects):
@@ -154,7 +154,7 @@ def test_examples_are_a_function_of_their_index_and_can_be_learnt_from(subjects)
     condition = first.condition
     assert condition.images.shape[1] == SIZES["small"].in_channels - 1
     torch.testing.assert_close(condition.bvecs.norm(dim=2), torch.ones(condition.bvecs.shape[:2]))
-    # In units of the prediction's own noise what is left to make is of order one.
+    # In units of the noise of the prediction, the residual to generate is of order one.
     inside = first.x0[first.weight == 1]
     assert 0.3 < inside.std() < 5
     net = QID2().network("small")
@@ -164,7 +164,7 @@ def test_examples_are_a_function_of_their_index_and_can_be_learnt_from(subjects)
     assert net.head[-1].weight.grad.abs().max() > 0
 
 
-def test_the_paper_variant_makes_noise_from_references_alone(subjects):
+def test_the_condition_of_the_paper_variant_is_the_references_only(subjects):
     batch = QID2().examples(subjects, "paper", 4, seed=3)(0)
     assert batch.condition.images.shape[1] == 6
     image = batch.condition.centre + batch.condition.scale * batch.x0

@@ -38,6 +38,13 @@ def test_gaps_are_filled_evenly():
     assert fill_gaps(acquired, -3).shape == (0, 3)
 
 
+def test_gaps_are_filled_far_from_antipodes_of_acquired_directions():
+    acquired = even_directions(12)
+    for signs in (1, -1, np.resize([1, -1], (12, 1))):
+        cosine = np.abs(fill_gaps(signs * acquired, 6) @ acquired.T)
+        assert np.degrees(np.arccos(cosine.max())) > 18  # acquired directions are some 40 degrees apart
+
+
 def test_references_are_nearest_whatever_their_sign():
     acquired = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [-0.99, 0.14, 0]], dtype=torch.float64)
     assert nearest_references(acquired, torch.tensor([[0.98, -0.2, 0.0]], dtype=torch.float64), 2).tolist() == [[2, 0]]
@@ -46,16 +53,18 @@ def test_references_are_nearest_whatever_their_sign():
 @pytest.mark.parametrize("name", ["interp", "sh"])
 def test_acquired_volumes_stay_and_generated_ones_are_marked(name):
     given = scan(bvals=(1000.0, 2000.0))
-    made = load(name).generate(None, given, Request(options={"directions": 30}))
-    assert made.mean.shape == (4, 5, 3, 1 + 24 + 36)
-    np.testing.assert_array_equal(made.mean[..., :25], given.data)
-    assert made.acquired.tolist() == [True] * 25 + [False] * 36
-    np.testing.assert_allclose(made.gradients.world_directions(AFFINE)[:25], given.gradients.world_directions(AFFINE))
-    assert [len(v) for _, v in made.gradients.shells()] == [30, 30]
-    assert made.std is None
+    generated = load(name).generate(None, given, Request(options={"directions": 30}))
+    assert generated.mean.shape == (4, 5, 3, 1 + 24 + 36)
+    np.testing.assert_array_equal(generated.mean[..., :25], given.data)
+    assert generated.acquired.tolist() == [True] * 25 + [False] * 36
+    np.testing.assert_allclose(
+        generated.gradients.world_directions(AFFINE)[:25], given.gradients.world_directions(AFFINE)
+    )
+    assert [len(v) for _, v in generated.gradients.shells()] == [30, 30]
+    assert generated.std is None
 
 
-def test_directions_of_a_file_are_in_voxel_axes_and_acquired_ones_are_not_made_again():
+def test_directions_of_a_file_are_in_voxel_axes_and_acquired_ones_are_not_generated():
     given = scan()
     wanted = GradientTable.from_world(
         [1000, 1000], [[0.6, 0.8, 0], given.gradients.world_directions(AFFINE)[3]], AFFINE
@@ -67,10 +76,10 @@ def test_directions_of_a_file_are_in_voxel_axes_and_acquired_ones_are_not_made_a
 
 def test_harmonics_interpolate_a_smooth_signal():
     given = scan(30)
-    made = HarmonicInterpolation().generate(None, given, Request(options={"directions": 60}))
-    world = made.gradients.world_directions(AFFINE)[31:]
+    generated = HarmonicInterpolation().generate(None, given, Request(options={"directions": 60}))
+    world = generated.gradients.world_directions(AFFINE)[31:]
     truth = given.data[..., :1] * np.exp(-1000 * (0.4e-3 + 1.2e-3 * (world @ [0.6, 0.8, 0]) ** 2))
-    assert np.abs(made.mean[..., 31:] / truth - 1).max() < 0.06  # what the penalty costs; the nearest volume: 0.3
+    assert np.abs(generated.mean[..., 31:] / truth - 1).max() < 0.06  # what the penalty costs; the nearest volume: 0.3
 
 
 def test_linear_coefficients_give_the_direction_back():
@@ -84,7 +93,7 @@ def test_linear_coefficients_give_the_direction_back():
 
 
 @pytest.mark.parametrize(("name", "most"), [("interp", 0.6), ("sh", 0.25)])
-def test_left_out_volumes_are_made_without_being_seen(name, most):
+def test_left_out_volumes_are_generated_from_the_other_volumes_only(name, most):
     given = scan(12, bvals=(1000.0, 2000.0))
     asked = Request(left_out=3, options={"directions": 30})
     left = load(name).generate(None, given, asked).left_out

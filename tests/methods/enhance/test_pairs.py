@@ -1,4 +1,4 @@
-"""Measured pairs: the good scan's features are found where the poor scan's blocks are, and faults are told."""
+"""Measured pairs: features of the good scan are taken at the blocks of the poor scan, and faults are reported."""
 
 import numpy as np
 import pytest
@@ -56,8 +56,8 @@ def true_features(signal):
     world, one = even_directions(200), torch.ones(1)
     dwis = torch.as_tensor(signal(world), dtype=torch.float32).reshape(1, -1, 1, 1, 1)
     bvecs, mask = torch.as_tensor(world, dtype=torch.float32)[None], torch.ones(1, 1, 1, 1, dtype=torch.bool)
-    made = fitted(mask.float(), dwis, bvecs, 1000 * one, 0 * one, one, mask, torch.ones(1, 3), ORDER)
-    return made.features.flatten()
+    fit = fitted(mask.float(), dwis, bvecs, 1000 * one, 0 * one, one, mask, torch.ones(1, 3), ORDER)
+    return fit.features.flatten()
 
 
 def test_both_scans_of_a_pair_show_the_same_place(tmp_path):
@@ -144,12 +144,12 @@ def test_where_the_good_scan_has_no_brain_nothing_is_trained(tmp_path):
         pair = pairs.pair(2, numbers_of_step(0, step))
         assert not pair.coarse.movedim(1, -1)[~pair.coarse_mask].any()
         missing += int((pair.low.mask & ~pair.coarse_mask).sum())
-        made = refiner.example(pair, numbers_of_step(1, step))
-        assert not made.weight.movedim(1, -1)[~pair.fine_mask].any()
-        # Constant features over a known place are found in full: no air is mixed in.
-        assert made.truth[:, 0][pair.fine_mask].min() > 0.3 / UNITS[0]
-        elsewhere = made._replace(truth=made.truth + 100.0 * ~pair.fine_mask[:, None])
-        assert refiner.loss(net, elsewhere) == refiner.loss(net, made)
+        example = refiner.example(pair, numbers_of_step(1, step))
+        assert not example.weight.movedim(1, -1)[~pair.fine_mask].any()
+        # Constant features keep their full value inside the brain: no air is mixed in.
+        assert example.truth[:, 0][pair.fine_mask].min() > 0.3 / UNITS[0]
+        elsewhere = example._replace(truth=example.truth + 100.0 * ~pair.fine_mask[:, None])
+        assert refiner.loss(net, elsewhere) == refiner.loss(net, example)
         seen = pair.low.features * pair.coarse_mask[:, None]
         torch.testing.assert_close(diffusion._latents(*diffusion._both(pair))[: 3 * 2], net.encode("3t", seen))
     assert missing > 500
@@ -162,7 +162,7 @@ def test_pairs_are_parted_by_the_subjects_in_both(tmp_path):
     assert [part.partner for part in parts] == [{2: 1}, {1: 0}]
 
 
-def test_faults_are_told(tmp_path):
+def test_faults_are_reported(tmp_path):
     poor = prepared(tmp_path / "poor.safetensors", ("a", scan_of(3.0, 12)))
     for name, scan, message in (
         ("b", scan_of(2.0, 20), "no subject is in both"),

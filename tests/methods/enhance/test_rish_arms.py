@@ -43,23 +43,23 @@ def finer(scan, edge, name="bspline", net=None):
     return load(name).generate(net, scan, Request(options={"voxel_mm": edge}))
 
 
-def test_splines_are_scipys_and_lie_where_the_affine_says(scan):
-    made = finer(scan, 1.3)
-    assert np.linalg.norm(made.grid.affine[:3, :3], axis=0) == pytest.approx([1.3] * 3)
-    assert made.mean.shape == (*made.grid.mask.shape, 18)
-    index = np.moveaxis(np.indices(made.grid.mask.shape), 0, -1)
-    there = nib.affines.apply_affine(np.linalg.inv(AFFINE) @ made.grid.affine, index)
-    expected = ndimage.map_coordinates(scan.data[..., 4], np.moveaxis(there, -1, 0), order=3, mode="mirror")
-    np.testing.assert_allclose(made.mean[..., 4], expected.clip(0), atol=0.05)
-    corners = there.reshape(-1, 3)
+def test_splines_agree_with_scipy_at_the_positions_of_the_affine(scan):
+    generated = finer(scan, 1.3)
+    assert np.linalg.norm(generated.grid.affine[:3, :3], axis=0) == pytest.approx([1.3] * 3)
+    assert generated.mean.shape == (*generated.grid.mask.shape, 18)
+    index = np.moveaxis(np.indices(generated.grid.mask.shape), 0, -1)
+    positions = nib.affines.apply_affine(np.linalg.inv(AFFINE) @ generated.grid.affine, index)
+    expected = ndimage.map_coordinates(scan.data[..., 4], np.moveaxis(positions, -1, 0), order=3, mode="mirror")
+    np.testing.assert_allclose(generated.mean[..., 4], expected.clip(0), atol=0.05)
+    corners = positions.reshape(-1, 3)
     assert (corners.min(axis=0) - 0.5 * 1.3 / scan.zooms_mm <= -0.5 + 1e-6).all(), "the whole extent is covered"
     assert (corners.max(axis=0) + 0.5 * 1.3 / scan.zooms_mm >= np.array(scan.mask.shape) - 0.5 - 1e-6).all()
     volume = scan.mask.sum() * np.prod(scan.zooms_mm)
-    assert made.grid.mask.sum() * 1.3**3 == pytest.approx(volume, rel=0.1)
+    assert generated.grid.mask.sum() * 1.3**3 == pytest.approx(volume, rel=0.1)
     np.testing.assert_allclose(
-        made.gradients.world_directions(made.grid.affine), scan.gradients.world_directions(AFFINE), atol=1e-12
+        generated.gradients.world_directions(generated.grid.affine), scan.gradients.world_directions(AFFINE), atol=1e-12
     )
-    assert not made.acquired.any(), "b0s are interpolated too"
+    assert not generated.acquired.any(), "b0s are interpolated too"
 
 
 def test_a_grid_is_finer_or_the_scans_own():
@@ -105,35 +105,35 @@ def test_directions_that_repeat_determine_no_more():
 
 
 def test_harmonisation_of_a_scan_changes_its_shells_inside_the_mask(scan):
-    made = load("rish").generate(network([0.5, 1.0, 1.0]), scan, Request())
-    assert made.grid is None
-    np.testing.assert_array_equal(made.acquired, scan.gradients.is_b0)
-    np.testing.assert_array_equal(made.mean[..., :2], scan.data[..., :2])
-    np.testing.assert_array_equal(made.mean[~scan.mask], scan.data[~scan.mask])
-    mean = made.mean[scan.mask][:, 2:].mean(axis=1), scan.data[scan.mask][:, 2:].mean(axis=1)
+    generated = load("rish").generate(network([0.5, 1.0, 1.0]), scan, Request())
+    assert generated.grid is None
+    np.testing.assert_array_equal(generated.acquired, scan.gradients.is_b0)
+    np.testing.assert_array_equal(generated.mean[..., :2], scan.data[..., :2])
+    np.testing.assert_array_equal(generated.mean[~scan.mask], scan.data[~scan.mask])
+    mean = generated.mean[scan.mask][:, 2:].mean(axis=1), scan.data[scan.mask][:, 2:].mean(axis=1)
     assert np.median(mean[0] / mean[1]) == pytest.approx(0.5, abs=0.01)
-    assert made.record["Ratios"] == [0.5, 1.0, 1.0]
+    assert generated.record["Ratios"] == [0.5, 1.0, 1.0]
 
 
 def test_with_finer_voxels_the_upsampled_series_is_harmonised(scan):
-    plain, made = finer(scan, 1.5), finer(scan, 1.5, "rish", network([0.9, 1.2, 1.3]))
-    np.testing.assert_array_equal(made.grid.affine, plain.grid.affine)
-    assert not made.acquired.any()
-    np.testing.assert_array_equal(made.mean[~made.grid.mask], plain.mean[~made.grid.mask])
+    plain, generated = finer(scan, 1.5), finer(scan, 1.5, "rish", network([0.9, 1.2, 1.3]))
+    np.testing.assert_array_equal(generated.grid.affine, plain.grid.affine)
+    assert not generated.acquired.any()
+    np.testing.assert_array_equal(generated.mean[~generated.grid.mask], plain.mean[~generated.grid.mask])
     weights = harmonised(torch.tensor(scan.gradients.bvecs[2:]), torch.tensor([0.9, 1.2, 1.3]).double())
-    expected = plain.mean[made.grid.mask][:, 2:] @ weights.float().numpy().T
-    np.testing.assert_allclose(made.mean[made.grid.mask][:, 2:], expected.clip(0), rtol=1e-4, atol=1e-2)
+    expected = plain.mean[generated.grid.mask][:, 2:] @ weights.float().numpy().T
+    np.testing.assert_allclose(generated.mean[generated.grid.mask][:, 2:], expected.clip(0), rtol=1e-4, atol=1e-2)
 
 
-def test_a_shell_of_few_directions_is_left_as_it_is(scan):
+def test_a_shell_of_few_directions_is_not_changed(scan):
     few = GradientTable(
         np.r_[scan.gradients.bvals[:14], [2000.0] * 4], np.r_[scan.gradients.bvecs[:14], even_directions(4)]
     )
-    made = load("rish").generate(network([0.5, 0.5, 0.5]), replace(scan, gradients=few), Request())
-    np.testing.assert_array_equal(made.mean[..., 14:], scan.data[..., 14:])
-    assert made.acquired.tolist() == [True] * 2 + [False] * 12 + [True] * 4
-    assert (made.mean[scan.mask][:, 2:14] != scan.data[scan.mask][:, 2:14]).mean() > 0.9
-    assert any("b = 2000 s/mm² has 4 different directions" in warning for warning in made.warnings)
+    generated = load("rish").generate(network([0.5, 0.5, 0.5]), replace(scan, gradients=few), Request())
+    np.testing.assert_array_equal(generated.mean[..., 14:], scan.data[..., 14:])
+    assert generated.acquired.tolist() == [True] * 2 + [False] * 12 + [True] * 4
+    assert (generated.mean[scan.mask][:, 2:14] != scan.data[scan.mask][:, 2:14]).mean() > 0.9
+    assert any("b = 2000 s/mm² has 4 different directions" in warning for warning in generated.warnings)
 
 
 def test_the_ratios_come_with_the_weights_of_rish_latent_diffusion(scan, tmp_path):
@@ -144,6 +144,6 @@ def test_the_ratios_come_with_the_weights_of_rish_latent_diffusion(scan, tmp_pat
     assert weights_of("bspline", "small") is None
     assert weights_of("rish", "small", weights_dir=tmp_path) == path
     check_weights("rish", "small", str(path))
-    made = load("rish").generate(None, scan, Request(weights=str(path)))
-    assert made.record["Ratios"] == [0.9, 1.1, 1.3]
-    assert made.record["Weights"]["Name"] == "rishldm-small"
+    generated = load("rish").generate(None, scan, Request(weights=str(path)))
+    assert generated.record["Ratios"] == [0.9, 1.1, 1.3]
+    assert generated.record["Weights"]["Name"] == "rishldm-small"

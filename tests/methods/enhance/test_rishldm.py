@@ -33,7 +33,7 @@ def table(n, b=1000.0, n_b0=2):
 
 
 def scan_of(gradients, noise=0.5, shape=(12, 14, 10)):
-    """One tensor everywhere, brighter here and there."""
+    """One tensor everywhere, with varying brightness."""
     world, rng = gradients.world_directions(AFFINE), np.random.default_rng(0)
     scale = 100 * rng.uniform(0.7, 1.5, (*shape, 1))
     data = scale * np.exp(-gradients.bvals * np.einsum("ni,ij,nj->n", world, TENSOR, world))
@@ -87,7 +87,7 @@ def test_a_constant_signal_has_its_value_as_the_first_feature_and_no_others():
 
 
 @pytest.mark.parametrize("n", [12, 30])
-def test_what_noise_adds_to_the_features_is_known(n):
+def test_the_contribution_of_noise_to_the_features_is_estimated(n):
     """The mean of their squares over many voxels is the true square and what is taken off for noise."""
     generator, sigma = torch.Generator().manual_seed(0), 0.05
     clean = 0.5 + 0.2 * harmonics(torch.as_tensor(even_directions(n), dtype=torch.float32), 2)[:, 4]
@@ -105,14 +105,14 @@ def test_what_noise_adds_to_the_features_is_known(n):
     assert (condition.centre <= features(found.coefficients) + 1e-6).all()
 
 
-def test_a_finer_grid_is_told_its_voxels_and_those_acquired():
+def test_features_on_a_finer_grid_have_its_voxel_size_and_the_acquired_one():
     found = on_grid(shell(torch.rand(1, 12, 4, 4, 6), 12), [even_points(4, 8), np.arange(4.0), even_points(6, 9)])
     assert found.coefficients.shape == (1, 15, 8, 4, 9)
     torch.testing.assert_close(found.voxel_mm, torch.tensor([[1, 2, 4 / 3]]))
     torch.testing.assert_close(found.acquired_mm, torch.full((1, 3), 2.0))
 
 
-def test_on_a_finer_grid_the_brains_edge_is_its_own():
+def test_features_at_the_edge_of_the_brain_are_right_on_a_finer_grid():
     """S and S0 both fall to nothing at the edge of the brain; their ratio does not."""
     b0 = torch.zeros(1, 12, 4, 4)
     b0[:, :7] = 100.0
@@ -140,41 +140,41 @@ def test_scales_lead_from_one_shell_to_another_and_stay_in_bounds():
 def test_unscaled_harmonics_give_the_fitted_signal_along_any_direction():
     wanted = torch.as_tensor(even_directions(7), dtype=torch.float32)
     acquired = torch.as_tensor(even_directions(30), dtype=torch.float32)
-    own = torch.randn(15, generator=torch.Generator().manual_seed(0)) * 0.05
-    own[0] = 2.0
-    found = shell((harmonics(acquired, 4) @ own).reshape(1, 30, 1, 1, 1), 30)
-    made = signals(found.coefficients, torch.ones(1, 3, 1, 1, 1), harmonics(wanted, 4))
-    torch.testing.assert_close(made.flatten(), harmonics(wanted, 4) @ own, atol=0.01, rtol=0)
+    coefficients = torch.randn(15, generator=torch.Generator().manual_seed(0)) * 0.05
+    coefficients[0] = 2.0
+    found = shell((harmonics(acquired, 4) @ coefficients).reshape(1, 30, 1, 1, 1), 30)
+    generated = signals(found.coefficients, torch.ones(1, 3, 1, 1, 1), harmonics(wanted, 4))
+    torch.testing.assert_close(generated.flatten(), harmonics(wanted, 4) @ coefficients, atol=0.01, rtol=0)
 
 
 def test_what_was_acquired_stays_where_nothing_is_made():
     scan = scan_of(table(20))
-    made = RishLatentDiffusion().generate(perturbed(), scan, request_())
-    assert made.mean.shape == scan.data.shape
-    assert made.gradients is scan.gradients
+    generated = RishLatentDiffusion().generate(perturbed(), scan, request_())
+    assert generated.mean.shape == scan.data.shape
+    assert generated.gradients is scan.gradients
     b0 = scan.gradients.is_b0
-    np.testing.assert_array_equal(made.acquired, b0)
-    np.testing.assert_array_equal(made.mean[..., b0], scan.data[..., b0])
-    np.testing.assert_array_equal(made.mean[~scan.mask], scan.data[~scan.mask])
-    changed = made.mean[scan.mask][:, ~b0] != scan.data[scan.mask][:, ~b0]
+    np.testing.assert_array_equal(generated.acquired, b0)
+    np.testing.assert_array_equal(generated.mean[..., b0], scan.data[..., b0])
+    np.testing.assert_array_equal(generated.mean[~scan.mask], scan.data[~scan.mask])
+    changed = generated.mean[scan.mask][:, ~b0] != scan.data[scan.mask][:, ~b0]
     assert changed.mean() > 0.9  # the lowest of a place may stay
-    assert (made.grid, made.std) == (None, None)
-    assert set(made.record["Scales"]) == {"b=1000"}
-    assert made.record["Sampler"]["NetworkEvaluations"] == 2 * rishldm.FAST_STEPS
+    assert (generated.grid, generated.std) == (None, None)
+    assert set(generated.record["Scales"]) == {"b=1000"}
+    assert generated.record["Sampler"]["NetworkEvaluations"] == 2 * rishldm.FAST_STEPS
 
 
 def test_the_share_of_each_degrees_change_is_taken(monkeypatch):
     """Networks that would double every degree's strength: a quarter of that at l = 0, nearly all and all above."""
     monkeypatch.setattr(rishldm, "scales", lambda wanted, *_: torch.full_like(wanted, 2.0))
-    made = RishLatentDiffusion().generate(perturbed(), scan_of(table(20)), request_())
-    assert made.record["Scales"]["b=1000"] == pytest.approx([1.25, 1.9, 2.0], abs=1e-3)
+    generated = RishLatentDiffusion().generate(perturbed(), scan_of(table(20)), request_())
+    assert generated.record["Scales"]["b=1000"] == pytest.approx([1.25, 1.9, 2.0], abs=1e-3)
 
 
 def test_fibres_keep_their_directions():
     scan = scan_of(table(30), noise=0.2)
-    made = RishLatentDiffusion().generate(perturbed(), scan, request_())
+    generated = RishLatentDiffusion().generate(perturbed(), scan, request_())
     directions = []
-    for data in (scan.data, made.mean):
+    for data in (scan.data, generated.mean):
         signal = torch.from_numpy(np.ascontiguousarray(data[scan.mask]))
         maps = tensor_maps(fit_tensor(signal, scan.gradients.bvals, scan.gradients.world_directions(AFFINE), "ols"))
         directions.append(maps["eigenvectors"][:, :, 0])
@@ -182,10 +182,10 @@ def test_fibres_keep_their_directions():
     assert angle.median() < 1
 
 
-def test_nothing_is_made_below_what_was_measured_at_a_place():
+def test_no_generated_value_is_below_the_lowest_measured_one_of_its_voxel():
     scan = scan_of(table(8, 3000.0), noise=2)
-    made, lowest = RishLatentDiffusion().generate(perturbed(), scan, request_()), scan.data[..., 2:].min(axis=3)
-    assert (made.mean[scan.mask][:, 2:] >= lowest[scan.mask][:, None] - 1e-3).all()
+    generated, lowest = RishLatentDiffusion().generate(perturbed(), scan, request_()), scan.data[..., 2:].min(axis=3)
+    assert (generated.mean[scan.mask][:, 2:] >= lowest[scan.mask][:, None] - 1e-3).all()
 
 
 def test_slabs_do_not_show(monkeypatch):
@@ -197,17 +197,17 @@ def test_slabs_do_not_show(monkeypatch):
 
 def test_a_finer_grid_has_its_voxels_its_place_and_the_same_brain():
     scan, net = scan_of(table(12), noise=0), RishLatentDiffusion().network("small")
-    made = RishLatentDiffusion().generate(net, scan, request_(options={"voxel_mm": 1.25}))
-    assert made.mean.shape == (20, 23, 20, 14)
-    np.testing.assert_allclose(np.linalg.norm(made.grid.affine[:3, :3], axis=0), 1.25)
+    generated = RishLatentDiffusion().generate(net, scan, request_(options={"voxel_mm": 1.25}))
+    assert generated.mean.shape == (20, 23, 20, 14)
+    np.testing.assert_allclose(np.linalg.norm(generated.grid.affine[:3, :3], axis=0), 1.25)
     centre = [
         (affine @ [*(np.array(shape) - 1) / 2, 1])[:3]
-        for affine, shape in ((AFFINE, scan.mask.shape), (made.grid.affine, made.grid.mask.shape))
+        for affine, shape in ((AFFINE, scan.mask.shape), (generated.grid.affine, generated.grid.mask.shape))
     ]
     np.testing.assert_allclose(*centre, atol=1e-9)
-    volumes_mm3 = scan.mask.sum() * 10, made.grid.mask.sum() * 1.25**3
+    volumes_mm3 = scan.mask.sum() * 10, generated.grid.mask.sum() * 1.25**3
     assert volumes_mm3[1] == pytest.approx(volumes_mm3[0], rel=0.25)
-    assert not made.acquired.any()
+    assert not generated.acquired.any()
     for wanted in (2.3, 0.0):
         with pytest.raises(ScanError, match="voxel-size"):
             RishLatentDiffusion().generate(net, scan, request_(options={"voxel_mm": wanted}))
@@ -215,8 +215,8 @@ def test_a_finer_grid_has_its_voxels_its_place_and_the_same_brain():
 
 def test_the_scans_own_voxel_size_is_its_own_grid():
     scan = replace(scan_of(table(12)), affine=np.diag([2.0, 2, 2, 1]))
-    made = RishLatentDiffusion().generate(perturbed(), scan, request_(options={"voxel_mm": 2.0}))
-    assert made.grid is None
+    generated = RishLatentDiffusion().generate(perturbed(), scan, request_(options={"voxel_mm": 2.0}))
+    assert generated.grid is None
 
 
 def test_nothing_is_random_and_no_spread_is_promised():
@@ -232,14 +232,14 @@ def test_places_without_a_b0_keep_what_was_acquired():
     scan = scan_of(table(12))
     dark = (slice(5, 7), 6, 4)
     scan.data[(*dark, slice(0, 2))] = 0
-    made = RishLatentDiffusion().generate(perturbed(), scan, request_()).mean
-    np.testing.assert_array_equal(made[dark], scan.data[dark])
-    assert np.isfinite(made).all()
+    generated = RishLatentDiffusion().generate(perturbed(), scan, request_()).mean
+    np.testing.assert_array_equal(generated[dark], scan.data[dark])
+    assert np.isfinite(generated).all()
     with pytest.raises(ScanError, match="signal at b = 0"):
         RishLatentDiffusion().generate(perturbed(), replace(scan, mask=np.zeros_like(scan.mask)), request_())
 
 
-def test_voxels_beyond_those_of_training_are_told():
+def test_voxel_sizes_outside_the_training_range_are_reported():
     said = [
         RishLatentDiffusion().generate(perturbed(), scan_of(table(12)), request_(options={"voxel_mm": edge})).warnings
         for edge in (1.25, 1.0)
@@ -247,24 +247,24 @@ def test_voxels_beyond_those_of_training_are_told():
     assert ["times smaller" in " ".join(warnings) for warnings in said] == [False, True]
 
 
-def test_shells_with_few_directions_are_left_and_told():
+def test_shells_with_few_directions_are_not_changed_and_reported():
     few, more = table(4, 500.0, 1), table(12, 1500.0, 0)
     both = GradientTable(np.r_[few.bvals, more.bvals], np.concatenate([few.bvecs, more.bvecs]))
     scan = scan_of(both)
-    made = RishLatentDiffusion().generate(perturbed(), scan, request_())
-    np.testing.assert_array_equal(made.mean[..., :5], scan.data[..., :5])
-    assert made.acquired.tolist() == [True] * 5 + [False] * 12
-    assert any("b = 500" in w and "the shell was not changed" in w for w in made.warnings)
-    assert any("degree 4" in w for w in made.warnings)
+    generated = RishLatentDiffusion().generate(perturbed(), scan, request_())
+    np.testing.assert_array_equal(generated.mean[..., :5], scan.data[..., :5])
+    assert generated.acquired.tolist() == [True] * 5 + [False] * 12
+    assert any("b = 500" in w and "the shell was not changed" in w for w in generated.warnings)
+    assert any("degree 4" in w for w in generated.warnings)
     with pytest.raises(ScanError, match="different directions"):
         RishLatentDiffusion().spec.check(scan_of(GradientTable(few.bvals, few.bvecs)[np.r_[0, 1, 1, 2, 2, 3, 4]]))
 
 
 def test_directions_measured_again_determine_no_more():
     twice = table(10, n_b0=1)[np.r_[0:11, 1:11]]
-    made = RishLatentDiffusion().generate(perturbed(), scan_of(twice), request_())
-    assert made.record["Scales"]["b=1000"][2] == 1
-    assert any("10 directions do not determine" in w for w in made.warnings)
+    generated = RishLatentDiffusion().generate(perturbed(), scan_of(twice), request_())
+    assert generated.record["Scales"]["b=1000"][2] == 1
+    assert any("10 directions do not determine" in w for w in generated.warnings)
 
 
 def test_pairs_are_of_the_same_brains_and_repeat(subjects):
@@ -298,7 +298,7 @@ def test_each_training_changes_its_own_part_alone(subjects):
 
 
 def test_a_network_as_deep_as_the_papers_trains_and_runs(subjects, monkeypatch):
-    """Its block size, its number of levels, and a super-resolution that is told nothing; narrow."""
+    """A narrow network with the block size and the levels of the paper, and a super-resolution without a condition."""
     paper = rishldm.SIZES["paper"]
     autoencoder = replace(paper.autoencoder, widths=(4, 4), blocks=1, codes=8, code_width=4)
     unet = replace(paper.unet, in_channels=4, out_channels=4, base=4, groups=2, heads=2, context=4, blocks=1)
@@ -310,9 +310,9 @@ def test_a_network_as_deep_as_the_papers_trains_and_runs(subjects, monkeypatch):
         stage.begin(subjects, 1, 0)
         assert stage.loss(net.train(), stage.examples(subjects, "narrow", 1, 0)(0)).isfinite()
     scan = scan_of(table(12))
-    made = RishLatentDiffusion().generate(net, scan, request_(steps=2))
-    assert np.isfinite(made.mean).all()
-    assert made.mean.shape == scan.data.shape
+    generated = RishLatentDiffusion().generate(net, scan, request_(steps=2))
+    assert np.isfinite(generated.mean).all()
+    assert generated.mean.shape == scan.data.shape
 
 
 def test_every_tensor_belongs_to_one_training():

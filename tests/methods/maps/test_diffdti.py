@@ -1,4 +1,4 @@
-"""Diff-DTI: what it is told against closed forms, which volumes it takes, one seed one result."""
+"""Diff-DTI: its condition against closed forms, the choice of volumes, and reproducibility."""
 
 from dataclasses import replace
 
@@ -38,7 +38,7 @@ def table(n, b=1000.0, n_b0=2, seed=0):
 
 
 def scan_of(gradients, noise=0.5, shape=(16, 12, 4)):
-    """One tensor everywhere, brighter here and there."""
+    """One tensor everywhere, with varying brightness."""
     world = gradients.world_directions(AFFINE)
     rng = np.random.default_rng(0)
     scale = 100 * rng.uniform(0.7, 1.5, (*shape, 1))
@@ -109,21 +109,21 @@ def test_maps_agree_with_the_tensor_fit_of_the_app():
     np.testing.assert_allclose(found[inside][:, 1] * MD_UNIT, expected["md"][inside], rtol=1e-3)
     np.testing.assert_allclose(found[inside][:, 2:], expected["dec"][inside], atol=1e-3)
     lower = expected["tensor"][inside][:, [0, 2, 5, 1, 3, 4]] * [1, 1, 1, *[2**0.5] * 3] / DIFFUSIVITY
-    own = maps_of(torch.from_numpy(lower.T.copy()).float()[None, :, None])[0, :, 0].T.numpy()
-    np.testing.assert_allclose(own[:, 0], expected["fa"][inside], atol=2e-4)
-    np.testing.assert_allclose(own[:, 2:], expected["dec"][inside], atol=1e-3)
+    maps = maps_of(torch.from_numpy(lower.T.copy()).float()[None, :, None])[0, :, 0].T.numpy()
+    np.testing.assert_allclose(maps[:, 0], expected["fa"][inside], atol=2e-4)
+    np.testing.assert_allclose(maps[:, 2:], expected["dec"][inside], atol=1e-3)
 
 
 def test_untrained_it_gives_the_ridge_fit_and_that_is_least_squares_for_six():
     scan = scan_of(table(6))
-    made = DiffDTI().generate(DiffDTI().network("small"), scan, request_())
-    maps, expected = made.named_maps(), fit_maps(scan, "ols", names=("fa", "md", "dec"))
+    generated = DiffDTI().generate(DiffDTI().network("small"), scan, request_())
+    maps, expected = generated.named_maps(), fit_maps(scan, "ols", names=("fa", "md", "dec"))
     assert set(maps) == {"fa", "md", "dec"}
     np.testing.assert_allclose(maps["fa"][scan.mask], expected["fa"][scan.mask], atol=0.03)
     np.testing.assert_allclose(maps["md"][scan.mask], expected["md"][scan.mask], atol=1e-5)
     np.testing.assert_allclose(maps["dec"][scan.mask], expected["dec"][scan.mask], atol=0.04)
-    assert (made.mean[~scan.mask] == 0).all()
-    assert made.record["Sampler"] == {
+    assert (generated.mean[~scan.mask] == 0).all()
+    assert generated.record["Sampler"] == {
         "Name": "none: the mean of the distribution, estimated from noise alone",
         "Steps": 1,
         "NetworkEvaluations": 1,
@@ -139,11 +139,11 @@ def test_fewer_directions_give_maps_too(n):
     assert np.median(maps["md"][scan.mask]) == pytest.approx(np.trace(TENSOR) / 3, rel=0.3)
 
 
-def test_colour_is_made_as_long_as_fa_and_what_it_lacked_is_told():
+def test_colour_is_scaled_to_the_length_of_fa_and_the_mismatch_is_returned():
     maps = torch.rand(2, 5, 4, 4, generator=torch.Generator().manual_seed(0)) * 1.4 - 0.2
-    made, mismatch = consistent(maps)
-    torch.testing.assert_close(made[:, 2:].norm(dim=1), made[:, 0])
-    assert ((made >= 0) & (made[:, :1] <= 1)).all()
+    consistent_maps, mismatch = consistent(maps)
+    torch.testing.assert_close(consistent_maps[:, 2:].norm(dim=1), consistent_maps[:, 0])
+    assert ((consistent_maps >= 0) & (consistent_maps[:, :1] <= 1)).all()
     expected = (maps[:, 2:].clamp_min(0).norm(dim=1) - maps[:, 0].clamp(0, 1)).abs()
     torch.testing.assert_close(mismatch, expected)
     scan = scan_of(table(6))
@@ -165,8 +165,8 @@ def test_samples_follow_the_seed_alone_and_differ():
 
 def test_the_papers_sampler_runs_its_predictor_and_corrector():
     scan = scan_of(table(6), shape=(12, 12, 2))
-    made = DiffDTI().generate(DiffDTI().network("small"), scan, request_(sampler="paper", steps=8))
-    assert made.record["Sampler"] == {"Name": "predictor-corrector", "Steps": 8, "NetworkEvaluations": 8}
+    generated = DiffDTI().generate(DiffDTI().network("small"), scan, request_(sampler="paper", steps=8))
+    assert generated.record["Sampler"] == {"Name": "predictor-corrector", "Steps": 8, "NetworkEvaluations": 8}
 
 
 def test_of_many_directions_the_best_six_are_used_and_named():
@@ -179,12 +179,12 @@ def test_of_many_directions_the_best_six_are_used_and_named():
     rng = np.random.default_rng(0)
     random = [np.linalg.cond(design[rng.permutation(20)[:6]]) for _ in range(300)]
     assert chosen <= min(random)
-    made = DiffDTI().generate(DiffDTI().network("small"), scan_of(gradients), request_())
-    assert made.record["Volumes"] == {"b0": [0, 1], "b=1000": volumes.tolist()}
-    assert any("6 of 20" in w for w in made.warnings)
+    generated = DiffDTI().generate(DiffDTI().network("small"), scan_of(gradients), request_())
+    assert generated.record["Volumes"] == {"b0": [0, 1], "b=1000": volumes.tolist()}
+    assert any("6 of 20" in w for w in generated.warnings)
 
 
-def test_the_choice_of_six_is_the_best_there_is_on_a_small_table():
+def test_the_choice_of_six_is_the_best_one_on_a_small_table():
     from itertools import combinations
 
     bvecs = table(9, n_b0=1).bvecs[1:]
@@ -205,12 +205,12 @@ def test_directions_that_repeat_do_not_count_and_fewer_than_three_are_refused():
     assert choose_volumes(both)[0] == 1000.0
 
 
-def test_a_b_value_that_was_never_trained_is_told():
-    made = DiffDTI().generate(DiffDTI().network("small"), scan_of(table(6, b=5000.0)), request_())
-    assert any("5000" in w and "600 to 3200" in w for w in made.warnings)
+def test_a_b_value_outside_the_training_range_is_reported():
+    generated = DiffDTI().generate(DiffDTI().network("small"), scan_of(table(6, b=5000.0)), request_())
+    assert any("5000" in w and "600 to 3200" in w for w in generated.warnings)
 
 
-def test_examples_are_what_they_say_and_repeat(subjects):
+def test_examples_have_the_stated_values_and_repeat(subjects):
     method = DiffDTI()
     make = method.examples(subjects, "small", 6, 0)
     batch, same = make(3), make(3)
@@ -264,7 +264,7 @@ def test_the_loss_of_a_perfect_answer_is_zero(subjects):
     assert 0.2 < float(variance) < 5, "the network's targets are of order one"
 
 
-def test_what_is_told_keeps_the_scale_of_the_scan_out(subjects):
+def test_the_condition_does_not_depend_on_the_scale_of_the_scan(subjects):
     gradients = table(5)
     scan = scan_of(gradients, noise=1.0)
     g = torch.as_tensor(gradients.world_directions(AFFINE)[2:], dtype=torch.float32)[None]
@@ -277,8 +277,8 @@ def test_what_is_told_keeps_the_scale_of_the_scan_out(subjects):
     torch.testing.assert_close(condition.numbers, brighter.numbers)
 
 
-def test_the_spread_is_scaled_to_hold_nine_in_ten(subjects):
-    """A network that answers with the truth plus a known error, and samples of a known, too small spread."""
+def test_the_spread_is_scaled_so_that_nine_of_ten_intervals_contain_the_truth(subjects):
+    """The network returns the truth plus a known error, and its samples have a known spread that is too small."""
     from bids_dmrigen.methods.maps import diffdti_model as diffdti
 
     class Guess(torch.nn.Module):
@@ -336,7 +336,7 @@ def test_measured_scans_give_few_of_their_directions_and_the_maps_of_all(tmp_pat
 
 
 def test_noise_is_read_from_a_shells_few_volumes():
-    """White noise reads alike at both distances; noise that neighbours share reads lower between them."""
+    """Estimates of white noise are equal at both distances; of noise that neighbours share, the near one is lower."""
     generator = torch.Generator().manual_seed(0)
     mask = torch.ones(4, 64, 64, dtype=torch.bool)
     for n in (3, 6):

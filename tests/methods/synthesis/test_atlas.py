@@ -1,4 +1,4 @@
-"""The registered atlas: the signal of known tissue, read where the scan is."""
+"""The registered atlas: the signal of known tissue at the positions of the scan."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ AFFINE = np.diag([2.0, 2, 2, 1])
 
 
 def on_own_grid(atlas, table, b0=50.0):
-    """A scan on the atlas's own grid whose b0 is the same everywhere."""
+    """A scan on the grid of the atlas with a constant b0."""
     mask = np.ones(atlas.shape, bool)
     data = np.full((*atlas.shape, 1), b0, np.float32)
     scan = Scan(data, atlas.affine, GradientTable(np.zeros(1), np.zeros((1, 3))), mask)
@@ -25,19 +25,19 @@ def on_own_grid(atlas, table, b0=50.0):
     return AtlasPrediction().generate(None, scan, Request(population=maps, options={"table": table}))
 
 
-def test_on_the_atlass_own_grid_it_is_the_atlass_attenuation():
+def test_on_the_grid_of_the_atlas_it_is_the_attenuation_of_the_atlas():
     atlas = make_ball((0.6, 0.8, 0.0))
     table = GradientTable(np.array([1000.0] * 9 + [2500.0]), np.eye(3)[np.arange(10) % 3])
-    made = on_own_grid(atlas, table)
+    generated = on_own_grid(atlas, table)
     with_b0 = GradientTable(np.r_[0.0, table.bvals], np.concatenate([np.zeros((1, 3)), table.bvecs]))
     signal = simulate_signal(atlas, with_b0, atlas.affine)
     inside = atlas.brain.numpy()
     expected = 50 * (signal[..., 1:] / signal[..., :1])[atlas.brain].numpy()
-    np.testing.assert_allclose(made.mean[inside], expected, rtol=2e-3)
+    np.testing.assert_allclose(generated.mean[inside], expected, rtol=2e-3)
     water = 50 * np.exp(-table.bvals * CSF_DIFFUSIVITY)
-    corner = made.mean[0, 0, 0]
+    corner = generated.mean[0, 0, 0]
     np.testing.assert_allclose(corner, water, rtol=1e-4)
-    assert made.record["Sampler"]["NetworkEvaluations"] == 0
+    assert generated.record["Sampler"]["NetworkEvaluations"] == 0
 
 
 def test_a_finer_grid_elsewhere_reads_the_same_world():

@@ -1,4 +1,4 @@
-"""Phy-Diff: what it is told against closed forms, what it makes untrained, one seed one result."""
+"""Phy-Diff: its condition against closed forms, the untrained result, and reproducibility."""
 
 import math
 
@@ -65,7 +65,7 @@ def cohort():
     return Cohort(SimulatedSubjects([deform(atlas, 0)]), PopulationMaps(adc[None], torch.tensor([1000.0]), affine))
 
 
-def test_the_adc_of_other_b_values_lies_between_those_that_are_known():
+def test_the_adc_of_other_b_values_is_interpolated_between_those_of_the_atlas():
     maps = torch.tensor([1e-3, 0.8e-3, 0.5e-3])[None, :, None, None].expand(4, -1, 2, 2)
     found = adc_for(maps, torch.tensor([1000.0, 2000, 3000]), torch.tensor([500.0, 1500, 3000, 4000]))
     torch.testing.assert_close(found[:, 0, 0, 0], torch.tensor([1e-3, 0.9e-3, 0.5e-3, 0.5e-3]))
@@ -81,7 +81,7 @@ def test_maps_are_read_at_places_in_the_world():
     torch.testing.assert_close(found, torch.tensor([[1.0, 2.5, 0], [1 + 5.0 + 100, 2.5 + 30 + 150, 0]]))
 
 
-def test_the_small_network_is_told_the_isotropic_prediction_and_corrects_it():
+def test_the_small_network_gets_the_isotropic_prediction_and_corrects_it():
     b0 = torch.rand(2, 8, 8, 3) + 0.5
     adc = torch.full((2, 1, 8, 8), 0.9e-3)
     adc[:, :, 0] = 0
@@ -101,23 +101,23 @@ def test_the_small_network_is_told_the_isotropic_prediction_and_corrects_it():
     assert condition.part(slice(1, 2)).bvals.tolist() == [2000.0]
 
 
-def test_untrained_it_makes_what_isotropic_diffusion_predicts():
+def test_the_untrained_network_gives_the_prediction_of_isotropic_diffusion():
     scan = scan_of()
     table = wanted_table(scan, (1000.0, 1500.0), 3)
-    made = PhyDiff().generate(PhyDiff().network("small"), scan, request_(options={"table": table}))
+    generated = PhyDiff().generate(PhyDiff().network("small"), scan, request_(options={"table": table}))
     adc = population().adc
     for k in (0, 4):
         d = adc[..., 0] if k == 0 else adc.mean(axis=3)
         expected = scan.data[..., 0] * np.exp(-table.bvals[k] * d)
-        np.testing.assert_allclose(made.mean[..., k][scan.mask], expected[scan.mask], rtol=1e-4)
-    assert made.gradients is table
-    assert not made.acquired.any()
-    assert made.record["Sampler"]["NetworkEvaluations"] == 1
-    assert made.record["Tracts"] is False
-    assert made.record["TrustInBrightness"] == phydiff.TRUST
+        np.testing.assert_allclose(generated.mean[..., k][scan.mask], expected[scan.mask], rtol=1e-4)
+    assert generated.gradients is table
+    assert not generated.acquired.any()
+    assert generated.record["Sampler"]["NetworkEvaluations"] == 1
+    assert generated.record["Tracts"] is False
+    assert generated.record["TrustInBrightness"] == phydiff.TRUST
 
 
-def test_tracts_that_change_nothing_are_not_said_to_be_used():
+def test_tracts_that_change_nothing_are_recorded_as_unused():
     scan, table = scan_of(), wanted_table(scan_of(), (1000.0,), 1)
     given = request_(population=population(tracts=True), options={"table": table})
     untrained = PhyDiff().generate(PhyDiff().network("small"), scan, given)
@@ -171,9 +171,9 @@ def test_the_papers_sampler_starts_from_the_noised_b0():
     scan = scan_of()
     table = GradientTable(np.full(1, 1000.0), np.array([[0.0, 0, 1]]))
     settings = {"size": "paper", "sampler": "paper", "steps": 4, "options": {"table": table}}
-    made = PhyDiff().generate(_tiny_paper(), scan, request_(**settings))
-    assert made.record["Sampler"] == {"Name": "ancestral, from the noised b0", "Steps": 4, "NetworkEvaluations": 4}
-    assert np.isfinite(made.mean).all()
+    generated = PhyDiff().generate(_tiny_paper(), scan, request_(**settings))
+    assert generated.record["Sampler"] == {"Name": "ancestral, from the noised b0", "Steps": 4, "NetworkEvaluations": 4}
+    assert np.isfinite(generated.mean).all()
     assert making(tiny(), sampler="paper").steps == 800
 
 
@@ -201,11 +201,11 @@ def test_without_an_atlas_on_the_scans_grid_it_is_refused():
         PhyDiff().generate(tiny(), scan, request_(population=wrong))
 
 
-def test_a_b_value_that_was_never_trained_is_told():
+def test_a_b_value_outside_the_training_range_is_reported():
     scan = scan_of()
     table = wanted_table(scan, (5000.0,), 2)
-    made = PhyDiff().generate(tiny(), scan, request_(options={"table": table}))
-    assert any("5000" in w and "500 to 3200" in w for w in made.warnings)
+    generated = PhyDiff().generate(tiny(), scan, request_(options={"table": table}))
+    assert any("5000" in w and "500 to 3200" in w for w in generated.warnings)
 
 
 def test_wanted_directions_are_the_same_at_every_b_value():
@@ -217,7 +217,7 @@ def test_wanted_directions_are_the_same_at_every_b_value():
     np.testing.assert_allclose(given.bvecs, [[0, 1, 0]], atol=1e-12)
 
 
-def test_examples_are_what_they_say_and_repeat(cohort):
+def test_examples_have_the_stated_values_and_repeat(cohort):
     make = PhyDiff().examples(cohort, "small", 8, 0)
     batch, same = make(3), make(3)
     torch.testing.assert_close(batch.x0, same.x0, rtol=0, atol=0)
@@ -241,8 +241,8 @@ def test_training_moves_the_backbone_alone_without_tracts_and_the_adapter_alone_
     assert 0.5e-3 < cohort.maps.adc[0][atlas.brain].median() < 1.2e-3
     assert cohort.maps.adc[2][atlas.brain].mean() < cohort.maps.adc[0][atlas.brain].mean(), "kurtosis"
     tracts = np.random.default_rng(0).random((*atlas.shape, 42), dtype=np.float32)
-    told = Population(np.full((*atlas.shape, 1), 1e-3, np.float32), np.array([1000.0]), tracts)
-    for source in (cohort, method.subjects(atlas, 1, population=told)):
+    population_maps = Population(np.full((*atlas.shape, 1), 1e-3, np.float32), np.array([1000.0]), tracts)
+    for source in (cohort, method.subjects(atlas, 1, population=population_maps)):
         net = tiny()
         method.freeze(net, source)
         before = {name: p.clone() for name, p in net.named_parameters()}
@@ -255,7 +255,7 @@ def test_training_moves_the_backbone_alone_without_tracts_and_the_adapter_alone_
 
 
 @pytest.mark.parametrize("size", ["small", "paper"])
-def test_both_sizes_train_and_a_perfect_answer_costs_nothing(cohort, size):
+def test_both_sizes_train_and_a_perfect_prediction_has_loss_zero(cohort, size):
     batch = PhyDiff().examples(cohort, size, 4, 0)(0)
     net = tiny() if size == "small" else _tiny_paper()
     loss = PhyDiff().loss(net, batch)
@@ -284,12 +284,12 @@ def test_coils_are_nearest_to_the_rim():
 def test_a_share_of_the_brightness_and_all_of_the_directions_is_taken(monkeypatch):
     scan, net = scan_of(), tiny()
     table = wanted_table(scan, (1000.0, 2000.0), 3)
-    made = {}
+    generated = {}
     for share in (1.0, 0.5):
         monkeypatch.setattr(phydiff, "TRUST", share)
         with torch.no_grad():
-            made[share] = phydiff._Maker(making(net), scan, table)._sample(1, 0).numpy()
-    whole, half = (made[share].reshape(2, 3, *made[share].shape[1:]) for share in (1.0, 0.5))
+            generated[share] = phydiff._Maker(making(net), scan, table)._sample(1, 0).numpy()
+    whole, half = (generated[share].reshape(2, 3, *generated[share].shape[1:]) for share in (1.0, 0.5))
     condition = phydiff._Maker(making(net), scan, table)._condition(1, torch.arange(6))
     isotropic = condition.centre[:, 0].numpy().reshape(whole.shape)
     parts = [(image - isotropic).mean(axis=1) for image in (whole, half)]
