@@ -196,9 +196,13 @@ def _validate(bids_dir: Path) -> None:
 
 
 def _template_name(settings: Settings) -> str:
-    from ..spatial.templates import EMBEDDED_NAME, find_template
+    from ..spatial.templates import EMBEDDED_NAME, check_template, find_template
 
-    return find_template(settings.template_dir).name if settings.template_dir else EMBEDDED_NAME
+    if settings.template_dir is None:
+        return EMBEDDED_NAME
+    template = find_template(settings.template_dir)
+    check_template(template)
+    return template.name
 
 
 def _links(settings: Settings) -> dict[str, Path]:

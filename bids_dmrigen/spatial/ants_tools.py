@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 THREADS_VARIABLE = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
+BAD_TRANSFORM = "{files}: cannot be read as a transform ({reason}); copy the file again or compute it anew"
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -201,16 +202,30 @@ def center_of(image) -> np.ndarray:
 
 
 def warp(image, reference, transforms: Sequence[str | Path], interpolation: str = "linear"):
-    """Return an ANTsImage resampled onto the grid of `reference` through transform files (the last acts first)."""
+    """Return an ANTsImage resampled onto the grid of `reference` through transform files (the last acts first).
+
+    Raises
+    ------
+    ValueError
+        Where a file is missing or holds no transform.
+    """
     import ants
 
-    return ants.apply_transforms(
-        fixed=reference,
-        moving=image,
-        transformlist=[str(path) for path in transforms],
-        interpolator=interpolation,
-        singleprecision=False,
-    )
+    for path in transforms:
+        if not Path(path).is_file():
+            raise ValueError(f"{path}: no such file; expected a transform")
+    try:
+        return ants.apply_transforms(
+            fixed=reference,
+            moving=image,
+            transformlist=[str(path) for path in transforms],
+            interpolator=interpolation,
+            singleprecision=False,
+        )
+    except RuntimeError as error:
+        files = ", ".join(map(str, transforms))
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else "no reason given"
+        raise ValueError(BAD_TRANSFORM.format(files=files, reason=reason)) from None
 
 
 def _levels(values: Sequence[float]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..dwi.series import ScanError
-from .io import open_image, read_image
+from .io import open_image, read_image, read_volume
 
 if TYPE_CHECKING:  # this module loads torch
     from ..simulate.atlas import Atlas
@@ -190,6 +190,24 @@ def find_template(template_dir: str | Path) -> Template:
     if mask is None:
         raise TemplateError(f"{head}: no brain mask beside it; expected tpl-{name}[_res-01][_desc-brain]_mask.nii.gz")
     return Template(name, head, mask, _companion(folder, "FA", head))
+
+
+def check_template(template: Template) -> None:
+    """Read the files of a template whole, so that a damaged one is noticed before anything is computed.
+
+    Raises
+    ------
+    TemplateError
+        Where one cannot be read, or T1w and mask are on different grids.
+    """
+    try:
+        (t1w, head), (mask, other) = (read_volume(path) for path in (template.t1w, template.mask))
+        if template.fa is not None:
+            read_volume(template.fa)
+    except ScanError as error:
+        raise TemplateError(str(error)) from None
+    if t1w.shape != mask.shape or not np.allclose(head.affine, other.affine, atol=SAME_GRID_MM):
+        raise TemplateError(f"{template.mask}: the mask is not on the grid of {template.t1w.name}; give one that is")
 
 
 def _files(folder: Path, suffix: str) -> list[Path]:
