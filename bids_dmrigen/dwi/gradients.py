@@ -9,6 +9,7 @@ import numpy as np
 
 B0_THRESHOLD_S_PER_MM2 = 50.0
 SHELL_GAP_S_PER_MM2 = 100.0  # a shell spans less than this, or than 5 % of its lowest b-value
+LOOSE_SPAN, LOOSE_SHARE = 60.0, 0.03  # volumes whose b-values span more (s/mm², share of the lowest) are no shell
 NORM_TOLERANCE = 0.1  # largest difference of a vector's length from one that counts as a rounding error
 SAME_DEGREES = 3.0  # directions at a smaller angle count as one
 LEAST_DIRECTIONS = 6  # different directions that determine spherical harmonics of degree 2
@@ -83,7 +84,8 @@ class GradientTable:
             raise GradientError(NOT_FINITE.format(volumes=np.flatnonzero(bad).tolist()))
         if (bvals < 0).any():
             raise GradientError(NEGATIVE_BVAL.format(volumes=np.flatnonzero(bvals < 0).tolist()))
-        norms = np.linalg.norm(bvecs, axis=1)
+        with np.errstate(over="ignore"):  # too long ones are refused below
+            norms = np.linalg.norm(bvecs, axis=1)
         zero = np.flatnonzero(~is_b0 & (norms == 0))
         if len(zero):
             remedy = TRACE if is_b0.any() and trailing_trace(bvals, bvecs, self.b0_threshold) else NOMINAL_B0
@@ -123,6 +125,17 @@ class GradientTable:
                 groups.append([])
             groups[-1].append(volume)
         return [(float(self.bvals[g].mean()), np.sort(g)) for g in groups]
+
+    def is_loose(self, volumes: np.ndarray) -> bool:
+        """Return whether the b-values of these volumes are spread too far to be one shell, as in DSI.
+
+        >>> bvals = np.array([0, 375, 470, 1000, 1005])
+        >>> table = GradientTable(bvals, np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]]))
+        >>> [table.is_loose(volumes) for _, volumes in table.shells()]
+        [True, False]
+        """
+        bvals = self.bvals[volumes]
+        return bool(np.ptp(bvals) > max(LOOSE_SPAN, LOOSE_SHARE * bvals.min()))
 
     def groups(self) -> list[np.ndarray]:
         """Return the volume indices of each contrast: the b0s, where there are any, then every shell."""

@@ -39,6 +39,10 @@ INTERPOLATED = (
     "{title} is meant for series as acquired; this one was interpolated before, which correlates the noise of "
     "neighbouring voxels: detail can be taken for noise"
 )
+NO_SHELL = (
+    "the {n} volumes at b = {low:.0f} to {high:.0f} s/mm² are no shell: their b-values differ too much; figures and "
+    "metrics take them together"
+)
 TRACE_LEFT_OUT = "the last {n} of {total} volumes have a b-value but no direction; left out (--leave-out-trace)"
 UNFORESEEN = (
     "{kind}: {error} (not foreseen by the checks: look at the traceback, in logs/ and in the report, for what is "
@@ -293,6 +297,10 @@ def _inspect(run: Run, settings: Settings) -> tuple[Header, list[str]]:
     check_first_volume(image, run.image)
     zooms_mm = tuple(np.linalg.norm(image.affine[:3, :3], axis=0).tolist())
     warnings = check_header(image, run.image)
+    for _, volumes in gradients.shells():
+        if gradients.is_loose(volumes):
+            low, high = gradients.bvals[volumes].min(), gradients.bvals[volumes].max()
+            warnings.append(NO_SHELL.format(n=len(volumes), low=low, high=high))
     if len(gradients) < shape[3]:
         warnings.append(TRACE_LEFT_OUT.format(n=shape[3] - len(gradients), total=shape[3]))
     return Header((*shape[:3], len(gradients)), zooms_mm, gradients), warnings

@@ -11,6 +11,7 @@ from bids_dmrigen.dwi.gradients import (
     even_directions,
     even_subset,
     nearest_rotation,
+    trailing_trace,
 )
 
 
@@ -216,7 +217,7 @@ def test_vectors_are_normalised_and_the_table_is_read_only():
             [[0, 0, 0], [0.5, 0, 0]],
             module.NOT_UNIT.format(volumes=[1], lengths=[0.5], threshold=50),
         ),
-        ([0, 1000], np.zeros((2, 3)), module.NOT_UNIT.format(volumes=[1], lengths=[0.0], threshold=50)),
+        ([0, 1000], np.zeros((2, 3)), module.NO_DIRECTION.format(volumes=[1], threshold=50, remedy=module.TRACE)),
     ],
 )
 def test_bad_tables_are_refused(bvals, bvecs, message):
@@ -236,3 +237,22 @@ def test_repeated_directions_and_antipodes_count_once():
     again = np.concatenate([directions[:2], -directions[:1], near[None] / np.linalg.norm(near), directions[2:]])
     assert distinct(again).tolist() == [0, 1, 4, 5, 6]
     assert distinct(np.zeros((0, 3))).tolist() == []
+
+
+def test_volumes_without_direction_are_said_with_the_remedy():
+    bvals, bvecs = np.array([0, 1000, 1000, 1000.0]), np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0.0]])
+    with pytest.raises(GradientError, match=r"volumes \[3\] have b > 50 .* give --leave-out-trace"):
+        GradientTable(bvals, bvecs)
+    bvals[0] = 1000
+    with pytest.raises(GradientError, match=r"volumes \[0, 3\] have b > 50 .* set their b-values to 0"):
+        GradientTable(bvals, bvecs)
+    assert trailing_trace(bvals, bvecs) == 1
+    assert trailing_trace(bvals[:3], bvecs[:3]) == 0
+
+
+def test_jitter_is_a_shell_and_a_continuum_is_none():
+    directions = even_directions(12)
+    jitter = GradientTable(np.tile([600.0, 610, 630], 4), directions)
+    spread = GradientTable(np.linspace(375, 470, 12), directions)
+    assert [jitter.is_loose(volumes) for _, volumes in jitter.shells()] == [False]
+    assert [spread.is_loose(volumes) for _, volumes in spread.shells()] == [True]

@@ -397,3 +397,33 @@ def test_results_on_the_templates_grid_have_its_voxels(tmp_path):
     names = promised(plan_run(make_run(tmp_path), both, "TPL"))
     assert "sub-1_space-TPL_model-tensor_param-fa_desc-bspline_dwimap.nii.gz" in names
     assert not [name for name in names if "space-" in name and "res-" in name]
+
+
+def test_what_is_odd_about_a_series_is_said_in_its_plan(tmp_path):
+    run = make_run(tmp_path)
+    bvals = np.r_[0, np.linspace(375, 470, 12)]
+    np.savetxt(run.bval, bvals[None])
+    plan = plan_run(run, settings(methods=("interp",)), "TPL")
+    assert any("the 12 volumes at b = 375 to 470 s/mm² are no shell" in warning for warning in plan.warnings)
+    assert "adds directions to shells" in plan.refused["interp"]
+
+
+def test_trace_images_at_the_end_can_be_left_out(tmp_path):
+    run = make_run(tmp_path)
+    bvecs = np.loadtxt(run.bvec)
+    bvecs[:, -1] = 0
+    np.savetxt(run.bvec, bvecs)
+    assert "give --leave-out-trace" in plan_run(run, settings(), "TPL").fault
+    plan = plan_run(run, settings(leave_out_trace=True), "TPL")
+    assert plan.shape == (10, 10, 10, 12)
+    assert len(plan.table) == 12
+    assert any("the last 1 of 13 volumes" in warning for warning in plan.warnings)
+
+
+@pytest.mark.parametrize(("factor", "said"), [(1e6, "divided by 1e6"), (1e-3, "multiplied by 1000"), (1, "")])
+def test_b_values_in_another_unit(tmp_path, factor, said):
+    run = make_run(tmp_path)
+    np.savetxt(run.bval, np.loadtxt(run.bval)[None] * factor)
+    fault = plan_run(run, settings(), "TPL").fault
+    assert said in (fault or "")
+    assert bool(fault) == bool(said)

@@ -22,6 +22,7 @@ CANDIDATES = 8  # per wanted direction
 DEFAULT_DIRECTIONS = 60
 
 TOO_FEW = "{title} needs at least {needed} different directions on a shell, found {found} at b = {bval:.0f} s/mm²"
+NO_SHELL = "{title} adds directions to shells, and the {n} volumes at b = {low:.0f} to {high:.0f} s/mm² are none"
 NOTHING_TO_DO = "{title}: every shell already has the requested directions ({wanted}); request more with {flag}"
 LEFT_AS_IT_IS = "{problem}: the shell was not changed"
 COINCIDE = "{n} of the requested directions at b = {bval:.0f} s/mm² were acquired, and were not generated"
@@ -49,6 +50,14 @@ REFERENCES = Option(
 
 class DirectionsSpec(MethodSpec):
     """The specification of a method that adds directions to shells."""
+
+    def check(self, scan: Scan) -> list[str]:
+        """Return warnings about a scan; `ScanError` where the method cannot run on it, or nothing of it is a shell."""
+        warnings, table = super().check(scan), scan.gradients
+        if all(table.is_loose(volumes) for _, volumes in table.shells()):
+            n, low, high = int((~table.is_b0).sum()), table.bvals[~table.is_b0].min(), table.bvals.max()
+            raise ScanError(NO_SHELL.format(title=self.title, n=n, low=low, high=high))
+        return warnings
 
     def plan(self, values: Mapping[str, Any], header: Header) -> MethodPlan:
         """Return the plan: the acquired volumes, then the wanted directions of every shell."""
@@ -104,6 +113,10 @@ def shells_to_fill(scan: Scan, title: str, needed: int, directions: int | np.nda
     for bval, volumes in scan.gradients.shells():
         acquired = world[volumes]
         n_acquired = len(distinct(acquired))
+        if scan.gradients.is_loose(volumes):
+            low, high = scan.gradients.bvals[volumes].min(), scan.gradients.bvals[volumes].max()
+            problems.append(NO_SHELL.format(title=title, n=len(volumes), low=low, high=high))
+            continue
         if n_acquired < needed:
             problems.append(TOO_FEW.format(title=title, needed=needed, found=n_acquired, bval=bval))
             continue
