@@ -28,6 +28,8 @@ def open_image(path: str | Path) -> nib.Nifti1Image:
     ScanError
         Where the file is missing, is not an image, or its header is not that of a scan; the message names the file.
     """
+    if Path(path).is_symlink() and not Path(path).exists():
+        raise ScanError(f"{path} is a link to a file that does not exist; fetch it (datalad get) or repair the link")
     with readable(path):
         image = cast("nib.Nifti1Image", nib.load(path))
     check_header(image, path)

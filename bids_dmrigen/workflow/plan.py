@@ -40,8 +40,8 @@ INTERPOLATED = (
     "neighbouring voxels: detail can be taken for noise"
 )
 NO_SHELL = (
-    "the {n} volumes at b = {low:.0f} to {high:.0f} s/mm² are no shell: their b-values differ too much; figures and "
-    "metrics take them together"
+    "the {n} volumes at b = {ranges} s/mm² are no shells: their b-values differ too much; figures and metrics take "
+    "each range together"
 )
 TRACE_LEFT_OUT = "the last {n} of {total} volumes have a b-value but no direction; left out (--leave-out-trace)"
 UNFORESEEN = (
@@ -297,10 +297,10 @@ def _inspect(run: Run, settings: Settings) -> tuple[Header, list[str]]:
     check_first_volume(image, run.image)
     zooms_mm = tuple(np.linalg.norm(image.affine[:3, :3], axis=0).tolist())
     warnings = check_header(image, run.image)
-    for _, volumes in gradients.shells():
-        if gradients.is_loose(volumes):
-            low, high = gradients.bvals[volumes].min(), gradients.bvals[volumes].max()
-            warnings.append(NO_SHELL.format(n=len(volumes), low=low, high=high))
+    loose = [gradients.bvals[volumes] for _, volumes in gradients.shells() if gradients.is_loose(volumes)]
+    if loose:
+        ranges = ", ".join(f"{bvals.min():.0f} to {bvals.max():.0f}" for bvals in loose)
+        warnings.append(NO_SHELL.format(n=sum(map(len, loose)), ranges=ranges))
     if len(gradients) < shape[3]:
         warnings.append(TRACE_LEFT_OUT.format(n=shape[3] - len(gradients), total=shape[3]))
     return Header((*shape[:3], len(gradients)), zooms_mm, gradients), warnings

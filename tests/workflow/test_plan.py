@@ -404,7 +404,7 @@ def test_what_is_odd_about_a_series_is_said_in_its_plan(tmp_path):
     bvals = np.r_[0, np.linspace(375, 470, 12)]
     np.savetxt(run.bval, bvals[None])
     plan = plan_run(run, settings(methods=("interp",)), "TPL")
-    assert any("the 12 volumes at b = 375 to 470 s/mm² are no shell" in warning for warning in plan.warnings)
+    assert any("the 12 volumes at b = 375 to 470 s/mm² are no shells" in warning for warning in plan.warnings)
     assert "adds directions to shells" in plan.refused["interp"]
 
 

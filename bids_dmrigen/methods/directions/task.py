@@ -52,11 +52,13 @@ class DirectionsSpec(MethodSpec):
     """The specification of a method that adds directions to shells."""
 
     def check(self, scan: Scan) -> list[str]:
-        """Return warnings about a scan; `ScanError` where the method cannot run on it, or nothing of it is a shell."""
+        """Return warnings about a scan; `ScanError` where the method cannot run on it, or on none of its shells."""
         warnings, table = super().check(scan), scan.gradients
-        if all(table.is_loose(volumes) for _, volumes in table.shells()):
-            n, low, high = int((~table.is_b0).sum()), table.bvals[~table.is_b0].min(), table.bvals.max()
-            raise ScanError(NO_SHELL.format(title=self.title, n=n, low=low, high=high))
+        reasons = [
+            unfit_shell(table, bval, volumes, self.title, self.min_directions) for bval, volumes in table.shells()
+        ]
+        if all(reasons):
+            raise ScanError("; ".join(reasons))
         return warnings
 
     def plan(self, values: Mapping[str, Any], header: Header) -> MethodPlan:
@@ -90,6 +92,15 @@ class Shell:
     wanted: np.ndarray
 
 
+def unfit_shell(table: GradientTable, bval: float, volumes: np.ndarray, title: str, needed: int) -> str:
+    """Return why directions cannot be added to these volumes of a table, or "" where they can."""
+    if table.is_loose(volumes):
+        low, high = table.bvals[volumes].min(), table.bvals[volumes].max()
+        return NO_SHELL.format(title=title, n=len(volumes), low=low, high=high)
+    found = len(distinct(table.bvecs[volumes]))
+    return TOO_FEW.format(title=title, needed=needed, found=found, bval=bval) if found < needed else ""
+
+
 def shells_to_fill(scan: Scan, title: str, needed: int, directions: int | np.ndarray) -> tuple[list[Shell], list[str]]:
     """Return the directions to generate, shell by shell, and warnings.
 
@@ -113,12 +124,8 @@ def shells_to_fill(scan: Scan, title: str, needed: int, directions: int | np.nda
     for bval, volumes in scan.gradients.shells():
         acquired = world[volumes]
         n_acquired = len(distinct(acquired))
-        if scan.gradients.is_loose(volumes):
-            low, high = scan.gradients.bvals[volumes].min(), scan.gradients.bvals[volumes].max()
-            problems.append(NO_SHELL.format(title=title, n=len(volumes), low=low, high=high))
-            continue
-        if n_acquired < needed:
-            problems.append(TOO_FEW.format(title=title, needed=needed, found=n_acquired, bval=bval))
+        if reason := unfit_shell(scan.gradients, bval, volumes, title, needed):
+            problems.append(reason)
             continue
         if not isinstance(directions, np.ndarray):
             wanted = fill_gaps(acquired, directions - n_acquired)
