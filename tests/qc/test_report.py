@@ -237,3 +237,18 @@ def test_markdown_of_the_methods_text():
     assert "<h4>Methods</h4>" in html
     assert "<p>One <i>two</i> three <code>x&lt;y</code>, see 2 * 3.</p>" in html
     assert "<li>first</li><li>second continued</li>" in html
+
+
+def test_nothing_is_written_through_a_symbolic_link(derivatives, tmp_path_factory):
+    """A link may lead out of the dataset: what it leads to keeps its content."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "mine.html"
+    elsewhere.write_text("mine")
+    page = derivatives / "sub-01.html"
+    fragment = derivatives / names.figure_path(RUNS[0], "summary", "html")
+    for link in (page, fragment):
+        link.unlink(missing_ok=True)
+        link.symlink_to(elsewhere)
+    assert report.subject_report(derivatives, "01") == page.resolve()
+    assert elsewhere.read_text() == "mine"
+    assert not page.is_symlink()
+    assert not fragment.is_symlink()
