@@ -21,9 +21,8 @@ from ..conftest import tiny_gradients, tiny_series, write_run
 
 def settings(**changes):
     own = {o.name: changes.pop(o.name) for o in options() if o.name in changes}
-    return Settings(
-        bids_dir=Path("/in"), out_dir=Path("/out"), analysis_level="participant", method_options=own, **changes
-    )
+    changes = {"out_dir": Path("/out"), **changes}
+    return Settings(bids_dir=Path("/in"), analysis_level="participant", method_options=own, **changes)
 
 
 def methods_of(plan):
