@@ -130,6 +130,15 @@ def resolution(voxel_mm: str) -> str:
     return f"{voxel_mm.replace('.', 'p')}mm"
 
 
+def voxel_mm(label: str) -> str:
+    """Return the edge of the voxels of this `res-` label, mm: the opposite of `resolution`.
+
+    >>> voxel_mm("1p25mm")
+    '1.25'
+    """
+    return label.removesuffix("mm").replace("p", ".")
+
+
 def sidecar_path(path: Path) -> Path:
     """Return the path of an output's JSON sidecar.
 

@@ -84,8 +84,10 @@ def container() -> dict[str, str] | None:
     return {"Type": "docker", "Tag": image} if image else None
 
 
-def dataset_description(bids_dir: Path, links: Mapping[str, Path]) -> dict[str, Any]:
-    """Return the derivative dataset's description."""
+def dataset_description(
+    bids_dir: Path, links: Mapping[str, Path], earlier: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the derivative dataset's description; it keeps the links of the earlier one, which sidecars refer to."""
     generated_by: dict[str, Any] = {"Name": "bids_dmrigen", "Version": __version__, "CodeURL": CODE_URL}
     if container():
         generated_by["Container"] = container()
@@ -93,13 +95,15 @@ def dataset_description(bids_dir: Path, links: Mapping[str, Path]) -> dict[str, 
     description = bids_dir / "dataset_description.json"
     if description.is_file():
         name = json.loads(description.read_text(encoding="utf-8-sig")).get("Name", name)
+    stored = (earlier or {}).get("DatasetLinks")
+    uris = {**(stored if isinstance(stored, dict) else {}), **{n: path.resolve().as_uri() for n, path in links.items()}}
     return {
         "Name": f"bids_dmrigen: {name}",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [generated_by],
-        "SourceDatasets": [{"URL": path.resolve().as_uri()} for path in links.values()],
-        "DatasetLinks": {name: path.resolve().as_uri() for name, path in links.items()},
+        "SourceDatasets": [{"URL": uri} for uri in dict.fromkeys(uris.values())],
+        "DatasetLinks": uris,
     }
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,7 +20,9 @@ from .names import figure_path, sidecar_path
 if TYPE_CHECKING:
     from nibabel.spatialimages import SpatialImage
 
-WRITTEN = "written.json"  # in the sink's working folder: path -> size and time of last change
+WRITTEN = "written.json"  # in the sink's working folder: path -> state
+LARGE = (".nii.gz", ".nii", ".h5")  # files whose content is not compared
+GZIP_END = 8  # bytes: CRC-32 and size of what is inside
 NO_SPACE = "{path}: no space left in the output folder; free some space and run again, finished steps are kept"
 
 
@@ -67,14 +70,43 @@ def intact(folder: Path) -> bool:
         return False
 
 
-def forget_figures(out_dir: Path, entities: Mapping[str, str]) -> None:
-    """Remove a run's figures: those of an earlier call with other settings would be out of date."""
+def forget_figures(out_dir: Path, entities: Mapping[str, str], kept: Sequence[str] = ()) -> None:
+    """Remove a run's figures: those of an earlier call with other settings would be out of date.
+
+    Parameters
+    ----------
+    out_dir
+        Derivative dataset.
+    entities
+        Of the run.
+    kept
+        Keys of figures that stay: those of methods that are not part of this call.
+    """
+    kept_paths = {out_dir / figure_path(entities, key) for key in kept}
     for key, extension in (("*", "svg"), ("skipped", "html")):
         drawn = out_dir / figure_path(entities, key, extension)
-        for stale in drawn.parent.glob(drawn.name):
+        for stale in set(drawn.parent.glob(drawn.name)) - kept_paths:
             stale.unlink(missing_ok=True)
 
 
-def _state(path: str | Path) -> list[int]:
-    status = os.stat(path)
-    return [status.st_size, status.st_mtime_ns]
+def _state(path: str | Path) -> list[int | str]:
+    """Return what tells whether a file has changed: its content, or size and time of last change if it is large."""
+    if str(path).endswith(LARGE):
+        status = os.stat(path)
+        return [status.st_size, status.st_mtime_ns]
+    return [hashlib.sha256(Path(path).read_bytes()).hexdigest()]
+
+
+def fingerprint(path: Path) -> str:
+    """Return size and, of a gzip file, checksum of a file, which gzip stores at its end; the file is not read."""
+    size = path.stat().st_size
+    if path.suffix != ".gz" or size < GZIP_END:
+        return f"{size} bytes"
+    with path.open("rb") as file:
+        file.seek(-GZIP_END, os.SEEK_END)
+        return f"{size} bytes, checksum {file.read(4)[::-1].hex()}"
+
+
+def digest(path: Path) -> str:
+    """Return a short digest of the content of a small file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]

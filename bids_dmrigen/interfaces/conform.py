@@ -15,6 +15,7 @@ from .base import SeriesInputSpec
 
 class _ConformInput(SeriesInputSpec):
     leave_out_trace = traits.Bool(False, usedefault=True, desc="leave out trace images at the end of the series")
+    in_state = traits.Str(desc="checksums: other content is noticed where size and time of a file are the same")
 
 
 class _ConformOutput(TraitedSpec):

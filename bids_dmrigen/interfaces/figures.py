@@ -60,6 +60,8 @@ class RunInput(BaseInterfaceInputSpec):
     preproc_generated = traits.Bool(
         False, usedefault=True, desc="the preprocessed series was denoised by a generative method"
     )
+    earlier_metrics = traits.Dict(desc="metrics of methods of earlier calls, by key")
+    earlier_skipped = traits.List(traits.Str, desc="HTML items: missing figures of methods of earlier calls")
 
 
 class _RunFiguresOutput(TraitedSpec):

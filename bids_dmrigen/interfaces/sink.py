@@ -43,6 +43,7 @@ class _FigureSinkInput(BaseInterfaceInputSpec):
     out_dir = traits.Str(mandatory=True, desc="derivative dataset")
     figures = traits.List(traits.Tuple(traits.Str, File(exists=True)), mandatory=True, desc="(key, file)")
     entities = traits.Dict(mandatory=True, desc="the run's entities")
+    kept = traits.List(traits.Str, desc="keys of figures of earlier calls that stay")
 
 
 class FigureSink(SimpleInterface):
@@ -53,7 +54,7 @@ class FigureSink(SimpleInterface):
 
     def _run_interface(self, runtime):
         out_dir, entities, written = Path(self.inputs.out_dir), self.inputs.entities, []
-        forget_figures(out_dir, entities)
+        forget_figures(out_dir, entities, self.inputs.kept or ())
         for key, source in self.inputs.figures:
             target = out_dir / figure_path(entities, key, Path(source).suffix.lstrip("."))
             written += store(Path(source), target, None)

@@ -257,6 +257,11 @@ def expand_methods(specification: str, methods: Sequence[str], titles: Mapping[s
     return yaml.safe_dump(layout, sort_keys=False, allow_unicode=True, width=10**6)
 
 
+def method_figures(method: str) -> list[str]:
+    """Return the keys of the figures in the section of a method."""
+    return [kind + method for kind in re.findall(r"desc: (\w+)METHOD", (DATA / "report.yml").read_text())]
+
+
 def _write_fragments(out_dir: Path, run: RunRecord, records: Mapping[str, dict], titles: Mapping[str, str]) -> None:
     metrics = _read_json(out_dir / names.output_path(run.entities, "metrics"))
     fragments = {"summary": summary_html(run, metrics, records, titles), "quality": quality_html(metrics)}

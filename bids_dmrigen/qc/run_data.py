@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -96,6 +96,8 @@ class RunFiles:
     extra_methods: Sequence[str] = ()  # the method of each of them
     extra_titles: Sequence[str] = ()  # the title of each of them
     preproc_generated: bool = False  # the preprocessed series was denoised by a generative method
+    earlier_metrics: Mapping[str, dict[str, Any]] | None = None  # of methods of earlier calls, by key
+    earlier_skipped: Sequence[str] = ()  # HTML items: missing figures of these methods, and why
 
 
 class Missing(Exception):

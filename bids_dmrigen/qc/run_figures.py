@@ -43,9 +43,10 @@ def draw_figures(run: RunData, folder: Path) -> tuple[list[tuple[str, str]], dic
             skipped[title] = f"drawing failed: {error}"
         else:
             drawn.append((key, str(path)))
-    if skipped:
-        items = "".join(f"<li>{html.escape(title)}: {html.escape(why)}</li>" for title, why in skipped.items())
-        drawn.append(("skipped", str(write_text(folder / "skipped.html", f"<ul>{items}</ul>\n"))))
+    items = [f"<li>{html.escape(title)}: {html.escape(why)}</li>" for title, why in skipped.items()]
+    items += run.files.earlier_skipped
+    if items:
+        drawn.append(("skipped", str(write_text(folder / "skipped.html", f"<ul>{''.join(items)}</ul>\n"))))
     return drawn, skipped
 
 

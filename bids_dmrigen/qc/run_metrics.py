@@ -41,7 +41,8 @@ def measure(run: RunData) -> dict[str, dict[str, Any]]:
             entries |= describe_all(_method_map_metrics(run, method), method, _definitions(method))
         for source, values in _map_metrics(run).items():
             entries |= describe_all(_finite(values), source)
-    return entries
+    earlier = run.files.earlier_metrics or {}
+    return {**entries, **{key: entry for key, entry in earlier.items() if key not in entries}}
 
 
 def _definitions(source: str) -> Mapping[str, Definition]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..methods import REGISTRY, spec_of
-from ..methods.spec import Citation, MethodSpec
+from ..methods.spec import RISH, Citation, MethodSpec
 from ..qc.report import RunRecord
 from ..spatial.in_template import DEFAULTS
 from .plan import RunPlan
@@ -159,6 +159,13 @@ def _method_paragraph(spec: MethodSpec, settings: Settings) -> str:
         sampler=spec.sampler_name(settings.sampler_name, settings.n_samples, settings.steps, settings.size),
     )
     return " ".join([text, *_fibres(spec, settings.fibre_dir), *spec.sentences(settings.method_options)])
+
+
+def is_about(paragraph: str, methods: Sequence[str]) -> bool:
+    """Return whether a paragraph of a methods text is about one of these methods, or about maps that they need."""
+    specs = [spec_of(name) for name in methods if name in REGISTRY]
+    starts = tuple(f"{spec.title} {spec.summary}" for spec in specs)
+    return paragraph.startswith(starts) or (paragraph == RISH_MAPS and any(RISH in spec.fits for spec in specs))
 
 
 def _fibres(spec: MethodSpec, folder: Path | None) -> list[str]:

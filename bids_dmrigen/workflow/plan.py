@@ -18,9 +18,13 @@ from ..dwi.gradients import GradientError, GradientTable
 from ..dwi.series import NO_B0, Scan, ScanError
 from ..methods import REGISTRY, options, spec_of
 from ..methods.spec import RISH, TENSOR, Directions, Header, MethodPlan, MethodSpec
-from .settings import Settings, directions_of
+from ..qc.report import STEP_LABELS
+from .earlier import DENOISING, NOT_DONE, UNKNOWN, changes, stored_methods, stored_preprocessing
+from .settings import DENOISERS, Settings, directions_of
 
 MIN_SLICES = 8  # voxels along each axis; with fewer, three-dimensional registration is not reliable
+PREPROCESSING_STEPS = ("denoise", "gibbs", "susceptibility", "motion", "bias", "mask", "normalize")
+FILE_STATES = ("Image", "b-values", "b-vectors")  # entries of `RunPlan.preprocessing`: checksums
 TRANSFORM_KEYS = ("to_template", "from_template")
 SPACE_FACTOR = 10  # size of intermediate and final files together, relative to the series as float32
 FINER_SPACE_FACTOR = 3  # the same, relative to each series on a finer grid
@@ -43,6 +47,13 @@ NO_SHELL = (
     "the {n} volumes at b = {ranges} s/mm² are no shells: their b-values differ too much; figures and metrics take "
     "each range together"
 )
+AS_STORED = ", as for the series that an earlier call stored"
+CONFLICT = (
+    "{folder} holds results of {methods}, which this call does not make again, and would replace the preprocessed "
+    "series that they belong to ({changes}); give the options of the earlier call (logs/settings-*.toml), or ask for "
+    "these methods too (--methods {all}), or take another output folder; nothing of this run was changed"
+)
+REPLACED = "the preprocessed series of an earlier call is replaced ({changes})"
 TRACE_LEFT_OUT = "the last {n} of {total} volumes have a b-value but no direction; left out (--leave-out-trace)"
 UNFORESEEN = (
     "{kind}: {error} (not foreseen by the checks: look at the traceback, in logs/ and in the report, for what is "
@@ -52,6 +63,10 @@ UNFORESEEN = (
 
 class NoWeightingError(ScanError):
     """A series with only b0s: it cannot be processed, but may be the reverse-phase partner of another run."""
+
+
+class ConflictError(ScanError):
+    """A run whose stored results would no longer belong to its preprocessed series after this call."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +144,15 @@ class RunPlan:
     only_b0: bool = False  # the series has no diffusion-weighted volume, or no gradient table
     refused: Mapping[str, str] = field(default_factory=dict)  # requested method -> why it cannot work on this run
     note: str | None = None  # why there is nothing to do, where this is not a fault
+    preprocessing: Mapping[str, str] = field(default_factory=dict)  # what the preprocessed series depends on
+    stored: tuple[str, ...] = ()  # methods of which earlier calls stored results
+    conflict: bool = False  # the fault is one of this call with results of earlier calls: all of them stay as they are
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Methods with stored results that this call does not make again."""
+        asked = {method.name for method in self.methods}
+        return tuple(name for name in self.stored if name not in asked)
 
     def broken_by(self, error: Exception) -> RunPlan:
         """Return this plan with an error that the checks did not foresee as its fault."""
@@ -217,6 +241,8 @@ def plan_run(run: Run, settings: Settings, template: str) -> RunPlan:
         return _plan(run, settings, template)
     except NoWeightingError as error:
         return RunPlan(run, settings, fault=str(error), only_b0=True)
+    except ConflictError as error:
+        return RunPlan(run, settings, fault=str(error), conflict=True)
     except (ScanError, GradientError) as error:
         return RunPlan(run, settings, fault=str(error))
     except Exception as error:  # an unforeseen fault of one run must not stop the others
@@ -227,8 +253,10 @@ def _plan(run: Run, settings: Settings, template: str) -> RunPlan:
     header, warnings = _inspect(run, settings)
     gradients, only_b0 = header.gradients, bool(header.gradients.is_b0.all())
     warnings += run.notes
+    before = stored_preprocessing(settings.out_dir, run.entities)
     values, planned, refused = _option_values(settings), {}, {}
-    denoisers = [settings.denoiser] if settings.denoiser in REGISTRY and not run.preprocessed else []
+    denoiser = _denoiser(settings, settings.methods, before)
+    denoisers = [denoiser] if denoiser in REGISTRY and not run.preprocessed else []
     for name in dict.fromkeys([*settings.methods, *denoisers]):
         try:
             warnings += _method_warnings(spec_of(name), run, header)
@@ -247,14 +275,68 @@ def _plan(run: Run, settings: Settings, template: str) -> RunPlan:
                 why=OF_NO_RUN if run.phase_encoding else run.no_partner,
             )
         )
-    # The default denoiser depends on the methods that can work on the run.
-    denoiser = replace(settings, methods=tuple(method.name for method in methods)).denoiser
+    denoiser = _denoiser(settings, [method.name for method in methods], before)
     plan = RunPlan(
         run, settings, methods, denoiser, planned.get(denoiser), header.shape, gradients, warnings=tuple(warnings),
-        only_b0=only_b0, refused=refused,
+        only_b0=only_b0, refused=refused, stored=stored_methods(settings.out_dir, run.entities),
     )  # fmt: skip
     plan = replace(plan, steps=_steps(plan))
-    return replace(plan, outputs=tuple(_outputs(plan, template)))
+    plan = replace(plan, preprocessing=_preprocessing(plan), outputs=tuple(_outputs(plan, template)))
+    return plan if settings.reports_only else _beside_earlier(plan, before)
+
+
+def _denoiser(settings: Settings, methods: Sequence[str], before: Mapping[str, str]) -> str:
+    """Return the denoiser of a run: as asked for, else that of the stored series, else what suits the methods."""
+    stored = before.get(DENOISING, "").split(",")[0]
+    asked = settings.denoise or (stored if stored in DENOISERS else None)
+    return replace(settings, denoise=asked, methods=tuple(methods)).denoiser
+
+
+def _beside_earlier(plan: RunPlan, before: Mapping[str, str]) -> RunPlan:
+    """Return the plan, with a warning where it replaces the stored series.
+
+    Parameters
+    ----------
+    plan
+        Of a run.
+    before
+        How the stored preprocessed series was made.
+
+    Raises
+    ------
+    ConflictError
+        Where results of methods that are not part of the plan belong to that series.
+    """
+    found = changes(before, plan.preprocessing) if before else [UNKNOWN] * bool(plan.kept)
+    if not found:
+        return plan
+    said = "; ".join(found)
+    if not plan.kept:
+        return replace(plan, warnings=(*plan.warnings, REPLACED.format(changes=said)))
+    every = " ".join(dict.fromkeys([*plan.settings.methods, *plan.kept]))
+    methods = " and ".join(plan.kept)
+    raise ConflictError(CONFLICT.format(folder=plan.settings.out_dir, methods=methods, changes=said, all=every))
+
+
+def _preprocessing(plan: RunPlan) -> dict[str, str]:
+    """Return what the preprocessed series depends on: how each step is done, and the state of the files."""
+    from ..bids.store import digest, fingerprint
+
+    run, settings, method = plan.run, plan.settings, plan.denoised_by
+    done = {STEP_LABELS[name]: step.reason if step.active else NOT_DONE for name, step in plan.steps.items()
+            if name in PREPROCESSING_STEPS}  # fmt: skip
+    if plan.does("denoise") or (plan.denoiser == "none" and not (run.preprocessed or settings.skip_preprocessing)):
+        done[DENOISING] = plan.denoiser
+    if plan.does("denoise") and method:
+        options = {**method.plan.options, "seed": settings.seed, "samples": settings.n_samples}
+        how = [settings.size, settings.sampler_name, *(f"{key} {value}" for key, value in options.items())]
+        done[DENOISING] = ", ".join([method.name, *how])
+    assert run.bval is not None
+    assert run.bvec is not None
+    return done | {
+        "Volumes": f"{len(plan.table)}, b0s among them {int(plan.table.is_b0.sum())}",
+        **dict(zip(FILE_STATES, (fingerprint(run.image), digest(run.bval), digest(run.bvec)), strict=True)),
+    }
 
 
 def _option_values(settings: Settings) -> dict:
@@ -331,8 +413,11 @@ def _steps(plan: RunPlan) -> dict[str, Step]:
         reason = off or (None if wanted else flag) or obstacle
         return Step(reason is None, reason or how)
 
+    default = replace(settings, methods=tuple(method.name for method in plan.methods)).denoiser
+    stored = AS_STORED if plan.denoiser != default else ""
     steps = {
-        "denoise": step(plan.denoiser != "none", "--denoise none", plan.denoiser, plan.refused.get(plan.denoiser)),
+        "denoise": step(plan.denoiser != "none", f"--denoise none{stored}", f"{plan.denoiser}{stored}",
+                        plan.refused.get(plan.denoiser)),
         "gibbs": step(settings.gibbs, "--no-gibbs", "sub-voxel shifts",
                       too_flat if min(shape[:2]) < MIN_SLICES else None),
         "susceptibility": step(settings.sdc, "--no-sdc", _partner(run),

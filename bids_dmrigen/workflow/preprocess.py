@@ -9,7 +9,7 @@ from nipype.pipeline import engine as pe
 
 from ..bids.run import AXES
 from .generate import generate_node
-from .plan import RunPlan
+from .plan import FILE_STATES, RunPlan
 
 SERIES = ("file", "bval", "bvec")
 
@@ -82,7 +82,12 @@ def _conform_node(plan: RunPlan, memory: float) -> pe.Node:
     run = plan.run
     files = {"in_file": str(run.image), "in_bval": str(run.bval), "in_bvec": str(run.bvec)}
     settings = plan.settings
-    conform = Conform(**files, b0_threshold=settings.b0_threshold, leave_out_trace=settings.leave_out_trace)
+    conform = Conform(
+        **files,
+        b0_threshold=settings.b0_threshold,
+        leave_out_trace=settings.leave_out_trace,
+        in_state="; ".join(plan.preprocessing[file] for file in FILE_STATES),
+    )
     return pe.Node(conform, name="conform", mem_gb=memory)
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from ..bids import names, sidecars
 from ..diffusion.storage import write_text
 from ..methods import spec_of
-from ..qc.report import ReportError, RunError, RunRecord, read_record, record_path
+from ..qc.report import ReportError, RunError, RunRecord, record_path
+from .earlier import stored_description, stored_figures, stored_metrics, stored_reasons, stored_record
 from .plan import RunPlan
 from .settings import Settings, name_of_call
 
@@ -57,7 +58,7 @@ def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: M
     pre
         Output of the preprocessing graph -> port.
     ports
-        Output of the run -> port.
+        Output of the run -> port, or the stored file of a method of an earlier call.
     records
         Method -> port of its record. A method without a series among `ports` generates maps.
     normalize
@@ -70,6 +71,7 @@ def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: M
     from ..interfaces.figures import QualityMetrics, RunFigures
     from ..interfaces.sink import FigureSink
 
+    out_dir, entities, kept = plan.settings.out_dir.resolve(), plan.run.entities, plan.kept
     methods = _method_names(plan, ports)
     lists = _merged(wf, _listed(plan, methods, ports, records))
     single = dict(FIGURE_INPUTS)
@@ -95,9 +97,10 @@ def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: M
             wf.connect(*pre["mask"], node, "mask_in_template")
             node.inputs.template_name = template
         nodes[name] = node
-    sink = pe.Node(
-        FigureSink(out_dir=str(plan.settings.out_dir.resolve()), entities=plan.run.entities), name="sink_figures"
-    )
+    nodes["figures"].inputs.earlier_skipped = stored_reasons(out_dir, entities, kept)
+    nodes["metrics"].inputs.earlier_metrics = stored_metrics(out_dir, entities, kept)
+    store = FigureSink(out_dir=str(out_dir), entities=entities, kept=stored_figures(kept))
+    sink = pe.Node(store, name="sink_figures")
     wf.connect(nodes["figures"], "figures", sink, "figures")
     return nodes["metrics"], "out_metrics"
 
@@ -108,7 +111,8 @@ def _method_names(plan: RunPlan, ports: Mapping) -> dict[str, list[str]]:
     if plan.many_samples:
         methods["drawn_methods"] = [m.name for m in plan.methods if m.spec.gives_series and m.spec.draws]
     methods["map_methods"] = [m.name for m in plan.methods if not m.spec.gives_series]
-    methods["map_sources"] = [s for s in ("preproc", *(m.name for m in plan.methods)) if ("map", s, "fa") in ports]
+    sources = ("preproc", *(m.name for m in plan.methods), *plan.kept)
+    methods["map_sources"] = [source for source in sources if ("map", source, "fa") in ports]
     methods["rish_methods"] = [source for source in plan.sources("rish_map") if source != "preproc"]
     methods["extra_methods"] = [m.name for m in plan.methods for _ in m.spec.extra_maps]
     methods["extra_titles"] = [extra.title for m in plan.methods for extra in m.spec.extra_maps]
@@ -134,7 +138,7 @@ def _listed(plan: RunPlan, lists: Mapping, ports: Mapping, records: Mapping) -> 
 
 
 def _merged(wf, listed: dict[str, list]) -> dict:
-    """Return input -> node that merges its ports into a list."""
+    """Return input -> node that merges its ports and stored files into a list."""
     from nipype.interfaces.utility import Merge
     from nipype.pipeline import engine as pe
 
@@ -142,13 +146,17 @@ def _merged(wf, listed: dict[str, list]) -> dict:
     for name, ports_of_input in listed.items():
         nodes[name] = pe.Node(Merge(len(ports_of_input)), name=f"list_{name}", run_without_submitting=True)
         for number, port in enumerate(ports_of_input, 1):
-            wf.connect(*port, nodes[name], f"in{number}")
+            if isinstance(port, Path):
+                setattr(nodes[name].inputs, f"in{number}", str(port))
+            else:
+                wf.connect(*port, nodes[name], f"in{number}")
     return nodes
 
 
 def write_dataset_files(settings: Settings, links: Mapping[str, Path]) -> None:
     """Write the files that make the output folder a derivative dataset; safe when two calls do it at once."""
-    description = json.dumps(sidecars.dataset_description(settings.bids_dir, links), indent=2) + "\n"
+    earlier = stored_description(settings.out_dir)
+    description = json.dumps(sidecars.dataset_description(settings.bids_dir, links, earlier), indent=2) + "\n"
     contents = {
         "dataset_description.json": description,
         "README": README,
@@ -171,7 +179,7 @@ def write_reports(
     from . import methods_text
 
     groups: dict[tuple[str, str | None], list[RunPlan]] = {}
-    for plan in plans:
+    for plan in (plan for plan in plans if not plan.conflict):  # where there is a conflict, everything stays
         groups.setdefault((plan.run.entities["subject"], plan.run.entities.get("session")), []).append(plan)
     titles = {name: spec_of(name).title for name in settings.methods}
     pages, missing = [], []
@@ -210,15 +218,42 @@ def _write_citations(out_dir: Path) -> None:
 def _write_record(plan: RunPlan, error: RunError | None) -> None:
     """Store the record of a run for the reports of later calls that do not process this run."""
     out_dir = plan.settings.out_dir
-    record = _record(plan, error)
+    previous = stored_record(out_dir, plan.run.entities)
+    if plan.fault and previous.steps:  # its results are those of earlier calls
+        record = replace(previous, error=error)
+    else:
+        record = _with_kept(plan, _record(plan, error), previous)
     if plan.settings.reports_only:
-        # This call ran nothing: methods and errors are those of the earlier record. Only missing files are new.
-        previous = read_record(out_dir, plan.run.entities)
-        record = replace(record, methods=previous.methods or record.methods, voxels=previous.voxels or record.voxels)
+        # This call ran nothing: steps, methods and errors are those of the earlier record. Only missing files are new.
+        record = replace(
+            record,
+            steps=previous.steps or record.steps,
+            warnings=previous.warnings if previous.steps else record.warnings,
+            methods=previous.methods or record.methods,
+            voxels=previous.voxels or record.voxels,
+        )
         if error and error.step == "outputs":
             record = replace(record, error=previous.error or error)
     text = json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n"
     write_text(out_dir / record_path(plan.run.entities), text)
+
+
+def _with_kept(plan: RunPlan, record: RunRecord, previous: RunRecord) -> RunRecord:
+    """Return the record of this call with what the previous one says of the methods that were kept."""
+    from .methods_text import is_about
+
+    if not plan.kept:
+        return record
+    steps = {name: previous.steps[name] for name in plan.kept if name in previous.steps and name not in record.steps}
+    texts = [text for text in previous.methods if is_about(text, plan.kept)]
+    voxels = {name: label for name, label in previous.voxels.items() if name in plan.kept}
+    return replace(
+        record,
+        steps={**record.steps, **steps},
+        warnings=tuple(dict.fromkeys([*record.warnings, *previous.warnings])),
+        methods=tuple(dict.fromkeys([*record.methods, *texts])),
+        voxels={**record.voxels, **voxels},
+    )
 
 
 def _record(plan: RunPlan, error: RunError | None) -> RunRecord:

@@ -10,6 +10,7 @@ from nipype.pipeline import engine as pe
 
 from ..bids.names import TENSOR_MAPS
 from ..bids.sidecars import bids_uri, image_sidecar
+from .earlier import PREPROCESSING, stored_maps
 from .failures import IN_TEMPLATE, SERIES, owner
 from .generate import generate_node
 from .normalize import normalize_node
@@ -210,7 +211,7 @@ class RunGraph:
 
     def add_report(self) -> None:
         """Add the figures and metrics, which compare everything on the scan's grid."""
-        compared = self.ports | self._on_scans_grid()
+        compared = {**self.ports, **self._on_scans_grid(), **self._kept_maps()}
         self.ports[("metrics",)] = add_report_nodes(
             self.wf, self.plan, self.pre, compared, self.records, self.normalize, self.template
         )
@@ -235,6 +236,25 @@ class RunGraph:
                 for number, key in enumerate(keys):
                     ports[key] = self._picked(node, f"out_{kind}", number, "_".join(("onto", *key)), prefix="")
         return ports
+
+    def _kept_maps(self) -> dict[tuple[str, ...], Port | Path]:
+        """Return the stored maps of methods of earlier calls; those on a finer grid are brought to the scan's."""
+        from ..interfaces.finer import OntoScan
+
+        plan, kept = self.plan, dict[tuple[str, ...], Port | Path]()
+        for method in plan.kept:
+            maps, mask = stored_maps(plan.settings.out_dir.resolve(), plan.run.entities, method, COMPARED)
+            if mask is None:
+                kept |= {("map", method, param): path for param, path in maps.items()}
+                continue
+            resample = OntoScan(in_maps=[str(path) for path in maps.values()], in_mask=str(mask))
+            node = pe.Node(resample, name=f"onto_{method}", mem_gb=0.5 + plan.volume_gb)
+            self.wf.connect(*self.pre["reference"], node, "reference")
+            for number, param in enumerate(maps):
+                kept[("map", method, param)] = self._picked(
+                    node, "out_maps", number, f"onto_map_{method}_{param}", prefix=""
+                )
+        return kept
 
     def add_sinks(self, links: Mapping[str, Path]) -> None:
         """Add a sink for each part of the graph, so that a failed step loses only its own results."""
@@ -262,6 +282,8 @@ class RunGraph:
             acquired = output.key == "preproc" or group in from_raw
             sources = [source] if source else raw if acquired else [series_uris["preproc"]]
             sidecars.append({} if output.key == "metrics" else image_sidecar(output.key, sources, **output.fields))
+            if output.key == "preproc":
+                sidecars[-1][PREPROCESSING] = dict(plan.preprocessing)
         sink.inputs.targets = [output.path.as_posix() for output in outputs]
         sink.inputs.sidecars = sidecars
         files = self._listed(f"collect_{group}", (self.ports[port_key(output)] for output in outputs))

@@ -130,7 +130,8 @@ class Settings:
     # -- preprocessing
     denoise: str | None = option(
         "preprocessing",
-        "denoising before everything else (default: mppca; none where a method is asked for that has to see the noise: "
+        "denoising before everything else (default: as the series that an earlier call stored in the output folder, "
+        "else mppca; none where a method is asked for that has to see the noise: "
         f"{', '.join(spec_of(name).title for name in REGISTRY if spec_of(name).on_acquired)})",
         None,
         choices=DENOISERS,

@@ -398,7 +398,8 @@ def test_results_that_another_call_overwrote_are_stored_again(tmp_path):
     assert kept_after(lambda: None) == set(sinks)
     assert kept_after((tmp_path / "out/x.json").unlink) == set(sinks) - {"sink_preproc"}
     assert kept_after(lambda: (tmp_path / "out/m.json").write_text("by another")) == set(sinks) - {"sink_metrics"}
-    assert kept_after(lambda: os.utime(figure, (1, 1))) == set(sinks) - {"sink_figures"}
+    assert kept_after(lambda: os.utime(figure, (1, 1))) == set(sinks)  # the same content at another time
+    assert kept_after(lambda: figure.write_text("by another")) == set(sinks) - {"sink_figures"}
 
 
 @pytest.mark.parametrize("n_directions", [3, 6])

@@ -21,13 +21,8 @@ from ..conftest import tiny_gradients, tiny_series, write_run
 
 def settings(**changes):
     method_options = {o.name: changes.pop(o.name) for o in options() if o.name in changes}
-    return Settings(
-        bids_dir=Path("/in"),
-        out_dir=Path("/out"),
-        analysis_level="participant",
-        method_options=method_options,
-        **changes,
-    )
+    changes = {"out_dir": Path("/out"), **changes}
+    return Settings(bids_dir=Path("/in"), analysis_level="participant", method_options=method_options, **changes)
 
 
 def methods_of(plan):
