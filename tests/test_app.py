@@ -79,7 +79,7 @@ def broken(tmp_path_factory):
 
 
 FAULTS = {
-    "truncated": "it may be truncated (",
+    "truncated": "it may be truncated or damaged (",
     "threed": r"expected a 4-D series",
     "zeros": "volumes [3] (counted from 0) hold nothing but zeros",
     "nans": "volumes [5] (counted from 0) hold nothing but NaN",
@@ -87,7 +87,7 @@ FAULTS = {
     "short": "2 entries, but the image has 14 volumes",
     "notunit": "have lengths [3.0",
     "nob0": "no b0 volume",
-    "utf16": "expected a text file of numbers",
+    "utf16": "cannot be read as text in UTF-8",
 }
 
 
