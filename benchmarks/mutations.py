@@ -271,7 +271,7 @@ MUTATIONS = [
     mutation("memory is counted in half precision", "workflow/plan.py", "float(np.prod(self.shape)) * 4 / 1e9",
              "float(np.prod(self.shape)) * 2 / 1e9", "workflow/test_plan.py"),
     mutation("every run of only b0s counts as a partner", "workflow/plan.py",
-             "if plan.only_b0 and plan.run.image in runs_of_partner:", "if plan.only_b0:", "workflow/test_plan.py"),
+             "if plan.only_b0 and notes:", "if plan.only_b0:", "workflow/test_plan.py"),
     mutation("results lose the series that they belong to", "workflow/plan.py", "    if not plan.kept:\n",
              "    if True:\n", "workflow/test_earlier.py"),
     mutation("the stored series is denoised otherwise", "workflow/plan.py",

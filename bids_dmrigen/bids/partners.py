@@ -9,7 +9,7 @@ declared for nothing; those with most entities in common with the run go first.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -36,6 +36,7 @@ GEOMETRY_TOLERANCE_MM = 1.0
 READOUT_TOLERANCE = 0.02  # relative: distortion is proportional to the total readout time
 MOST_TABLELESS_B0 = 6  # largest number of volumes of a series without b-values; 7 could be a tensor series
 KINDS = ("dwi", "sbref", "epi")  # suffixes of images that may be partners, the best contrast first
+IN_DWI = ("dwi", "sbref")  # suffixes of images that need no declaration to belong to a run of the session
 DECLARED = ("B0FieldSource", "IntendedFor")
 NOT_FETCHED = (
     "{name} is a link to a file that does not exist; not used: fetch it (datalad get {path}) or repair the link"
@@ -87,7 +88,7 @@ def candidates_of(images: Sequence[Any], texts: Texts) -> list[Candidate]:
     Parameters
     ----------
     images
-        pybids images: series and single-band references in dwi/, EPI images in fmap/; magnitudes only.
+        pybids images: series and single-band references in dwi/ (magnitudes only), images in fmap/.
     texts
         Text files of the dataset.
     """
@@ -106,7 +107,9 @@ def candidates_of(images: Sequence[Any], texts: Texts) -> list[Candidate]:
     return [c for c in candidates if c.suffix == "epi" or same_name[c.suffix, names.stem(c.entities)] == 1]
 
 
-def with_partner(run: Run, candidates: Sequence[Candidate], b0_threshold: float) -> Run:
+def with_partner(
+    run: Run, candidates: Sequence[Candidate], b0_threshold: float, identifiers: Collection[str] = ()
+) -> Run:
     """Return the run with its partner, or with the reason why it has none.
 
     Parameters
@@ -117,6 +120,8 @@ def with_partner(run: Run, candidates: Sequence[Candidate], b0_threshold: float)
         Images of the subject, all sessions.
     b0_threshold
         Volumes with a b-value at or below this are b0s, s/mm².
+    identifiers
+        `B0FieldIdentifier` of other images of the subject: of its field maps.
     """
     if run.fault:
         return run
@@ -135,58 +140,63 @@ def with_partner(run: Run, candidates: Sequence[Candidate], b0_threshold: float)
                 tables = candidate.bval, candidate.bvec
                 return replace(run, partner=Partner(candidate.image, wanted, *tables, declared))
             reasons.append(reason)
-    reasons += _undeclared(run, candidates, wanted)
+    reasons += _undeclared(run, candidates, wanted, identifiers)
     return replace(run, no_partner="; ".join(dict.fromkeys(reasons)) or NONE_THERE.format(direction=wanted))
 
 
 def _in_order(run: Run, candidates: Sequence[Candidate]) -> Iterator[tuple[str, Candidate]]:
     """Yield candidates for a run, the best one first, with the metadata that declare them; "" for none."""
     others = [candidate for candidate in candidates if candidate.image != run.image]
-    sources = _sources(run)
+    sources = sources_of(run)
     declared = {
         "B0FieldSource": [c for c in others if c.identifiers & sources],
-        "IntendedFor": [c for c in others if c.suffix == "epi" and _is_meant_for(c, run)],
+        "IntendedFor": [c for c in others if c.suffix == "epi" and is_meant_for(c.intended_for, run)],
     }
     for key in DECLARED:
         yield from ((key, candidate) for candidate in declared[key])
-    rest = [c for c in others if _is_of_session(c, run) and not any(c in chosen for chosen in declared.values())]
-    for candidate in sorted(rest, key=lambda c: (-_in_common(c, run), KINDS.index(c.suffix), c.image.name)):
+    rest = [c for c in others if is_of_session(c, run) and not any(c in chosen for chosen in declared.values())]
+    for candidate in sorted(rest, key=lambda c: (-in_common(c, run), KINDS.index(c.suffix), c.image.name)):
         yield "", candidate
 
 
-def _sources(run: Run) -> set[str]:
+def sources_of(run: Run) -> set[str]:
+    """Return the names of fields that a run is to be corrected with."""
     return {str(name) for name in as_list(run.metadata.get("B0FieldSource"))}
 
 
-def _is_meant_for(candidate: Candidate, run: Run) -> bool:
+def is_meant_for(targets: Sequence[str], run: Run) -> bool:
     """Return whether `IntendedFor` names the run: by its file name, which holds subject, session and run."""
-    return run.image.name in {target.rsplit("/", 1)[-1] for target in candidate.intended_for}
+    return run.image.name in {target.rsplit("/", 1)[-1] for target in targets}
 
 
-def _is_of_session(candidate: Candidate, run: Run) -> bool:
+def is_of_session(candidate: Candidate, run: Run) -> bool:
     """Return whether an image that is not declared for a run may serve it: same session and part of the body.
 
     A damaged sidecar may have declared the image for this run; it is taken in to be named.
     """
     if any(candidate.entities.get(e) != run.entities.get(e) for e in ("session", "chunk")):
         return False
-    return candidate.suffix != "epi" or not (candidate.intended_for or candidate.identifiers)
+    return candidate.suffix in IN_DWI or not (candidate.intended_for or candidate.identifiers)
 
 
-def _in_common(candidate: Candidate, run: Run) -> int:
+def in_common(candidate: Candidate, run: Run) -> int:
+    """Return a number that is higher, the more entities of its file name a candidate shares with a run."""
     same = sum(candidate.entities.get(name) == label for name, label in run.entities.items())
     return 2 * same - len(candidate.entities)  # of two with the same labels in common, the one with fewer others
 
 
-def _undeclared(run: Run, candidates: Sequence[Candidate], wanted: str) -> list[str]:
+def _undeclared(run: Run, candidates: Sequence[Candidate], wanted: str, identifiers: Collection[str]) -> list[str]:
     """Return why images of opposite direction were not considered: they are declared for something else."""
     reasons = []
-    sources = _sources(run)
-    if sources and not any(c.identifiers & sources for c in candidates if c.image != run.image):
+    sources = sources_of(run)
+    of_images = (c.identifiers for c in candidates if c.image != run.image)
+    if sources and not sources & set(identifiers).union(*of_images):
         reasons.append(NO_IDENTIFIER.format(sources=sorted(sources)))
     for c in candidates:
         of_session = c.entities.get("session") == run.entities.get("session")
-        if c.suffix != "epi" or not of_session or direction_of(c.metadata) != wanted or _is_meant_for(c, run):
+        if c.suffix != "epi" or not of_session or direction_of(c.metadata) != wanted:
+            continue
+        if is_meant_for(c.intended_for, run):
             continue
         if c.intended_for:
             reasons.append(OTHER_PURPOSE.format(name=c.image.name, key="IntendedFor", value=", ".join(c.intended_for)))

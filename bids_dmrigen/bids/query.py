@@ -1,4 +1,4 @@
-"""Find the diffusion runs of a BIDS dataset, their reverse-phase partners and T1w images.
+"""Find the diffusion runs of a BIDS dataset, their reverse-phase partners, field maps and T1w images.
 
 A run that cannot be used is returned too, with its `fault`: the other runs are processed and the report names it.
 """
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from ..diffusion.storage import TextError, read_object
 from ..dwi.gradients import B0_THRESHOLD_S_PER_MM2
 from . import names
+from .fieldmaps import SUFFIXES, Group, groups_of, with_fieldmap
 from .leftovers import NOT_MAGNITUDE, is_well_named, odd_folders
-from .partners import KINDS, candidates_of, with_partner
+from .partners import KINDS, Candidate, candidates_of, with_partner
 from .run import Run
 from .texts import Texts, name_parts
 
@@ -139,12 +140,24 @@ def find_runs(
     texts = Texts(Path(layout.root))
     runs = fault_duplicates([_with_tables(_new_run(texts, image)) for image in images])
     runs = [_with_t1w(layout, run, filters.get("t1w", {})) for run in runs]
-    # A partner need not be selected: labels and filters choose the runs to process, not their partners.
-    candidates = {}
-    for subject in {run.entities["subject"]: None for run in runs}:
-        images = layout.get(subject=subject, datatype=["dwi", "fmap"], suffix=list(KINDS), extension=IMAGE)
-        candidates[subject] = candidates_of(_magnitudes(images), texts)
-    return [with_partner(run, candidates[run.entities["subject"]], b0_threshold) for run in runs]
+    subjects = dict.fromkeys(run.entities["subject"] for run in runs)
+    corrections = {subject: _corrections(layout, texts, subject) for subject in subjects}
+    corrected = []
+    for run in runs:
+        candidates, groups = corrections[run.entities["subject"]]
+        identifiers = set[str]().union(*(group.identifiers for group in groups))
+        corrected.append(with_fieldmap(with_partner(run, candidates, b0_threshold, identifiers), groups))
+    return corrected
+
+
+def _corrections(layout: BIDSLayout, texts: Texts, subject: str) -> tuple[list[Candidate], list[Group]]:
+    """Return what may correct the susceptibility distortion of a subject's runs: images and field maps.
+
+    They need not be selected: labels and filters choose the runs to process, not what these are corrected with.
+    """
+    images = layout.get(subject=subject, datatype=["dwi", "fmap"], suffix=list(KINDS), extension=IMAGE)
+    fields = layout.get(subject=subject, datatype="fmap", suffix=list(SUFFIXES), extension=IMAGE)
+    return candidates_of(_magnitudes(images), texts), groups_of(candidates_of(_magnitudes(fields), texts))
 
 
 def find_preprocessed(

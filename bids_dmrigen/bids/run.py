@@ -26,6 +26,34 @@ class Partner:
 
 
 @dataclass(frozen=True)
+class FieldMap:
+    """A map of the static magnetic field, and the magnitude image that was acquired with it.
+
+    Parameters
+    ----------
+    kind
+        `phasediff`: a difference of phase between two echoes; `phases`: the phase of each; `fieldmap`: the field.
+    images
+        One image, or two where the kind is `phases`.
+    magnitude
+        Magnitude image on the same grid.
+    echo_times_s
+        Of the two echoes, s; empty for a `fieldmap`.
+    units
+        Of a `fieldmap`: Hz, rad/s or T.
+    declared
+        Which metadata name it as this run's; empty: none does.
+    """
+
+    kind: str
+    images: tuple[Path, ...]
+    magnitude: Path
+    echo_times_s: tuple[float, ...] = ()
+    units: str = ""
+    declared: str = ""
+
+
+@dataclass(frozen=True)
 class Run:
     """One diffusion run and what belongs to it."""
 
@@ -36,6 +64,8 @@ class Run:
     metadata: dict[str, Any] = field(default_factory=dict)
     t1w: Path | None = None
     partner: Partner | None = None
+    fieldmap: FieldMap | None = None  # never with a partner: one of the two corrects the run
+    spare_partner: Partner | None = None  # could correct the run, but the field map is used
     mask: Path | None = None  # for a run that is already preprocessed
     preprocessed: bool = False
     fault: str | None = None

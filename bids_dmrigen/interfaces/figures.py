@@ -32,6 +32,7 @@ class RunInput(BaseInterfaceInputSpec):
     sdc_after = File(exists=True, desc="b0 after susceptibility correction")
     reverse_before = File(exists=True, desc="reverse-phase b0 before susceptibility correction")
     reverse_after = File(exists=True, desc="reverse-phase b0 after susceptibility correction")
+    field_magnitude = File(exists=True, desc="magnitude image of the field map on the preprocessed series' grid")
     methods = traits.List(traits.Str, desc="methods that generated a series")
     generated = traits.List(File(exists=True), desc="their series, in that order")
     generated_bval = traits.List(File(exists=True), desc="b-values")

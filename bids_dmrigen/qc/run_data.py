@@ -72,6 +72,7 @@ class RunFiles:
     sdc_after: str | None = None  # b0 after susceptibility correction
     reverse_before: str | None = None  # reverse-phase b0 before susceptibility correction
     reverse_after: str | None = None  # reverse-phase b0 after susceptibility correction
+    field_magnitude: str | None = None  # magnitude image of the field map on the preprocessed series' grid
     methods: Sequence[str] = ()  # methods that generated a series
     generated: Sequence[str] = ()  # their series, in that order
     generated_bval: Sequence[str] = ()  # b-values

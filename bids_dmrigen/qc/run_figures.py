@@ -62,6 +62,8 @@ def figure_list(run: RunData) -> list[Drawing]:
         ("registrationT1w", "Registration to T1w", lambda path: _draw_t1w(run, path)),
         ("registrationtemplate", "Registration to the template", lambda path: _draw_template(run, path)),
     ]
+    if run.has("field_magnitude"):
+        drawings.insert(5, ("fieldmap", "Alignment with the field map", lambda path: _draw_field_map(run, path)))
     for method in run.methods():
         drawings += _method_figures(run, method)
     for method in (*run.methods(), *run.map_methods()):
@@ -123,6 +125,11 @@ def _draw_sdc(run: RunData, path: Path) -> None:
     before, after = run.volume("sdc_before"), run.volume("sdc_after")
     names, scan = ("before", "after"), run.preproc
     figures.flicker(before, after, scan.affine, scan.mask, names, "Susceptibility correction", path, shared_scale=True)
+
+
+def _draw_field_map(run: RunData, path: Path) -> None:
+    after, magnitude, scan = run.volume("sdc_after"), run.volume("field_magnitude"), run.preproc
+    figures.flicker(after, magnitude, scan.affine, scan.mask, ("b0", "magnitude"), "Alignment with the field map", path)
 
 
 def _draw_mask(run: RunData, path: Path) -> None:

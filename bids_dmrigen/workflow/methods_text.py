@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import __version__
+from ..bids.run import Run
 from ..methods import REGISTRY, spec_of
 from ..methods.spec import RISH, Citation, MethodSpec
 from ..qc.report import RunRecord
@@ -48,6 +49,17 @@ REFERENCES = {
         _reference("reversed", "Andersson JLR et al.", 2003,
                    "How to correct susceptibility distortions in spin-echo echo-planar images",
                    "NeuroImage 20:870-888", "10.1016/S1053-8119(03)00336-7"),
+        _reference("fieldmap", "Jezzard P, Balaban RS", 1995,
+                   "Correction for geometric distortion in echo planar images from B0 field variations",
+                   "Magnetic Resonance in Medicine 34:65-73", "10.1002/mrm.1910340111"),
+        _reference("unwrap", "Herráez MA et al.", 2002,
+                   "Fast two-dimensional phase-unwrapping algorithm based on sorting by reliability following a "
+                   "noncontinuous path",
+                   "Applied Optics 41:7437-7444", "10.1364/AO.41.007437"),
+        _reference("unwrap3d", "Abdul-Rahman H et al.", 2005,
+                   "Fast three-dimensional phase-unwrapping algorithm based on sorting by reliability following a "
+                   "non-continuous path",
+                   "Proceedings of SPIE 5856:32", "10.1117/12.611415"),
         _reference("fd", "Power JD et al.", 2012,
                    "Spurious but systematic correlations in functional connectivity MRI networks arise from "
                    "subject motion",
@@ -77,6 +89,9 @@ SENTENCES = {
     "gibbs": "Gibbs ringing was removed by local sub-voxel shifts [gibbs].",
     "susceptibility": "Susceptibility distortion was estimated from a pair of b0 images with opposite phase encoding "
     "as a displacement along the phase-encoding axis [reversed], with intensity modulation.",
+    "fieldmap": "Susceptibility distortion was computed from {what}: the field was smoothed and its magnitude image "
+    "registered rigidly to the corrected b0 [ants], and the field times the read-out time is the displacement along "
+    "the phase-encoding axis [fieldmap], with intensity modulation.",
     "motion": "Head motion was corrected by registering every volume rigidly within its own shell, first to a single "
     "volume, then to the shell's mean and, in shells of eight or more volumes, to what the others predict for its "
     "direction, and each shell's mean to that of the b0 images [ants]; the b-vectors were turned accordingly, and "
@@ -96,6 +111,12 @@ RISH_MAPS = (
     "Rotation-invariant features of each degree of the signal's spherical harmonics were mapped by a regularised fit "
     "to the shell nearest to b = 1000 s/mm² [mirzaalian2016; descoteaux2007]."
 )
+UNWRAPPED = ", unwrapped with scikit-image [unwrap; unwrap3d] and divided by the time between the echoes"
+FIELD_MAPS = {  # kind -> what was used
+    "phasediff": "a map of the phase difference between two gradient echoes" + UNWRAPPED,
+    "phases": "the difference between the phases of two gradient echoes" + UNWRAPPED,
+    "fieldmap": "a measured map of the magnetic field",
+}
 INTERPOLATED_ONCE = "All transforms were composed and applied in one interpolation."
 
 
@@ -117,7 +138,9 @@ def paragraphs(plans: Sequence[RunPlan]) -> list[str]:
     denoised = [plan for plan in sound if plan.does("denoise")]
     denoising = [plan.denoised_by.spec.denoised if plan.denoised_by else DENOISED[plan.denoiser] for plan in denoised]
     steps += dict.fromkeys(denoising)
-    steps += [SENTENCES[step] for step in ("gibbs", "susceptibility", "motion") if in_any_run(step)]
+    steps += [SENTENCES["gibbs"]] if in_any_run("gibbs") else []
+    steps += _susceptibility_sentences([plan.run for plan in sound if plan.does("susceptibility")])
+    steps += [SENTENCES["motion"]] if in_any_run("motion") else []
     steps += _eddy_sentences([plan for plan in sound if plan.does("motion")])
     if in_any_run("susceptibility") or in_any_run("motion"):
         steps.append(INTERPOLATED_ONCE)
@@ -134,6 +157,14 @@ def paragraphs(plans: Sequence[RunPlan]) -> list[str]:
         text.append(RISH_MAPS)
     used = {method.name: plan.settings for plan in sound for method in plan.methods}
     return text + [_method_paragraph(spec_of(name), settings) for name, settings in used.items()]
+
+
+def _susceptibility_sentences(runs: Sequence[Run]) -> list[str]:
+    """Return a sentence for each way in which susceptibility distortion was corrected."""
+    maps = [run.fieldmap for run in runs if run.fieldmap is not None]
+    sentences = [SENTENCES["susceptibility"]] if len(maps) < len(runs) else []
+    kinds = dict.fromkeys(FIELD_MAPS[fieldmap.kind] for fieldmap in maps)
+    return sentences + [SENTENCES["fieldmap"].format(what=what) for what in kinds]
 
 
 def _eddy_sentences(plans: Sequence[RunPlan]) -> list[str]:

@@ -29,7 +29,9 @@ TRANSFORM_KEYS = ("to_template", "from_template")
 SPACE_FACTOR = 10  # size of intermediate and final files together, relative to the series as float32
 FINER_SPACE_FACTOR = 3  # the same, relative to each series on a finer grid
 ONLY_A_PARTNER = "holds only b0s: it is used only for the susceptibility correction of {runs}"
+ONLY_A_SPARE = "holds only b0s: it could correct the susceptibility distortion of {runs}, for which a field map is used"
 UNDECLARED = "nothing declares it: it is of the same session and grid, and of opposite direction"
+UNDECLARED_FIELD = "nothing declares it: it is of the same session"
 ONE_VOLUME = "there is one volume, nothing to align it with"
 ONLY_B0 = (
     "{path}: all {n} volumes are b0 (b <= {threshold:g} s/mm²) and no run has them as reverse-phase partner ({why}); "
@@ -210,14 +212,19 @@ def plan_runs(runs: Sequence[Run], settings: Settings, template: str) -> list[Ru
     series of b0s alone has a fault.
     """
     plans = [plan_run(run, settings, template) for run in runs]
-    runs_of_partner: dict[Path, list[str]] = {}
+    runs_of_partner: dict[str, dict[Path, list[str]]] = {ONLY_A_PARTNER: {}, ONLY_A_SPARE: {}}
     for plan in plans:
-        if plan.outputs and plan.run.partner and not plan.only_b0:
-            runs_of_partner.setdefault(plan.run.partner.image, []).append(plan.run.name)
+        for sentence, partner in ((ONLY_A_PARTNER, plan.run.partner), (ONLY_A_SPARE, plan.run.spare_partner)):
+            if plan.outputs and partner and not plan.only_b0:
+                runs_of_partner[sentence].setdefault(partner.image, []).append(plan.run.name)
     for number, plan in enumerate(plans):
-        if plan.only_b0 and plan.run.image in runs_of_partner:
-            note = ONLY_A_PARTNER.format(runs=" and ".join(runs_of_partner[plan.run.image]))
-            plans[number] = RunPlan(plan.run, plan.settings, only_b0=True, note=note)
+        notes = [
+            s.format(runs=" and ".join(runs[plan.run.image]))
+            for s, runs in runs_of_partner.items()
+            if plan.run.image in runs
+        ]
+        if plan.only_b0 and notes:
+            plans[number] = RunPlan(plan.run, plan.settings, only_b0=True, note="; ".join(notes))
     return plans
 
 
@@ -402,7 +409,7 @@ def _steps(plan: RunPlan) -> dict[str, Step]:
     run, settings, shape = plan.run, plan.settings, plan.shape
     flat = min(shape[:3]) < MIN_SLICES
     too_flat = f"the image has {min(shape[:3])} slices along one axis, registration needs {MIN_SLICES}"
-    no_partner = None if run.partner else run.no_partner or "no partner"
+    no_partner = None if run.partner or run.fieldmap else run.no_partner or "no partner"
     off = None
     if run.preprocessed:
         off = "the run is preprocessed already"
@@ -438,6 +445,11 @@ def _steps(plan: RunPlan) -> dict[str, Step]:
 
 
 def _partner(run: Run) -> str:
+    """Return what corrects the susceptibility distortion of a run, and why this."""
+    if run.fieldmap is not None:
+        fieldmap = run.fieldmap
+        declared = f"declared by {fieldmap.declared}" if fieldmap.declared else UNDECLARED_FIELD
+        return f"from {' and '.join(image.name for image in fieldmap.images)} ({declared})"
     if run.partner is None:
         return ""
     declared = f"declared by {run.partner.declared}" if run.partner.declared else UNDECLARED

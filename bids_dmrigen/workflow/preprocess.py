@@ -37,11 +37,13 @@ def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
         Brain mask of the acquired series, where a method needs it; record of a denoising method, where one was used.
     confounds, transforms, field, bias_field
         Estimates of the steps that are done.
-    raw_b0, raw_opposite, corrected_b0, corrected_opposite
+    raw_b0, corrected_b0
         b0 images before and after susceptibility correction, where it is done.
+    raw_opposite, corrected_opposite
+        The same of opposite phase encoding, where such an image was used.
+    field_magnitude
+        Magnitude image of the field map on the acquired grid, where one was used.
     """
-    from ..interfaces.brain import Coverage
-
     wf = pe.Workflow(name="preprocess")
     output = pe.Node(niu.IdentityInterface(OUTPUTS), name="output")
     memory = 0.5 + 4 * plan.volume_gb
@@ -66,10 +68,7 @@ def init_preprocess_wf(plan: RunPlan, *, threads: int) -> pe.Workflow:
         mask = _add_mask(wf, plan, series, threads, "mask_unbiased")
         reference = _add_reference(wf, plan, series, memory, "reference_unbiased")
     wf.connect(*mask, output, "mask")
-    coverage = pe.Node(Coverage(b0_threshold=plan.settings.b0_threshold), name="coverage", mem_gb=memory)
-    _feed(wf, series, coverage)
-    wf.connect(*mask, coverage, "in_mask")
-    wf.connect(coverage, "out_mask", output, "coverage")
+    _add_coverage(wf, plan, series, mask, output, memory)
     wf.connect(reference, "out_file", output, "reference")
     for part in SERIES:
         wf.connect(*series[part], output, f"out_{part}")
@@ -89,6 +88,16 @@ def _conform_node(plan: RunPlan, memory: float) -> pe.Node:
         in_state="; ".join(plan.preprocessing[file] for file in FILE_STATES),
     )
     return pe.Node(conform, name="conform", mem_gb=memory)
+
+
+def _add_coverage(wf, plan: RunPlan, series, mask, output: pe.Node, memory: float) -> None:
+    """Add a node that finds where every volume has data."""
+    from ..interfaces.brain import Coverage
+
+    coverage = pe.Node(Coverage(b0_threshold=plan.settings.b0_threshold), name="coverage", mem_gb=memory)
+    _feed(wf, series, coverage)
+    wf.connect(*mask, coverage, "in_mask")
+    wf.connect(coverage, "out_mask", output, "coverage")
 
 
 def _add_reference(wf, plan: RunPlan, series, memory: float, name: str) -> pe.Node:
@@ -150,8 +159,10 @@ OUTPUTS = [
         "field",
         "bias_field",
     ),
-    *("raw_b0", "raw_opposite", "corrected_b0", "corrected_opposite"),
+    *("raw_b0", "raw_opposite", "corrected_b0", "corrected_opposite", "field_magnitude"),
 ]
+DISTORTION = {"out_field": "field", "out_b0": "raw_b0", "out_corrected_b0": "corrected_b0"}
+OPPOSITE = {"out_opposite": "raw_opposite", "out_corrected_opposite": "corrected_opposite"}
 
 
 def _series(node: pe.Node) -> dict:
@@ -181,9 +192,8 @@ def _add_alignment(wf: pe.Workflow, plan: RunPlan, series: dict, output: pe.Node
     """Estimate susceptibility distortion, head motion and eddy currents, and correct them in one interpolation."""
     from ..interfaces.motion import HeadMotion
     from ..interfaces.resample import Resample
-    from ..interfaces.susceptibility import Susceptibility
 
-    run, settings = plan.run, plan.settings
+    settings = plan.settings
     if not plan.does("susceptibility") and not plan.does("motion"):
         return series
     common = _resample_options(plan, threads)
@@ -198,36 +208,43 @@ def _add_alignment(wf: pe.Workflow, plan: RunPlan, series: dict, output: pe.Node
             (motion, output, [("out_confounds", "confounds"), ("out_transforms", "transforms")]),
         ])  # fmt: skip
     if plan.does("susceptibility"):
-        partner = run.partner
-        assert partner is not None  # the plan has this step only where there is a partner
-        field = pe.Node(
-            Susceptibility(
-                **common,
-                opposite_file=str(partner.image),
-                opposite_direction=partner.direction,
-                random_seed=settings.seed + 1,
-            ),
-            name="susceptibility",
-            mem_gb=memory + 0.5,
-            n_procs=threads,
-        )
-        if run.readout_s:
-            field.inputs.readout_time = run.readout_s
-        wf.connect(field, "out_report", wf.get_node("notes"), "susceptibility")
-        if partner.bval:
-            field.inputs.opposite_bval, field.inputs.opposite_bvec = str(partner.bval), str(partner.bvec)
-        _feed(wf, series, field)
-        wf.connect([
-            (field, resample, [("out_field", "in_field")]),
-            (field, output, [
-                ("out_field", "field"),
-                ("out_b0", "raw_b0"),
-                ("out_opposite", "raw_opposite"),
-                ("out_corrected_b0", "corrected_b0"),
-                ("out_corrected_opposite", "corrected_opposite"),
-            ]),
-        ])  # fmt: skip
+        field = _add_susceptibility(wf, plan, series, output, threads, memory)
+        wf.connect(field, "out_field", resample, "in_field")
     return _series(resample)
+
+
+def _add_susceptibility(wf: pe.Workflow, plan: RunPlan, series: dict, output: pe.Node, threads: int, memory: float):
+    """Add the node that computes susceptibility distortion, from a field map or a b0 of opposite phase encoding."""
+    from ..interfaces.susceptibility import FieldMapCorrection, Susceptibility
+
+    partner, fieldmap = plan.run.partner, plan.run.fieldmap
+    common = _resample_options(plan, threads) | {"random_seed": plan.settings.seed + 1}
+    if plan.run.readout_s:
+        common["readout_time"] = plan.run.readout_s
+    results = dict(DISTORTION)
+    if fieldmap is not None:
+        interface = FieldMapCorrection(
+            **common,
+            kind=fieldmap.kind,
+            images=[str(image) for image in fieldmap.images],
+            magnitude=str(fieldmap.magnitude),
+            units=fieldmap.units,
+        )
+        if fieldmap.echo_times_s:
+            interface.inputs.echo_times = list(fieldmap.echo_times_s)
+        results["out_magnitude"] = "field_magnitude"
+    else:
+        assert partner is not None  # the plan has this step only where there is one of the two
+        interface = Susceptibility(**common, opposite_file=str(partner.image), opposite_direction=partner.direction)
+        if partner.bval:
+            interface.inputs.opposite_bval, interface.inputs.opposite_bvec = str(partner.bval), str(partner.bvec)
+        results |= OPPOSITE
+    node = pe.Node(interface, name="susceptibility", mem_gb=memory + 0.5, n_procs=threads)
+    _feed(wf, series, node)
+    wf.connect(node, "out_report", wf.get_node("notes"), "susceptibility")
+    for source, target in results.items():
+        wf.connect(node, source, output, target)
+    return node
 
 
 def _add_mask(wf: pe.Workflow, plan: RunPlan, series: dict, threads: int, name: str) -> tuple[pe.Node, str]:

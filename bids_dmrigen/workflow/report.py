@@ -33,12 +33,9 @@ FIGURE_INPUTS = {  # inputs of the figure and metric nodes -> outputs of the pre
     "sigma": "sigma",
 }
 MOTION_INPUTS = {"confounds": "confounds"}
-FIELD_INPUTS = {
-    "sdc_before": "raw_b0",
-    "reverse_before": "raw_opposite",
-    "sdc_after": "corrected_b0",
-    "reverse_after": "corrected_opposite",
-}
+FIELD_INPUTS = {"sdc_before": "raw_b0", "sdc_after": "corrected_b0"}
+OPPOSITE_INPUTS = {"reverse_before": "raw_opposite", "reverse_after": "corrected_opposite"}
+MAGNITUDE_INPUTS = {"field_magnitude": "field_magnitude"}  # of a field map
 NORMALIZED_INPUTS = {  # inputs of the figure and metric nodes -> outputs of the normalisation node, on the scan's grid
     "template": "out_template_t1w",
     "template_mask": "out_template_mask",
@@ -77,6 +74,8 @@ def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: M
     single = dict(FIGURE_INPUTS)
     single |= MOTION_INPUTS if plan.does("motion") else {}
     single |= FIELD_INPUTS if plan.does("susceptibility") else {}
+    if plan.does("susceptibility"):
+        single |= OPPOSITE_INPUTS if plan.run.fieldmap is None else MAGNITUDE_INPUTS
     memory = 0.8 + 5 * plan.volume_gb
     nodes = {}
     for name, interface in (("figures", RunFigures), ("metrics", QualityMetrics)):

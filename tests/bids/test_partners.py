@@ -18,13 +18,6 @@ DWI, FMAP = "dwi/{}_dwi", "fmap/{}_epi"
 SIX = np.eye(3).repeat(2, axis=0)
 
 
-@pytest.fixture
-def subject(tmp_path):
-    """A dataset with one empty subject."""
-    (tmp_path / "dataset_description.json").write_text(json.dumps({"Name": "case", "BIDSVersion": "1.10.0"}))
-    return tmp_path / "sub-01"
-
-
 def write(stem, sidecar, bvals=None, n=None, affine=AFFINE):
     """Write an image at the stem; with b-values, their tables and as many volumes."""
     stem.parent.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from bids_dmrigen.dwi.series import ScanError
-from bids_dmrigen.interfaces.susceptibility import Susceptibility
+from bids_dmrigen.interfaces.susceptibility import FieldMapCorrection, Susceptibility
 from bids_dmrigen.spatial.io import read_image
+from tests.spatial.test_fieldmap import undistorted
 from tests.spatial.test_susceptibility import AFFINE, SHAPE, distorted
 
 
@@ -63,3 +64,36 @@ def test_an_opposite_series_needs_a_b0_and_its_own_bvalues(files, tmp_path):
     np.savetxt(tmp_path / "few.bval", [[0]], fmt="%d")
     with pytest.raises(ScanError, match=r"few\.bval: 1 entries, but the image has 2 volumes"):
         run(files, tmp_path, opposite_bval=f"{tmp_path}/few.bval")
+
+
+def test_a_field_map_corrects_the_first_series(files, tmp_path):
+    """The phase of two echoes 10 ms apart, of a field that moves the signal as `distorted` does."""
+    b0, voxels = distorted(1)
+    phase = 2 * np.pi * 0.01 * voxels / 0.05
+    images = {"phase": np.angle(np.exp(1j * phase)), "magnitude": undistorted(SHAPE)}
+    for name, data in images.items():
+        nib.save(nib.Nifti1Image(data.astype(np.float32), AFFINE), tmp_path / f"{name}.nii")
+    outputs = FieldMapCorrection(
+        in_file=f"{files['first']}.nii",
+        in_bval=f"{files['first']}.bval",
+        in_bvec=f"{files['first']}.bvec",
+        phase_encoding_direction="j",
+        readout_time=0.05,
+        kind="phasediff",
+        images=[str(tmp_path / "phase.nii")],
+        magnitude=str(tmp_path / "magnitude.nii"),
+        echo_times=[0.005, 0.015],
+    ).run(cwd=tmp_path).outputs  # fmt: skip
+    with open(outputs.out_report) as stream:
+        report = json.load(stream)
+    assert report["MagnitudeSimilarityCorrected"] > report["MagnitudeSimilarityRaw"]
+    before, after, field, magnitude = (
+        read_image(path)[0]
+        for path in (outputs.out_b0, outputs.out_corrected_b0, outputs.out_field, outputs.out_magnitude)
+    )
+    np.testing.assert_allclose(before, b0, rtol=1e-5)
+    inside = images["magnitude"] > 400
+    zoom = np.linalg.norm(AFFINE[:3, 1])
+    assert np.abs(field / zoom - voxels)[inside].mean() < 0.05
+    assert np.abs(after - images["magnitude"])[inside].mean() < 0.2 * np.abs(b0 - images["magnitude"])[inside].mean()
+    assert magnitude.shape == SHAPE

@@ -55,6 +55,14 @@ def test_additional_maps_are_drawn_for_the_method_that_generated_them(inputs, tm
     assert "extraclean" not in dict(draw_figures(RunData(RunFiles(**inputs)), tmp_path)[0])
 
 
+def test_a_field_map_is_shown_beside_the_corrected_b0(inputs, tmp_path):
+    given = {name: value for name, value in inputs.items() if not name.startswith("reverse")}
+    figures, skipped = draw_figures(RunData(RunFiles(**{**given, "field_magnitude": inputs["sdc_before"]})), tmp_path)
+    assert [key for key, _ in figures][4:7] == ["sdc", "fieldmap", "mask"]
+    assert "magnitude" in Path(dict(figures)["fieldmap"]).read_text()
+    assert skipped == {}
+
+
 def test_what_is_missing_is_skipped_with_its_reason(inputs, tmp_path):
     needed = ("preproc_dwi", "preproc_bval", "preproc_bvec", "mask")
     figures, skipped = draw_figures(RunData(RunFiles(**{name: inputs[name] for name in needed})), tmp_path)

@@ -5,6 +5,7 @@ import re
 import shlex
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,31 @@ def test_odd_values_of_a_sidecar_are_no_values(tmp_path):
     assert not isdefined(wf.get_node("susceptibility").inputs.readout_time)
     assert not isdefined(wf.get_node("susceptibility").inputs.opposite_bval)
     assert wf.get_node("gibbs").inputs.slice_axis == 2
+
+
+def test_a_field_map_goes_to_its_node_and_from_there_to_resampling_and_figures(tmp_path):
+    from bids_dmrigen.bids.run import FieldMap
+    from bids_dmrigen.workflow.plan import plan_run
+    from bids_dmrigen.workflow.run import init_run_wf
+
+    from .test_plan import make_run, settings
+
+    run = make_run(tmp_path, metadata={"PhaseEncodingDirection": "j-", "TotalReadoutTime": 0.05})
+    fieldmap = FieldMap("phases", (run.image, run.image), run.image, (0.004, 0.006), declared="IntendedFor")
+    plan = plan_run(replace(run, fieldmap=fieldmap), settings(), "TPL")
+    graph = init_run_wf(plan, template="TPL", links={"raw": tmp_path}, threads=1)
+    inputs = graph.get_node("preprocess.susceptibility").inputs
+    assert (inputs.kind, inputs.images, inputs.magnitude) == ("phases", [str(run.image)] * 2, str(run.image))
+    assert (inputs.echo_times, inputs.readout_time, inputs.phase_encoding_direction) == ([0.004, 0.006], 0.05, "j-")
+    edges = {node.name: data["connect"] for _, node, data in graph._graph.out_edges(graph.get_node("preprocess"), True)}
+    for name in ("figures", "metrics"):
+        fed = {target: source for source, target in edges[name]}
+        assert fed["field_magnitude"] == "output.field_magnitude"
+        assert fed["sdc_after"] == "output.corrected_b0"
+        assert "reverse_after" not in fed
+    inner = graph.get_node("preprocess")._graph
+    (between,) = (d for a, b, d in inner.edges(data=True) if (a.name, b.name) == ("susceptibility", "resample"))
+    assert between["connect"] == [("out_field", "in_field")]
 
 
 def test_multiproc_by_name_is_the_default(tmp_path):

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_dmrigen.bids.run import Partner, Run
+from bids_dmrigen.bids.run import FieldMap, Partner, Run
 from bids_dmrigen.bids.sidecars import image_sidecar
 from bids_dmrigen.methods import options
 from bids_dmrigen.methods.enhance.task import BAD_SIZE
@@ -58,6 +58,33 @@ def test_t1w_and_partner_change_the_plan(tmp_path):
     plan = plan_run(run, settings(), "TPL")
     assert plan.does("susceptibility")
     assert "sub-1_from-dwi_to-T1w_mode-image_xfm.mat" in promised(plan)
+
+
+@pytest.mark.parametrize(
+    ("declared", "reason"),
+    [
+        ("IntendedFor", "from sub-1_phasediff.nii.gz (declared by IntendedFor)"),
+        ("", "from sub-1_phasediff.nii.gz (nothing declares it: it is of the same session)"),
+    ],
+)
+def test_a_field_map_changes_the_plan(tmp_path, declared, reason):
+    plan = plan_run(make_run(tmp_path, fieldmap=field_map(declared)), settings(), "TPL")
+    assert plan.does("susceptibility")
+    assert plan.steps["susceptibility"].reason == reason
+
+
+def field_map(declared=""):
+    folder = Path("/in/fmap")
+    images = folder / "sub-1_phasediff.nii.gz", folder / "sub-1_magnitude1.nii.gz"
+    return FieldMap("phasediff", images[:1], images[1], (0.004, 0.006), declared=declared)
+
+
+def test_a_partner_that_a_field_map_replaces_is_no_failure(tmp_path):
+    run, reverse = reverse_pair(tmp_path)
+    run = replace(run, partner=None, spare_partner=run.partner, fieldmap=field_map("IntendedFor"))
+    plan = plan_runs([run, reverse], settings(), "TPL")[1]
+    assert plan.fault is None
+    assert "sub-AP, for which a field map is used" in plan.note
 
 
 def reverse_pair(tmp_path, tables=True, bval=0):

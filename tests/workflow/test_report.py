@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from bids_dmrigen.bids import names
-from bids_dmrigen.bids.run import Run
+from bids_dmrigen.bids.run import FieldMap, Run
 from bids_dmrigen.qc.report import RunError, read_record, record_path
 from bids_dmrigen.workflow import methods_text
 from bids_dmrigen.workflow.plan import plan_run
@@ -156,6 +156,18 @@ def test_a_refused_method_is_reported_and_not_cited(tmp_path):
     assert "Marchenko-Pastur" in page
     both = [run, make_run(tmp_path / "two", subject="2")]
     assert "Its outputs are synthetic data" in call(tmp_path, both, methods=("difusion",))
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [("phasediff", ["unwrap", "unwrap3d", "ants", "fieldmap"]), ("fieldmap", ["ants", "fieldmap"])],
+)
+def test_the_methods_text_says_what_was_done_with_a_field_map(tmp_path, kind, keys):
+    fieldmap = FieldMap(kind, (tmp_path / "f.nii",), tmp_path / "m.nii")
+    text = methods_text.paragraphs([plan_run(make_run(tmp_path, fieldmap=fieldmap), settings(), "TPL")])
+    (sentence,) = re.findall(r"Susceptibility distortion[^.]*\.", " ".join(text))
+    assert [c.key for c in methods_text.citations([sentence])] == keys
+    assert "opposite phase encoding" not in " ".join(text)
 
 
 def test_without_motion_correction_the_text_does_not_mention_eddy_currents(tmp_path):
