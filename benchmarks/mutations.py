@@ -67,7 +67,7 @@ MUTATIONS = [
     mutation("b-values of a field-map EPI are ignored", "bids/partners.py",
              'texts.table(path, extension) for', 'None for', "bids/test_partners.py"),
     mutation("the partner with the fewest entities in common is used", "bids/partners.py",
-             "(-_in_common(c, run),", "(_in_common(c, run),", "bids/test_partners.py"),
+             "(-in_common(c, run),", "(in_common(c, run),", "bids/test_partners.py"),
     mutation("the read-out takes as many echo spacings as lines", "bids/run.py",
              "spacing * (lines - 1)", "spacing * lines", "bids/test_partners.py"),
     mutation("a damaged gzip file is read as if whole", "spatial/io.py",
