@@ -59,11 +59,11 @@ def _show(args) -> None:
 
 def _verify(args) -> None:
     from ..diffusion.weights import find_weights, load_weights, verify_weights
-    from ..methods import REGISTRY, load, spec_of
+    from ..methods import REGISTRY, load
 
     path = find_weights(args.name, args.weights_dir)
     card = verify_weights(path)
-    if card.method not in REGISTRY or not spec_of(card.method).needs_weights:
+    if card.method not in REGISTRY:
         raise ValueError(f"{path}: weights of method {card.method!r}, which is none of this program")
     network = load(card.method).configured(card.configuration).network(card.size)
     if network is None:
