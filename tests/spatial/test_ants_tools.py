@@ -86,3 +86,13 @@ def test_threads_are_handed_to_itk(monkeypatch):
     monkeypatch.setenv(THREADS_VARIABLE, "7")
     set_threads(3)
     assert os.environ[THREADS_VARIABLE] == "3"
+
+
+@pytest.mark.parametrize(("name", "content"), [("x.h5", b"\x89HDF"), ("x.mat", b"abc"), ("nowhere.h5", None)])
+def test_a_file_that_holds_no_transform_is_named(tmp_path, name, content):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    image = to_ants(np.ones((4, 4, 4), np.float32), np.eye(4))
+    with pytest.raises(ValueError, match=f"{name}: (cannot be read as a|no such file; expected a) transform"):
+        warp(image, image, [path])

@@ -8,6 +8,7 @@ from bids_dmrigen.simulate.atlas_file import AtlasError
 from bids_dmrigen.spatial.templates import (
     TemplateError,
     check_fibre_atlas,
+    check_template,
     embedded_mni,
     find_template,
     read_fibre_atlas,
@@ -92,6 +93,21 @@ def test_missing_files_are_named(tmp_path, files, message):
     touch(tmp_path, *files)
     with pytest.raises(TemplateError, match=message):
         find_template(tmp_path)
+
+
+def test_a_template_is_read_whole_before_anything_is_computed(tmp_path):
+    for name, shape in (("T1w", (6, 7, 5)), ("mask", (6, 7, 5))):
+        nib.save(nib.Nifti1Image(np.ones(shape, np.uint8), np.diag([2.0, 2, 2, 1])), tmp_path / f"tpl-A_{name}.nii.gz")
+    template = find_template(tmp_path)
+    check_template(template)
+    whole = template.t1w.read_bytes()
+    template.t1w.write_bytes(whole[:-6])
+    with pytest.raises(TemplateError, match=r"tpl-A_T1w.*truncated or damaged"):
+        check_template(template)
+    template.t1w.write_bytes(whole)
+    nib.save(nib.Nifti1Image(np.ones((6, 7, 4), np.uint8), np.diag([2.0, 2, 2, 1])), template.mask)
+    with pytest.raises(TemplateError, match="the mask is not on the grid of tpl-A_T1w"):
+        check_template(template)
 
 
 def test_a_missing_directory_is_named(tmp_path):
