@@ -92,7 +92,7 @@ def test_evaluate_runs_a_method_on_the_kept_volumes(tmp_path, monkeypatch):
     assert (seen["net"], seen["volumes"], seen["directions"].shape) == (None, 10, (12, 3))
 
 
-def test_simulated_subjects_are_a_dataset_with_truth(tmp_path, monkeypatch):
+def test_simulated_subjects_are_a_dataset_with_truth(tmp_path, monkeypatch, capsys):
     import nibabel as nib
 
     from bids_dmrigen.cli import simulate
@@ -113,3 +113,4 @@ def test_simulated_subjects_are_a_dataset_with_truth(tmp_path, monkeypatch):
         np.testing.assert_allclose(series, clean, atol=0.51)  # whole numbers, otherwise the truth
     assert main(["simulate", str(out), *options]) == 1  # not empty
     assert main(["simulate", str(tmp_path / "x"), "--directions", "3", "4", "--bvals", "700"]) == 1
+    assert "2 numbers of directions but 1 b-values; give one number per b-value" in capsys.readouterr().err
