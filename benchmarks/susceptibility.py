@@ -1,4 +1,4 @@
-"""Susceptibility: correlation of opposite b0s before and after correction, and with half of the SyN field of ANTs.
+"""Susceptibility: correlation of opposite b0s before and after correction by the pair, by SyN, and by a field map.
 
 Usage: python benchmarks/susceptibility.py [DATA_BIDS_DIRECTORY]
 """
@@ -15,10 +15,13 @@ os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")  # before ant
 
 import numpy as np
 
+from bids_dmrigen.bids.query import find_runs, open_layout
+from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.simulate.atlas import procedural_atlas
 from bids_dmrigen.simulate.scanner import acquire, protocol, scan_grid, susceptibility
 from bids_dmrigen.spatial.ants_tools import Stage, register, to_ants, write_matrix
 from bids_dmrigen.spatial.brain_mask import brain_mask
+from bids_dmrigen.spatial.fieldmap import correct_with_field, read_field
 from bids_dmrigen.spatial.io import read_scan
 from bids_dmrigen.spatial.similarity import pearson
 from bids_dmrigen.spatial.susceptibility import estimate_displacement, unwarp
@@ -68,6 +71,31 @@ def compare(name: str, first: np.ndarray, second: np.ndarray, affine: np.ndarray
     )
 
 
+def compare_field_map(data: Path, subject: str, scans: list[Scan]) -> None:
+    """Print what a subject's field map gives for two scans of opposite phase encoding, and the pair for comparison."""
+    runs = [run for run in find_runs(open_layout(data), [subject]) if run.fieldmap is not None]
+    if len(runs) < len(scans):
+        return
+    field = read_field(runs[0].fieldmap)
+    images, turned = [], []
+    for run, scan in zip(runs, scans, strict=True):
+        direction, readout_s = run.metadata["PhaseEncodingDirection"], run.readout_s
+        images.append(correct_with_field(scan, field, direction, readout_s)[0])
+        wrong = direction.rstrip("-") + ("" if direction.endswith("-") else "-")
+        turned.append(correct_with_field(scan, field, wrong, readout_s)[0]["corrected_b0"])
+    first, second = (i["corrected_b0"] for i in images)
+    pair = estimate_displacement(scans[0].mean_b0(), scans[1].mean_b0(), scans[0].affine, 1)
+    mask = brain_mask((pair.corrected + pair.corrected_opposite) / 2, scans[0].zooms_mm)
+    by_map = images[0]["field"]
+    print(
+        f"{subject}, field map: correlation corrected {pearson(first, second, mask):.3f}, with the wrong sign "
+        f"{pearson(*turned, mask):.3f}; displacement against that of the pair: correlation "
+        f"{np.corrcoef(by_map[mask], pair.field_mm[mask])[0, 1]:.3f}, median difference "
+        f"{np.median(np.abs(by_map - pair.field_mm)[mask]):.2f} mm",
+        flush=True,
+    )
+
+
 def simulated() -> None:
     """Print the error of the field against the truth of a simulated pair, SNR 20."""
     arrays, atlas_affine = embedded_mni(2)
@@ -97,3 +125,4 @@ if __name__ == "__main__":
         if Path(f"{folder / stems[0]}.nii.gz").exists():
             pair = [read_scan(*(f"{folder / stem}.{end}" for end in ("nii.gz", "bval", "bvec")))[0] for stem in stems]
             compare(name, pair[0].mean_b0(), pair[1].mean_b0(), pair[0].affine)
+            compare_field_map(folder, name, pair)
