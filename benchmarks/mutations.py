@@ -70,7 +70,7 @@ MUTATIONS = [
              "(-in_common(c, run),", "(in_common(c, run),", "bids/test_partners.py"),
     mutation("the read-out takes as many echo spacings as lines", "bids/run.py",
              "spacing * (lines - 1)", "spacing * lines", "bids/test_partners.py"),
-    mutation("a damaged gzip file is read as if whole", "spatial/io.py",
+    mutation("a damaged gzip file is read as if whole", "bids/images.py",
              "while stream.read(READ_AT_ONCE):", "while False:", "spatial/test_headers.py"),
     mutation("samples without signal are fitted", "dwi/tensor.py",
              "(values.amin(dim=0) <= 0)", "(values.amin(dim=0) < -1e30)", "dwi/test_tensor.py"),

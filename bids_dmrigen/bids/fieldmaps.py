@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from .images import fault_of
 from .partners import (
     DECLARED,
-    NOT_FETCHED,
-    UNREADABLE,
     Candidate,
     in_common,
     is_meant_for,
@@ -48,6 +47,7 @@ SCALES = (
     (-3142, 3142, 0, 2000 * math.pi),
     (-4096, 4095, 0, 8192),
 )
+STRONGEST_HZ = 20_000.0  # at 7 T the field leaves resonance by some thousands
 FILLED = 0.9  # of its scale: noise outside the head takes every phase
 SLACK = 0.01  # rounding, relative
 
@@ -59,11 +59,14 @@ ODD_ECHO_TIMES = (
 )
 NO_UNITS = "{name}: Units {units!r} of the sidecar are none of {known}; not used: correct the sidecar"
 MISSING_UNITS = "{name}: Units are missing from the sidecar; not used: add them ({known})"
-SEVERAL_VOLUMES = "{name} has shape {shape}, expected one volume; not used"
 OTHER_GRID = "{name} is not on the grid of {other}; not used"
 NO_PHASE = (
     "{name} has values from {lowest:g} to {highest:g}, which are no phase that is known (radians, 0..4095, "
     "-2048..2047, -4096..4095); not used: convert it to radians"
+)
+NO_FIELD = (
+    "{name} has values up to {strongest:g} Hz, which are no field of a head; not used: correct the Units ({units}) in "
+    "the sidecar, or the image"
 )
 NO_READOUT = (
     "{name} is there, but the read-out time of the run is not known; not used: add TotalReadoutTime, or "
@@ -229,7 +232,7 @@ def _unknown(group: Group) -> str | None:
             return MISSING_UNITS.format(name=group.name, known=known)
         if not _units(group):
             return NO_UNITS.format(name=group.name, units=units, known=known)
-        return _unreadable(group.images[0].image)
+        return _unreadable(group.images[0].image) or _too_strong(group)
     times = _echo_times(group)
     if len(times) < 2:
         return NO_ECHO_TIMES.format(name=group.name, **_said_of_echoes(group))
@@ -284,21 +287,28 @@ def _unreadable(image: Path, phase: bool = False) -> str | None:
     import nibabel as nib
     import numpy as np
 
-    name = image.name
-    if not image.exists():
-        return NOT_FETCHED.format(name=name, path=image)
-    try:
-        volume = cast("SpatialImage", nib.load(image))
-        values = np.asarray(volume.dataobj, np.float32)
-    except Exception as error:  # nibabel raises many kinds
-        return UNREADABLE.format(name=name, error=error)
-    if values.ndim < 3 or values.size != np.prod(values.shape[:3]):
-        return SEVERAL_VOLUMES.format(name=name, shape=values.shape)
+    reason = fault_of(image)
+    if reason or not phase:
+        return reason
+    values = np.asarray(cast("SpatialImage", nib.load(image)).dataobj, np.float32)
     values = values[np.isfinite(values)]
-    lowest, highest = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-    if phase and turn_of(lowest, highest) is None:
-        return NO_PHASE.format(name=name, lowest=lowest, highest=highest)
-    return None
+    lowest, highest = float(values.min()), float(values.max())
+    return (
+        NO_PHASE.format(name=image.name, lowest=lowest, highest=highest) if turn_of(lowest, highest) is None else None
+    )
+
+
+def _too_strong(group: Group) -> str | None:
+    """Return that the values of a field are none in its units; None where they may be. Single voxels may be odd."""
+    import nibabel as nib
+    import numpy as np
+
+    image, units = group.images[0].image, _units(group)
+    hz = np.abs(np.asarray(cast("SpatialImage", nib.load(image)).dataobj, np.float64)) * UNITS_IN_HZ[units]
+    strongest = float(np.nanpercentile(hz, 99))
+    if strongest <= STRONGEST_HZ:
+        return None
+    return NO_FIELD.format(name=image.name, strongest=strongest, units=units)
 
 
 def _same_grid(one: Path, other: Path) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..diffusion.storage import TextError
 from . import names
+from .images import NOT_FETCHED, UNREADABLE, fault_of
 from .run import (
     AXES,
     OPPOSITE,
@@ -38,10 +39,6 @@ MOST_TABLELESS_B0 = 6  # largest number of volumes of a series without b-values;
 KINDS = ("dwi", "sbref", "epi")  # suffixes of images that may be partners, the best contrast first
 IN_DWI = ("dwi", "sbref")  # suffixes of images that need no declaration to belong to a run of the session
 DECLARED = ("B0FieldSource", "IntendedFor")
-NOT_FETCHED = (
-    "{name} is a link to a file that does not exist; not used: fetch it (datalad get {path}) or repair the link"
-)
-UNREADABLE = "{name} cannot be read as an image ({error}); not used: copy it anew"
 OTHER_GRID = "{name} has another grid; not used"
 ONE_TABLE = "{name} has a .bval or a .bvec file, but not both; not used: add the one that is missing"
 NO_TABLE = (
@@ -239,7 +236,17 @@ def _obstacle(run: Run, candidate: Candidate, b0_threshold: float) -> str | None
     if own.shape[:3] != other.shape[:3] or not np.allclose(own.affine, other.affine, atol=GEOMETRY_TOLERANCE_MM):
         return OTHER_GRID.format(name=name)
     n = int((*other.shape, 1)[3])
-    return _no_b0(candidate, n, b0_threshold) or _other_readout(run, candidate)
+    reason = _no_b0(candidate, n, b0_threshold) or _other_readout(run, candidate)
+    return reason or fault_of(image, _first_b0(candidate, n, b0_threshold))
+
+
+def _first_b0(candidate: Candidate, n: int, b0_threshold: float) -> int | None:
+    """Return the first b0 among the n volumes of a usable image; None where there is one volume."""
+    from .tables import read_bvals
+
+    if n == 1:
+        return None
+    return 0 if candidate.bval is None else int((read_bvals(candidate.bval) <= b0_threshold).argmax())
 
 
 def _no_b0(candidate: Candidate, n: int, b0_threshold: float) -> str | None:

@@ -16,6 +16,7 @@ from ..diffusion.storage import TextError, read_object
 from ..dwi.gradients import B0_THRESHOLD_S_PER_MM2
 from . import names
 from .fieldmaps import SUFFIXES, Group, groups_of, with_fieldmap
+from .images import fault_of
 from .leftovers import NOT_MAGNITUDE, is_well_named, odd_folders
 from .partners import KINDS, Candidate, candidates_of, with_partner
 from .run import Run
@@ -37,9 +38,6 @@ DUPLICATE = (
 NOTHING_SELECTED = (
     "{prefix}-{label}: no diffusion run (*_dwi.nii[.gz]) in the selection; "
     "remove the label, or list all runs with --dry-run and without labels"
-)
-ABSENT_T1W = (
-    "T1w: {path} is a link to a file that does not exist; it is not used: fetch it (datalad get) or repair the link"
 )
 
 
@@ -302,14 +300,17 @@ def _with_tables(run: Run) -> Run:
 
 
 def _with_t1w(layout: BIDSLayout, run: Run, extra: Mapping[str, Any]) -> Run:
-    """Attach the T1w of the same session, else of the same subject; the first of several by path."""
+    """Attach the T1w of the same session, else of the same subject; of several the first by path that can be used."""
     query = {"suffix": "T1w", "extension": IMAGE, "subject": run.entities["subject"], **extra}
     images = sorted(layout.get(invalid_filters="allow", **query), key=lambda i: i.path)
-    available = [i for i in images if Path(i.path).exists()]
-    same = [i for i in available if i.entities.get("session") == run.entities.get("session")]
-    notes = tuple(ABSENT_T1W.format(path=i.path) for i in images if i not in available)
-    chosen = next(iter(same or available), None)
-    return replace(run, t1w=Path(chosen.path) if chosen else None, notes=(*run.notes, *notes))
+    own = [i.entities.get("session") == run.entities.get("session") for i in images]
+    notes = list(run.notes)
+    for _, image in sorted(zip(own, images, strict=True), key=lambda pair: not pair[0]):
+        fault = fault_of(Path(image.path))
+        if fault is None:
+            return replace(run, t1w=Path(image.path), notes=tuple(notes))
+        notes.append(f"T1w: {fault}")
+    return replace(run, notes=tuple(notes))
 
 
 def _check_filters(layout: BIDSLayout, filters: Filters) -> None:

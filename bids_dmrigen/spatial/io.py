@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import cast
 import nibabel as nib
 import numpy as np
 
+from ..bids.images import whole_values
 from ..bids.tables import read_gradients
 from ..diffusion.storage import write_atomically
 from ..dwi.gradients import B0_THRESHOLD_S_PER_MM2
 from ..dwi.series import NO_B0, Scan, ScanError
 from .headers import check_header, series_shape
-
-READ_AT_ONCE = 2**20  # bytes
 
 
 def open_image(path: str | Path) -> nib.Nifti1Image:
@@ -46,15 +44,7 @@ def read_image(path: str | Path) -> tuple[np.ndarray, nib.Nifti1Image]:
     """
     image = open_image(path)
     with readable(path):
-        if not str(path).endswith(".gz"):
-            return np.asarray(image.dataobj, dtype=np.float32), image
-        # The checksum stands behind the values, where a reader that stops after them never looks.
-        with gzip.open(path) as stream:
-            whole = type(image).from_file_map({"image": nib.FileHolder(fileobj=stream)})
-            data = np.asarray(whole.dataobj, dtype=np.float32)
-            while stream.read(READ_AT_ONCE):
-                pass
-        return data, image
+        return whole_values(image, path), image
 
 
 def read_volume(path: str | Path) -> tuple[np.ndarray, nib.Nifti1Image]:

@@ -73,6 +73,8 @@ def phase_axis(direction: str, opposite_direction: str, path: str | Path) -> int
 def read_opposite_b0(path: str | Path, bval: str | Path | None, b0_threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean b0 (X, Y, Z) of an image of opposite phase encoding, and its (4, 4) affine.
 
+    Single values that are not finite become 0, as in the series that is corrected.
+
     Parameters
     ----------
     path
@@ -88,6 +90,7 @@ def read_opposite_b0(path: str | Path, bval: str | Path | None, b0_threshold: fl
         Where the image cannot be read, the number of b-values is wrong, or no volume is a b0.
     """
     data, image = read_image(path)
+    data = np.nan_to_num(data, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
     if data.ndim == 3:
         return data, image.affine
     if bval is None:

@@ -55,13 +55,37 @@ def test_two_phases_and_their_echo_times_are_used(subject):
     assert found.magnitude.name == "sub-01_magnitude2.nii.gz"
 
 
-@pytest.mark.parametrize("units", ["Hz", "rad/s", "T"])
-def test_a_field_is_used_with_its_units(subject, units):
+@pytest.mark.parametrize(("units", "strongest"), [("Hz", 300), ("rad/s", 2000), ("T", 7e-6)])
+def test_a_field_is_used_with_its_units(subject, units, strongest):
     series(subject, "dir-AP", AP)
-    image(subject, "fieldmap", {"Units": units})
+    image(subject, "fieldmap", {"Units": units}, values=(FULL / 2048 - 1) * strongest)
     image(subject, "magnitude")
     found = runs(subject)["dir-AP"].fieldmap
     assert (found.kind, found.units, found.magnitude.name) == ("fieldmap", units, "sub-01_magnitude.nii.gz")
+
+
+@pytest.mark.parametrize(("units", "strongest"), [("Hz", 1e9), ("T", 300)])
+def test_values_that_are_no_field_in_these_units_are_not_used(subject, units, strongest):
+    series(subject, "dir-AP", AP)
+    image(subject, "fieldmap", {"Units": units}, values=(FULL / 2048 - 1) * strongest)
+    image(subject, "magnitude")
+    run = runs(subject)["dir-AP"]
+    assert run.fieldmap is None
+    assert f"correct the Units ({units}) in the sidecar" in run.no_partner
+
+
+@pytest.mark.parametrize("suffix", ["fieldmap", "magnitude"])
+@pytest.mark.parametrize(
+    ("value", "reason"), [(0, "is 0 everywhere"), (np.nan, "has no finite value")], ids=["zero", "nan"]
+)
+def test_an_empty_field_or_magnitude_is_not_used(subject, suffix, value, reason):
+    series(subject, "dir-AP", AP)
+    images = {"fieldmap": FULL / 100, "magnitude": FULL}
+    for name, values in images.items():
+        image(subject, name, {"Units": "Hz"}, values=values * 0 + value if name == suffix else values)
+    run = runs(subject)["dir-AP"]
+    assert run.fieldmap is None
+    assert f"sub-01_{suffix}.nii.gz {reason}" in run.no_partner
 
 
 @pytest.mark.parametrize(

@@ -188,3 +188,38 @@ def test_read_out_times_are_compared_from_whatever_is_there(subject, run_says, p
     run = runs(subject)["dir-AP"]
     assert (run.partner is None) == bool(reason)
     assert (reason or "") in run.no_partner
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("cut", "cannot be read"), ("nan", "no finite value"), ("zero", "is 0 everywhere"), ("complex", "complex64")],
+)
+def test_a_damaged_image_of_opposite_direction_is_not_used(subject, kind, reason):
+    series(subject, "dir-AP", AP)
+    epi(subject, "run-1_dir-PA", PA)
+    epi(subject, "run-2_dir-PA", PA | {"IntendedFor": "dwi/sub-01_dir-AP_dwi.nii.gz"})
+    path = subject / "fmap/sub-01_run-2_dir-PA_epi.nii.gz"
+    if kind == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        value = {"nan": np.float32(np.nan), "zero": np.float32(0), "complex": np.complex64(1j)}[kind]
+        nib.save(nib.Nifti1Image(np.full(SHAPE, value), AFFINE), path)
+    assert used(runs(subject)["dir-AP"]) == "run-1_dir-PA_epi.nii.gz"
+    (subject / "fmap/sub-01_run-1_dir-PA_epi.nii.gz").unlink()
+    run = runs(subject)["dir-AP"]
+    assert run.partner is None
+    assert f"{path.name} " in run.no_partner
+    assert reason in run.no_partner
+
+
+def test_only_the_b0_of_a_series_is_looked_at(subject):
+    series(subject, "dir-AP", AP)
+    series(subject, "dir-PA", PA, [1000, 0, *[1000] * 6])
+    path = subject / "dwi/sub-01_dir-PA_dwi.nii.gz"
+    data = np.array(nib.load(path).dataobj, np.float32)
+    data[..., 0] = 0
+    nib.save(nib.Nifti1Image(data, AFFINE), path)
+    assert used(runs(subject)["dir-AP"]) == "dir-PA_dwi.nii.gz"
+    data[..., 1] = 0
+    nib.save(nib.Nifti1Image(data, AFFINE), path)
+    assert "is 0 everywhere" in runs(subject)["dir-AP"].no_partner

@@ -41,6 +41,12 @@ def add_epi(root, dwi, sidecar):
     (fmap / "sub-03_dir-PA_epi.json").write_text(content)
 
 
+def add_t1w(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(np.arange(512, dtype=np.int16).reshape(8, 8, 8), np.eye(4)), path)
+    return path
+
+
 def test_sessions_acquisitions_and_runs(dataset):
     add(dataset, "sub-03_ses-a_acq-hi_run-01", session="a")
     add(dataset, "sub-03_ses-b", session="b")
@@ -239,9 +245,7 @@ def test_excluded_folders_are_not_indexed(dataset):
 def test_t1w_of_the_same_session_first(dataset):
     for session in "ab":
         add(dataset, f"sub-03_ses-{session}", session=session)
-        anat = dataset / "sub-03" / f"ses-{session}" / "anat"
-        anat.mkdir()
-        shutil.copy(dataset / "sub-01/dwi/sub-01_dwi.nii.gz", anat / f"sub-03_ses-{session}_T1w.nii.gz")
+        add_t1w(dataset / f"sub-03/ses-{session}/anat/sub-03_ses-{session}_T1w.nii.gz")
     for run in runs_of(dataset, participants=["03"]):
         assert f"ses-{run.entities['session']}" in run.t1w.name
 
@@ -255,7 +259,30 @@ def test_t1w_that_was_not_fetched_is_not_used(dataset):
     assert (run.t1w, run.fault) == (None, None)
     assert any(note.startswith("T1w: ") and "run-1_T1w.nii.gz is a link" in note for note in run.notes)
     assert not any(note.startswith("T1w: ") for note in other.notes)
-    shutil.copy(dataset / "sub-01/dwi/sub-01_dwi.nii.gz", anat / "sub-01_run-2_T1w.nii.gz")
+    add_t1w(anat / "sub-01_run-2_T1w.nii.gz")
+    assert runs_of(dataset)[0].t1w.name == "sub-01_run-2_T1w.nii.gz"
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "series", "flipped"])
+def test_a_damaged_t1w_is_not_used(dataset, kind):
+    anat = dataset / "sub-01/anat"
+    damaged = add_t1w(anat / "sub-01_run-1_T1w.nii.gz")
+    content = damaged.read_bytes()
+    reason = "cannot be read as an image"
+    if kind == "cut":
+        damaged.write_bytes(content[: len(content) // 2])
+    elif kind == "empty":
+        nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.int16), np.eye(4)), damaged)
+        reason = "is 0 everywhere"
+    elif kind == "series":
+        shutil.copy(dataset / "sub-01/dwi/sub-01_dwi.nii.gz", damaged)
+        reason = "expected one volume"
+    else:
+        damaged.write_bytes(content[:-8] + bytes([content[-8] ^ 1]) + content[-7:])  # of the checksum
+    run = runs_of(dataset)[0]
+    assert (run.t1w, run.fault) == (None, None)
+    assert any(note.startswith("T1w: sub-01_run-1_T1w.nii.gz") and reason in note for note in run.notes)
+    add_t1w(anat / "sub-01_run-2_T1w.nii.gz")
     assert runs_of(dataset)[0].t1w.name == "sub-01_run-2_T1w.nii.gz"
 
 
@@ -378,8 +405,7 @@ def test_an_unknown_label_names_the_existing_ones(dataset):
 
 def test_labels_that_select_nothing_beside_others_are_named(dataset):
     add(dataset, "sub-03_ses-a_run-01", session="a")
-    (dataset / "sub-05/anat").mkdir(parents=True)
-    shutil.copy(dataset / "sub-01/dwi/sub-01_dwi.nii.gz", dataset / "sub-05/anat/sub-05_T1w.nii.gz")
+    add_t1w(dataset / "sub-05/anat/sub-05_T1w.nii.gz")
     asked = {"participants": ["01", "05"], "sessions": [], "run_labels": []}
     (said,) = labels_without_run(runs_of(dataset, **asked), **asked)
     assert said.startswith("sub-05: no diffusion run")

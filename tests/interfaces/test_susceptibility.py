@@ -9,6 +9,7 @@ import pytest
 from bids_dmrigen.dwi.series import ScanError
 from bids_dmrigen.interfaces.susceptibility import FieldMapCorrection, Susceptibility
 from bids_dmrigen.spatial.io import read_image
+from bids_dmrigen.spatial.susceptibility import read_opposite_b0
 from tests.spatial.test_fieldmap import undistorted
 from tests.spatial.test_susceptibility import AFFINE, SHAPE, distorted
 
@@ -97,3 +98,13 @@ def test_a_field_map_corrects_the_first_series(files, tmp_path):
     assert np.abs(field / zoom - voxels)[inside].mean() < 0.05
     assert np.abs(after - images["magnitude"])[inside].mean() < 0.2 * np.abs(b0 - images["magnitude"])[inside].mean()
     assert magnitude.shape == SHAPE
+
+
+def test_single_values_that_are_not_finite_become_zero(tmp_path):
+    data = np.ones((4, 4, 4, 3), np.float32)
+    data[1, 2, 3, 0], data[0, 0, 0, 2] = np.nan, np.inf
+    nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "b0.nii.gz")
+    (tmp_path / "b0.bval").write_text("0 0 1000")
+    mean, _ = read_opposite_b0(tmp_path / "b0.nii.gz", tmp_path / "b0.bval", 50)
+    assert mean[1, 2, 3] == pytest.approx(0.5)
+    assert np.isfinite(mean).all()

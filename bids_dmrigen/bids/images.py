@@ -1,0 +1,101 @@
+"""Whether an image beside a run can be used: it is there, it is whole, and it holds something."""
+
+from __future__ import annotations
+
+import gzip
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    import numpy as np
+    from nibabel.spatialimages import SpatialImage
+
+READ_AT_ONCE = 2**20  # bytes
+NOT_FETCHED = (
+    "{name} is a link to a file that does not exist; not used: fetch it (datalad get {path}) or repair the link"
+)
+NOT_A_FILE = "{name} is not a file; not used"
+UNREADABLE = "{name} cannot be read as an image ({error}); not used: copy it anew"
+NO_NUMBERS = "{name} holds {dtype} values, expected real numbers; not used"
+NO_PLACE = "{name} has an affine that describes no grid; not used: correct its sform or qform"
+SEVERAL_VOLUMES = "{name} has shape {shape}, expected one volume; not used"
+EMPTY = "{name} {what}: it holds no image; not used: export it again"
+
+
+def whole_values(image: SpatialImage, path: str | Path) -> np.ndarray:
+    """Return all values of an image as float32, with scaling applied; a compressed file is read to its checksum.
+
+    The checksum stands behind the values, where a reader that stops after them never looks.
+
+    Parameters
+    ----------
+    image
+        As `nibabel.load` gives it.
+    path
+        Its file.
+
+    Raises
+    ------
+    Exception
+        Of many kinds, where the file is truncated or damaged.
+    """
+    import nibabel as nib
+    import numpy as np
+
+    if not str(path).endswith(".gz"):
+        return np.asarray(image.dataobj, dtype=np.float32)
+    with gzip.open(path) as stream:
+        whole = type(image).from_file_map({"image": nib.FileHolder(fileobj=stream)})
+        data = np.asarray(whole.dataobj, dtype=np.float32)
+        while stream.read(READ_AT_ONCE):
+            pass
+    return data
+
+
+def fault_of(path: Path, volume: int | None = None) -> str | None:
+    """Return why an image cannot be used; None if it can.
+
+    Parameters
+    ----------
+    path
+        The image.
+    volume
+        The only volume that is looked at, of a series; None: the image must be a single volume, and is read whole.
+    """
+    if not path.exists():
+        return NOT_FETCHED.format(name=path.name, path=path)
+    if not path.is_file():
+        return NOT_A_FILE.format(name=path.name)
+    state = path.stat()
+    return _fault_of(path, volume, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=4096)  # one T1w image or field map serves several runs
+def _fault_of(path: Path, volume: int | None, _mtime_ns: int, _size: int) -> str | None:
+    import nibabel as nib
+    import numpy as np
+
+    name = path.name
+    try:
+        image = cast("SpatialImage", nib.load(path))
+        if image.get_data_dtype().kind not in "iuf":
+            return NO_NUMBERS.format(name=name, dtype=image.get_data_dtype())
+        affine = image.affine
+        if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+            return NO_PLACE.format(name=name)
+        single = len(image.shape) >= 3 and set(image.shape[3:]) <= {1}
+        if volume is None and not single:
+            return SEVERAL_VOLUMES.format(name=name, shape=image.shape)
+        if volume is None or single:
+            values = whole_values(image, path)
+        else:
+            values = np.asarray(image.dataobj[..., volume], np.float32)
+    except Exception as error:  # nibabel raises many kinds
+        return UNREADABLE.format(name=name, error=error or type(error).__name__)
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return EMPTY.format(name=name, what="has no finite value")
+    if values.min() == values.max():
+        return EMPTY.format(name=name, what=f"is {values[0]:g} everywhere")
+    return None
