@@ -39,6 +39,7 @@ MAGNITUDES = {
 HZ_PER_T = 42.577478518e6  # of protons
 UNITS_IN_HZ = {"Hz": 1.0, "rad/s": 1 / (2 * math.pi), "T": HZ_PER_T}
 LONGEST_ECHO_S = 0.5  # longer echo times are milliseconds
+SHORTEST_STEP_S = 2e-4  # between the echoes: a whole turn is then 5000 Hz
 GRID_TOLERANCE_MM = 1.0
 # Lowest and highest value of scanners' phase images, the value that stands for 0, and the length of a whole turn.
 SCALES = (
@@ -55,7 +56,8 @@ NO_SECOND = "{name} has no {other} beside it; not used: add the phase of the oth
 NO_MAGNITUDE = "{name} has no magnitude image beside it; not used: add {expected}"
 NO_ECHO_TIMES = "{name}: {keys} not known ({found}); not used: add {keys} to the sidecar, in s"
 ODD_ECHO_TIMES = (
-    "{name}: {first:g} and {second:g} are no echo times in s, the earlier one first; not used: correct the sidecar"
+    "{name}: {first:g} and {second:g} are no echo times in s, the earlier one first, {step:g} s or more apart; not "
+    "used: correct the sidecar"
 )
 NO_UNITS = "{name}: Units {units!r} of the sidecar are none of {known}; not used: correct the sidecar"
 MISSING_UNITS = "{name}: Units are missing from the sidecar; not used: add them ({known})"
@@ -71,6 +73,10 @@ NO_FIELD = (
 NO_READOUT = (
     "{name} is there, but the read-out time of the run is not known; not used: add TotalReadoutTime, or "
     "EffectiveEchoSpacing and ReconMatrixPE, to the sidecar of the run"
+)
+ODD_READOUT = (
+    "{name} is there, but TotalReadoutTime {total:g} of the run is no read-out time in s; not used: correct the "
+    "sidecar of the run"
 )
 OTHER_PURPOSE = (
     "{name} is a field map, but its {key} ({value}) does not name this run; not used: correct it if the field map "
@@ -164,7 +170,7 @@ def with_fieldmap(run: Run, groups: Sequence[Group]) -> Run:
     for declared, group in _in_order(run, groups):
         if levels.index(declared) >= level:
             return run
-        reason = NO_READOUT.format(name=group.name) if run.readout_s is None else None
+        reason = _no_readout(run, group)
         reason = reason or _missing(group) or _unknown(group)
         magnitude, faults = (None, [reason]) if reason else _magnitude(group)
         if magnitude is not None:
@@ -176,6 +182,16 @@ def with_fieldmap(run: Run, groups: Sequence[Group]) -> Run:
         return run
     reasons += _undeclared(run, groups)
     return replace(run, no_partner="; ".join(dict.fromkeys([run.no_partner, *reasons])))
+
+
+def _no_readout(run: Run, group: Group) -> str | None:
+    """Return that the read-out time of a run is not known; None where it is."""
+    if run.readout_s is not None:
+        return None
+    total = positive(run.metadata.get("TotalReadoutTime"))
+    if total is not None:
+        return ODD_READOUT.format(name=group.name, total=total)
+    return NO_READOUT.format(name=group.name)
 
 
 def _is_beside(candidate: Candidate, other: Candidate) -> bool:
@@ -236,8 +252,8 @@ def _unknown(group: Group) -> str | None:
     times = _echo_times(group)
     if len(times) < 2:
         return NO_ECHO_TIMES.format(name=group.name, **_said_of_echoes(group))
-    if not times[0] < times[1] <= LONGEST_ECHO_S:
-        return ODD_ECHO_TIMES.format(name=group.name, first=times[0], second=times[1])
+    if not times[0] + SHORTEST_STEP_S <= times[1] <= LONGEST_ECHO_S:
+        return ODD_ECHO_TIMES.format(name=group.name, first=times[0], second=times[1], step=SHORTEST_STEP_S)
     return next((reason for c in group.images if (reason := _unreadable(c.image, phase=True))), None)
 
 

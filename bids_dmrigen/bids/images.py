@@ -90,7 +90,8 @@ def _fault_of(path: Path, volume: int | None, _mtime_ns: int, _size: int) -> str
         if volume is None or single:
             values = whole_values(image, path)
         else:
-            values = np.asarray(image.dataobj[..., volume], np.float32)
+            index = tuple(volume if n > 1 else 0 for n in image.shape[3:])
+            values = np.asarray(image.dataobj[(slice(None),) * 3 + index], np.float32)
     except Exception as error:  # nibabel raises many kinds
         return UNREADABLE.format(name=name, error=error or type(error).__name__)
     values = values[np.isfinite(values)]

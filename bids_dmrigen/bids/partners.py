@@ -8,6 +8,7 @@ declared for nothing; those with most entities in common with the run go first.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,17 +17,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..diffusion.storage import TextError
 from . import names
-from .images import NOT_FETCHED, UNREADABLE, fault_of
+from .images import NO_PLACE, NOT_FETCHED, UNREADABLE, fault_of
 from .run import (
     AXES,
     OPPOSITE,
     Partner,
     Run,
-    as_list,
     direction_of,
     echo_spacing_s,
     one_of,
     readout_s,
+    texts_in,
 )
 from .texts import Texts
 
@@ -71,12 +72,12 @@ class Candidate:
     @property
     def identifiers(self) -> set[str]:
         """The names of fields that the image is used to estimate."""
-        return {str(name) for name in as_list(self.metadata.get("B0FieldIdentifier"))}
+        return set(texts_in(self.metadata.get("B0FieldIdentifier")))
 
     @property
     def intended_for(self) -> list[str]:
         """The images that it is declared for."""
-        return [str(target) for target in as_list(self.metadata.get("IntendedFor"))]
+        return texts_in(self.metadata.get("IntendedFor"))
 
 
 def candidates_of(images: Sequence[Any], texts: Texts) -> list[Candidate]:
@@ -158,12 +159,20 @@ def _in_order(run: Run, candidates: Sequence[Candidate]) -> Iterator[tuple[str, 
 
 def sources_of(run: Run) -> set[str]:
     """Return the names of fields that a run is to be corrected with."""
-    return {str(name) for name in as_list(run.metadata.get("B0FieldSource"))}
+    return set(texts_in(run.metadata.get("B0FieldSource")))
 
 
 def is_meant_for(targets: Sequence[str], run: Run) -> bool:
-    """Return whether `IntendedFor` names the run: by its file name, which holds subject, session and run."""
-    return run.image.name in {target.rsplit("/", 1)[-1] for target in targets}
+    """Return whether `IntendedFor` names the run: by its file name, which holds subject, session and run.
+
+    A folder of another subject before the name is a mistake: which of the two is meant, nobody knows.
+    """
+    own = f"sub-{run.entities['subject']}"
+    for target in targets:
+        *folders, name = re.split(r"[/\\:]", target)
+        if name == run.image.name and all(part == own for part in folders if part.startswith("sub-")):
+            return True
+    return False
 
 
 def is_of_session(candidate: Candidate, run: Run) -> bool:
@@ -233,9 +242,11 @@ def _obstacle(run: Run, candidate: Candidate, b0_threshold: float) -> str | None
         own = cast("SpatialImage", nib.load(run.image))
     except Exception:  # the checks of the run report it
         return None
+    if not np.isfinite(other.affine).all():
+        return NO_PLACE.format(name=name)
     if own.shape[:3] != other.shape[:3] or not np.allclose(own.affine, other.affine, atol=GEOMETRY_TOLERANCE_MM):
         return OTHER_GRID.format(name=name)
-    n = int((*other.shape, 1)[3])
+    n = int(np.prod(other.shape[3:]))
     reason = _no_b0(candidate, n, b0_threshold) or _other_readout(run, candidate)
     return reason or fault_of(image, _first_b0(candidate, n, b0_threshold))
 
@@ -251,7 +262,7 @@ def _first_b0(candidate: Candidate, n: int, b0_threshold: float) -> int | None:
 
 def _no_b0(candidate: Candidate, n: int, b0_threshold: float) -> str | None:
     """Return why no b0 can be taken from an image of n volumes; None if one can."""
-    from .tables import read_bvals
+    from .tables import read_b0_table
 
     name, bval = candidate.image.name, candidate.bval
     if candidate.suffix == "dwi" and (bval is None) != (candidate.bvec is None):
@@ -260,7 +271,7 @@ def _no_b0(candidate: Candidate, n: int, b0_threshold: float) -> str | None:
         too_many = candidate.suffix == "dwi" and n > MOST_TABLELESS_B0
         return NO_TABLE.format(name=name, n=n) if too_many else None
     try:
-        bvals = read_bvals(bval)
+        bvals = read_b0_table(bval, candidate.bvec)
     except ValueError as error:
         return f"{error}; {name} is not used"
     if len(bvals) != n:

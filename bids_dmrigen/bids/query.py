@@ -5,6 +5,7 @@ A run that cannot be used is returned too, with its `fault`: the other runs are 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,13 +20,19 @@ from .fieldmaps import SUFFIXES, Group, groups_of, with_fieldmap
 from .images import fault_of
 from .leftovers import NOT_MAGNITUDE, is_well_named, odd_folders
 from .partners import KINDS, Candidate, candidates_of, with_partner
-from .run import Run
+from .run import Run, as_list
 from .texts import Texts, name_parts
 
 if TYPE_CHECKING:
     from bids import BIDSLayout
     from bids.layout import BIDSImageFile
 
+# What filters cannot choose: entity -> values that are possible.
+FIXED: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "dwi": {"datatype": ("dwi",), "suffix": ("dwi",), "extension": (".nii", ".nii.gz", "nii", "nii.gz")},
+    "t1w": {"datatype": ("anat",), "suffix": ("T1w",), "extension": (".nii", ".nii.gz", "nii", "nii.gz"),
+            "subject": ()},
+}  # fmt: skip
 Filters = Mapping[str, Mapping[str, Any]]  # pybids filters under the keys "dwi" and "t1w"
 
 IMAGE = [".nii", ".nii.gz"]
@@ -91,7 +98,7 @@ def open_layout(
         bids_dir,
         validate=False,
         is_derivative=derivative,
-        config=["bids", "derivatives"] if derivative else ["bids"],
+        config=[_below(bids_dir, name) for name in (["bids", "derivatives"] if derivative else ["bids"])],
         database_path=database,
         # Without metadata, as one broken sidecar would stop the indexing. Sidecars are read for each run.
         indexer=BIDSLayoutIndexer(
@@ -100,6 +107,21 @@ def open_layout(
             index_metadata=False,
         ),
     )
+
+
+def _below(root: Path, name: str) -> dict[str, Any]:
+    """Return a configuration of pybids that reads entities from the paths below the root, the last of each kind.
+
+    Its own would take `sub-` of a folder above the dataset for the subject.
+    """
+    from bids.config import get_option
+
+    config: dict[str, Any] = json.loads(Path(get_option("config_paths")[name]).read_text(encoding="utf-8"))
+    start = f"^{re.escape(str(root.absolute()))}.*"
+    for entity in config["entities"]:
+        if entity.get("pattern", "").startswith(("[_/", "[/")):
+            entity["pattern"] = start + entity["pattern"]
+    return config
 
 
 def find_runs(
@@ -321,6 +343,13 @@ def _check_filters(layout: BIDSLayout, filters: Filters) -> None:
     for key, wanted in filters.items():
         if not isinstance(wanted, dict):
             raise SelectionError(f"filter file: {key} is {wanted!r}; expected an object of entities and their values")
+        for name, value in wanted.items():
+            allowed = FIXED[key].get(name)
+            if not all(isinstance(v, str | int | float | None) for v in as_list(value)):
+                raise SelectionError(f"filter file: {key}: {name} is {value!r}; expected a value, or a list of values")
+            if allowed is not None and not set(as_list(value)) <= set(allowed):
+                expected = f"only {' or '.join(allowed)} is possible" if allowed else "it is that of the run"
+                raise SelectionError(f"filter file: {key}: {name} is {value!r}; {expected}; take the entry out")
         if set(wanted) - entities:
             raise SelectionError(
                 f"filter file: {key}: {sorted(set(wanted) - entities)} are not entities of file names; "

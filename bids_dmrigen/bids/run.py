@@ -11,6 +11,7 @@ from typing import Any
 from . import names
 
 OPPOSITE = {"i": "i-", "i-": "i", "j": "j-", "j-": "j", "k": "k-", "k-": "k"}
+LONGEST_READOUT_S = 0.5  # EPI takes some hundredths; longer times are milliseconds
 AXES = ("i", "j", "k")
 
 
@@ -108,14 +109,17 @@ def direction_of(metadata: Mapping[str, Any]) -> str | None:
 def readout_s(metadata: Mapping[str, Any]) -> float | None:
     """Return the total read-out time in s, from echo spacing and matrix where it is not given; None if unknown.
 
+    Longer times than that of any scanner are in another unit, and unknown.
+
     >>> round(readout_s({"EffectiveEchoSpacing": 0.0007, "ReconMatrixPE": 101}), 3)
     0.07
     """
     total = positive(metadata.get("TotalReadoutTime"))
     if total is not None:
-        return total
+        return total if total <= LONGEST_READOUT_S else None
     spacing, lines = echo_spacing_s(metadata), positive(metadata.get("ReconMatrixPE"))
-    return spacing * (lines - 1) if spacing is not None and lines is not None and lines > 1 else None
+    total = spacing * (lines - 1) if spacing is not None and lines is not None and lines > 1 else None
+    return total if total is not None and total <= LONGEST_READOUT_S else None
 
 
 def echo_spacing_s(metadata: Mapping[str, Any]) -> float | None:
@@ -137,6 +141,16 @@ def positive(value: Any) -> float | None:
 def one_of(allowed: Sequence[str], value: Any) -> str | None:
     """Return a value if it is one of those allowed, else None."""
     return value if isinstance(value, str) and value in allowed else None
+
+
+def texts_in(value: Any) -> list[str]:
+    """Return the names in metadata that may be one name or a list of names; what is no name is left out.
+
+    >>> texts_in(["a", None, ""]), texts_in("b"), texts_in(3)
+    (['a'], ['b'], ['3'])
+    """
+    found = [v for v in as_list(value) if isinstance(v, str | int | float) and not isinstance(v, bool)]
+    return [str(v) for v in found if str(v).strip()]
 
 
 def as_list(value: Any) -> list[Any]:

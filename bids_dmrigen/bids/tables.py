@@ -10,6 +10,7 @@ from ..diffusion.storage import TextError, read_text, write_atomically
 from ..dwi.gradients import B0_THRESHOLD_S_PER_MM2, LEAST_DIRECTIONS, GradientError, GradientTable, trailing_trace
 
 HIGHEST_B, LOWEST_B = 1e5, 20.0  # s/mm²: above and (for the highest of a series) below this, the unit is another
+NO_BVALS = "{path}: expected finite b-values of 0 or more, found {lowest:g} to {highest:g}; correct the table"
 LONG = 0.5  # length of a b-vector that is meant as a direction
 TOO_HIGH = (
     "{path}: b-values reach {highest:g}, expected at most {most:g} s/mm²; b-values in s/m² are to be divided by 1e6"
@@ -49,8 +50,25 @@ def read_gradients(
         raise GradientError(f"{bval}, {bvec}: {error}") from None
 
 
+def read_b0_table(bval: str | Path, bvec: str | Path | None = None) -> np.ndarray:
+    """Return the (N,) b-values of a series that b0s are taken from, s/mm².
+
+    Raises
+    ------
+    GradientError
+        Where a file cannot be read, or the b-values are none: not finite, negative, or of another unit.
+    """
+    bvals = read_bvals(bval)
+    if not np.isfinite(bvals).all() or (bvals < 0).any():
+        raise GradientError(NO_BVALS.format(path=bval, lowest=bvals.min(), highest=bvals.max()))
+    _check_unit(bvals, np.zeros((len(bvals), 3)) if bvec is None else read_bvecs(bvec), bval)
+    return bvals
+
+
 def _check_unit(bvals: np.ndarray, bvecs: np.ndarray, path: str | Path) -> None:
-    """Refuse b-values that are in another unit than s/mm²."""
+    """Refuse b-values that are in another unit than s/mm²; negative ones are not judged."""
+    if (bvals < 0).any():
+        return
     highest = np.nan_to_num(bvals, nan=0, posinf=np.inf).max()
     weighted = int((np.linalg.norm(np.nan_to_num(bvecs), axis=1) > LONG).sum())
     has_b0 = bool((bvals < 0.1 * highest).any())  # a series of b0s alone may say 5 s/mm² for each

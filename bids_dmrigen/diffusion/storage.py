@@ -54,7 +54,7 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except RecursionError:
         raise TextError(NOT_JSON.format(path=path, error="brackets inside brackets, thousands deep")) from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # also a number of thousands of digits
         raise TextError(NOT_JSON.format(path=path, error=error)) from None
 
 

@@ -115,6 +115,14 @@ def _check_size(image: nib.Nifti1Image, path: str | Path) -> None:
         )
 
 
+def _unit_of(header) -> str:
+    """Return the unit of space of a header; `unknown` also for a code that NIfTI does not define."""
+    try:
+        return str(header.get_xyzt_units()[0])
+    except KeyError:
+        return "unknown"
+
+
 def _check_geometry(image: nib.Nifti1Image, path: str | Path) -> None:
     header = image.header
     qform = [*(f"quatern_{k}" for k in "bcd"), *(f"qoffset_{axis}" for axis in "xyz")]
@@ -129,7 +137,7 @@ def _check_geometry(image: nib.Nifti1Image, path: str | Path) -> None:
         raise ScanError(NOT_FINITE.format(path=path, fields=" and ".join(broken)))
     linear = image.affine[:3, :3]
     zooms = np.linalg.norm(linear, axis=0)
-    unit = header.get_xyzt_units()[0]
+    unit = _unit_of(header)
     if not (VOXEL_MM[0] <= zooms.min() and zooms.max() <= VOXEL_MM[1]) or unit in ("meter", "micron"):
         raise ScanError(
             BAD_VOXELS.format(path=path, zooms=" x ".join(f"{z:.4g}" for z in zooms), low=VOXEL_MM[0],

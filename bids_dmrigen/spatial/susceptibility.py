@@ -93,6 +93,7 @@ def read_opposite_b0(path: str | Path, bval: str | Path | None, b0_threshold: fl
     data = np.nan_to_num(data, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
     if data.ndim == 3:
         return data, image.affine
+    data = data.reshape(*data.shape[:3], -1)  # five axes, one of them of length one
     if bval is None:
         return data.mean(axis=3), image.affine
     bvals = read_bvals(bval)

@@ -16,6 +16,7 @@ DENOISING = "Denoising"  # one of its entries
 NOT_DONE = "not done"
 UNKNOWN = "the sidecar of the stored series does not say how it was made"
 NO_METHODS = ("preproc", "brain")  # labels after desc- in names of images that are not of a method
+RESULTS = (".nii.gz", ".tsv", ".h5", ".mat")  # ends of file names; every other file is beside one of these
 OF_METHOD = re.compile(r"_desc-([A-Za-z0-9]+)_(?:dwi|dwimap)\.nii\.gz$")
 
 
@@ -29,6 +30,13 @@ def stored_methods(out_dir: Path, entities: Mapping[str, str]) -> tuple[str, ...
         if label and same_run and label[1] not in NO_METHODS and not label[1].endswith("std"):
             labels.add(label[1])
     return tuple(sorted(labels))
+
+
+def stored_files(out_dir: Path, entities: Mapping[str, str]) -> list[str]:
+    """Return the images, tables and transforms of a run in the output folder, relative to it, in order."""
+    folder, own = (out_dir / names.output_path(entities, "preproc")).parent, names.stem(entities)
+    found = (path for path in folder.glob(f"{own}_*") if path.name.endswith(RESULTS))
+    return sorted(path.relative_to(out_dir).as_posix() for path in found if names.stem(entities_of(path.name)) == own)
 
 
 def stored_preprocessing(out_dir: Path, entities: Mapping[str, str]) -> dict[str, str]:

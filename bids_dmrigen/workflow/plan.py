@@ -19,7 +19,7 @@ from ..dwi.series import NO_B0, Scan, ScanError
 from ..methods import REGISTRY, options, spec_of
 from ..methods.spec import RISH, TENSOR, Directions, Header, MethodPlan, MethodSpec
 from ..qc.report import STEP_LABELS
-from .earlier import DENOISING, NOT_DONE, UNKNOWN, changes, stored_methods, stored_preprocessing
+from .earlier import DENOISING, NOT_DONE, UNKNOWN, changes, stored_files, stored_methods, stored_preprocessing
 from .settings import DENOISERS, Settings, directions_of
 
 MIN_SLICES = 8  # voxels along each axis; with fewer, three-dimensional registration is not reliable
@@ -55,6 +55,12 @@ CONFLICT = (
     "series that they belong to ({changes}); give the options of the earlier call (logs/settings-*.toml), or ask for "
     "these methods too (--methods {all}), or take another output folder; nothing of this run was changed"
 )
+LEFT = (
+    "{folder} holds files that this call does not make again ({files}), and would replace the preprocessed series that "
+    "they belong to ({changes}); give the options of the earlier call (logs/settings-*.toml), or remove these files, "
+    "or take another output folder; nothing of this run was changed"
+)
+MOST_NAMES = 3  # of files in a message
 REPLACED = "the preprocessed series of an earlier call is replaced ({changes})"
 TRACE_LEFT_OUT = "the last {n} of {total} volumes have a b-value but no direction; left out (--leave-out-trace)"
 UNFORESEEN = (
@@ -312,13 +318,18 @@ def _beside_earlier(plan: RunPlan, before: Mapping[str, str]) -> RunPlan:
     Raises
     ------
     ConflictError
-        Where results of methods that are not part of the plan belong to that series.
+        Where results that are not part of the plan belong to that series.
     """
     found = changes(before, plan.preprocessing) if before else [UNKNOWN] * bool(plan.kept)
     if not found:
         return plan
     said = "; ".join(found)
     if not plan.kept:
+        made = {output.path.as_posix() for output in plan.outputs}
+        left = [path for path in stored_files(plan.settings.out_dir, plan.run.entities) if path not in made]
+        if left:
+            files = ", ".join(left[:MOST_NAMES]) + f" and {len(left) - MOST_NAMES} more" * (len(left) > MOST_NAMES)
+            raise ConflictError(LEFT.format(folder=plan.settings.out_dir, files=files, changes=said))
         return replace(plan, warnings=(*plan.warnings, REPLACED.format(changes=said)))
     every = " ".join(dict.fromkeys([*plan.settings.methods, *plan.kept]))
     methods = " and ".join(plan.kept)
@@ -340,10 +351,34 @@ def _preprocessing(plan: RunPlan) -> dict[str, str]:
         done[DENOISING] = ", ".join([method.name, *how])
     assert run.bval is not None
     assert run.bvec is not None
-    return done | {
-        "Volumes": f"{len(plan.table)}, b0s among them {int(plan.table.is_b0.sum())}",
-        **dict(zip(FILE_STATES, (fingerprint(run.image), digest(run.bval), digest(run.bvec)), strict=True)),
-    }
+    return (
+        done
+        | _beside(plan)
+        | {
+            "Volumes": f"{len(plan.table)}, b0s among them {int(plan.table.is_b0.sum())}",
+            **dict(zip(FILE_STATES, (fingerprint(run.image), digest(run.bval), digest(run.bvec)), strict=True)),
+        }
+    )
+
+
+def _beside(plan: RunPlan) -> dict[str, str]:
+    """Return the state of what the preprocessed series depends on beside the run itself."""
+    from ..bids.store import digest, fingerprint
+
+    run, state = plan.run, {}
+    if plan.does("susceptibility"):
+        found = []
+        if run.partner:
+            found = [fingerprint(run.partner.image)]
+            found += [f"b-values {digest(run.partner.bval)}"] if run.partner.bval else []
+        elif run.fieldmap:
+            found = [fingerprint(path) for path in (*run.fieldmap.images, run.fieldmap.magnitude)]
+            found.append(f"echo times {run.fieldmap.echo_times_s}, units {run.fieldmap.units or 'of a phase'}")
+        readout = "unknown" if run.readout_s is None else f"{run.readout_s:g} s"
+        state["Correction images"] = "; ".join([*found, f"phase encoding {run.phase_encoding}", f"read-out {readout}"])
+    if plan.does("normalize") and run.t1w:
+        state["T1w image"] = fingerprint(run.t1w)
+    return state
 
 
 def _option_values(settings: Settings) -> dict:

@@ -282,6 +282,13 @@ class Settings:
                 f"give another one, e.g. {self.bids_dir / 'derivatives' / 'bids_dmrigen'}"
             )
 
+        for what, folder in (("output", self.out_dir), ("work", self.work)):
+            if subject := _subject_folder(self.bids_dir, folder):
+                raise SettingsError(
+                    f"the {what} folder {folder} is in {subject} of the input dataset, which would no longer be read; "
+                    "give another one"
+                )
+
     def _checked_options(self) -> dict[str, Any]:
         """Return the values of all options of all methods, by name; files as full paths."""
         all_options = {o.name: o for o in options()}
@@ -355,6 +362,15 @@ def settings_of(group: str) -> list[Field]:
     return [f for f in fields(Settings) if f.metadata.get("group") == group]
 
 
+def _subject_folder(bids_dir: Path, folder: Path) -> str | None:
+    """Return the subject folder of the dataset that a folder is in; None where it is in none."""
+    try:
+        parts = folder.resolve().relative_to(bids_dir.resolve()).parts
+    except ValueError:
+        return None
+    return parts[0] if parts and parts[0].startswith("sub-") else None
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Return the settings of a TOML file, converted to their types.
 
@@ -367,7 +383,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         document = tomllib.loads(read_text(path))
     except TextError as error:
         raise SettingsError(f"--config-file {error}") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # TOML errors, and a number of thousands of digits
         raise SettingsError(f"--config-file {path}: not valid TOML ({error})") from None
     settings = {f.name: f for f in fields(Settings) if "group" in f.metadata}
     method_options = {o.name: o for o in options()}

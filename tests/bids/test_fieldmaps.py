@@ -176,6 +176,7 @@ def expect(subject, reason, sidecar=AP):
         ({"EchoTime2": 0.005, "EchoTime1": "5"}, "EchoTime1 not known ('5')"),
         ({}, "EchoTime1 and EchoTime2 not known (missing, missing)"),
         ({"EchoTime1": 4.92, "EchoTime2": 7.38}, "4.92 and 7.38 are no echo times in s"),
+        ({"EchoTime1": 0.00492, "EchoTime2": 0.00493}, "0.00492 and 0.00493 are no echo times in s"),
         ({"EchoTime1": 0.007, "EchoTime2": 0.005}, "0.007 and 0.005 are no echo times in s, the earlier one first"),
     ],
 )
@@ -252,3 +253,8 @@ def test_the_sign_of_the_phase_encoding_is_needed(subject):
     run = runs(subject)["dir-AP"]
     assert run.fieldmap is None
     assert "PhaseEncodingDirection is missing from the sidecar; only the axis (j) is known" in run.no_partner
+
+
+def test_a_read_out_time_in_milliseconds_is_said(subject):
+    phasediff(subject)
+    expect(subject, "TotalReadoutTime 50 of the run is no read-out time in s", AP | {"TotalReadoutTime": 50})

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bids_dmrigen.bids.query import find_runs, open_layout
+from bids_dmrigen.spatial.susceptibility import read_opposite_b0
 
 from ..conftest import tiny_gradients, tiny_series
 
@@ -223,3 +224,58 @@ def test_only_the_b0_of_a_series_is_looked_at(subject):
     data[..., 1] = 0
     nib.save(nib.Nifti1Image(data, AFFINE), path)
     assert "is 0 everywhere" in runs(subject)["dir-AP"].no_partner
+
+
+@pytest.mark.parametrize(
+    ("bvals", "reason"),
+    [
+        ([0, *[1] * 6], "expected s/mm²"),
+        ([-5, *[1000] * 6], "expected finite b-values of 0 or more, found -5"),
+        ([0, np.inf], "expected finite b-values"),
+        ([0, np.nan], "expected finite b-values"),
+    ],
+)
+def test_b_values_of_a_partner_that_are_none_are_refused(subject, bvals, reason):
+    series(subject, "dir-AP", AP)
+    epi(subject, "dir-PA", PA, [0, *[1000] * (len(bvals) - 1)])
+    np.savetxt(subject / "fmap/sub-01_dir-PA_epi.bval", [bvals], fmt="%g")
+    run = runs(subject)["dir-AP"]
+    assert run.partner is None
+    assert reason in run.no_partner
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (3, 1)])
+def test_a_partner_may_have_five_axes(subject, shape):
+    series(subject, "dir-AP", AP)
+    epi(subject, "dir-PA", PA, [1000, 0, 0])
+    path = subject / "fmap/sub-01_dir-PA_epi.nii.gz"
+    data = np.asarray(nib.load(path).dataobj)
+    data[..., 0] = 0  # not the b0
+    nib.save(nib.Nifti1Image(data.reshape(*SHAPE, *shape), AFFINE), path)
+    partner = runs(subject)["dir-AP"].partner
+    assert partner.image == path
+    assert read_opposite_b0(path, partner.bval, 50)[0].shape == SHAPE
+
+
+@pytest.mark.parametrize(
+    ("target", "is_used"),
+    [
+        ("bids::sub-01/dwi/sub-01_dir-AP_dwi.nii.gz", True),
+        ("bids::sub-02/dwi/sub-01_dir-AP_dwi.nii.gz", False),
+        ("../dwi/sub-01_dir-AP_dwi.nii.gz", True),
+        ("dwi\\sub-01_dir-AP_dwi.nii.gz", True),
+        ("", True),  # says nothing: the image is of the session
+        ([None], True),
+    ],
+)
+def test_intended_for_holds_for_the_run_of_this_subject(subject, target, is_used):
+    series(subject, "dir-AP", AP)
+    epi(subject, "dir-PA", PA | {"IntendedFor": target})
+    assert bool(runs(subject)["dir-AP"].partner) == is_used
+
+
+@pytest.mark.parametrize("name", ["", [None], {"a": 1}])
+def test_an_identifier_that_is_no_name_links_nothing(subject, name):
+    series(subject, "dir-AP", AP | {"B0FieldSource": name})
+    epi(subject, "dir-PA", PA | {"B0FieldIdentifier": name})
+    assert runs(subject)["dir-AP"].partner.declared == ""

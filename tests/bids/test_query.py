@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bids_dmrigen.bids.leftovers import leftovers
 from bids_dmrigen.bids.query import (
     DatasetError,
     SelectionError,
@@ -474,3 +475,52 @@ def test_preprocessed_runs_of_two_spaces(qsiprep):
         assert "space-T1w" in run.fault
     (chosen,) = find_preprocessed(layout, [], filters={"dwi": {"space": "T1w"}})
     assert chosen.fault is None
+
+
+@pytest.mark.parametrize("above", ["sub-study2/ds", "ses-3/ds", "sub-my_project/ds", "acq-7/dwi/ds"])
+def test_folders_above_the_dataset_say_nothing(tmp_path, above):
+    root = write_dataset(tmp_path / above)
+    add(root, "sub-03_ses-a_dir-AP", {"PhaseEncodingDirection": "j-"}, session="a")
+    add(root, "sub-04_dir-PA", {"PhaseEncodingDirection": "j"})
+    found = {run.name: run for run in runs_of(root)}
+    assert [*found] == ["sub-01", "sub-02", "sub-03_ses-a_dir-AP", "sub-04_dir-PA"]
+    assert found["sub-03_ses-a_dir-AP"].partner is None
+    assert [run.name for run in runs_of(root, participants=["04"])] == ["sub-04_dir-PA"]
+    assert leftovers(root) == []
+
+
+def test_a_name_of_another_subject_is_said_and_not_used(dataset):
+    add(dataset, "sub-03_dir-AP", {"PhaseEncodingDirection": "j-"})
+    gradients = tiny_gradients(6, 1)
+    write_run(dataset / "sub-03/dwi", "sub-04_dir-PA", tiny_series(gradients, (8, 8, 8)), gradients, None,
+              {"PhaseEncodingDirection": "j"})  # fmt: skip
+    run = {run.name: run for run in runs_of(dataset)}
+    assert [*run] == ["sub-01", "sub-02", "sub-03_dir-AP"]
+    assert run["sub-03_dir-AP"].partner is None
+    (said,) = leftovers(dataset)
+    assert "sub-04 of the name is not that of its folder" in said
+
+
+@pytest.mark.parametrize(
+    ("filters", "said"),
+    [
+        ({"t1w": {"subject": "02"}}, "t1w: subject is '02'; it is that of the run"),
+        ({"t1w": {"suffix": "dwi"}}, "only T1w is possible"),
+        ({"dwi": {"extension": ".json"}}, "dwi: extension is '.json'; only .nii or"),
+        ({"dwi": {"run": {"a": 1}}}, "expected a value, or a list of values"),
+        ({"t1w": {"run": [[1]]}}, "expected a value, or a list of values"),
+    ],
+)
+def test_filters_that_cannot_be_are_refused(dataset, filters, said):
+    with pytest.raises(SelectionError, match=re.escape(said)):
+        runs_of(dataset, filters=filters)
+
+
+def test_filters_may_say_what_is_so_anyway(dataset):
+    filters = {"dwi": {"datatype": "dwi", "suffix": "dwi", "extension": [".nii.gz"]}, "t1w": {"suffix": ["T1w"]}}
+    assert len(runs_of(dataset, filters=filters)) == 2
+
+
+def test_a_link_that_leads_to_itself_is_no_subject(dataset):
+    (dataset / "sub-09").symlink_to("sub-09")
+    assert [run.name for run in runs_of(dataset)] == ["sub-01", "sub-02"]

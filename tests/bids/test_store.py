@@ -77,7 +77,17 @@ def test_a_compressed_image_of_the_same_size_has_another_fingerprint(tmp_path):
         f"checksum {crc32(v):08x}" for v in (b"0000", b"1000")
     ]
     assert paths[0].stat().st_size == paths[1].stat().st_size
-    assert fingerprint(image(tmp_path / "a.nii", np.ones((2, 2, 2)))) == "384 bytes"
+
+
+@pytest.mark.parametrize("place", [0, 2500, 4999])
+def test_an_image_of_the_same_size_has_another_fingerprint(tmp_path, place):
+    values = np.ones(5000, np.float32)
+    before = fingerprint(image(tmp_path / "a.nii", values.reshape(10, 20, 25)))
+    values[place] = 2
+    after = fingerprint(image(tmp_path / "a.nii", values.reshape(10, 20, 25)))
+    assert before.split(",")[0] == after.split(",")[0] == "20352 bytes"
+    assert before != after
+    assert fingerprint(tmp_path / "none.nii") == "missing"
 
 
 def test_only_the_figures_of_the_run_are_forgotten(tmp_path):

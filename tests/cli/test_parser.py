@@ -120,6 +120,9 @@ def test_values_that_make_no_sense(options, message):
 
 
 def test_output_must_not_be_the_input(tmp_path):
+    for arguments in ([f"{tmp_path}/sub-01/dwi"], [f"{tmp_path}/out", "-w", f"{tmp_path}/sub-01"]):
+        with pytest.raises(SettingsError, match="is in sub-01 of the input dataset"):
+            parse_settings([str(tmp_path), arguments[0], "participant", *arguments[1:]])
     with pytest.raises(SettingsError, match="the output folder is the input folder"):
         parse_settings([str(tmp_path), f"{tmp_path}/", "participant"])
 

@@ -157,6 +157,7 @@ def test_missing_and_foreign_cards_are_refused(saved):
         ("{", "cannot be read as JSON"),
         ("[]", "expected a JSON object"),
         ("[" * 10**5, "thousands deep"),
+        ("9" * 5000, "cannot be read as JSON"),
         ("{}", "not a card of weights"),
         (json.dumps(content | {"steps": "many"}), "steps is 'many', expected a whole number"),
         (json.dumps(content | {"held_out": {"loss": float("nan")}}), "held_out is {'loss': nan}, expected an object"),

@@ -42,6 +42,10 @@ def put(field, value, index=None):
     return change
 
 
+def test_a_unit_of_space_that_nifti_does_not_define_is_unknown(tmp_path):
+    assert open_image(written(tmp_path, put("xyzt_units", 7))).shape == SHAPE
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from bids_dmrigen.bids import names
+from bids_dmrigen.bids.run import Partner
 from bids_dmrigen.qc.report import RunError, RunRecord, read_record
 from bids_dmrigen.workflow import earlier, methods_text
 from bids_dmrigen.workflow.plan import plan_run
@@ -94,6 +95,48 @@ def test_a_call_that_would_change_the_input_of_stored_results_is_refused(tmp_pat
     both = plan_run(run, settings(out_dir=out, methods=("atlas", "difusion"), **changed), "TPL")
     assert both.fault is None
     assert said in both.warnings[-1]
+
+
+@pytest.mark.parametrize(
+    ("key", "fields", "options"),
+    [
+        ("generated", {"method": "bspline", "voxel_mm": "4"}, {"gibbs": False}),
+        ("confounds", {}, {"motion": False}),
+        ("template_map", {"param": "fa", "source": "preproc", "template": "TPL"}, {"gibbs": False}),
+    ],
+)
+def test_files_of_the_same_method_that_are_not_made_again_are_not_left_beside_another_series(
+    tmp_path, key, fields, options
+):
+    run, out = make_run(tmp_path), tmp_path / "out"
+    first = plan_run(run, settings(out_dir=out, methods=("sh",)), "TPL")
+    store(out, first, "sh")
+    left = store_image(out, key, **fields)
+    assert plan_run(run, settings(out_dir=out, methods=("sh",)), "TPL").fault is None
+    plan = plan_run(run, settings(out_dir=out, methods=("sh",), output_spaces=("dwi",), **options), "TPL")
+    assert plan.conflict
+    assert left.name in plan.fault or "bspline" in plan.fault
+    left.unlink()
+    assert plan_run(run, settings(out_dir=out, methods=("sh",), output_spaces=("dwi",), **options), "TPL").fault is None
+
+
+@pytest.mark.parametrize("changed", ["image", "direction", "T1w"])
+def test_other_images_beside_the_run_make_another_series(tmp_path, changed):
+    beside = [tmp_path / name for name in ("epi.nii.gz", "T1w.nii.gz")]
+    for path in beside:
+        path.write_bytes(b"0" * 20)
+    sidecar = {"PhaseEncodingDirection": "j", "TotalReadoutTime": 0.05}
+    run = replace(make_run(tmp_path, metadata=sidecar, t1w=beside[1], partner=Partner(beside[0], "j-")))
+    out = tmp_path / "out"
+    store(out, plan_run(run, settings(out_dir=out), "TPL"), "difusion")
+    assert plan_run(run, settings(out_dir=out), "TPL").fault is None
+    if changed == "direction":
+        run = replace(run, metadata=sidecar | {"PhaseEncodingDirection": "j-"})
+    else:
+        rewrite(beside[changed == "T1w"], "1" * 20)
+    later = plan_run(run, settings(out_dir=out), "TPL")
+    assert later.conflict
+    assert ("T1w image: " if changed == "T1w" else "Correction images: ") in later.fault
 
 
 def test_without_a_word_on_how_the_stored_series_was_made_nothing_is_put_beside_it(tmp_path):
