@@ -149,7 +149,8 @@ def groups_of(candidates: Sequence[Candidate]) -> list[Group]:
             others = [c for suffix in rest for c in by_suffix[suffix] if _is_beside(c, candidate)]
             magnitudes = [c for suffix in MAGNITUDES[kind] for c in by_suffix[suffix] if _is_beside(c, candidate)]
             groups.append(Group(kind, (candidate, *others), tuple(magnitudes)))
-    return groups
+    alone = (c for c in by_suffix["phase2"] if not any(_is_beside(c, first) for first in by_suffix["phase1"]))
+    return groups + [Group("phases", (candidate,), ()) for candidate in alone]
 
 
 def with_fieldmap(run: Run, groups: Sequence[Group]) -> Run:
@@ -233,7 +234,8 @@ def _missing(group: Group) -> str | None:
             return candidate.fault
     wanted = IMAGES[group.kind]
     if len(group.images) < len(wanted):
-        return NO_SECOND.format(name=group.name, other=wanted[1])
+        other = next(suffix for suffix in wanted if suffix != group.images[0].suffix)
+        return NO_SECOND.format(name=group.name, other=other)
     if not group.magnitudes:
         return NO_MAGNITUDE.format(name=group.name, expected=f"its {MAGNITUDES[group.kind][0]} image")
     return None
@@ -288,7 +290,7 @@ def _magnitude(group: Group) -> tuple[Path | None, list[str]]:
     reasons = []
     for candidate in group.magnitudes:
         image = candidate.image
-        reason = _unreadable(image)
+        reason = candidate.fault or _unreadable(image)
         if reason is None:
             strange = [c.image for c in group.images if not _same_grid(c.image, image)]
             if not strange:

@@ -13,6 +13,13 @@ LABEL = r"[A-Za-z0-9+]+"  # as BIDS and pybids have it
 PAIR = re.compile(rf"[a-z]+-{LABEL}")
 NOT_MAGNITUDE = ("phase", "real", "imag")  # values of `part` of images that are not magnitudes
 ODD_NAME = "{path}: {part!r} is no BIDS label (letters and digits); not processed: rename it"
+AN_IMAGE = re.compile(r"\.(nii(\.gz|\.bz2)?|img|mgz|mif(\.gz)?|nrrd)$", re.IGNORECASE)
+OF_DIFFUSION = re.compile("dwi|dti|diff", re.IGNORECASE)
+OTHER_FORMAT = "{path}: only .nii and .nii.gz files are read; not processed: convert or rename it"
+OTHER_NAME = "{path}: the name of a diffusion run ends in _dwi.nii[.gz]; not processed: rename it if it is one"
+MISPLACED = "{path}: a diffusion run lies in a folder dwi/ of its subject or session; not processed: move it there"
+ODD_FOLDER = "{path}: BIDS has this folder as {right}; nothing in it is read: rename it"
+NO_FOLDER = "{path} is no folder, or a link to nothing; not processed: fetch it (datalad get) or remove it"
 FOREIGN = "{path}: {pair} of the name is not that of its folder; not processed: rename it, or move it where it belongs"
 ODD_SUFFIX = "{path}: the suffix {suffix} is not written as BIDS has it; not processed: rename it to {right}"
 NO_MAGNITUDE = "{path}: the run has no magnitude, only {parts}; not processed: store the magnitude beside it (part-mag)"
@@ -48,12 +55,16 @@ def leftovers(root: Path, participants: Sequence[str] = (), sessions: Sequence[s
     """
     odd = [] if participants else odd_folders(root)
     sentences = [ODD_NAME.format(path=shown(root / name), part=shown(name)) for name in odd]
-    for folder in _dwi_folders(root, participants, sessions):
+    sentences += [] if participants else _odd_subjects(root)
+    for place in _places(root, participants, sessions):
+        sentences += _misplaced(place)
+    for folder in (place / "dwi" for place in _places(root, participants, sessions) if (place / "dwi").is_dir()):
+        sentences += _misnamed(folder)
         images = sorted(p for p in folder.iterdir() if p.name.endswith((".nii", ".nii.gz")))
         for image in images:
             stem = image.name.removesuffix(".gz").removesuffix(".nii")
             *pairs, suffix = stem.split("_")
-            if suffix.lower() != "dwi" or any(pair.startswith(("desc-", "space-")) for pair in pairs):
+            if suffix.lower() != "dwi" or image.is_dir() or _is_derivative(image):
                 continue
             part = next((pair[5:] for pair in pairs if pair.startswith("part-")), "")
             label = _odd_part(image)
@@ -77,16 +88,56 @@ def shown(path: str | Path) -> str:
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
-def _dwi_folders(root: Path, participants: Sequence[str], sessions: Sequence[str]) -> Iterator[Path]:
+def _odd_subjects(root: Path) -> Iterator[str]:
+    """Yield a sentence for what is at the place of a subject folder and is none."""
+    for entry in sorted(os.scandir(root), key=lambda e: e.name):
+        if entry.name.lower().startswith("sub-") and not entry.name.startswith("sub-") and _is_folder(entry):
+            yield ODD_FOLDER.format(path=shown(entry.path), right=shown(f"sub-{entry.name[4:]}"))
+        elif re.fullmatch(rf"sub-{LABEL}", entry.name) and not _is_folder(entry):
+            yield NO_FOLDER.format(path=entry.path)
+
+
+def _misplaced(place: Path) -> Iterator[str]:
+    """Yield a sentence for what looks like diffusion runs in the folder of a subject or session itself."""
+    for path in sorted(place.iterdir()):
+        if path.name.lower() == "dwi" != path.name and path.is_dir():
+            yield ODD_FOLDER.format(path=path, right="dwi")
+        elif AN_IMAGE.search(path.name) and _is_of_diffusion(path):
+            yield MISPLACED.format(path=shown(path))
+
+
+def _misnamed(folder: Path) -> Iterator[str]:
+    """Yield a sentence for images of a folder dwi/ whose name says diffusion, but not as BIDS says it."""
+    for path in sorted(folder.iterdir()):
+        if not AN_IMAGE.search(path.name) or not _is_of_diffusion(path) or _is_derivative(path):
+            continue
+        if not path.name.endswith((".nii", ".nii.gz")) or path.is_dir():
+            yield OTHER_FORMAT.format(path=shown(path))
+        elif path.name.split(".")[0].split("_")[-1].lower() not in ("dwi", "sbref", "dwimap", "dwiref"):
+            yield OTHER_NAME.format(path=shown(path))
+
+
+def _is_of_diffusion(path: Path) -> bool:
+    """Return whether a part of a file name that is no pair of entity and label speaks of diffusion."""
+    parts = AN_IMAGE.sub("", path.name).split("_")
+    return any(OF_DIFFUSION.search(part) for part in parts if "-" not in part)
+
+
+def _is_derivative(path: Path) -> bool:
+    return any(pair.startswith(("desc-", "space-")) for pair in path.name.split("_"))
+
+
+def _places(root: Path, participants: Sequence[str], sessions: Sequence[str]) -> Iterator[Path]:
+    """Yield the folders of the selected subjects and sessions."""
     odd = odd_folders(root)
-    for subject in sorted(p for p in root.glob("sub-*") if p.is_dir() and p.name not in odd):
+    for subject in sorted(p for p in root.glob("sub-*") if p.name not in odd and os.path.isdir(p)):
         if participants and subject.name.removeprefix("sub-") not in participants:
             continue
-        if not sessions and (subject / "dwi").is_dir():
-            yield subject / "dwi"
-        for session in sorted(p for p in subject.glob("ses-*") if (p / "dwi").is_dir()):
+        if not sessions:
+            yield subject
+        for session in sorted(p for p in subject.glob("ses-*") if p.is_dir()):
             if not sessions or session.name.removeprefix("ses-") in sessions:
-                yield session / "dwi"
+                yield session
 
 
 def _odd_part(path: Path) -> str | None:

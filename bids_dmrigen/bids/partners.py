@@ -54,6 +54,8 @@ OTHER_PURPOSE = (
     "image belongs to this run"
 )
 NO_IDENTIFIER = "B0FieldSource {sources} of the run is the B0FieldIdentifier of no image of the subject"
+SAME_NAME = "{name} is one of {n} images with the same entities, nobody knows which is meant; not used: keep one"
+OTHER_DIRECTION = "{name} has phase encoding {found}, and this run needs {wanted}; not used"
 NONE_THERE = "no image with phase encoding {direction} belongs to this run"
 
 
@@ -101,8 +103,17 @@ def candidates_of(images: Sequence[Any], texts: Texts) -> list[Candidate]:
             metadata, fault = {}, f"{error}; {path.name} is not used"
         candidates.append(Candidate(path, suffix, entities, metadata, bval, bvec, fault))
     # Of several images with one name (echoes, for instance) nobody knows which belongs to a run.
-    same_name = Counter((c.suffix, names.stem(c.entities)) for c in candidates)
-    return [c for c in candidates if c.suffix == "epi" or same_name[c.suffix, names.stem(c.entities)] == 1]
+    same_name = Counter(_name_of(c) for c in candidates)
+    return [
+        replace(c, fault=c.fault or SAME_NAME.format(name=c.image.name, n=same_name[_name_of(c)]))
+        if c.suffix != "epi" and same_name[_name_of(c)] > 1
+        else c
+        for c in candidates
+    ]
+
+
+def _name_of(candidate: Candidate) -> tuple[str, str]:
+    return candidate.suffix, names.stem(candidate.entities)
 
 
 def with_partner(
@@ -130,7 +141,7 @@ def with_partner(
         direction = direction_of(candidate.metadata)
         if candidate.fault:
             reasons.append(candidate.fault)
-        elif direction is None and declared:
+        elif direction is None:
             reasons.append(f"{candidate.image.name}: {_unknown_direction(candidate.metadata)}; not used")
         elif direction == wanted:
             reason = _obstacle(run, candidate, b0_threshold)
@@ -138,6 +149,8 @@ def with_partner(
                 tables = candidate.bval, candidate.bvec
                 return replace(run, partner=Partner(candidate.image, wanted, *tables, declared))
             reasons.append(reason)
+        elif declared:
+            reasons.append(OTHER_DIRECTION.format(name=candidate.image.name, found=direction, wanted=wanted))
     reasons += _undeclared(run, candidates, wanted, identifiers)
     return replace(run, no_partner="; ".join(dict.fromkeys(reasons)) or NONE_THERE.format(direction=wanted))
 

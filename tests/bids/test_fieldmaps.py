@@ -258,3 +258,19 @@ def test_the_sign_of_the_phase_encoding_is_needed(subject):
 def test_a_read_out_time_in_milliseconds_is_said(subject):
     phasediff(subject)
     expect(subject, "TotalReadoutTime 50 of the run is no read-out time in s", AP | {"TotalReadoutTime": 50})
+
+
+def test_the_phase_of_the_second_echo_alone_is_said(subject):
+    image(subject, "phase2", {"EchoTime": 0.006})
+    expect(subject, "sub-01_phase2.nii.gz has no phase1 beside it")
+
+
+def test_a_magnitude_that_is_there_twice_is_said(subject):
+    phasediff(subject)
+    (subject / "fmap/sub-01_magnitude2.nii.gz").unlink()
+    path = subject / "fmap/sub-01_magnitude1.nii.gz"
+    nib.save(nib.load(path), path.with_name("sub-01_magnitude1.nii"))
+    series(subject, "dir-AP", AP)
+    run = runs(subject)["dir-AP"]
+    assert run.fieldmap is None
+    assert run.no_partner.count("is one of 2 images with the same entities") == 2

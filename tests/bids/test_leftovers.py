@@ -56,3 +56,44 @@ def test_the_selection_limits_what_is_said(dataset):
     assert leftovers(dataset, ["02"]) == []
     assert len(leftovers(dataset, ["01"])) == 1
     assert leftovers(dataset, ["01"], ["a"]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("dwi/sub-01_dti.nii.gz", "ends in _dwi.nii"),
+        ("dwi/sub-01_dwi_AP.nii.gz", "ends in _dwi.nii"),
+        ("dwi/DTI_64dir.nii.gz", "ends in _dwi.nii"),
+        ("dwi/sub-01_run-2_dwi.NII.GZ", "only .nii and .nii.gz files are read"),
+        ("dwi/sub-01_run-2_dwi.img", "only .nii and .nii.gz files are read"),
+        ("dwi/sub-01_run-2_dwi.mif.gz", "only .nii and .nii.gz files are read"),
+        ("sub-01_dwi.nii.gz", "lies in a folder dwi/"),
+        ("ses-1/sub-01_ses-1_dwi.nii.gz", "lies in a folder dwi/"),
+        ("DWI/sub-01_dwi.nii.gz", "BIDS has this folder as dwi"),
+    ],
+)
+def test_an_image_that_looks_like_a_run_is_said(dataset, name, said):
+    path = dataset / "sub-01" / name
+    path.parent.mkdir(exist_ok=True)
+    shutil.copy(dataset / "sub-02/dwi/sub-02_dwi.nii.gz", path)
+    assert [run.name for run in find_runs(open_layout(dataset))] == ["sub-01", "sub-02"]
+    (sentence,) = leftovers(dataset)
+    assert said in sentence
+    assert sentence.startswith(str(path if "folder as" not in said else path.parent))
+
+
+@pytest.mark.parametrize("name", ["sbref", "acq-dti_ADC", "desc-eddy_dwi", "space-T1w_dwi"])
+def test_other_images_of_the_folder_are_not_said(dataset, name):
+    shutil.copy(dataset / "sub-02/dwi/sub-02_dwi.nii.gz", dataset / f"sub-01/dwi/sub-01_{name}.nii.gz")
+    assert leftovers(dataset) == []
+
+
+def test_what_stands_at_the_place_of_a_subject_is_said(dataset):
+    (dataset / "sub-03").write_text("")
+    (dataset / "sub-04").symlink_to("nowhere")
+    (dataset / "sub-05").symlink_to("sub-05")
+    shutil.copytree(dataset / "sub-01", dataset / "Sub-06")
+    said = leftovers(dataset)
+    assert len(said) == 4
+    for name in ("sub-03", "sub-04", "sub-05", "Sub-06"):
+        assert any(f"{dataset / name}" in sentence for sentence in said)

@@ -279,3 +279,18 @@ def test_an_identifier_that_is_no_name_links_nothing(subject, name):
     series(subject, "dir-AP", AP | {"B0FieldSource": name})
     epi(subject, "dir-PA", PA | {"B0FieldIdentifier": name})
     assert runs(subject)["dir-AP"].partner.declared == ""
+
+
+def test_why_an_image_is_no_partner_is_said(subject):
+    series(subject, "dir-AP", AP)
+    epi(subject, "acq-a_dir-AP", AP | {"IntendedFor": "dwi/sub-01_dir-AP_dwi.nii.gz"})
+    epi(subject, "acq-b_dir-PA", {})
+    for echo in (1, 2):
+        epi(subject, f"dir-PA_echo-{echo}", PA, suffix="sbref", folder="dwi")
+    reason = runs(subject)["dir-AP"].no_partner
+    for said in (
+        "sub-01_acq-a_dir-AP_epi.nii.gz has phase encoding j-, and this run needs j",
+        "sub-01_acq-b_dir-PA_epi.nii.gz: PhaseEncodingDirection is missing",
+        "sub-01_dir-PA_echo-1_sbref.nii.gz is one of 2 images with the same entities",
+    ):
+        assert said in reason
