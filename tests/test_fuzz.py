@@ -11,12 +11,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bids_dmrigen.bids.images import VOXEL_MM
 from bids_dmrigen.bids.query import DatasetError, SelectionError, find_runs, open_layout
 from bids_dmrigen.bids.run import OPPOSITE
 from bids_dmrigen.cli.parser import parse_settings
 from bids_dmrigen.diffusion.weights import Card, WeightsError, list_weights, read_card
 from bids_dmrigen.dwi.series import ScanError
-from bids_dmrigen.spatial.headers import VOXEL_MM
 from bids_dmrigen.spatial.io import read_scan
 from bids_dmrigen.workflow.plan import plan_run
 from bids_dmrigen.workflow.settings import SettingsError
@@ -251,11 +251,16 @@ def test_odd_cards_of_weights(tmp_path):
 
 
 def test_odd_filters(dataset, tmp_path):
-    rng = random.Random(SEED)
-    for case in range(30):
-        filters = {rng.choice(("dwi", "t1w", "bold")): rng.choice((*ODD_VALUES, {"direction": rng.choice(ODD_VALUES)}))}
+    layout = open_layout(dataset)
+    values = [*ODD_VALUES, {"a": 1}, [[1]], [{}], 10**400, "\x00", "*", ["01", None]]
+    entities = ["direction", "run", "subject", "suffix", "extension", "no_entity"]
+    odd = [{key: value} for key in ("dwi", "t1w", "bold") for value in ODD_VALUES]
+    odd += [{key: {name: value}} for key in ("dwi", "t1w") for name in entities for value in values]
+    refused = 0
+    for case, filters in enumerate(odd):
         try:
             with no_hang(case):
-                find_runs(open_layout(dataset), filters=filters)
+                find_runs(layout, filters=filters)
         except (SelectionError, DatasetError):
-            continue
+            refused += 1
+    assert 0 < refused < len(odd)

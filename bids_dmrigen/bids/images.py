@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     import numpy as np
     from nibabel.spatialimages import SpatialImage
 
+VOXEL_MM = (0.02, 25.0)  # smallest and largest edge of a voxel: from microscopes for mice to spectroscopy
+OTHER_UNITS = ("meter", "micron")  # of space; what is not said counts as mm
 READ_AT_ONCE = 2**20  # bytes
 NOT_FETCHED = (
     "{name} is a link to a file that does not exist; not used: fetch it (datalad get {path}) or repair the link"
@@ -19,6 +21,7 @@ NOT_A_FILE = "{name} is not a file; not used"
 UNREADABLE = "{name} cannot be read as an image ({error}); not used: copy it anew"
 NO_NUMBERS = "{name} holds {dtype} values, expected real numbers; not used"
 NO_PLACE = "{name} has an affine that describes no grid; not used: correct its sform or qform"
+ODD_VOXELS = "{name} has voxels of {zooms}, unit {unit}; not used: correct voxel size and unit in its header (mm)"
 SEVERAL_VOLUMES = "{name} has shape {shape}, expected one volume; not used"
 EMPTY = "{name} {what}: it holds no image; not used: export it again"
 
@@ -53,6 +56,14 @@ def whole_values(image: SpatialImage, path: str | Path) -> np.ndarray:
     return data
 
 
+def unit_of(header: Any) -> str:
+    """Return the unit of space of a header; `unknown` where it has none, or a code that NIfTI does not define."""
+    try:
+        return str(header.get_xyzt_units()[0])
+    except (AttributeError, KeyError):
+        return "unknown"
+
+
 def fault_of(path: Path, volume: int | None = None) -> str | None:
     """Return why an image cannot be used; None if it can.
 
@@ -84,6 +95,9 @@ def _fault_of(path: Path, volume: int | None, _mtime_ns: int, _size: int) -> str
         affine = image.affine
         if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
             return NO_PLACE.format(name=name)
+        zooms, unit = np.linalg.norm(affine[:3, :3], axis=0), unit_of(image.header)
+        if not VOXEL_MM[0] <= zooms.min() <= zooms.max() <= VOXEL_MM[1] or unit in OTHER_UNITS:
+            return ODD_VOXELS.format(name=name, zooms=" x ".join(f"{z:.4g}" for z in zooms), unit=unit)
         single = len(image.shape) >= 3 and set(image.shape[3:]) <= {1}
         if volume is None and not single:
             return SEVERAL_VOLUMES.format(name=name, shape=image.shape)

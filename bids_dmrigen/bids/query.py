@@ -38,6 +38,7 @@ Filters = Mapping[str, Mapping[str, Any]]  # pybids filters under the keys "dwi"
 IMAGE = [".nii", ".nii.gz"]
 NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes of file names that are no text, as Python shows them
 NOT_INDEXED = ("sourcedata", "code", "models", "stimuli", ".git", "work")
+LARGEST_LABEL = 2**63  # in the database of the index
 DUPLICATE = (
     "{images}: {number} images of the name {name}, expected one; their results would overwrite each other: "
     "rename or remove all but one, or select one with a filter file"
@@ -345,7 +346,7 @@ def _check_filters(layout: BIDSLayout, filters: Filters) -> None:
             raise SelectionError(f"filter file: {key} is {wanted!r}; expected an object of entities and their values")
         for name, value in wanted.items():
             allowed = FIXED[key].get(name)
-            if not all(isinstance(v, str | int | float | None) for v in as_list(value)):
+            if not all(_is_plain(v) for v in as_list(value)):
                 raise SelectionError(f"filter file: {key}: {name} is {value!r}; expected a value, or a list of values")
             if allowed is not None and not set(as_list(value)) <= set(allowed):
                 expected = f"only {' or '.join(allowed)} is possible" if allowed else "it is that of the run"
@@ -355,6 +356,11 @@ def _check_filters(layout: BIDSLayout, filters: Filters) -> None:
                 f"filter file: {key}: {sorted(set(wanted) - entities)} are not entities of file names; "
                 f"expected some of {sorted(entities)}"
             )
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether the index can look for a value."""
+    return value is None or isinstance(value, str | float) or (isinstance(value, int) and abs(value) < LARGEST_LABEL)
 
 
 def _check_labels(layout: BIDSLayout, entity: str, labels: Sequence[str]) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from ..bids.images import OTHER_UNITS, VOXEL_MM, unit_of
 from ..dwi.series import ScanError
 
-VOXEL_MM = (0.02, 25.0)  # smallest and largest edge of a voxel: from microscopes for mice to spectroscopy
 MOST_SHEAR_DEGREES = 10.0  # between voxel axes and right angles; scanners make none, a resampled header a little
 GZIP_RATIO = 1032  # deflate cannot compress more
 NOT_REAL = "{path}: expected one real number per voxel, found {kind}; store the magnitude"
@@ -115,14 +115,6 @@ def _check_size(image: nib.Nifti1Image, path: str | Path) -> None:
         )
 
 
-def _unit_of(header) -> str:
-    """Return the unit of space of a header; `unknown` also for a code that NIfTI does not define."""
-    try:
-        return str(header.get_xyzt_units()[0])
-    except KeyError:
-        return "unknown"
-
-
 def _check_geometry(image: nib.Nifti1Image, path: str | Path) -> None:
     header = image.header
     qform = [*(f"quatern_{k}" for k in "bcd"), *(f"qoffset_{axis}" for axis in "xyz")]
@@ -137,8 +129,8 @@ def _check_geometry(image: nib.Nifti1Image, path: str | Path) -> None:
         raise ScanError(NOT_FINITE.format(path=path, fields=" and ".join(broken)))
     linear = image.affine[:3, :3]
     zooms = np.linalg.norm(linear, axis=0)
-    unit = _unit_of(header)
-    if not (VOXEL_MM[0] <= zooms.min() and zooms.max() <= VOXEL_MM[1]) or unit in ("meter", "micron"):
+    unit = unit_of(header)
+    if not (VOXEL_MM[0] <= zooms.min() and zooms.max() <= VOXEL_MM[1]) or unit in OTHER_UNITS:
         raise ScanError(
             BAD_VOXELS.format(path=path, zooms=" x ".join(f"{z:.4g}" for z in zooms), low=VOXEL_MM[0],
                               high=VOXEL_MM[1], unit=f"now in {unit}")

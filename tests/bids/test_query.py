@@ -264,7 +264,7 @@ def test_t1w_that_was_not_fetched_is_not_used(dataset):
     assert runs_of(dataset)[0].t1w.name == "sub-01_run-2_T1w.nii.gz"
 
 
-@pytest.mark.parametrize("kind", ["cut", "empty", "series", "flipped"])
+@pytest.mark.parametrize("kind", ["cut", "empty", "series", "flipped", "metres"])
 def test_a_damaged_t1w_is_not_used(dataset, kind):
     anat = dataset / "sub-01/anat"
     damaged = add_t1w(anat / "sub-01_run-1_T1w.nii.gz")
@@ -275,6 +275,11 @@ def test_a_damaged_t1w_is_not_used(dataset, kind):
     elif kind == "empty":
         nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.int16), np.eye(4)), damaged)
         reason = "is 0 everywhere"
+    elif kind == "metres":
+        image = nib.load(damaged)
+        image.header.set_xyzt_units("meter")
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), damaged)
+        reason = "unit meter"
     elif kind == "series":
         shutil.copy(dataset / "sub-01/dwi/sub-01_dwi.nii.gz", damaged)
         reason = "expected one volume"
