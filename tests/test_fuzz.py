@@ -252,7 +252,7 @@ def test_odd_cards_of_weights(tmp_path):
 
 def test_odd_filters(dataset, tmp_path):
     layout = open_layout(dataset)
-    values = [*ODD_VALUES, {"a": 1}, [[1]], [{}], 10**400, "\x00", "*", ["01", None]]
+    values = [*ODD_VALUES, {"a": 1}, [[1]], [{}], 10**400, "9" * 30, "\x00", "*", ["01", None]]
     entities = ["direction", "run", "subject", "suffix", "extension", "no_entity"]
     odd = [{key: value} for key in ("dwi", "t1w", "bold") for value in ODD_VALUES]
     odd += [{key: {name: value}} for key in ("dwi", "t1w") for name in entities for value in values]

@@ -360,7 +360,9 @@ def _check_filters(layout: BIDSLayout, filters: Filters) -> None:
 
 def _is_plain(value: Any) -> bool:
     """Return whether the index can look for a value."""
-    return value is None or isinstance(value, str | float) or (isinstance(value, int) and abs(value) < LARGEST_LABEL)
+    if isinstance(value, str) and value.strip().isdigit():
+        return len(value) < len(str(LARGEST_LABEL))
+    return value is None or isinstance(value, str) or (isinstance(value, int | float) and abs(value) < LARGEST_LABEL)
 
 
 def _check_labels(layout: BIDSLayout, entity: str, labels: Sequence[str]) -> None:
