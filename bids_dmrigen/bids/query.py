@@ -348,7 +348,7 @@ def _check_filters(layout: BIDSLayout, filters: Filters) -> None:
             allowed = FIXED[key].get(name)
             if not all(_is_plain(v) for v in as_list(value)):
                 raise SelectionError(f"filter file: {key}: {name} is {value!r}; expected a value, or a list of values")
-            if allowed is not None and not set(as_list(value)) <= set(allowed):
+            if allowed is not None and not (as_list(value) and set(as_list(value)) <= set(allowed)):
                 expected = f"only {' or '.join(allowed)} is possible" if allowed else "it is that of the run"
                 raise SelectionError(f"filter file: {key}: {name} is {value!r}; {expected}; take the entry out")
         if set(wanted) - entities:
