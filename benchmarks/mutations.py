@@ -84,7 +84,7 @@ MUTATIONS = [
     mutation("whole turns of a phase stay", "spatial/fieldmap.py",
              "smooth - 2 * np.pi * turns", "smooth", "spatial/test_fieldmap.py"),
     mutation("noise counts as much as the brain in a field", "spatial/fieldmap.py",
-             "gaussian_filter(field * weight, SMOOTHING_MM / zooms_mm)", "gaussian_filter(field, SMOOTHING_MM / zooms_mm)",
+             "gaussian_filter(field * weight, SMOOTHING_MM /", "gaussian_filter(field, SMOOTHING_MM /",
              "spatial/test_fieldmap.py"),
     mutation("a field map stays where the scanner's coordinates put it", "spatial/fieldmap.py",
              "return passes[-1] if passes[-1].similarity > CLEAR_GAIN * passes[0].similarity else passes[0]",
