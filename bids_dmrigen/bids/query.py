@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,11 @@ LARGEST_LABEL = 2**63  # in the database of the index
 DUPLICATE = (
     "{images}: {number} images of the name {name}, expected one; their results would overwrite each other: "
     "rename or remove all but one, or select one with a filter file"
+)
+RUN_PATHS = ("sub-*/dwi/*_dwi.*", "sub-*/ses-*/dwi/*_dwi.*")
+OLD_INDEX = (
+    "--bids-database-dir {database}: the index there {what} {n} image(s) of diffusion runs, such as {path}: it is "
+    "older than the dataset, or of another one; remove it, and it is made again"
 )
 NOTHING_SELECTED = (
     "{prefix}-{label}: no diffusion run (*_dwi.nii[.gz]) in the selection; "
@@ -95,7 +100,7 @@ def open_layout(
     skip = {*NOT_INDEXED, *odd_folders(bids_dir), *_inside(bids_dir, exclude)}
     if not derivative:
         skip.add("derivatives")
-    return BIDSLayout(
+    layout = BIDSLayout(
         bids_dir,
         validate=False,
         is_derivative=derivative,
@@ -108,6 +113,20 @@ def open_layout(
             index_metadata=False,
         ),
     )
+    if database is not None:
+        _check_index(layout, bids_dir, database, skip)
+    return layout
+
+
+def _check_index(layout: BIDSLayout, root: Path, database: Path, skip: Collection[str]) -> None:
+    """Refuse an index that was made of another dataset, or of this one before images came or went."""
+    there = {Path(os.path.abspath(path)) for pattern in RUN_PATHS for path in root.glob(pattern)}
+    there = {p for p in there if not any(p.is_relative_to(Path(os.path.abspath(root / s))) for s in skip)}
+    there = {p for p in there if p.name.endswith(tuple(IMAGE)) and not NOT_UTF8.search(str(p))}
+    indexed = {Path(os.path.abspath(i.path)) for i in layout.get(suffix="dwi", datatype="dwi", extension=IMAGE)}
+    for what, files in (("does not hold", there - indexed), ("holds", {p for p in indexed if not os.path.lexists(p)})):
+        if files:
+            raise DatasetError(OLD_INDEX.format(database=database, what=what, n=len(files), path=min(files)))
 
 
 def _below(root: Path, name: str) -> dict[str, Any]:

@@ -241,6 +241,7 @@ class Settings:
     def __post_init__(self):
         for spec in fields(self):
             _check(spec, getattr(self, spec.name))
+        self._check_folders()
         for name, least in (
             ("n_samples", 1),
             ("steps", 1),
@@ -274,6 +275,15 @@ class Settings:
             if path is not None and name != "template_dir" and not path.exists():
                 raise SettingsError(f"--{name.replace('_', '-')}: {path} does not exist")
             object.__setattr__(self, name, path and path.resolve())
+
+    def _check_folders(self) -> None:
+        """Refuse output and work folders that cannot be used, or that would hide a part of the dataset."""
+        for what, folder in (("output", self.out_dir), ("work", self.work_dir or self.out_dir)):
+            try:
+                if folder.resolve().exists() and not folder.is_dir():
+                    raise SettingsError(f"the {what} folder {folder} is a file; give a folder")
+            except (OSError, RuntimeError) as error:
+                raise SettingsError(f"the {what} folder {folder} cannot be used ({error}); give another one") from None
         if set(",[]") & set(str(self.work)):
             raise SettingsError(f"the work folder {self.work} has one of , [ ] in its path, which ANTs cannot read")
         if self.out_dir.resolve() == self.bids_dir.resolve():
@@ -418,6 +428,8 @@ def _check(spec: Field, value: Any) -> None:
     fits = fits and all(math.isfinite(v) for v in values if isinstance(v, float))
     if (listed and not isinstance(value, tuple)) or not fits:
         raise SettingsError(f"{flag}: expected {'a list of ' if listed else ''}{spec.type}, found {value!r}")
+    if any("\0" in str(v) for v in values):
+        raise SettingsError(f"{flag}: expected no NUL character, found {value!r}")
     choices = spec.metadata["argparse"].get("choices")
     wrong = [v for v in values if choices and v not in choices]
     if wrong:

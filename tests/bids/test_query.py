@@ -529,3 +529,17 @@ def test_filters_may_say_what_is_so_anyway(dataset):
 def test_a_link_that_leads_to_itself_is_no_subject(dataset):
     (dataset / "sub-09").symlink_to("sub-09")
     assert [run.name for run in runs_of(dataset)] == ["sub-01", "sub-02"]
+
+
+def test_an_index_that_is_older_than_the_dataset_is_refused(dataset, tmp_path):
+    database = tmp_path / "index"
+    open_layout(dataset, database)
+    assert len(find_runs(open_layout(dataset, database))) == 2
+    added = add(dataset, "sub-03")
+    with pytest.raises(DatasetError, match=r"index there does not hold 1 image.*sub-03_dwi"):
+        open_layout(dataset, database)
+    added.unlink()
+    open_layout(dataset, database)
+    (dataset / "sub-01/dwi/sub-01_dwi.nii.gz").unlink()
+    with pytest.raises(DatasetError, match=r"index there holds 1 image.*sub-01_dwi"):
+        open_layout(dataset, database)

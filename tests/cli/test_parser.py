@@ -123,6 +123,11 @@ def test_output_must_not_be_the_input(tmp_path):
     for arguments in ([f"{tmp_path}/sub-01/dwi"], [f"{tmp_path}/out", "-w", f"{tmp_path}/sub-01"]):
         with pytest.raises(SettingsError, match="is in sub-01 of the input dataset"):
             parse_settings([str(tmp_path), arguments[0], "participant", *arguments[1:]])
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    for name, said in (("file", "is a file"), ("loop", "cannot be used")):
+        with pytest.raises(SettingsError, match=f"the output folder .*{name} {said}"):
+            parse_settings([str(tmp_path), f"{tmp_path}/{name}", "participant"])
     with pytest.raises(SettingsError, match="the output folder is the input folder"):
         parse_settings([str(tmp_path), f"{tmp_path}/", "participant"])
 
