@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import __version__
-from ..workflow.settings import Settings, SettingsError
+from ..workflow.settings import Settings, SettingsError, plugin_arguments
 
 DONE, SOME_FAILED, USAGE, BAD_DATASET, BAD_RESOURCE, BAD_LEVEL = 0, 1, 2, 3, 4, 17
 NO_VALIDATOR = (
@@ -81,6 +81,7 @@ def _participants(settings: Settings) -> int:
     _check_output(settings.out_dir)
     _device_exists(settings.device)
     _plugin_exists(settings.nipype_plugin or "MultiProc")
+    plugin_arguments(settings.nipype_plugin_file)  # a file that cannot be read is told before anything is planned
     if not settings.dry_run:
         _writable(settings.out_dir, "output folder")
         _writable(settings.work, "work folder (-w/--work-dir)")

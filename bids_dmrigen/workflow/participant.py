@@ -6,18 +6,17 @@ import gc
 import hashlib
 import json
 import shutil
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..bids.sidecars import versions
-from ..diffusion.storage import TextError, read_object, read_text, write_text
+from ..diffusion.storage import write_text
 from ..qc.report import RunError
 from .failures import find_failures, without_failed
 from .plan import RunPlan
-from .settings import Settings, SettingsError, name_of_call
+from .settings import Settings, name_of_call, plugin_arguments
 from .space import explained
 
 
@@ -195,22 +194,7 @@ def _plugin(settings: Settings, resources: Resources, weights: Mapping[str, tupl
             # Forking a process that has threads can hang; a fork server has none.
             "mp_context": "forkserver",
         }
-    return make_plugin(name, arguments | _plugin_file(settings.nipype_plugin_file))
-
-
-def _plugin_file(path: Path | None) -> dict:
-    if path is None:
-        return {}
-    try:
-        document = read_object(path) if path.suffix == ".json" else tomllib.loads(read_text(path))
-    except TextError as error:
-        raise SettingsError(f"--nipype-plugin-file {error}") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise SettingsError(f"--nipype-plugin-file {path}: not valid TOML ({error})") from None
-    arguments = document.get("plugin_args", document)
-    if not isinstance(arguments, dict):
-        raise SettingsError(f"--nipype-plugin-file {path}: expected a table plugin_args, found {arguments!r}")
-    return arguments
+    return make_plugin(name, arguments | plugin_arguments(settings.nipype_plugin_file))
 
 
 def _weights(wf, plans: Sequence[RunPlan]) -> dict[str, tuple[str, str, float]]:

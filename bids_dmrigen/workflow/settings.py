@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..diffusion.storage import TextError, read_text
+from ..diffusion.storage import TextError, read_object, read_text
 from ..methods import REGISTRY, options, spec_of
 from ..methods.spec import Directions, Option, OptionError
 
@@ -411,6 +411,28 @@ def read_toml(path: Path) -> dict[str, Any]:
                 raise SettingsError(f"--config-file {path}: [{table}] has no setting {name}")
             values[name] = Path(str(value)) if "Path" in str(settings[name].type) else value
     return values
+
+
+def plugin_arguments(path: Path | None) -> dict[str, Any]:
+    """Return the arguments of Nipype's execution plugin from a file, TOML or JSON; none where there is no file.
+
+    Raises
+    ------
+    SettingsError
+        Where the file cannot be read, or holds no table of arguments.
+    """
+    if path is None:
+        return {}
+    try:
+        document = read_object(path) if path.suffix == ".json" else tomllib.loads(read_text(path))
+    except TextError as error:
+        raise SettingsError(f"--nipype-plugin-file {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f"--nipype-plugin-file {path}: not valid TOML ({error})") from None
+    arguments = document.get("plugin_args", document)
+    if not isinstance(arguments, dict):
+        raise SettingsError(f"--nipype-plugin-file {path}: expected a table plugin_args, found {arguments!r}")
+    return arguments
 
 
 def _check(spec: Field, value: Any) -> None:

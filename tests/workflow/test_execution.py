@@ -15,10 +15,9 @@ from nipype.pipeline import engine as pe
 from nipype.pipeline.plugins import LinearPlugin
 
 from bids_dmrigen.workflow.failures import LAST_ERROR
-from bids_dmrigen.workflow.participant import _plugin_file
 from bids_dmrigen.workflow.plugin import ResilientMultiProcPlugin, make_plugin, prepare_batch, why_it_died
 from bids_dmrigen.workflow.progress import Progress
-from bids_dmrigen.workflow.settings import SettingsError
+from bids_dmrigen.workflow.settings import SettingsError, plugin_arguments
 
 from ..conftest import slurm_stand_ins
 
@@ -336,10 +335,10 @@ def test_batch_systems_are_asked_every_few_seconds(name, slow):
 def test_plugin_file(tmp_path):
     path = tmp_path / "slurm.toml"
     path.write_text('[plugin_args]\nsbatch_args = "--time=60"\n')
-    assert _plugin_file(path) == {"sbatch_args": "--time=60"}
+    assert plugin_arguments(path) == {"sbatch_args": "--time=60"}
     path.write_text("nonsense")
     with pytest.raises(SettingsError, match="--nipype-plugin-file"):
-        _plugin_file(path)
+        plugin_arguments(path)
 
 
 def test_weights_and_directions_reach_the_node(tmp_path):
