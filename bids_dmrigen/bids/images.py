@@ -24,6 +24,13 @@ NO_PLACE = "{name} has an affine that describes no grid; not used: correct its s
 ODD_VOXELS = "{name} has voxels of {zooms}, unit {unit}; not used: correct voxel size and unit in its header (mm)"
 SEVERAL_VOLUMES = "{name} has shape {shape}, expected one volume; not used"
 EMPTY = "{name} {what}: it holds no image; not used: export it again"
+OTHER_GRID = (
+    "{name} has shape {shape}, its grid ends up to {away:.3g} mm from that of {image} of shape {wanted}; not used: "
+    "resample it onto that grid"
+)
+NO_BRAIN = "{name} has no voxel above {above:g}, so it marks no brain; not used: make it anew"
+IN_MASK = 0.5  # voxels above this are in a mask
+GRID_TOLERANCE = 0.1  # of the smallest edge of a voxel, between the same corner of two grids: headers are rounded
 
 
 def whole_values(image: SpatialImage, path: str | Path) -> np.ndarray:
@@ -114,3 +121,46 @@ def _fault_of(path: Path, volume: int | None, _mtime_ns: int, _size: int) -> str
     if values.min() == values.max():
         return EMPTY.format(name=name, what=f"is {values[0]:g} everywhere")
     return None
+
+
+def fault_of_mask(path: Path, image: Path) -> str | None:
+    """Return why a brain mask cannot be used with a series; None if it can, or the series itself cannot be read.
+
+    Parameters
+    ----------
+    path
+        The mask.
+    image
+        The series.
+    """
+    import nibabel as nib
+    import numpy as np
+
+    if fault := fault_of(path):
+        return fault
+    mask = cast("SpatialImage", nib.load(path))
+    if not (whole_values(mask, path) > IN_MASK).any():
+        return NO_BRAIN.format(name=path.name, above=IN_MASK)
+    if not image.is_file():
+        return None
+    try:
+        series = cast("SpatialImage", nib.load(image))
+    except Exception:  # the checks of the run report it
+        return None
+    away = grids_apart_mm(mask, series)
+    smallest = float(np.linalg.norm(series.affine[:3, :3], axis=0).min())
+    if mask.shape[:3] == series.shape[:3] and away <= GRID_TOLERANCE * smallest:
+        return None
+    return OTHER_GRID.format(name=path.name, shape=mask.shape[:3], away=away, image=image.name, wanted=series.shape[:3])
+
+
+def grids_apart_mm(one: SpatialImage, other: SpatialImage) -> float:
+    """Return the largest distance between the same corner of the grids of two images, mm; only headers are read."""
+    import numpy as np
+
+    first, second = (
+        np.array(np.meshgrid(*([0, n - 1] for n in image.shape[:3]))).reshape(3, -1).T @ image.affine[:3, :3].T
+        + image.affine[:3, 3]
+        for image in (one, other)
+    )
+    return float(np.linalg.norm(first - second, axis=1).max())
