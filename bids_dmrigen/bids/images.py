@@ -22,6 +22,7 @@ UNREADABLE = "{name} cannot be read as an image ({error}); not used: copy it ane
 NO_NUMBERS = "{name} holds {dtype} values, expected real numbers; not used"
 NO_PLACE = "{name} has an affine that describes no grid; not used: correct its sform or qform"
 ODD_VOXELS = "{name} has voxels of {zooms}, unit {unit}; not used: correct voxel size and unit in its header (mm)"
+NO_SCALE = "{name} has a header with an infinite slope of its values; not used: export it again"
 SEVERAL_VOLUMES = "{name} has shape {shape}, expected one volume; not used"
 EMPTY = "{name} {what}: it holds no image; not used: export it again"
 OTHER_GRID = (
@@ -71,6 +72,41 @@ def unit_of(header: Any) -> str:
         return "unknown"
 
 
+def stored_header(image: SpatialImage) -> Any:
+    """Return the header as it is in the file: on reading, nibabel replaces sizes of 0 and infinite slopes.
+
+    A header made in memory, or of another format than NIfTI, is returned as it is.
+    """
+    import nibabel as nib
+    from nibabel.openers import Opener
+
+    holder = image.file_map.get("header", image.file_map["image"])
+    if holder.filename is None or not isinstance(image.header, nib.Nifti1Header):
+        return image.header
+    with Opener(holder.filename) as stream:
+        content = stream.read(image.header.sizeof_hdr)
+    return type(image.header)(content, endianness=image.header.endianness, check=False)
+
+
+def voxel_sizes(image: SpatialImage, header: Any) -> np.ndarray:
+    """Return the edges of the voxels, mm; 0 where the affine is made from a size that the header gives as 0.
+
+    Parameters
+    ----------
+    image
+        Its affine is used.
+    header
+        Of the image, from `stored_header`.
+    """
+    import nibabel as nib
+    import numpy as np
+
+    zooms = np.linalg.norm(image.affine[:3, :3], axis=0)
+    if isinstance(header, nib.Nifti1Header) and int(header["sform_code"]) <= 0:
+        zooms[np.equal(header["pixdim"][1:4], 0)] = 0
+    return np.asarray(zooms)
+
+
 def fault_of(path: Path, volume: int | None = None) -> str | None:
     """Return why an image cannot be used; None if it can.
 
@@ -102,7 +138,10 @@ def _fault_of(path: Path, volume: int | None, _mtime_ns: int, _size: int) -> str
         affine = image.affine
         if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
             return NO_PLACE.format(name=name)
-        zooms, unit = np.linalg.norm(affine[:3, :3], axis=0), unit_of(image.header)
+        stored = stored_header(image)
+        if isinstance(stored, nib.Nifti1Header) and np.isinf(stored["scl_slope"]):
+            return NO_SCALE.format(name=name)
+        zooms, unit = voxel_sizes(image, stored), unit_of(image.header)
         if not VOXEL_MM[0] <= zooms.min() <= zooms.max() <= VOXEL_MM[1] or unit in OTHER_UNITS:
             return ODD_VOXELS.format(name=name, zooms=" x ".join(f"{z:.4g}" for z in zooms), unit=unit)
         single = len(image.shape) >= 3 and set(image.shape[3:]) <= {1}
