@@ -17,7 +17,7 @@ from ..diffusion.storage import TextError, read_object
 from ..dwi.gradients import B0_THRESHOLD_S_PER_MM2
 from . import names
 from .fieldmaps import SUFFIXES, Group, groups_of, with_fieldmap
-from .images import fault_of
+from .images import fault_of, fault_of_mask
 from .leftovers import NOT_MAGNITUDE, is_well_named, odd_folders
 from .partners import KINDS, Candidate, candidates_of, with_partner
 from .run import Run, as_list
@@ -211,7 +211,8 @@ def find_preprocessed(
     """Return the preprocessed runs of a derivative dataset (QSIPrep's, or this app's own).
 
     Labels and filters work as in `find_runs`, on the files of the derivative. T1w images are those of the raw runs of
-    the same subject and session.
+    the same subject and session. A brain mask that cannot be used, or is on another grid than its series, is left out
+    with a note; the run is then treated as one without a mask.
 
     Raises
     ------
@@ -229,9 +230,11 @@ def find_preprocessed(
         run = _with_tables(_new_run(texts, image))
         stem = run.image.name.split("_desc-preproc")[0]
         masks = [run.image.with_name(f"{stem}_desc-brain_mask{e}") for e in (".nii.gz", ".nii")]
-        mask = next((m for m in masks if m.exists()), None)
+        faults = {m: fault_of_mask(m, run.image) for m in masks if m.exists() or m.is_symlink()}
+        mask = next((m for m, fault in faults.items() if fault is None), None)
         source = next((r for r in raw if names.folder(r.entities) == names.folder(run.entities)), run)
         notes = tuple(note for note in source.notes if note.startswith("T1w: "))
+        notes += tuple(f"brain mask: {fault}" for fault in faults.values() if fault)
         runs.append(replace(run, mask=mask, t1w=source.t1w, notes=notes, preprocessed=True))
     return fault_duplicates(runs)
 

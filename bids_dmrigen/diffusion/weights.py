@@ -34,10 +34,21 @@ OTHER_USE = "{path}: weights of method {found_method!r}, size {found_size!r}; ne
 OTHER_SETTING = "{path}: its weights were trained for {key} = {found}, asked for is {key} = {wanted}"
 OTHER_NETWORK = "{path}: weights made with {configuration} do not fit this {network}: {reason}"
 TOO_LARGE = "weight {name} does not fit into {dtype}: its largest value is {largest:g}"
-
-
 NOT_FINITE = "{path}: {n} of its tensors hold NaN or infinity, first {name}; the training failed: train again"
 OTHER_KIND = "{path}: {name} is stored as {found}, which is another kind of number than the network's; train again"
+OTHER_TYPE = (
+    "{path}: {name} is stored as {found}, expected {expected}, the precision on its card, or whole numbers; "
+    "store the weights anew with this program"
+)
+ALL_ZERO = "{path}: all of its numbers are 0; nothing was learnt or stored: train again"
+ABSURD = (
+    "{path}: {name} holds {largest:g}, expected at most {most:g}; the training failed or the file was changed: "
+    "train again"
+)
+PRECISIONS = ("float32", "float16", "bfloat16")
+WHOLE_NUMBERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+MOST_MAGNITUDE = 1e9  # no network that works comes near: constants in s/mm² or scanner units are the largest
+MOST_COUNT = 2**63  # Python's whole numbers have no end, but nothing else can hold longer ones
 
 
 class WeightsError(ValueError):
@@ -89,16 +100,20 @@ class Card:
         return {"Name": self.name, "SHA256": self.sha256, "TrainedOn": self.trained_on, "License": self.licence}
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < MOST_COUNT
+
+
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return _is_whole(value) and value >= 0
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+    return isinstance(value, str) and value.isprintable()  # it is printed: no control characters, no half of a pair
 
 
 def _is_table(value: Any) -> bool:
@@ -107,11 +122,12 @@ def _is_table(value: Any) -> bool:
 
 # field of a card -> whether a value fits, and what is expected
 KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("method", "size", "hardware", "licence", "name", "precision", "code_version", "sha256"),
-                    (_is_text, "text")),
+    **dict.fromkeys(("method", "size", "hardware", "licence", "name", "code_version", "sha256"),
+                    (_is_text, "text in one line")),
     **dict.fromkeys(("configuration", "trained_on"), (_is_table, "an object")),
     **dict.fromkeys(("steps", "format_version", "bytes"), (_is_count, "a whole number")),
-    "seed": (lambda value: isinstance(value, int), "a whole number"),
+    "precision": (lambda value: value in PRECISIONS, " or ".join(PRECISIONS)),
+    "seed": (_is_whole, "a whole number"),
     "minutes": (_is_number, "a number"),
     "held_out": (lambda value: _is_table(value) and all(map(_is_number, value.values())), "an object of numbers"),
 }  # fmt: skip
@@ -204,6 +220,9 @@ def read_card(path: Path) -> Card:
         raise WeightsError(str(error)) from None
     except KeyError:
         raise WeightsError(BAD_CARD.format(card=card, reason="no format_version")) from None
+    if not _is_count(version):
+        reason = f"format_version is {_shown(version)}, expected a whole number"
+        raise WeightsError(BAD_CARD.format(card=card, reason=reason))
     if version != FORMAT_VERSION:
         code = content.get("code_version", "not stated")
         raise WeightsError(OTHER_FORMAT.format(card=card, found=version, expected=FORMAT_VERSION, code=code))
@@ -211,7 +230,7 @@ def read_card(path: Path) -> Card:
     if set(content) != expected:
         reason = f"missing {sorted(expected - set(content))}, unknown {sorted(set(content) - expected)}"
         raise WeightsError(BAD_CARD.format(card=card, reason=reason))
-    wrong = [f"{name} is {content[name]!r}, expected {what}" for name, (fits, what) in KINDS.items()
+    wrong = [f"{name} is {_shown(content[name])}, expected {what}" for name, (fits, what) in KINDS.items()
              if not fits(content[name])]  # fmt: skip
     if wrong:
         raise WeightsError(BAD_CARD.format(card=card, reason="; ".join(wrong)))
@@ -282,10 +301,48 @@ def _verified(path: Path) -> tuple[Card, dict[str, Tensor]]:
         tensors = load_tensors(data)
     except (SafetensorError, ValueError, KeyError) as error:
         raise WeightsError(f"{path}: not a safetensors file ({error})") from None
-    broken = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    _check_numbers(path, card, tensors)
+    return card, tensors
+
+
+def _check_numbers(path: Path, card: Card, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse numbers that no training leaves, or of a type that this program does not write.
+
+    Raises
+    ------
+    WeightsError
+        Where a type is neither whole numbers nor the card's precision, or numbers are not finite, absurd or all 0.
+    """
+    expected = getattr(torch, card.precision)
+    for name, value in tensors.items():
+        if value.dtype not in (expected, *WHOLE_NUMBERS):
+            found = str(value.dtype).removeprefix("torch.")
+            raise WeightsError(OTHER_TYPE.format(path=path, name=name, found=found, expected=card.precision))
+    numbers = {name: value for name, value in tensors.items() if value.is_floating_point() and value.numel()}
+    broken = [name for name, value in numbers.items() if not value.isfinite().all()]
     if broken:
         raise WeightsError(NOT_FINITE.format(path=path, n=len(broken), name=broken[0]))
-    return card, tensors
+    largest = {name: float(value.abs().max()) for name, value in numbers.items()}
+    absurd = [name for name, most in largest.items() if most > MOST_MAGNITUDE]
+    if absurd:
+        raise WeightsError(ABSURD.format(path=path, name=absurd[0], largest=largest[absurd[0]], most=MOST_MAGNITUDE))
+    if largest and not any(largest.values()):
+        raise WeightsError(ALL_ZERO.format(path=path))
+
+
+def _shown(value: Any) -> str:
+    """Return a value of a card for a message, shortened where it is long.
+
+    >>> _shown("many"), len(_shown("x" * 5000))
+    ("'many'", 80)
+    """
+    if isinstance(value, int) and abs(value) >= MOST_COUNT:  # Python refuses to print one of many digits
+        return "a number beyond what can be stored"
+    try:
+        text = repr(value)
+    except ValueError:  # such a number inside a list or an object
+        return f"{type(value).__name__} with a number beyond what can be stored"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _stored(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:

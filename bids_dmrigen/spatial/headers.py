@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from ..bids.images import OTHER_UNITS, VOXEL_MM, unit_of
+from ..bids.images import OTHER_UNITS, VOXEL_MM, stored_header, unit_of, voxel_sizes
 from ..dwi.series import ScanError
 
 MOST_SHEAR_DEGREES = 10.0  # between voxel axes and right angles; scanners make none, a resampled header a little
@@ -116,7 +116,7 @@ def _check_size(image: nib.Nifti1Image, path: str | Path) -> None:
 
 
 def _check_geometry(image: nib.Nifti1Image, path: str | Path) -> None:
-    header = image.header
+    header = stored_header(image)
     qform = [*(f"quatern_{k}" for k in "bcd"), *(f"qoffset_{axis}" for axis in "xyz")]
     fields = {
         "sform": [header[f"srow_{axis}"] for axis in "xyz"],
@@ -128,7 +128,7 @@ def _check_geometry(image: nib.Nifti1Image, path: str | Path) -> None:
     if broken:
         raise ScanError(NOT_FINITE.format(path=path, fields=" and ".join(broken)))
     linear = image.affine[:3, :3]
-    zooms = np.linalg.norm(linear, axis=0)
+    zooms = voxel_sizes(image, header)
     unit = unit_of(header)
     if not (VOXEL_MM[0] <= zooms.min() and zooms.max() <= VOXEL_MM[1]) or unit in OTHER_UNITS:
         raise ScanError(

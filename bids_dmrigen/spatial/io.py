@@ -10,12 +10,17 @@ from typing import cast
 import nibabel as nib
 import numpy as np
 
-from ..bids.images import whole_values
+from ..bids.images import GRID_TOLERANCE, IN_MASK, grids_apart_mm, whole_values
 from ..bids.tables import read_gradients
 from ..diffusion.storage import write_atomically
 from ..dwi.gradients import B0_THRESHOLD_S_PER_MM2
 from ..dwi.series import NO_B0, Scan, ScanError
 from .headers import check_header, series_shape
+
+OTHER_GRID = (
+    "{path}: expected a brain mask on the grid of the series, of shape {wanted}, found shape {shape}, its corners up "
+    "to {away:.3g} mm away; resample it onto that grid, or give none"
+)
 
 
 def open_image(path: str | Path) -> nib.Nifti1Image:
@@ -124,15 +129,31 @@ def read_scan(
     Raises
     ------
     ScanError
-        Where the image is not a 4-D series, or no volume is a b0.
+        Where the image is not a 4-D series, no volume is a b0, or the mask is on another grid.
     """
     data, image = read_image(dwi)
     data = data.reshape(series_shape(data.shape, dwi))
     gradients = read_gradients(bval, bvec, data.shape[3], b0_threshold, leave_out_trace)
     if not gradients.is_b0.any():
         raise ScanError(f"{bval}: " + NO_B0.format(threshold=b0_threshold, lowest=gradients.bvals.min()))
-    inside = np.ones(data.shape[:3], bool) if mask is None else read_volume(mask)[0] > 0.5
+    inside = np.ones(data.shape[:3], bool) if mask is None else read_mask(mask, image)
     return Scan(data[..., : len(gradients)], image.affine, gradients, inside), image
+
+
+def read_mask(path: str | Path, image: nib.Nifti1Image) -> np.ndarray:
+    """Return a brain mask (X, Y, Z) bool on the grid of an image.
+
+    Raises
+    ------
+    ScanError
+        Where it cannot be read, or is on another grid: it would mark other tissue than the brain.
+    """
+    values, own = read_volume(path)
+    away = grids_apart_mm(own, image)
+    smallest = np.linalg.norm(image.affine[:3, :3], axis=0).min()
+    if values.shape != image.shape[:3] or away > GRID_TOLERANCE * smallest:
+        raise ScanError(OTHER_GRID.format(path=path, shape=values.shape, away=away, wanted=image.shape[:3]))
+    return values > IN_MASK
 
 
 @contextmanager

@@ -444,9 +444,77 @@ def qsiprep(tmp_path):
     return root
 
 
+def save_mask(image, change=lambda mask, affine: (mask, affine)):
+    """Write a brain mask beside a preprocessed series, with voxels and affine changed; return its path."""
+    series = nib.load(image)
+    mask = np.zeros(series.shape[:3], np.uint8)
+    mask[1:] = 1
+    path = image.with_name(image.name.replace("desc-preproc_dwi", "desc-brain_mask"))
+    nib.save(nib.Nifti1Image(*change(mask, series.affine)), path)
+    return path
+
+
+def mask_is_refused(qsiprep, message):
+    (run,) = find_preprocessed(open_layout(qsiprep, derivative=True), [])
+    assert run.mask is None
+    assert run.fault is None
+    (note,) = run.notes
+    assert note.startswith("brain mask: sub-01_space-ACPC_desc-brain_mask.nii.gz ")
+    assert message in note
+    assert "not used" in note
+
+
+def as_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def as_dangling_link(path):
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda mask, affine: (mask, np.diag([-1.0, 1, 1, 1]) @ affine), "mm from that of"),
+        (lambda mask, affine: (mask, affine + 60 * np.eye(4, k=3)), "mm from that of"),
+        (lambda mask, affine: (mask, affine * [[1.1], [1], [1], [1]]), "mm from that of"),
+        (lambda mask, affine: (mask[:, :-1], affine), "has shape"),
+        (lambda mask, affine: (0 * mask, affine), "is 0 everywhere"),
+        (lambda mask, affine: (mask * np.float32(0.3), affine), "has no voxel above 0.5"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_not_used_and_said(qsiprep, change, message):
+    save_mask(add(qsiprep, "sub-01_space-ACPC_desc-preproc"), change)
+    mask_is_refused(qsiprep, message)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: path.write_bytes(b"no image"), "cannot be read as an image"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-20]), "cannot be read as an image"),
+        (as_folder, "is not a file"),
+        (as_dangling_link, "a link to a file that does not exist"),
+    ],
+)
+def test_a_mask_that_is_no_image_is_not_used_and_said(qsiprep, change, message):
+    change(save_mask(add(qsiprep, "sub-01_space-ACPC_desc-preproc")))
+    mask_is_refused(qsiprep, message)
+
+
+def test_a_mask_whose_header_is_rounded_is_used(qsiprep):
+    image = add(qsiprep, "sub-01_space-ACPC_desc-preproc")
+    path = save_mask(image, lambda mask, affine: (mask, affine + 1e-3 * np.eye(4, k=3)))
+    (run,) = find_preprocessed(open_layout(qsiprep, derivative=True), [])
+    assert run.mask == path
+    assert not run.notes
+
+
 def test_qsiprep_derivative(dataset, qsiprep):
     image = add(qsiprep, "sub-01_space-ACPC_desc-preproc")
-    shutil.copy(image, image.with_name("sub-01_space-ACPC_desc-brain_mask.nii.gz"))
+    save_mask(image)
     (run,) = find_preprocessed(open_layout(qsiprep, derivative=True), runs_of(dataset))
     assert run.preprocessed
     assert run.fault is None

@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from shutil import copy
 
 import numpy as np
 import pytest
 
 from bids_dmrigen.cli.tools import main
-from bids_dmrigen.diffusion.weights import Card, save_weights
+from bids_dmrigen.diffusion.weights import PACKAGED, Card, save_weights
 from bids_dmrigen.methods.denoise.difusion_model import DiFusion
 from tests.conftest import tiny_gradients, tiny_series, write_run
 
@@ -51,6 +52,38 @@ def test_damaged_or_absent_weights_have_a_separate_exit_status(weights, capsys):
     assert "SHA-256" in capsys.readouterr().err
     assert main(["weights", "show", "absent"]) == 4
     assert "no weights 'absent'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "message"),
+    [
+        ("qid2", {"size": "enormous"}, "says size 'enormous', expected small or paper"),
+        ("qid2", {"method": "nonsense"}, "weights of method 'nonsense', which is none of this program"),
+        ("qid2", {"method": "interp"}, "interp has no network"),
+        ("qid2", {"configuration": {"references": None}}, "references is null"),
+        ("qid2", {"configuration": {"references": []}}, "references: --qid2-references: expected int, found []"),
+        ("qid2", {"configuration": {"references": 10**9}}, "references: --qid2-references: expected 3, 6, found"),
+        ("qid2", {"configuration": {"width": "x"}}, "(width is unknown)"),
+        ("qid2", {"configuration": {"heads": 8}}, "(heads is 8, expected 4)"),
+        ("rishldm", {"configuration": {"unet": {"base": None}}}, "(unet.base is None, expected 32)"),
+    ],
+)
+def test_cards_of_no_network_of_this_program_are_refused(tmp_path, capsys, method, change, message):
+    for suffix in (".json", ".safetensors"):
+        copy(PACKAGED / f"{method}-small{suffix}", tmp_path / f"odd{suffix}")
+    card = tmp_path / "odd.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | change))
+    assert main(["weights", "verify", str(card.with_suffix(".safetensors"))]) == 4
+    assert message in capsys.readouterr().err
+
+
+def test_cards_with_numbers_without_end_are_left_out_of_the_list(weights, capsys):
+    card = weights.with_suffix(".json")
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"held_out": {"loss": 10**400}}))
+    assert main(["weights", "list", "--weights-dir", str(weights.parent)]) == 0
+    out, err = capsys.readouterr()
+    assert f"left out: {card}" in err
+    assert "trial" not in out
 
 
 def test_evaluate_reads_a_scan_and_writes_everything(tmp_path, capsys):

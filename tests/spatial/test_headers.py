@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bids_dmrigen.bids.images import fault_of
 from bids_dmrigen.dwi.series import ScanError
 from bids_dmrigen.spatial.checks import check_first_volume
 from bids_dmrigen.spatial.headers import check_header, series_shape
@@ -54,12 +55,49 @@ def test_a_unit_of_space_that_nifti_does_not_define_is_unknown(tmp_path):
         (put("quatern_b", np.nan), "the header's qform hold NaN or infinity"),
         (put("pixdim", np.nan, 2), "the header's .*pixdim hold NaN or infinity"),
         (put("xyzt_units", 1), "now in meter"),
+        (put("scl_slope", np.inf), "the header's scaling hold NaN or infinity"),
+        (put("scl_slope", -np.inf), "the header's scaling hold NaN or infinity"),
         (put("dim", 30000, 1), "its file has .* bytes: the header is damaged"),
     ],
 )
 def test_headers_that_are_no_scan_s(tmp_path, change, message):
     with pytest.raises(ScanError, match=message):
         open_image(written(tmp_path, change))
+
+
+@pytest.mark.parametrize("name", ["dwi.nii", "dwi.nii.gz"])
+@pytest.mark.parametrize("qform_code", [0, 1])
+@pytest.mark.parametrize("axis", [1, 2, 3])
+def test_voxels_of_no_size_are_refused_where_the_affine_is_made_from_them(tmp_path, name, qform_code, axis):
+    """Nibabel takes 1 mm for a size of 0, without a word in the image."""
+
+    def change(header):
+        header["sform_code"], header["qform_code"] = 0, qform_code
+        header["pixdim"][axis] = 0
+
+    with pytest.raises(ScanError, match=r"voxels of .*\b0\b.* mm, expected 0\.02 to 25 mm"):
+        open_image(written(tmp_path, change, name=name))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(put("pixdim", 0, 2), "voxels of 1 x 0 x 1,"), (put("scl_slope", np.inf), "infinite slope")],
+)
+def test_images_beside_a_run_are_checked_in_the_same_way(tmp_path, change, message):
+    path = tmp_path / "T1w.nii"
+    nib.save(nib.Nifti1Image(np.arange(60, dtype=np.float32).reshape(3, 4, 5), np.eye(4)), path)
+    assert fault_of(path) is None
+    header = nib.Nifti1Header(path.read_bytes()[:348], check=False)
+    header["sform_code"] = 0
+    change(header)
+    path.write_bytes(header.structarr.tobytes() + path.read_bytes()[348:])
+    assert message in fault_of(path)
+
+
+def test_sizes_that_the_sform_replaces_and_a_slope_that_is_not_used_are_no_fault(tmp_path):
+    assert open_image(written(tmp_path, put("pixdim", 0, 3))).shape == SHAPE
+    for slope in (np.nan, 0):
+        assert open_image(written(tmp_path, put("scl_slope", slope))).shape == SHAPE
 
 
 @pytest.mark.parametrize(

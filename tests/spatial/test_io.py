@@ -44,6 +44,11 @@ def test_a_mask_takes_in_voxels_of_which_more_than_half_is_brain(run, tmp_path):
     scan, _ = read_scan(run, *text_files(run), mask=tmp_path / "mask.nii.gz")
     np.testing.assert_array_equal(scan.mask, np.isin(shares, np.float32([0.6, 1])))
     assert read_scan(run, *text_files(run))[0].mask.all()
+    flipped = np.diag([-1.0, 1, 1, 1]) @ nib.load(run).affine
+    for values, affine in ((shares, flipped), (shares[1:], nib.load(run).affine)):
+        nib.save(nib.Nifti1Image(values, affine), tmp_path / "mask.nii.gz")
+        with pytest.raises(ScanError, match=r"mask\.nii\.gz: expected a brain mask on the grid of the series"):
+            read_scan(run, *text_files(run), mask=tmp_path / "mask.nii.gz")
 
 
 def test_truncated_gzip_names_the_file(run):

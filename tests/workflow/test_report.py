@@ -1,16 +1,19 @@
 """Reports of several calls into one folder, and the methods text of what was done."""
 
+import errno
 import json
 import os
 import re
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from bids_dmrigen.bids import names
 from bids_dmrigen.bids.run import FieldMap, Run
 from bids_dmrigen.qc.report import RunError, read_record, record_path
-from bids_dmrigen.workflow import methods_text
+from bids_dmrigen.workflow import methods_text, report
 from bids_dmrigen.workflow.plan import plan_run
 from bids_dmrigen.workflow.report import write_dataset_files, write_reports
 from bids_dmrigen.workflow.settings import Settings
@@ -74,6 +77,23 @@ def test_a_report_that_cannot_be_written_is_named_and_the_others_are_written(tmp
     said = capsys.readouterr()
     assert "FAILED report of sub-1: KeyError: 'odd'" in said.err
     assert "Ended: 2 of 2 runs complete" in said.out
+
+
+def test_reports_on_a_full_disk_name_the_folder_and_the_remedy(tmp_path, monkeypatch):
+    run, out_dir = make_run(tmp_path / "in"), tmp_path / "out"
+    plans = [plan_run(run, settings(out_dir=out_dir), "TPL")]
+
+    def full(path, *_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(report, "write_text", full)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=4096 if path == out_dir else 10**12))
+    pages, missing = write_reports(plans[0].settings, plans, {})
+    assert not pages
+    assert [text.split(":")[0] for text in missing] == ["report of sub-1", "logs/CITATION.md"]
+    for text in missing:
+        assert f"the output folder {out_dir} has 0.1 MB free; free some space or give another folder" in text
+        assert "work folder" not in text  # it has space
 
 
 def other_run(run):
