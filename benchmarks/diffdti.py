@@ -35,6 +35,7 @@ from bids_dmrigen.diffusion.numerics import resolve_precision
 from bids_dmrigen.diffusion.training import train
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
+from bids_dmrigen.methods import SIMPLE
 from bids_dmrigen.methods.base import Request
 from bids_dmrigen.methods.maps.diffdti_model import NORMAL_90, STEPS, TISSUES, DiffDTI, tissue, trust
 from bids_dmrigen.qc import evaluation, metrics
@@ -55,7 +56,7 @@ def arms(args, **settings) -> dict[str, evaluation.Arm]:
     def make(kept: Scan, wanted: GradientTable):
         return DiffDTI().generate(args.net, kept, Request(weights=args.weights, **settings))
 
-    return {"least squares": evaluation.as_acquired, "Diff-DTI": make}
+    return {**{name: evaluation.simple_arm(name) for name in SIMPLE}, "Diff-DTI": make}
 
 
 def show(results: list[evaluation.Evaluation], keep: int, title: str) -> None:

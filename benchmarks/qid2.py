@@ -26,21 +26,21 @@ from bids_dmrigen.cli.atlases import EMBEDDED, load_atlas
 from bids_dmrigen.diffusion.numerics import resolve_precision
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
-from bids_dmrigen.methods import load
+from bids_dmrigen.methods import SIMPLE, load
 from bids_dmrigen.methods.base import Request
 from bids_dmrigen.methods.directions.qid2_model import QID2, STEPS
 from bids_dmrigen.qc import evaluation, metrics
 
 SUBJECTS = 2
 SLICES = 6  # of each simulated scan that are scored
-ARMS = ("none", "interp", "sh", "qid2")
+ARMS = (*SIMPLE, "interp", "sh", "qid2")
 TABLE = ("dwi_psnr", "dwi_ssim", "fa_error", "fa_ssim", "fa_psnr", "dec_psnr", "direction_angle")
 
 
 def arm(name: str, args, **settings) -> evaluation.Arm:
     """Return an arm of the comparison."""
-    if name == "none":
-        return evaluation.as_acquired
+    if name in SIMPLE:
+        return evaluation.simple_arm(name)
     weights = args.weights if name == "qid2" else None
 
     def make(kept: Scan, wanted: GradientTable):

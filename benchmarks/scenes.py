@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from bids_dmrigen.bids.query import find_preprocessed, open_layout
 from bids_dmrigen.dwi.gradients import GradientTable
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.qc import evaluation
@@ -15,6 +18,7 @@ from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.examples import HELD_OUT
 from bids_dmrigen.simulate.scanner import acquire, scan_grid
 from bids_dmrigen.simulate.signal import Tissue
+from bids_dmrigen.spatial.coverage import read_run
 from bids_dmrigen.spatial.io import read_scan
 
 REAL = "reference/sub-canon_desc-merged"
@@ -43,6 +47,23 @@ def dense_scan(data: Path) -> Scan:
     """Return the real dense scan."""
     stem = data / REAL
     return read_scan(f"{stem}_dwi.nii.gz", f"{stem}_dwi.bval", f"{stem}_dwi.bvec", f"{stem}_mask.nii.gz", 50.0)[0]
+
+
+def roles() -> dict[str, str]:
+    """Return subject -> role: train (and choose, by leaving people out) or report; one for each person."""
+    with open(Path(__file__).parents[1] / "training" / "roles.tsv", newline="") as file:
+        return {row["subject"]: row["role"] for row in csv.DictReader(file, delimiter="\t")}
+
+
+def scans_of_role(folder: Path, role: str) -> Iterator[tuple[str, Scan]]:
+    """Yield name and scan of the first run of every subject with this role, from a folder that the app wrote."""
+    subjects = [subject for subject, given in roles().items() if given == role]
+    seen = set()
+    for run in find_preprocessed(open_layout(folder, derivative=True), (), ()):
+        subject = run.entities["subject"]
+        if subject in subjects and subject not in seen:
+            seen.add(subject)
+            yield run.name, read_run(run, 50.0)
 
 
 def matrix_rate(dtype: torch.dtype, n: int = 2048, rounds: int = 5) -> float:

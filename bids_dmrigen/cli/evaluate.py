@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from ..dwi.series import Scan, ScanError
-from ..methods import REGISTRY, options, spec_of
+from ..methods import REGISTRY, SIMPLE, options, spec_of
 from ..methods.spec import Directions, Header
 from .parser import add_options
 
-NO_METHOD = "none"
 DESCRIPTION = """\
-Leave directions of a dense diffusion scan out, let methods and the classical estimates work with the rest, and
-compare with what was left out. `none` is the tensor fit of the kept volumes alone.
+Leave directions of a dense diffusion scan out, let methods and simple estimates work with the rest, and compare with
+what was left out. A gain is a gain over the best simple estimate.
 """
 EPILOG = """\
+simple estimates, which use the kept volumes alone:
+{simple}
+
 scores, all in the mask eroded twice (R: 99.9th percentile of the reference there):
 {scores}
 
@@ -33,7 +35,7 @@ def add(tools) -> None:
         "evaluate",
         help="leave directions of a dense scan out and score methods on them: can I trust it on my scanner?",
         description=DESCRIPTION,
-        epilog=EPILOG.format(scores=_scores_help()),
+        epilog=EPILOG.format(simple=_simple_help(), scores=_scores_help()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("image", type=Path, metavar="IMAGE", help="dense series, NIfTI; preprocessed is best")
@@ -47,10 +49,11 @@ def add(tools) -> None:
     )
     parser.add_argument("--keep", type=int, nargs="+", required=True, metavar="N",
                         help="directions to keep on every shell, spread evenly; several numbers in turn")  # fmt: skip
-    parser.add_argument("--methods", nargs="+", choices=[*REGISTRY, NO_METHOD], metavar="METHOD",
-                        help=f"of {', '.join(REGISTRY)}, {NO_METHOD} (default: all that work in a scan's own space, "
-                        "on its own voxels)",
-                        )  # fmt: skip
+    parser.add_argument("--methods", nargs="*", choices=list(REGISTRY), metavar="METHOD",
+                        help=f"of {', '.join(REGISTRY)} (default: all that work in a scan's own space, on its own "
+                        "voxels)")  # fmt: skip
+    parser.add_argument("--simple", nargs="*", choices=list(SIMPLE), default=list(SIMPLE), metavar="NAME",
+                        help=f"simple estimates, of {', '.join(SIMPLE)} (default: all)")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
                         help="folder for results.json, results.csv, index.html")  # fmt: skip
     parser.add_argument("--reference-method", choices=("ols", "wls"), default="ols",
@@ -106,8 +109,9 @@ def run(args) -> None:
     header = Header(scan.data.shape, tuple(scan.zooms_mm), scan.gradients)
     values = _option_values(args)
     if args.methods is None:
-        args.methods = [*(name for name in REGISTRY if _works_in_place(name, values, header)), NO_METHOD]
+        args.methods = [name for name in REGISTRY if _works_in_place(name, values, header)]
     arms = {name: _arm(name, args, values, header, stem) for name in dict.fromkeys(args.methods)}
+    arms |= {name: evaluation.simple_arm(name) for name in args.simple}
     args.out.mkdir(parents=True, exist_ok=True)
     with policy(deterministic=True):  # so that the table has the same numbers every time
         result = evaluation.evaluate(scan, args.keep, arms, args.rotations, args.reference_method, _print_outcome)
@@ -145,10 +149,6 @@ def _works_in_place(name: str, values: Mapping[str, Any], header: Header) -> boo
 
 def _arm(name: str, args, values: Mapping[str, Any], header: Header, run_name: str):
     """Return the arm of a method, after its weights were verified."""
-    from ..qc.evaluation import as_acquired
-
-    if name == NO_METHOD:
-        return as_acquired
     from ..diffusion.parallel import choose_device
     from ..methods import check_weights, given_weights, load
     from ..methods.base import Request
@@ -185,6 +185,10 @@ def _print_table(rows: list[list[str]]) -> None:
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=False))]
         print("  ".join(cells) if len(row) == len(rows[0]) else f"{row[0].ljust(widths[0])}  {row[1]}")
+
+
+def _simple_help() -> str:
+    return "\n".join(f"  {name:<8}{text}" for name, text in SIMPLE.items())
 
 
 def _scores_help() -> str:

@@ -80,7 +80,9 @@ def _exit_status(left_out: list[str]) -> int:
 
 def _scans(args, left_out: list[str]):
     """Yield (name, subject, scan, noise level) of every usable run."""
-    for item, (scan, sigma) in _usable(args, left_out, lambda item: _with_noise(_read(item, args.b0_threshold))):
+    from ..spatial.coverage import read_run
+
+    for item, (scan, sigma) in _usable(args, left_out, lambda item: _with_noise(read_run(item, args.b0_threshold))):
         shells = ", ".join(f"{len(v)} at b={b:.0f}" for b, v in scan.gradients.shells())
         print(f"{item.name}: {shells}; noise level {sigma:.4g}", flush=True)
         yield item.name, item.entities["subject"], scan, sigma
@@ -130,6 +132,7 @@ def _adc_of_simulated(args, bvals):
 def _adc_of_runs(args, bvals, left_out: list[str]):
     """Return the mean ADC of the subjects of a preprocessed dataset, its affine, and the fields of its sidecar."""
     from ..spatial.adc_atlas import GRID_AFFINE, find_transform, mean_of_runs, shells_on_template
+    from ..spatial.coverage import read_run
 
     if args.subjects is not None:
         raise ValueError(f"--subjects is for simulated subjects, but {args.source} is a dataset; leave it out")
@@ -137,7 +140,7 @@ def _adc_of_runs(args, bvals, left_out: list[str]):
 
     def read(item):
         transform, template = find_transform(item)
-        scan = _read(item, args.b0_threshold)
+        scan = read_run(item, args.b0_threshold)
         templates.add(template)
         return [b for b, _ in scan.gradients.shells()], shells_on_template(scan, transform, bvals)
 
@@ -178,21 +181,6 @@ def _usable(args, left_out: list[str], read):
             print(f"left out: {item.name}: {error}", file=sys.stderr, flush=True)
             continue
         yield item, result
-
-
-def _read(item, b0_threshold: float):
-    """Return a run as a scan with its brain mask."""
-    from ..dwi.series import Scan, ScanError
-    from ..spatial.brain_mask import brain_of
-    from ..spatial.coverage import within_coverage
-    from ..spatial.io import read_scan
-
-    scan, _ = read_scan(item.image, item.bval, item.bvec, item.mask, b0_threshold)
-    if scan.gradients.is_b0.all():
-        raise ScanError("all volumes are b0")
-    if item.mask is None:
-        scan = Scan(scan.data, scan.affine, scan.gradients, brain_of(scan))
-    return within_coverage(scan)
 
 
 def _with_noise(scan):

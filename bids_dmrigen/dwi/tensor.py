@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .gradients import GradientError
+from .gradients import GradientError, GradientTable
 from .series import Scan
 
 MIN_DIFFUSIVITY_TOLERANCE = 1e-6  # eigenvalues are raised to this over the largest b-matrix entry, as in DIPY
 TINY = torch.finfo(torch.float32).tiny
+TENSOR_BMAX = 1550.0  # s/mm²; some scanners store more than the nominal 1500
 LEAST_CONDITION = 1e-8  # of the normal equations: below, the samples of a voxel do not determine a tensor
 CHUNK_VOXELS = {"cpu": 2**14, "cuda": 2**18}  # CPU: fits into the cache; GPU: needs less than 500 MB
 SMALL_VOXELS = 2**12  # fewer voxels are computed before a second thread has started
@@ -72,6 +73,64 @@ def check_table(bvals: np.ndarray, directions: np.ndarray) -> None:
     if rank < 7:
         n_b0 = int((~np.any(directions, axis=1)).sum())
         raise GradientError(RANK_DEFICIENT.format(rank=rank, n_b0=n_b0, n_directions=len(bvals) - n_b0))
+
+
+def tensor_volumes(gradients: GradientTable) -> np.ndarray:
+    """Return (N,) bool: b0s and the shells up to b = 1500 s/mm², or the lowest shell where all lie above.
+
+    A tensor does not describe the signal at higher b-values: the fit would depend on how many volumes each shell has,
+    and selections of directions change that.
+    """
+    used = gradients.is_b0.copy()
+    for k, (bval, volumes) in enumerate(gradients.shells()):
+        used[volumes] = k == 0 or bval <= TENSOR_BMAX
+    return used
+
+
+def condition(bvecs: np.ndarray) -> float:
+    """Return the condition number of a tensor fit to (N, 3) directions of one shell and N / 6 b0s; infinity below six.
+
+    Even directions have 6 to 10; directions on one cone, however many, do not determine a tensor.
+    """
+    if len(bvecs) < 6:
+        return math.inf
+    design = design_matrix(np.r_[np.ones(len(bvecs)), 0.0], np.r_[bvecs, np.zeros((1, 3))])
+    design[-1] *= (len(bvecs) / 6) ** 0.5
+    return float(np.linalg.cond(design))
+
+
+def noise_power(signal: torch.Tensor, bvals: np.ndarray, directions: np.ndarray, sigma: float) -> torch.Tensor:
+    """Return what noise adds on average to the squared size of the anisotropic part of a least-squares tensor.
+
+    The logarithm of a signal S has the variance (sigma / S)². With P the rows of the solution that give the tensor less
+    its mean diffusivity, the result is sum_j w_j sum_i P_ji² (sigma / S_i)², where w counts off-diagonal entries twice.
+
+    Parameters
+    ----------
+    signal
+        (V, N) scanner units; samples below sigma count as sigma.
+    bvals, directions
+        (N,) s/mm² and (N, 3) unit vectors, zero for b0.
+    sigma
+        Noise level, in the units of the signal.
+
+    Returns
+    -------
+    torch.Tensor
+        (V,) (mm²/s)².
+
+    Raises
+    ------
+    GradientError
+        Where the table cannot determine a tensor.
+    """
+    check_table(bvals, directions)
+    design = design_matrix(bvals, directions)
+    scale = _column_scale(design)
+    solver = (np.linalg.pinv(design / scale) / scale[:, None])[:6]
+    solver[[0, 2, 5]] -= solver[[0, 2, 5]].mean(axis=0)
+    share = torch.as_tensor(np.array([1, 2, 1, 2, 2, 1]) @ solver**2, dtype=torch.float32)
+    return (sigma / signal.clamp_min(sigma)).square() @ share
 
 
 def _column_scale(design: np.ndarray) -> np.ndarray:

@@ -28,6 +28,17 @@ REGISTRY = {
     "rish": ".enhance.rish",
 }
 
+# Simple estimates that every method has to beat (`rivals`), and what each does.
+SIMPLE = {
+    "ols": "ordinary least squares",
+    "wls": "weighted least squares",
+    "rician": "noise floor taken out of every sample, then weighted least squares",
+    "smooth": "directional contrast smoothed, then weighted least squares",
+    "shrink": "weighted least squares, anisotropy less what noise adds",
+    "mppca": "MP-PCA, then weighted least squares",
+    "nlm": "non-local means, then weighted least squares",
+}
+
 UNKNOWN_METHOD = "unknown method {name!r}; choose from {names}"
 
 

@@ -7,21 +7,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 from scipy import ndimage
 
 from ..dwi.gradients import GradientError, GradientTable, even_subset, pair_energies
 from ..dwi.series import Scan, ScanError
-from ..dwi.tensor import fit_tensor, tensor_maps
+from ..dwi.tensor import condition, tensor_volumes
 from ..methods.base import Generated
+from ..methods.rivals import RIVALS, Estimate, least_squares
 from ..spatial.coverage import within_coverage
 from . import metrics
 from .definitions import EVALUATION as SCORES
 
 STARTS = 3  # starting points of the search for even directions
 EROSIONS = 2  # of the mask, by one voxel each: voxels at its edge are partly air
+THIN = 6  # slices; an axis with fewer is not eroded along
+WELL_CONDITIONED = 15.0  # of a selection of directions and of left-out volumes; good ones have 6 to 10
+BEST_SIMPLE = "best simple"
+FAULTS = (ScanError, GradientError)  # of a scan that an arm cannot work on
 DIRECTION_FA_MIN = 0.3
-TENSOR_BMAX = 1550.0  # s/mm²; some scanners store more than the nominal 1500
 SAME_BVAL = 0.05  # relative difference of b-values within one shell
 NEW_DEGREES = 3.0  # a direction nearer than this to a kept one is not new
 MATCH_DEGREES = 0.5  # largest angle between a wanted volume and the generated one that matches it
@@ -34,8 +37,8 @@ EMPTY_VOXELS = (
     "view, or were too dark; they are left out of all scores"
 )
 
-# An arm of the comparison: (kept volumes, table of the left-out ones) -> its result, a series or maps.
-Arm = Callable[[Scan, GradientTable], Generated]
+# An arm of the comparison: (kept volumes, table of the left-out ones) -> a series, maps, or a simple estimate.
+Arm = Callable[[Scan, GradientTable], Generated | Estimate]
 
 
 @dataclass(frozen=True)
@@ -83,18 +86,38 @@ class Evaluation:
         rows = [o for o in self.outcomes if (o.keep, o.arm) == (keep, arm) and not o.fault]
         return {key: _mean_and_deviation([o.scores[key] for o in rows]) for key in SCORES}
 
+    def best_simple(self, keep: int) -> dict[str, tuple[str, float, float]]:
+        """Return, for each score, the simple estimate with the best mean over the selections: (name, mean, deviation).
+
+        Each score has its own best one: a user who knew which to take could not do better. Scores that no simple
+        estimate has are left out.
+        """
+        arms = dict.fromkeys(o.arm for o in self.outcomes if o.keep == keep and o.arm in RIVALS)
+        summaries, best = {arm: self.summary(keep, arm) for arm in arms}, {}
+        for key, definition in SCORES.items():
+            known = [(arm, *s[key]) for arm, s in summaries.items() if np.isfinite(s[key][0])]
+            if known:
+                chosen = max if definition.better == "higher" else min
+                best[key] = chosen(known, key=lambda row: row[1])
+        return best
+
 
 def scored_voxels(scan: Scan) -> tuple[np.ndarray, str]:
     """Return the voxels that scores are computed in, (X, Y, Z) bool, and a sentence about those left out, or "".
 
-    They are those of the eroded mask that have signal in every volume.
+    They are those of the eroded mask that have signal in every volume. The mask is not eroded along an axis with fewer
+    than `THIN` slices: nothing would be left of it.
 
     Raises
     ------
     ScanError
         Where there are none.
     """
-    mask = ndimage.binary_erosion(scan.mask, iterations=EROSIONS)
+    structure = ndimage.generate_binary_structure(3, 1)
+    for axis, size in enumerate(scan.mask.shape):
+        if size < THIN:
+            structure.swapaxes(0, axis)[[0, 2]] = False
+    mask = ndimage.binary_erosion(scan.mask, structure, iterations=EROSIONS)
     lit = mask.copy()
     lit[mask] = (scan.data[mask] > 0).all(axis=1)
     if not lit.any():
@@ -103,9 +126,9 @@ def scored_voxels(scan: Scan) -> tuple[np.ndarray, str]:
     return lit, EMPTY_VOXELS.format(empty=empty, total=int(mask.sum()), n=EROSIONS) if empty else ""
 
 
-def as_acquired(kept: Scan, wanted: GradientTable) -> Generated:
-    """Generate nothing: the arm whose maps come from the kept volumes alone."""
-    return Generated(kept.data, None, kept.gradients, (), np.ones(len(kept.gradients), bool), {})
+def simple_arm(name: str) -> Arm:
+    """Return the arm of a simple estimate (`methods.rivals`)."""
+    return lambda kept, wanted: RIVALS[name](kept)
 
 
 def evaluate(
@@ -126,11 +149,12 @@ def evaluate(
     keep
         Numbers of directions to keep on every shell; all b0s are kept.
     arms
-        Name -> arm; `as_acquired` is the arm without a method.
+        Name -> arm; those of simple estimates are made by `simple_arm` and have their names.
     rotations
         Selections of directions per number; see `kept_volumes`.
     fit
-        Tensor fit of the reference and of every arm: "ols" (linear least squares, as in the papers) or "wls".
+        Tensor fit of the references and of every series: "ols" (linear least squares, as in the papers) or "wls".
+        Simple estimates have their own.
     tell
         Called with every outcome.
     truth
@@ -148,47 +172,83 @@ def evaluate(
     reference, outcomes = summary_maps(against, fit), []
     for n, rotation, kept in selections:
         for name, arm in arms.items():
-            outcomes.append(_outcome(scan, kept, against.data, reference, mask, (name, n, rotation), arm, fit))
+            outcomes.append(_outcome(scan, kept, against, reference, mask, (name, n, rotation), arm, fit))
             if tell is not None:
                 tell(outcomes[-1])
     return Evaluation(tuple(outcomes), reference, mask, note)
 
 
-def _outcome(scan: Scan, kept, truth, reference, mask, label: tuple[str, int, int], arm: Arm, fit: str) -> Outcome:
+def _outcome(scan: Scan, kept, against, reference, mask, label: tuple[str, int, int], arm: Arm, fit: str) -> Outcome:
     """Return the scored result of an arm from the kept volumes; its `fault` says if the arm cannot use the scan."""
     begun = time.monotonic()
     few = Scan(scan.data[..., kept], scan.affine, scan.gradients[kept], scan.mask)
     wanted = wanted_volumes(scan.gradients, kept)
     scores = dict.fromkeys(SCORES, float("nan"))
     try:
-        generated = arm(few, scan.gradients[wanted])
+        result = arm(few, scan.gradients[wanted])
         seconds = time.monotonic() - begun
-        maps, places = _maps_of(generated, scan, wanted, fit)
-    except (ScanError, GradientError) as error:
+        maps, volumes = maps_and_volumes(result, few, scan.gradients[wanted], fit)
+    except FAULTS as error:
         return Outcome(*label, scores, fault=str(error))
     scores |= map_scores(maps, reference, mask)
-    if places is not None:
-        scores |= volume_scores(generated.mean[..., places], truth[..., wanted], mask)
+    left_out = left_out_maps(against, kept, fit)
+    if left_out is not None:
+        independent = map_scores(maps, left_out, mask)
+        scores |= {f"left_out_{key}": value for key, value in independent.items() if f"left_out_{key}" in SCORES}
+    if volumes is not None:
+        acquired = against.data[..., wanted]
+        scores |= volume_scores(volumes, acquired, mask)
+        scores["contrast_error"] = contrast_error(volumes, acquired, scan.gradients[wanted], mask)
     shown = {name: maps[name] for name in ("fa", "md", "dec")}
-    return Outcome(*label, scores, shown, seconds, generated.record, generated.warnings)
+    if isinstance(result, Estimate):
+        return Outcome(*label, scores, shown, seconds)
+    return Outcome(*label, scores, shown, seconds, result.record, result.warnings)
 
 
-def _maps_of(generated: Generated, scan: Scan, wanted, fit: str) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """Return the maps of an arm's result, and the places of the wanted volumes in its series (None for maps)."""
-    if generated.gradients is None:
-        return generated.named_maps(), None
-    places = generated_places(generated, scan.gradients[wanted])
+def maps_and_volumes(
+    result: Generated | Estimate, kept: Scan, wanted: GradientTable, fit: str
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Return the maps of an arm's result, and its volumes for the wanted directions (None where it has none).
+
+    Parameters
+    ----------
+    result
+        What the arm returned for the `kept` volumes.
+    wanted
+        Table of the wanted directions.
+    fit
+        Tensor fit of a series, "ols" or "wls".
+    """
+    if isinstance(result, Estimate):
+        return result.maps(), result.volumes(wanted)
+    if result.gradients is None:
+        return result.named_maps(), None
+    places = generated_places(result, wanted)
     # Generated volumes that were not requested are left out: the reference does not have them.
-    used = np.arange(len(generated.gradients)) if places is None else np.r_[np.flatnonzero(generated.acquired), places]
-    return summary_maps(Scan(generated.mean[..., used], scan.affine, generated.gradients[used], scan.mask), fit), places
+    used = np.arange(len(result.gradients)) if places is None else np.r_[np.flatnonzero(result.acquired), places]
+    maps = summary_maps(Scan(result.mean[..., used], kept.affine, result.gradients[used], kept.mask), fit)
+    return maps, None if places is None else result.mean[..., places]
+
+
+def left_out_maps(scan: Scan, kept: np.ndarray, fit: str) -> dict[str, np.ndarray] | None:
+    """Return the maps of the left-out volumes and the b0s, whose noise no arm has seen but that of the b0s.
+
+    None where these volumes hardly determine a tensor.
+    """
+    chosen = ~kept | scan.gradients.is_b0
+    table = scan.gradients[chosen]
+    used = tensor_volumes(table)
+    if condition(table.bvecs[used & ~table.is_b0]) > WELL_CONDITIONED:
+        return None
+    return summary_maps(Scan(scan.data[..., chosen], scan.affine, table, scan.mask), fit)
 
 
 def kept_volumes(gradients: GradientTable, keep: int, rotation: int = 0, rotations: int = 1) -> np.ndarray:
     """Return (N,) bool: all b0s, and `keep` evenly spread directions of every shell (all, if it has no more).
 
     The search for even directions of selection number `rotation` (of `rotations`) starts at that share of the shell.
-    Different starts usually lead to different selections. The most even result of three starts is taken: a single
-    search can end in a selection that hardly determines a tensor (one in 28 did, for six directions of 84).
+    Different starts usually lead to different selections. Of the results of three starts that determine a tensor well,
+    where there are such, the most even one is taken: six even directions may lie on a cone.
 
     Raises
     ------
@@ -205,7 +265,7 @@ def kept_volumes(gradients: GradientTable, keep: int, rotation: int = 0, rotatio
     for _, volumes in shells:
         first, share = rotation * len(volumes) // rotations, len(volumes) / rotations / STARTS
         candidates = [_even_volumes(gradients, volumes, keep, first + round(k * share)) for k in range(STARTS)]
-        kept[min(candidates, key=lambda chosen: pair_energies(gradients.bvecs[chosen]).sum())] = True
+        kept[min(candidates, key=lambda chosen: _badness(gradients.bvecs[chosen]))] = True
     return kept
 
 
@@ -214,34 +274,16 @@ def _even_volumes(gradients: GradientTable, volumes: np.ndarray, keep: int, star
     return turned[even_subset(gradients.bvecs[turned], min(keep, len(turned)))]
 
 
+def _badness(bvecs: np.ndarray) -> tuple[bool, float]:
+    return bool(condition(bvecs) > WELL_CONDITIONED), float(pair_energies(bvecs).sum())
+
+
 def summary_maps(scan: Scan, fit: str = "ols") -> dict[str, np.ndarray]:
     """Return `fa`, `md` (X, Y, Z; mm²/s), `dec` and `direction` (X, Y, Z, 3; world RAS+) of a scan, 0 outside its mask.
 
     The tensor is fitted to the volumes of `tensor_volumes`.
     """
-    used = tensor_volumes(scan.gradients)
-    table, signal = scan.gradients[used], np.asarray(scan.data[scan.mask][:, used], dtype=np.float32)
-    directions = table.world_directions(scan.affine)
-    maps = tensor_maps(fit_tensor(torch.from_numpy(signal), table.bvals, directions, fit))
-    maps["direction"] = maps["eigenvectors"][:, :, 0]
-    volumes = {}
-    for name in ("fa", "md", "dec", "direction"):
-        values = maps[name].numpy()
-        volumes[name] = np.zeros(scan.mask.shape + values.shape[1:], dtype=np.float32)
-        volumes[name][scan.mask] = values
-    return volumes
-
-
-def tensor_volumes(gradients: GradientTable) -> np.ndarray:
-    """Return (N,) bool: b0s and the shells up to b = 1500 s/mm², or the lowest shell where all lie above.
-
-    A tensor does not describe the signal at higher b-values: the fit would depend on how many volumes each shell has,
-    and selections of directions change that.
-    """
-    used = gradients.is_b0.copy()
-    for k, (bval, volumes) in enumerate(gradients.shells()):
-        used[volumes] = k == 0 or bval <= TENSOR_BMAX
-    return used
+    return least_squares(scan, fit).maps()
 
 
 def map_scores(estimate: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], mask) -> dict[str, float]:
@@ -276,6 +318,22 @@ def volume_scores(estimate: np.ndarray, reference: np.ndarray, mask) -> dict[str
     }
 
 
+def contrast_error(estimate: np.ndarray, reference: np.ndarray, gradients: GradientTable, mask) -> float:
+    """Return the error of the directional contrast of (X, Y, Z, K) volumes, relative to that contrast.
+
+    The contrast of volume i of a shell is c_i = S_i / mean(S) - 1. The result is sum (c_estimate - c_reference)² over
+    sum c_reference², over the mask and the shells with at least two of the volumes; NaN where there is none. The noise
+    of the reference is part of it, so that even the truth does not reach 0.
+    """
+    error = total = 0.0
+    for _, volumes in gradients.shells():
+        if len(volumes) > 1:
+            e, r = (np.asarray(v[mask][:, volumes], dtype=np.float64) for v in (estimate, reference))
+            e, r = (s / np.maximum(s.mean(axis=1, keepdims=True), 1e-12) - 1 for s in (e, r))
+            error, total = error + float(((e - r) ** 2).sum()), total + float((r**2).sum())
+    return error / total if total else float("nan")
+
+
 def wanted_volumes(gradients: GradientTable, kept: np.ndarray) -> np.ndarray:
     """Return indices of left-out volumes at least 3 degrees from every kept direction of their shell."""
     left_out = np.flatnonzero(~kept)
@@ -302,13 +360,16 @@ def table(evaluation: Evaluation, keep: int, arms: Sequence[str]) -> list[list[s
     """Return the papers' table for one number of kept directions: a header, then a row per arm.
 
     Columns are the scores, with unit and better direction. For several selections, a cell is the mean and, in brackets,
-    the standard deviation.
+    the standard deviation. Where there are simple estimates, the last row has the best of them for each score.
     """
     rows = [["method", *(definition.heading for definition in SCORES.values())]]
     for arm in arms:
         faults = [o.fault for o in evaluation.outcomes if (o.keep, o.arm) == (keep, arm) and o.fault]
         cells = [_cell(*value, key) for key, value in evaluation.summary(keep, arm).items()]
         rows.append([arm, faults[0]] if faults else [arm, *cells])
+    best = evaluation.best_simple(keep)
+    if best:
+        rows.append([BEST_SIMPLE, *(_cell(*best[key][1:], key) if key in best else "-" for key in SCORES)])
     return rows
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from .. import __version__
 from ..diffusion.storage import write_text
 from ..dwi.series import Scan
+from ..methods import SIMPLE
 from .comparison import against_reference
 from .evaluation import SCORES, Evaluation, Outcome, table
 from .pages import page_template
@@ -40,6 +41,11 @@ def write_results(folder: Path, result: Evaluation, scan: Scan, settings: dict[s
         "scan": about,
         "definitions": {key: asdict(definition) for key, definition in SCORES.items()},
         "results": [_row(outcome) | {"record": outcome.record} for outcome in result.outcomes],
+        "best_simple": {
+            str(keep): {key: {"method": arm, "mean": round(mean, 5)} for key, (arm, mean, _) in best.items()}
+            for keep in dict.fromkeys(outcome.keep for outcome in result.outcomes)
+            if (best := {k: v for k, v in result.best_simple(keep).items() if np.isfinite(v[1])})
+        },
     }
     write_text(folder / "results.json", json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     text = io.StringIO(newline="")
@@ -78,6 +84,7 @@ def _write_page(folder: Path, result: Evaluation, scan: Scan, settings: dict[str
     page = page_template("evaluation.html.j2").render(
         sections=sections,
         definitions=SCORES.values(),
+        simple={arm: SIMPLE[arm] for arm in arms if arm in SIMPLE},
         settings=settings,
         about=about,
         version=__version__,

@@ -7,7 +7,13 @@ from dataclasses import replace
 import numpy as np
 from scipy import ndimage
 
-from ..dwi.series import Scan
+from ..bids.run import Run
+from ..dwi.series import Scan, ScanError
+from .brain_mask import brain_of
+from .io import read_scan
+
+ALL_B0 = "all volumes are b0"
+NO_TABLE = "the run has no b-values or no directions"
 
 
 def complete_voxels(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -34,6 +40,24 @@ def complete_voxels(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
         if (zero & mask).any():
             complete &= ~_flat_parts(zero)
     return complete
+
+
+def read_run(run: Run, b0_threshold: float) -> Scan:
+    """Return a run, raw or preprocessed, with its brain mask (or the one found in it) within its coverage.
+
+    Raises
+    ------
+    ScanError
+        Where a file cannot be read, all volumes are b0, or no brain is found.
+    GradientError
+        Where the gradient tables cannot be read.
+    """
+    if run.bval is None or run.bvec is None:
+        raise ScanError(run.fault or NO_TABLE)
+    scan, _ = read_scan(run.image, run.bval, run.bvec, run.mask, b0_threshold)
+    if scan.gradients.is_b0.all():
+        raise ScanError(ALL_B0)
+    return within_coverage(scan if run.mask is not None else replace(scan, mask=brain_of(scan)))
 
 
 def within_coverage(scan: Scan) -> Scan:

@@ -90,13 +90,19 @@ def test_evaluate_reads_a_scan_and_writes_everything(tmp_path, capsys):
     gradients = tiny_gradients(20)
     image = write_run(tmp_path, "dense", tiny_series(gradients), gradients)
     out = tmp_path / "out"
-    assert main(["evaluate", str(image), "--keep", "8", "--methods", "none", "--out", str(out)]) == 0
+    assert (
+        main(["evaluate", str(image), "--keep", "8", "--methods", "--simple", "ols", "smooth", "--out", str(out)]) == 0
+    )
     assert "FA PSNR (dB) ↑" in capsys.readouterr().out
     result = json.loads((out / "results.json").read_text())
     assert result["settings"]["keep"] == [8]
     assert 0 < result["results"][0]["fa_error"] < 0.3
+    assert [row["method"] for row in result["results"]] == ["ols", "smooth"]
+    assert set(result["best_simple"]["8"]) >= {"fa_psnr", "left_out_fa_psnr", "dwi_psnr", "contrast_error"}
     assert (out / "index.html").is_file()
-    assert main(["evaluate", str(image), "--keep", "20", "--methods", "none", "--out", str(out)]) == 1
+    assert (
+        main(["evaluate", str(image), "--keep", "20", "--methods", "--simple", "ols", "smooth", "--out", str(out)]) == 1
+    )
     assert "no shell has more" in capsys.readouterr().err
     command = ["evaluate", str(image), "--keep", "8", "--methods", "difusion", "--out", str(out)]
     assert main([*command, "--weights", "difusion=absent"]) == 4

@@ -10,6 +10,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan, ScanError
+from bids_dmrigen.dwi.tensor import condition, tensor_volumes
 from bids_dmrigen.methods.base import Generated
 from bids_dmrigen.qc import evaluation
 from bids_dmrigen.qc.evaluation_page import write_results
@@ -58,22 +59,22 @@ def test_tensors_are_fitted_to_low_shells():
     bvecs = np.r_[np.zeros((1, 3)), even_directions(9)]
     for bvals, used in (((700, 1500, 3000), (700, 1500)), ((2000, 3000), (2000,)), ((1000,), (1000,))):
         table = GradientTable(np.r_[0, np.resize(bvals, 9)], bvecs)
-        np.testing.assert_array_equal(evaluation.tensor_volumes(table), np.isin(table.bvals, (0, *used)))
+        np.testing.assert_array_equal(tensor_volumes(table), np.isin(table.bvals, (0, *used)))
 
 
 def test_a_perfect_method_scores_perfectly_and_what_it_adds_is_left_out():
     scan = dense_scan()
-    arms = {"perfect": oracle(scan), "more": oracle(scan, extra=3), "none": evaluation.as_acquired}
+    arms = {"perfect": oracle(scan), "more": oracle(scan, extra=3), "ols": evaluation.simple_arm("ols")}
     result = evaluation.evaluate(scan, [8], arms)
-    perfect, more, none = result.outcomes
+    perfect, more, ols = result.outcomes
     assert perfect.scores["dwi_psnr"] == np.inf
     assert perfect.scores["dwi_ssim"] == pytest.approx(1)
     assert perfect.scores["fa_psnr"] > 80  # the order of volumes differs, hence the last bits
     assert perfect.scores["direction_angle"] < 0.1
     assert more.scores["fa_psnr"] > 80
-    assert np.isnan(none.scores["dwi_psnr"])
-    assert none.scores["fa_psnr"] < 50
-    assert 0 < none.scores["fa_error"] < 0.2
+    assert ols.scores["dwi_psnr"] < 50
+    assert ols.scores["fa_psnr"] < 50
+    assert 0 < ols.scores["fa_error"] < 0.2
 
 
 def test_scores_are_those_of_scikit_image_and_of_the_definitions():
@@ -150,7 +151,7 @@ def test_an_arm_that_cannot_work_is_named_with_its_reason_and_the_others_go_on(t
         raise ScanError("needs a second shell")
 
     scan = dense_scan()
-    arms = {"refuses": refuses, "perfect": oracle(scan), "none": evaluation.as_acquired}
+    arms = {"refuses": refuses, "perfect": oracle(scan), "ols": evaluation.simple_arm("ols")}
     result = evaluation.evaluate(scan, [5, 8], arms, rotations=2)
     header, *rows = evaluation.table(result, 8, list(arms))
     assert rows[0] == ["refuses", "needs a second shell"]
@@ -183,12 +184,76 @@ def test_voxels_without_signal_in_some_volume_are_left_out_of_scores_and_said():
         evaluation.scored_voxels(nothing)
 
 
+def test_the_best_simple_estimate_is_chosen_score_by_score():
+    scan = dense_scan()
+    arms = {"sharp": oracle(scan)} | {name: evaluation.simple_arm(name) for name in ("ols", "wls", "smooth")}
+    result = evaluation.evaluate(scan, [8], arms, rotations=2)
+    best = result.best_simple(8)
+    for key, definition in evaluation.SCORES.items():
+        means = {name: result.summary(8, name)[key][0] for name in ("ols", "wls", "smooth")}
+        wanted = max(means.values()) if definition.better == "higher" else min(means.values())
+        assert best[key][1] == wanted == means[best[key][0]]
+    rows = evaluation.table(result, 8, list(arms))
+    assert [row[0] for row in rows[1:]] == [*arms, evaluation.BEST_SIMPLE]
+    assert rows[-1][rows[0].index("FA error ↓")].split()[0] == f"{best['fa_error'][1]:.4f}"
+    alone = evaluation.evaluate(scan, [8], {"sharp": oracle(scan)})
+    assert alone.best_simple(8) == {}
+    assert len(evaluation.table(alone, 8, ["sharp"])) == 2
+
+
+def test_left_out_scores_compare_with_the_maps_of_left_out_volumes_and_b0s():
+    scan = dense_scan()
+    result = evaluation.evaluate(scan, [8], {"ols": evaluation.simple_arm("ols")})
+    kept = evaluation.kept_volumes(scan.gradients, 8)
+    used = ~kept | scan.gradients.is_b0
+    others = Scan(scan.data[..., used], AFFINE, scan.gradients[used], scan.mask)
+    few = Scan(scan.data[..., kept], AFFINE, scan.gradients[kept], scan.mask)
+    scores = evaluation.map_scores(evaluation.summary_maps(few), evaluation.summary_maps(others), result.mask)
+    for key in ("fa_psnr", "dec_psnr", "md_psnr", "direction_angle"):
+        assert result.outcomes[0].scores[f"left_out_{key}"] == pytest.approx(scores[key], rel=1e-5)
+    # Whoever keeps the input's noise is rewarded by the reference that holds it, not by the other one.
+    assert result.outcomes[0].scores["fa_psnr"] > scores["fa_psnr"]
+    too_few = evaluation.evaluate(scan, [17], {"ols": evaluation.simple_arm("ols")})
+    assert np.isnan(too_few.outcomes[0].scores["left_out_fa_psnr"])
+
+
+def test_contrast_error_of_a_hand_computed_case():
+    mask = np.ones((1, 1, 1), bool)
+    gradients = GradientTable(np.r_[1000.0, 1000, 2000], even_directions(3))
+    reference = np.array([110.0, 90, 50]).reshape(1, 1, 1, 3)
+    assert evaluation.contrast_error(reference * 7, reference, gradients, mask) == 0
+    flat = np.full((1, 1, 1, 3), 5.0)
+    assert evaluation.contrast_error(flat, reference, gradients, mask) == pytest.approx(1)
+    wrong = np.array([120.0, 80, 1]).reshape(1, 1, 1, 3)  # contrast 0.2 for 0.1; a single volume has no contrast
+    assert evaluation.contrast_error(wrong, reference, gradients, mask) == pytest.approx(1)
+    assert np.isnan(evaluation.contrast_error(flat[..., :1], reference[..., :1], gradients[:1], mask))
+
+
+def test_a_single_slice_can_be_scored():
+    scan = dense_scan()
+    middle = scan.data.shape[2] // 2
+    for axis in range(3):
+        part = np.take(scan.data, [middle], axis=axis), np.take(scan.mask, [middle], axis=axis)
+        lit, _ = evaluation.scored_voxels(Scan(part[0], AFFINE, scan.gradients, part[1]))
+        flat = ndimage.binary_erosion(part[1].squeeze(axis), iterations=2) & (part[0].squeeze(axis) > 0).all(-1)
+        np.testing.assert_array_equal(lit.squeeze(axis), flat)
+
+
+def test_six_even_directions_on_a_cone_are_not_kept():
+    angle = np.arange(6) * np.pi / 3
+    cone = np.stack([np.cos(angle), np.sin(angle), np.full(6, 2**-0.5)], axis=1) / 1.5**0.5
+    gradients = GradientTable(np.r_[0, np.full(14, 1000)], np.r_[np.zeros((1, 3)), cone, even_directions(8)])
+    for k in range(5):
+        kept = evaluation.kept_volumes(gradients, 6, k, 5)
+        assert condition(gradients.bvecs[kept & ~gradients.is_b0]) < evaluation.WELL_CONDITIONED
+
+
 @pytest.mark.real
 def test_least_squares_on_the_merged_real_scan(real_data):
     """The data's own table has 21.2 and 25.4 dB with the 2 % of voxels where some volume is 0; without them more."""
     stem = str(real_data / "reference" / "sub-canon_desc-merged_")
     scan, _ = read_scan(stem + "dwi.nii.gz", stem + "dwi.bval", stem + "dwi.bvec", stem + "mask.nii.gz")
-    result = evaluation.evaluate(scan, [12, 30], {"none": evaluation.as_acquired})
+    result = evaluation.evaluate(scan, [12, 30], {"ols": evaluation.simple_arm("ols")})
     twelve, thirty = result.outcomes
     assert twelve.scores["fa_psnr"] == pytest.approx(22.9, abs=0.3)
     assert thirty.scores["fa_psnr"] > 27
