@@ -33,10 +33,10 @@ def test_a_new_arm_goes_through_everything(toy, tmp_path, capsys, monkeypatch):
 
     gradients = tiny_gradients(20)
     dense = write_run(tmp_path, "dense", tiny_series(gradients), gradients)
-    evaluate = ["evaluate", str(dense), "--keep", "8", "--methods", "toy", "none", "--out", "evaluation"]
+    evaluate = ["evaluate", str(dense), "--keep", "8", "--methods", "toy", "--simple", "ols", "--out", "evaluation"]
     assert tools.main([*evaluate, "--weights-dir", "weights", "--toy-strength", "0.25", "--device", "cpu"]) == 0
     results = json.loads((tmp_path / "evaluation/results.json").read_text())["results"]
-    assert {row["method"] for row in results} == {"toy", "none"}
+    assert {row["method"] for row in results} == {"toy", "ols"}
     assert not any(row["fault"] for row in results)
 
     write_dataset(tmp_path / "data", ("01",))
