@@ -25,6 +25,7 @@ from scenes import roles
 
 from bids_dmrigen.dwi.gradients import GradientTable, even_subset
 from bids_dmrigen.dwi.series import Scan
+from bids_dmrigen.dwi.tensor import condition, tensor_volumes
 from bids_dmrigen.methods import SIMPLE, load
 from bids_dmrigen.methods.base import Request
 from bids_dmrigen.qc import evaluation
@@ -34,7 +35,7 @@ from bids_dmrigen.spatial.coverage import within_coverage
 FILES = {"canon": "sub-canon_desc-merged"}  # of the others, sub-NAME
 SHELLS = {"canon": 1500, "mdtb2k": 1000, "mdtb6k": 1500, "noddislice": 700, "dsislab": 1540}  # s/mm², of maps
 ROOMS = {"maps": "diffdti", "directions": "qid2", "enhance": "rishldm", "denoise": "difusion"}
-KEEP = {"maps": (6, 3), "directions": (12, 30, 60), "enhance": (12,), "denoise": (12, 30)}
+KEEP = {"maps": (6,), "directions": (12, 30, 60), "enhance": (12,), "denoise": (12, 30)}
 MAPS = ("fa_psnr", "dec_psnr", "md_psnr", "direction_angle")
 TABLE = (*MAPS, *(f"left_out_{key}" for key in MAPS), "dwi_psnr", "contrast_error")
 TRIES = 30  # selections that are looked at to find different ones
@@ -99,28 +100,29 @@ def _map_cases(data: Path, name: str, scan: Scan, keep: int, selections: int) ->
     `mdtb6k` has six directions at b = 1500 s/mm² and too few others: its reference is `mdtb2k`, the same slices of the
     same person, and all its selections are this one.
     """
-    b0, low = scan.gradients.is_b0, evaluation.tensor_volumes(scan.gradients)
+    b0, low = scan.gradients.is_b0, tensor_volumes(scan.gradients)
     volumes = next(v for b, v in scan.gradients.shells() if abs(b - SHELLS[name]) < 0.05 * SHELLS[name])
     scan = Scan(scan.data, scan.affine, scan.gradients, scan.mask & (scan.data[..., low] > 0).all(axis=3))
     other = report_scan(data, "mdtb2k") if name == "mdtb6k" else None
     if other is not None:
         scan = Scan(scan.data, scan.affine, scan.gradients, scan.mask & other.mask)
     mask, _ = evaluation.scored_voxels(_part(scan, low))
+    reference = evaluation.summary_maps(other or scan)
     seen: set[tuple[int, ...]] = set()
     for k in range(TRIES):
         turned = np.roll(volumes, -k * len(volumes) // TRIES)
         chosen = np.sort(turned[even_subset(scan.gradients.bvecs[turned], keep)])
-        well = keep < 6 or evaluation.condition(scan.gradients.bvecs[chosen]) < evaluation.WELL_CONDITIONED
+        well = keep < 6 or condition(scan.gradients.bvecs[chosen]) < evaluation.WELL_CONDITIONED
         if tuple(chosen) in seen or not well or len(seen) == selections:
             continue
         seen.add(tuple(chosen))
         kept = b0.copy()
         kept[chosen] = True
         if other is not None:
-            references = {"left_out_": evaluation.summary_maps(other)}
+            references = {"left_out_": reference}
         else:
             left_out = evaluation.left_out_maps(_part(scan, low), kept[low], "ols")
-            references = {"": evaluation.summary_maps(scan), "left_out_": left_out}
+            references = {"": reference, "left_out_": left_out}
         wanted = np.setdiff1d(volumes, chosen)
         yield Case(_part(scan, kept), scan.gradients[wanted], scan.data[..., wanted], references, mask)
 
@@ -129,7 +131,7 @@ def _part(scan: Scan, volumes: np.ndarray) -> Scan:
     return Scan(scan.data[..., volumes], scan.affine, scan.gradients[volumes], scan.mask)
 
 
-def scores_of(arm: Arm, case: Case, scan: Scan) -> dict[str, float]:
+def scores_of(arm: Arm, case: Case) -> dict[str, float]:
     """Return the scores of an arm; NaN where it cannot work on the case or a score does not apply."""
     scores = dict.fromkeys(TABLE, float("nan"))
     try:
@@ -202,7 +204,7 @@ def main() -> None:
                 rows: dict[str, list] = {arm: [] for arm in arms}
                 for case in cases(args.data, name, args.room, keep, args.selections):
                     for arm, make in arms.items():
-                        rows[arm].append(scores_of(make, case, case.few))
+                        rows[arm].append(scores_of(make, case))
             except evaluation.FAULTS as error:
                 print(f"\n{name}, {keep} directions: {error}")
                 continue

@@ -50,10 +50,7 @@ def curves(scan: Scan, keep: int) -> list[tuple[float, np.ndarray, np.ndarray]]:
         bval, volumes = few.gradients.shells()[0]
         noise = smoothing.shell_noise(few, bval, volumes, estimate_sigma(few).sigma)
         widths = [score(rivals.wls(smoothing.smooth_contrast(few, width))) for width in WIDTHS]
-        shares = []
-        for share in SHARES:
-            rivals.SHRINKAGE = share
-            shares.append(score(rivals.shrunk(few)))
+        shares = [score(rivals.shrunk(few, share)) for share in SHARES]
         rows.append((noise, np.array(widths), np.array(shares)))
     return rows
 

@@ -87,7 +87,7 @@ def run(args) -> None:
     Raises
     ------
     ValueError
-        Where --rotations or --keep is below 1.
+        Where --rotations or --keep is below 1, or neither --methods nor --simple names anything.
     """
     from ..diffusion.numerics import policy
     from ..qc import evaluation
@@ -96,6 +96,8 @@ def run(args) -> None:
 
     if args.rotations < 1 or min(args.keep) < 1:
         raise ValueError("--rotations and --keep: expected at least 1")
+    if args.methods == [] and not args.simple:
+        raise ValueError("--methods and --simple name nothing to evaluate: give one of them a name, or leave one out")
     stem = args.image.name.removesuffix(".gz").removesuffix(".nii")
     bval, bvec = (given or args.image.with_name(f"{stem}.{kind}") for given, kind in
                   ((args.bval, "bval"), (args.bvec, "bvec")))  # fmt: skip

@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..dwi.gradients import GradientTable
+from ..dwi.gradients import LEAST_DIRECTIONS, GradientTable
 from ..dwi.harmonics import order_for, prediction_weights
 from ..dwi.noise import estimate_sigma
 from ..dwi.series import Scan
 from ..dwi.smoothing import smooth_contrast
 from ..dwi.tensor import TensorFit, design_matrix, fit_tensor, noise_power, tensor_maps, tensor_volumes
 
-LEAST = 6  # directions of a shell from which harmonics are fitted
 SAME_BVAL = 0.05  # relative difference of b-values within one shell
 SHRINKAGE = 0.2  # share of the noise's power that `shrink` takes away, see `benchmarks/rivals.py`
 ROUNDS = 3  # of the correction for the noise floor
@@ -55,9 +54,9 @@ class Estimate:
     def volumes(self, wanted: GradientTable) -> np.ndarray | None:
         """Return (X, Y, Z, K) volumes for K other directions, by harmonics fitted to each shell of the series.
 
-        None where a wanted volume belongs to no shell with `LEAST` directions.
+        None where a wanted volume belongs to no shell with `LEAST_DIRECTIONS`.
         """
-        shells = [(b, v) for b, v in self.series.gradients.shells() if len(v) >= LEAST]
+        shells = [(b, v) for b, v in self.series.gradients.shells() if len(v) >= LEAST_DIRECTIONS]
         out = np.zeros((*self.series.mask.shape, len(wanted)), np.float32)
         done = np.zeros(len(wanted), bool)
         for bval, volumes in shells:
@@ -138,12 +137,12 @@ def smoothed(scan: Scan) -> Estimate:
     return wls(smooth_contrast(scan))
 
 
-def shrunk(scan: Scan) -> Estimate:
+def shrunk(scan: Scan, taken: float = SHRINKAGE) -> Estimate:
     """Return the weighted fit with its anisotropic part shrunk by the share of it that is noise.
 
     With D the tensor less its mean diffusivity and v the power that noise alone would give it, the factor is
-    max(1 - SHRINKAGE median(v) / median(|D|²), 0), the same in the whole mask: that of the linear estimate with the
-    smallest error.
+    max(1 - taken median(v) / median(|D|²), 0), the same in the whole mask: that of the linear estimate with the
+    smallest error, where `taken` is 1.
 
     Raises
     ------
@@ -158,7 +157,7 @@ def shrunk(scan: Scan) -> Estimate:
     size = fit.tensor.new_tensor([1, 2, 1, 2, 2, 1])
     mean = fit.tensor[:, [0, 2, 5]].mean(dim=1, keepdim=True) * size.new_tensor([1, 0, 1, 0, 0, 1])
     deviator = fit.tensor - mean
-    share = 1 - SHRINKAGE * power.median() / (deviator.square() @ size).median().clamp_min(1e-30)
+    share = 1 - taken * power.median() / (deviator.square() @ size).median().clamp_min(1e-30)
     return Estimate(replace(fit, tensor=mean + deviator * share.clamp_min(0)), scan)
 
 

@@ -13,7 +13,7 @@ from ..dwi.gradients import GradientError, GradientTable, even_subset, pair_ener
 from ..dwi.series import Scan, ScanError
 from ..dwi.tensor import condition, tensor_volumes
 from ..methods.base import Generated
-from ..methods.rivals import RIVALS, Estimate, least_squares
+from ..methods.rivals import RIVALS, SAME_BVAL, Estimate, least_squares
 from ..spatial.coverage import within_coverage
 from . import metrics
 from .definitions import EVALUATION as SCORES
@@ -25,7 +25,6 @@ WELL_CONDITIONED = 15.0  # of a selection of directions and of left-out volumes;
 BEST_SIMPLE = "best simple"
 FAULTS = (ScanError, GradientError)  # of a scan that an arm cannot work on
 DIRECTION_FA_MIN = 0.3
-SAME_BVAL = 0.05  # relative difference of b-values within one shell
 NEW_DEGREES = 3.0  # a direction nearer than this to a kept one is not new
 MATCH_DEGREES = 0.5  # largest angle between a wanted volume and the generated one that matches it
 
@@ -171,15 +170,19 @@ def evaluate(
     against = scan if truth is None else replace(scan, data=truth)
     reference, outcomes = summary_maps(against, fit), []
     for n, rotation, kept in selections:
+        references = (reference, left_out_maps(against, kept, fit))
         for name, arm in arms.items():
-            outcomes.append(_outcome(scan, kept, against, reference, mask, (name, n, rotation), arm, fit))
+            outcomes.append(_outcome(scan, kept, against.data, references, mask, (name, n, rotation), arm, fit))
             if tell is not None:
                 tell(outcomes[-1])
     return Evaluation(tuple(outcomes), reference, mask, note)
 
 
-def _outcome(scan: Scan, kept, against, reference, mask, label: tuple[str, int, int], arm: Arm, fit: str) -> Outcome:
-    """Return the scored result of an arm from the kept volumes; its `fault` says if the arm cannot use the scan."""
+def _outcome(scan: Scan, kept, truth, references, mask, label: tuple[str, int, int], arm: Arm, fit: str) -> Outcome:
+    """Return the scored result of an arm from the kept volumes; its `fault` says if the arm cannot use the scan.
+
+    `references` are the maps of all volumes, and those of the left-out ones or None.
+    """
     begun = time.monotonic()
     few = Scan(scan.data[..., kept], scan.affine, scan.gradients[kept], scan.mask)
     wanted = wanted_volumes(scan.gradients, kept)
@@ -190,13 +193,13 @@ def _outcome(scan: Scan, kept, against, reference, mask, label: tuple[str, int, 
         maps, volumes = maps_and_volumes(result, few, scan.gradients[wanted], fit)
     except FAULTS as error:
         return Outcome(*label, scores, fault=str(error))
+    reference, left_out = references
     scores |= map_scores(maps, reference, mask)
-    left_out = left_out_maps(against, kept, fit)
     if left_out is not None:
         independent = map_scores(maps, left_out, mask)
         scores |= {f"left_out_{key}": value for key, value in independent.items() if f"left_out_{key}" in SCORES}
     if volumes is not None:
-        acquired = against.data[..., wanted]
+        acquired = truth[..., wanted]
         scores |= volume_scores(volumes, acquired, mask)
         scores["contrast_error"] = contrast_error(volumes, acquired, scan.gradients[wanted], mask)
     shown = {name: maps[name] for name in ("fa", "md", "dec")}

@@ -42,9 +42,10 @@ def write_results(folder: Path, result: Evaluation, scan: Scan, settings: dict[s
         "definitions": {key: asdict(definition) for key, definition in SCORES.items()},
         "results": [_row(outcome) | {"record": outcome.record} for outcome in result.outcomes],
         "best_simple": {
-            str(keep): {key: {"method": arm, "mean": round(mean, 5)} for key, (arm, mean, _) in best.items()}
+            str(keep): {
+                key: {"method": arm, "mean": round(mean, 5)} for key, (arm, mean, _) in result.best_simple(keep).items()
+            }
             for keep in dict.fromkeys(outcome.keep for outcome in result.outcomes)
-            if (best := {k: v for k, v in result.best_simple(keep).items() if np.isfinite(v[1])})
         },
     }
     write_text(folder / "results.json", json.dumps(document, indent=2, ensure_ascii=False) + "\n")

@@ -104,6 +104,8 @@ def test_evaluate_reads_a_scan_and_writes_everything(tmp_path, capsys):
         main(["evaluate", str(image), "--keep", "20", "--methods", "--simple", "ols", "smooth", "--out", str(out)]) == 1
     )
     assert "no shell has more" in capsys.readouterr().err
+    assert main(["evaluate", str(image), "--keep", "8", "--methods", "--simple", "--out", str(out)]) == 1
+    assert "name nothing to evaluate" in capsys.readouterr().err
     command = ["evaluate", str(image), "--keep", "8", "--methods", "difusion", "--out", str(out)]
     assert main([*command, "--weights", "difusion=absent"]) == 4
 

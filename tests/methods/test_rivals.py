@@ -96,13 +96,12 @@ def test_the_power_of_noise_is_that_of_many_repetitions():
     assert np.isfinite(float(dark[0]))
 
 
-def test_shrinking_takes_away_the_share_of_the_noise_and_keeps_the_mean_diffusivity(monkeypatch):
+def test_shrinking_takes_away_the_share_of_the_noise_and_keeps_the_mean_diffusivity():
     scan = scan_of(fibres(), table(n=9), sigma=8.0)
     full, before = rivals.wls(scan).fit.tensor.double(), rivals.estimate_sigma(scan).sigma
     signal = torch.from_numpy(scan.data[scan.mask])
     power = noise_power(signal, scan.gradients.bvals, scan.gradients.world_directions(OBLIQUE), before).double()
-    monkeypatch.setattr(rivals, "SHRINKAGE", 0.5)
-    fewer = rivals.shrunk(scan).fit.tensor.double()
+    fewer = rivals.shrunk(scan, 0.5).fit.tensor.double()
     trace, size = torch.tensor([1.0, 0, 1, 0, 0, 1]).double(), torch.tensor([1.0, 2, 1, 2, 2, 1]).double()
     np.testing.assert_allclose(fewer @ trace, full @ trace, rtol=1e-4)
     parts = [t - (t @ trace)[:, None] / 3 * trace for t in (full, fewer)]
