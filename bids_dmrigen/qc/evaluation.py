@@ -325,15 +325,14 @@ def contrast_error(estimate: np.ndarray, reference: np.ndarray, gradients: Gradi
     """Return the error of the directional contrast of (X, Y, Z, K) volumes, relative to that contrast.
 
     The contrast of volume i of a shell is c_i = S_i / mean(S) - 1. The result is sum (c_estimate - c_reference)² over
-    sum c_reference², over the mask and the shells with at least two of the volumes; NaN where there is none. The noise
-    of the reference is part of it, so that even the truth does not reach 0.
+    sum c_reference², over the mask and the shells; NaN where no shell has two of the volumes. The noise of the
+    reference is part of it, so that even the truth does not reach 0.
     """
     error = total = 0.0
     for _, volumes in gradients.shells():
-        if len(volumes) > 1:
-            e, r = (np.asarray(v[mask][:, volumes], dtype=np.float64) for v in (estimate, reference))
-            e, r = (s / np.maximum(s.mean(axis=1, keepdims=True), 1e-12) - 1 for s in (e, r))
-            error, total = error + float(((e - r) ** 2).sum()), total + float((r**2).sum())
+        e, r = (np.asarray(v[mask][:, volumes], dtype=np.float64) for v in (estimate, reference))
+        e, r = (s / np.maximum(s.mean(axis=1, keepdims=True), 1e-12) - 1 for s in (e, r))
+        error, total = error + float(((e - r) ** 2).sum()), total + float((r**2).sum())
     return error / total if total else float("nan")
 
 

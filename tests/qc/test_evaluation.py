@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from bids_dmrigen.dwi.gradients import GradientTable, even_directions
+from bids_dmrigen.dwi.gradients import GradientTable, even_directions, pair_energies
 from bids_dmrigen.dwi.series import Scan, ScanError
 from bids_dmrigen.dwi.tensor import condition, tensor_volumes
 from bids_dmrigen.methods.base import Generated
@@ -239,13 +239,20 @@ def test_a_single_slice_can_be_scored():
         np.testing.assert_array_equal(lit.squeeze(axis), flat)
 
 
-def test_six_even_directions_on_a_cone_are_not_kept():
+def test_six_even_directions_on_a_cone_are_not_kept(monkeypatch):
+    """The search finds a cone and two other selections that are less even: the more even of the others is kept."""
     angle = np.arange(6) * np.pi / 3
     cone = np.stack([np.cos(angle), np.sin(angle), np.full(6, 2**-0.5)], axis=1) / 1.5**0.5
-    gradients = GradientTable(np.r_[0, np.full(14, 1000)], np.r_[np.zeros((1, 3)), cone, even_directions(8)])
-    for k in range(5):
-        kept = evaluation.kept_volumes(gradients, 6, k, 5)
-        assert condition(gradients.bvecs[kept & ~gradients.is_b0]) < evaluation.WELL_CONDITIONED
+    bent = cone + np.array([0, 0, 0.9]) * (np.arange(6) == 0)[:, None]
+    worse = bent + np.array([0, 0.6, 0]) * (np.arange(6) == 3)[:, None]
+    selections = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in (worse, cone, bent)]
+    energies = [pair_energies(v).sum() for v in selections]
+    assert energies[1] < energies[2] < energies[0]
+    assert [condition(v) < evaluation.WELL_CONDITIONED for v in selections] == [True, False, True]
+    gradients = GradientTable(np.r_[0, np.full(18, 1000)], np.concatenate([np.zeros((1, 3)), *selections]))
+    found = iter(np.arange(1, 19).reshape(3, 6))
+    monkeypatch.setattr(evaluation, "_even_volumes", lambda *_: next(found))
+    np.testing.assert_array_equal(np.flatnonzero(evaluation.kept_volumes(gradients, 6)), np.r_[0, 13:19])
 
 
 @pytest.mark.real
