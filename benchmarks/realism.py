@@ -6,8 +6,8 @@ python benchmarks/realism.py DATA_DIR --widths [--atlas FOLDER] [--displaced VOX
 Every real scan (one run per subject of DATA_DIR/bids, and the dense reference) has a simulated partner with the same
 grid, b-values, directions and noise level. Each partner is another simulated subject with another tissue.
 
-With --widths, for the scans of role train alone: how much better the left-out directions are predicted from six, by how
-much the directional contrast is smoothed. Where simulated scans want wider smoothing, networks learn to blur.
+With --widths, only scans of role train: how much it helps to smooth the directional contrast, for several widths, when
+left-out directions are predicted from six. Where simulated scans want wider smoothing, networks learn to blur.
 """
 
 from __future__ import annotations
@@ -161,12 +161,11 @@ def gains(scan: Scan) -> np.ndarray:
         kept = kept_volumes(scan.gradients, SHOWN, k, SELECTIONS)
         few = Scan(scan.data[..., kept], scan.affine, scan.gradients[kept], scan.mask)
         hidden, others = scan.data[..., ~kept], scan.gradients[~kept]
+        design = design_matrix(others.bvals, others.world_directions(scan.affine))[:, :6]
+        predicted = np.zeros(hidden.shape, np.float32)
         for j, width in enumerate(WIDTHS):
-            smoothed = smooth_contrast(few, float(width))
-            fit = rivals.ols(smoothed)
-            predicted = np.zeros(hidden.shape, np.float32)
-            design = design_matrix(others.bvals, others.world_directions(scan.affine))[:, :6]
-            predicted[scan.mask] = np.exp(np.minimum(fit.fit.tensor.numpy() @ design.T, 0))
+            tensor = rivals.ols(smooth_contrast(few, float(width))).fit.tensor.numpy()
+            predicted[scan.mask] = np.exp(np.minimum(tensor @ design.T, 0))  # S / S0
             errors[k, j] = contrast_error(predicted, hidden, others, mask)
     return (1 - errors / errors[:, :1]).mean(axis=0)
 
@@ -231,8 +230,8 @@ def main() -> None:
     args = parser.parse_args()
     scans = real_scans(args.data)
     if args.widths:
-        role = roles()
-        scans = {label: scan for label, scan in scans.items() if role.get(label) == "train"}
+        training = {subject for subject, role in roles().items() if role == "train"}
+        scans = {label: scan for label, scan in scans.items() if label in training}
     real = {label: describe(scan) for label, scan in scans.items()}
     if args.atlas:
         arrays, affine = read_fibre_atlas(args.atlas)
