@@ -1,6 +1,7 @@
 """Methods beside the best simple estimate, on scans that nothing was trained, chosen or tuned on.
 
-python benchmarks/evidence.py ROOM [--data FOLDER] [--scans NAME ...] [--keep N ...] [--selections K] [--weights PATH]
+python benchmarks/evidence.py ROOM [--data FOLDER] [--scans NAME ...] [--keep N ...] [--selections K] [--method NAME]
+    [--weights PATH]
 
 ROOM is maps (Diff-DTI), directions (QID²), enhance (RISH latent diffusion) or denoise (Di-Fusion). FOLDER is that of
 the data. Scans are those of role `report` (`training/roles.tsv`). A method and the simple estimates see the b0s and N
@@ -149,7 +150,7 @@ def scores_of(arm: Arm, case: Case) -> dict[str, float]:
     return scores
 
 
-def arms_of(room: str, weights: str | None) -> dict[str, Arm]:
+def arms_of(room: str, named: str | None, weights: str | None) -> dict[str, Arm]:
     """Return the simple estimates, `sh` where directions are wanted, and the method, which is the last."""
 
     def method(name: str) -> Arm:
@@ -161,7 +162,7 @@ def arms_of(room: str, weights: str | None) -> dict[str, Arm]:
 
         return make
 
-    names = [*(["sh"] if room == "directions" else []), ROOMS[room]]
+    names = [*(["sh"] if room == "directions" else []), named or ROOMS[room]]
     return {name: evaluation.simple_arm(name) for name in SIMPLE} | {name: method(name) for name in names}
 
 
@@ -194,10 +195,11 @@ def main() -> None:
     parser.add_argument("--scans", nargs="+", default=[n for n, role in roles().items() if role == "report"])
     parser.add_argument("--keep", type=int, nargs="+")
     parser.add_argument("--selections", type=int, default=5)
+    parser.add_argument("--method", help="another one of the room")
     parser.add_argument("--weights")
     parser.add_argument("--out", type=Path, help="JSON with every number")
     args = parser.parse_args()
-    arms, document = arms_of(args.room, args.weights), {}
+    arms, document = arms_of(args.room, args.method, args.weights), {}
     for keep in args.keep or KEEP[args.room]:
         for name in args.scans:
             try:

@@ -19,7 +19,14 @@ ROOMS = ["cli", "workflow", "interfaces", "qc", "spatial", "bids", "methods", "s
 LIGHT = {"methods", "simulate", "diffusion", "nets", "dwi"}
 HEAVY = {"nipype", "bids", "nibabel", "ants"}
 BELOW_NIPYPE = set(ROOMS[ROOMS.index("qc") :])
-COMMON_WORDS = {"atlas", "interp", "rish", "sh", "bspline"}  # names of methods that mean something else too
+COMMON_WORDS = {
+    "atlas",
+    "interp",
+    "neighbours",
+    "rish",
+    "sh",
+    "bspline",
+}  # names of methods that mean something else too
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT)
 MIXED = {"generate.py"}  # has a function of its own: progress_printer
 

@@ -249,7 +249,7 @@ class Prepared:
 
         fitting = {
             index: [members for b, members in shells if len(members) >= needed and bvals[0] <= b <= bvals[1]]
-            for index, shells in enumerate(self._shells) if self.counts[index].any()
+            for index, shells in enumerate(self.shells) if self.counts[index].any()
         }  # fmt: skip
         fitting = {k: shells for k, shells in fitting.items() if shells and (among is None or k in among)}
         if not fitting:
@@ -263,7 +263,7 @@ class Prepared:
         return views, b0s, volumes[order]
 
     @cached_property
-    def _shells(self) -> list[list[tuple[float, np.ndarray]]]:
+    def shells(self) -> list[list[tuple[float, np.ndarray]]]:
         """Return the shells of every scan: b-value and volumes."""
         tables = (
             GradientTable(self._get(k, "bvals").numpy(), self._get(k, "directions").numpy(), about["b0_threshold"])

@@ -21,6 +21,7 @@ REGISTRY = {
     "diffdti": ".maps.diffdti",
     "phydiff": ".synthesis.phydiff",
     "rishldm": ".enhance.rishldm",
+    "neighbours": ".maps.neighbours",
     "interp": ".directions.interp",
     "sh": ".directions.sh",
     "atlas": ".synthesis.atlas",

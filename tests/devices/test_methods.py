@@ -81,6 +81,7 @@ GENERATED = {
     "qid2 paper's sampler": ("qid2", {"directions": 14}, {"sampler": "paper", "steps": 3}),
     "diffdti": ("diffdti", {}, {"n_samples": 2, "steps": 2}),
     "diffdti paper's sampler": ("diffdti", {}, {"sampler": "paper", "steps": 2}),
+    "neighbours": ("neighbours", {}, {}),
     "phydiff": ("phydiff", {"table": WANTED}, {"n_samples": 2, "steps": 2}),
     "phydiff paper's sampler": ("phydiff", {"table": WANTED}, {"sampler": "paper", "steps": 2}),
     "rishldm": ("rishldm", {}, {"steps": 2}),

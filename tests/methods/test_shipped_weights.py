@@ -11,6 +11,7 @@ from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.dwi.tensor import fit_maps
 from bids_dmrigen.methods import load
 from bids_dmrigen.methods.base import Request
+from bids_dmrigen.methods.rivals import RIVALS
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import procedural_atlas
 from bids_dmrigen.simulate.examples import HELD_OUT
@@ -62,6 +63,17 @@ def test_diffdti_is_nearer_to_the_truth_than_least_squares_on_six(n):
         for fa in (load("diffdti").generate(None, few, Request()).named_maps()["fa"], fit_maps(six, "ols")["fa"])
     ]
     assert errors[0] < 0.85 * errors[1]
+
+
+@needs("neighbours-small")
+def test_neighbours_are_nearer_to_the_truth_than_smoothing():
+    dense, clean = held_out_scan(even_directions(30), 1, 20)
+    truth = fit_maps(replace(dense, data=clean), "ols", names=("fa", "dec"))
+    six, _ = held_out_scan(even_directions(6), 1, 20)
+    found, smooth = load("neighbours").generate(None, six, Request()).named_maps(), RIVALS["smooth"](six).maps()
+    for name in ("fa", "dec"):
+        error, rival = (np.sqrt(((maps[name] - truth[name])[dense.mask] ** 2).mean()) for maps in (found, smooth))
+        assert error < 0.95 * rival
 
 
 @needs("phydiff-small")

@@ -11,16 +11,12 @@ from torch.nn import functional as F
 
 from ...dwi.noise import shell_contrast_noise
 from ...dwi.tensor import TensorFit, design_matrix, tensor_maps
-from ...nets.direction_unet import dyadic_features
+from .fields import DARKEST, DIFFUSIVITY, LARGEST_ADC, ridge_fit
 from .task import CHANNELS, MOST
 
 MD_UNIT = 3e-3  # mm²/s, about that of free water: the unit of MD
-DIFFUSIVITY = 1e-3  # mm²/s, unit of tensors and apparent diffusion coefficients in the network's input
 LEAST_DIFFUSIVITY = 1e-6  # mm²/s: smaller eigenvalues are noise
-LARGEST_ADC = 5.0  # in units of `DIFFUSIVITY`
 MIN_SIGNAL = 1e-4  # of signals whose b0 is about one, before the logarithm
-DARKEST = 0.01  # share of the mean b0: the lowest signal in logarithms
-RIDGE = 0.02  # regularisation of the tensor fit to three to six directions; see `ridge_fit`
 COLOUR_ERROR = 0.75  # share of the error of FA
 APART = (1, 2)  # voxels, distances of the differences that noise is estimated from
 IMAGES = 3 * 6 + CHANNELS + 3  # channels in addition to the noisy maps (`small`)
@@ -139,30 +135,6 @@ def fit_error(uncertain: Tensor, n: int) -> Tensor:
     fa = torch.hypot(1.5 * uncertain / (1 + 3 * uncertain), uncertain.new_tensor(0.04 + 0.03 * (MOST - n)))
     md = torch.hypot(0.4 * uncertain / (1 + 2 * uncertain), uncertain.new_tensor(0.015))
     return torch.stack([fa, md, *[COLOUR_ERROR * fa] * 3], dim=1)
-
-
-def ridge_fit(bvecs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the fit of a tensor to few apparent diffusion coefficients, and the part of it that they determine.
-
-    With A the products of the unit vectors, a the coefficients and m their mean, d = m (1, 1, 1, 0, 0, 0) + K (a - m),
-    K = A^T (A A^T + RIDGE)^-1. For six good directions this is nearly the least-squares tensor. For fewer it is the
-    tensor nearest to a sphere that agrees with the coefficients.
-
-    Parameters
-    ----------
-    bvecs
-        (S, n, 3) unit vectors, n >= 1.
-
-    Returns
-    -------
-    tuple
-        K (S, 6, n), and K A (S, 6, 6), the share of a tensor's difference from a sphere that the fit finds. Tensors are
-        Dxx, Dyy, Dzz, sqrt(2) Dxy, sqrt(2) Dxz, sqrt(2) Dyz.
-    """
-    products = dyadic_features(bvecs)
-    system = products @ products.mT + RIDGE * torch.eye(bvecs.shape[1], device=bvecs.device)
-    gain = torch.linalg.solve(system, products).mT
-    return gain, gain @ products
 
 
 def maps_of(tensor: Tensor) -> Tensor:

@@ -12,15 +12,8 @@ from bids_dmrigen.dwi.series import Scan, ScanError
 from bids_dmrigen.dwi.tensor import fit_maps
 from bids_dmrigen.methods.base import Request
 from bids_dmrigen.methods.maps.diffdti_model import DiffDTI, consistent
-from bids_dmrigen.methods.maps.inputs import (
-    DIFFUSIVITY,
-    MD_UNIT,
-    condition_of,
-    fitted_maps,
-    maps_of,
-    noise_levels,
-    ridge_fit,
-)
+from bids_dmrigen.methods.maps.fields import DIFFUSIVITY, ridge_fit
+from bids_dmrigen.methods.maps.inputs import MD_UNIT, condition_of, fitted_maps, maps_of, noise_levels
 from bids_dmrigen.methods.maps.task import best_conditioned, choose_volumes
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import procedural_atlas
