@@ -45,9 +45,10 @@ class Estimate:
         return _with_trace(self.mean * longer[:, None], self.fields.md)
 
 
-def estimate(net: nn.Module, block: Block, radii: tuple[int, int, int] | None = None) -> Estimate:
-    """Return what a network says about blocks; see `fields_of`."""
-    return _said(net, fields_of(block, radii))
+def estimate(net: nn.Module, fields: Fields) -> Estimate:
+    """Return what a network says about voxels."""
+    mean, power = net(fields)
+    return Estimate(fields, mean, power)
 
 
 @torch.no_grad()
@@ -76,15 +77,10 @@ def estimate_scan(net: nn.Module, block: Block) -> tuple[Tensor, Tensor]:
             continue
         fields = fields_of(replace(block, b0s=b0s, dwis=dwis, mask=mask), radii)
         whole = whole or fields
-        said = _said(net, replace(fields, numbers=whole.numbers, width=whole.width))
+        said = estimate(net, replace(fields, numbers=whole.numbers, width=whole.width))
         values = torch.cat([said.lengthened(), said.power.sqrt()[:, None]], dim=1)
         out[..., first:last] = said.fields.volume(values)[0, ..., first - low : last - low]
     return out[:6], out[6]
-
-
-def _said(net: nn.Module, fields: Fields) -> Estimate:
-    mean, power = net(fields)
-    return Estimate(fields, mean, power)
 
 
 def _with_trace(anisotropic: Tensor, md: Tensor) -> Tensor:

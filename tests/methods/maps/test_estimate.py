@@ -116,7 +116,7 @@ def test_neighbours_are_those_of_a_search():
 def test_the_estimate_turns_with_the_directions(n):
     turn = torch.linalg.qr(random(3, 3, seed=9)).Q
     net = network()
-    first, second = (estimator.estimate(net, block_of(n, turn=t)[0]) for t in (None, turn))
+    first, second = (estimator.estimate(net, fields_of(block_of(n, turn=t)[0])) for t in (None, turn))
     torch.testing.assert_close(matrices(second.mean), turn @ matrices(first.mean) @ turn.T)
     torch.testing.assert_close(second.power, first.power)
 
@@ -128,7 +128,7 @@ def test_the_estimate_does_not_depend_on_the_order_of_the_axes():
         mask=block.mask.permute(0, 3, 1, 2).flip(2), edges=block.edges[:, [2, 0, 1]],
     )  # fmt: skip
     net = network()
-    first, second = (estimator.estimate(net, b) for b in (block, other))
+    first, second = (estimator.estimate(net, fields_of(b)) for b in (block, other))
     volume = second.fields.volume(second.mean).flip(3).permute(0, 1, 3, 4, 2)
     torch.testing.assert_close(volume, first.fields.volume(first.mean))
 
@@ -138,7 +138,7 @@ def test_voxels_outside_the_mask_have_no_effect():
     outside = ~block.mask[:, None]
     other = replace(block, b0s=torch.where(outside, 7.0, block.b0s), dwis=torch.where(outside, 3.0, block.dwis))
     net = network()
-    first, second = (estimator.estimate(net, b) for b in (block, other))
+    first, second = (estimator.estimate(net, fields_of(b)) for b in (block, other))
     torch.testing.assert_close(first.mean, second.mean)
 
 
