@@ -99,6 +99,15 @@ def diffdti_weights(folder: Path) -> Path:
     return save_weights(folder, "diffdti-small", net, card)
 
 
+def neighbours_weights(folder: Path) -> Path:
+    """Write weights of neighbour attention that were never trained, and return their file."""
+    from bids_dmrigen.diffusion.weights import Card, save_weights
+    from bids_dmrigen.methods import load
+
+    card = Card("neighbours", "small", {}, {}, 1, 0.1, 0, "a test", {}, "Apache-2.0")
+    return save_weights(folder, "neighbours-small", load("neighbours").network("small"), card)
+
+
 def rishldm_weights(folder: Path, ratios=(1.0, 1.0, 1.0)) -> Path:
     """Write weights of RISH latent diffusion that were never trained, with these ratios, and return their file."""
     import torch

@@ -12,7 +12,7 @@ data=$1 atlas=$2 out=$3 minutes=$4
 
 subjects="elition ge15t philips15 prisma sagittal slab thick uih"
 if [ ! -e "$out/scans.safetensors" ]; then
-    bids_dmrigen "$data" "$out/preprocessed" participant --participant-label $subjects --methods sh --denoise none
+    bids_dmrigen "$data" "$out/preprocessed" participant --participant-label $subjects --methods sh --denoise none --output-spaces dwi
     dmrigen prepare "$out/preprocessed" "$out/scans.safetensors"
 fi
 

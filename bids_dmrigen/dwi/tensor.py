@@ -286,6 +286,18 @@ def eigen_symmetric(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return values.mul_(size).add_(mean), vectors
 
 
+def principal_direction(tensor: np.ndarray) -> np.ndarray:
+    """Return the unit vectors (X, Y, Z, 3) of the largest eigenvalues of tensors (X, Y, Z, 6), lower triangles."""
+    rows = torch.as_tensor(np.asarray(tensor, np.float32).reshape(-1, 6))
+    vectors = rows.new_empty(3, len(rows))
+
+    def decompose(chunk: slice) -> None:
+        vectors[:, chunk] = eigen_symmetric(rows[chunk])[1][:, 0]
+
+    _each_chunk(decompose, rows, 4)
+    return vectors.T.reshape(*tensor.shape[:3], 3).numpy()
+
+
 def fit_maps(
     scan: Scan, method: str = "wls", device: str | torch.device = "cpu", names: tuple[str, ...] = MAP_NAMES
 ) -> dict[str, np.ndarray]:

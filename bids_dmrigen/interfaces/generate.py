@@ -78,10 +78,16 @@ class _GenerateOutput(TraitedSpec):
     out_extra = traits.List(File(exists=True), desc="additional maps, in the order of the method's specification")
     out_fa = File(desc="fractional anisotropy, from a method that generates maps instead of a series")
     out_md = File(desc="its mean diffusivity, mm²/s")
+    out_ad = File(desc="its axial diffusivity, mm²/s")
+    out_rd = File(desc="its radial diffusivity, mm²/s")
     out_dec = File(desc="its direction-encoded colour, (X, Y, Z, 3)")
+    out_tensor = File(desc="its tensor, mm²/s, world axes, (X, Y, Z, 6)")
     out_fa_std = File(desc="voxel-wise standard deviation of the samples' fractional anisotropy")
     out_md_std = File(desc="standard deviation of their mean diffusivity, mm²/s")
+    out_ad_std = File(desc="standard deviation of their axial diffusivity, mm²/s")
+    out_rd_std = File(desc="standard deviation of their radial diffusivity, mm²/s")
     out_dec_std = File(desc="standard deviation of their direction-encoded colour, (X, Y, Z, 3)")
+    out_tensor_std = File(desc="standard deviation of their tensor, mm²/s, (X, Y, Z, 6)")
 
 
 class Generate(SimpleInterface):

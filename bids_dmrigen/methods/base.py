@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # they load torch, which the command line must not wait for
     from ..diffusion.training import Plan
     from ..simulate.atlas import Atlas
 
-MAP_WIDTHS = {"dec": 3}  # number of volumes, for maps that have more than one
+MAP_WIDTHS = {"dec": 3, "tensor": 6}  # number of volumes, for maps that have more than one
 
 
 @dataclass(frozen=True, eq=False)

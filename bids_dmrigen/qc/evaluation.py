@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from ..dwi.gradients import GradientError, GradientTable, even_subset, pair_energies
 from ..dwi.series import Scan, ScanError
-from ..dwi.tensor import condition, tensor_volumes
+from ..dwi.tensor import condition, principal_direction, tensor_volumes
 from ..methods.base import Generated
 from ..methods.rivals import RIVALS, SAME_BVAL, Estimate, least_squares
 from ..spatial.coverage import within_coverage
@@ -225,7 +225,10 @@ def maps_and_volumes(
     if isinstance(result, Estimate):
         return result.maps(), result.volumes(wanted)
     if result.gradients is None:
-        return result.named_maps(), None
+        maps = result.named_maps()
+        if "tensor" in maps:
+            maps["direction"] = principal_direction(maps["tensor"])
+        return maps, None
     places = generated_places(result, wanted)
     # Generated volumes that were not requested are left out: the reference does not have them.
     used = np.arange(len(result.gradients)) if places is None else np.r_[np.flatnonzero(result.acquired), places]

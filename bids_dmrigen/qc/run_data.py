@@ -79,7 +79,7 @@ class RunFiles:
     generated_bvec: Sequence[str] = ()  # directions
     generated_record: Sequence[str] = ()  # JSON with GenerativeModel: how each was generated
     generated_std: Sequence[str] = ()  # standard deviation of the samples, one per method that draws several
-    drawn_methods: Sequence[str] = ()  # the methods of generated_std, in that order (default: all)
+    drawn_methods: Sequence[str] = ()  # methods that draw samples (default: all)
     generated_left_out: Sequence[str] = ()  # .npz: left-out volumes and each method's predictions of them
     map_sources: Sequence[str] = ()  # what the maps come from: preproc and methods
     fa: Sequence[str] = ()  # fractional anisotropy per source
@@ -205,10 +205,14 @@ class RunData:
 
     def spread(self, method: str) -> np.ndarray:
         """Return the standard deviation of the samples of a method's series; raises `Missing` if there is only one."""
-        drawn = list(self.files.drawn_methods) if self.has("drawn_methods") else self.methods()
-        if method not in drawn or not self.has("generated_std"):
+        return self._spread(method, self.methods(), "generated_std")
+
+    def _spread(self, method: str, methods: list[str], name: str) -> np.ndarray:
+        """Return the image of a method in a list of files that has one for each of `methods` that draws samples."""
+        drawn = [m for m in methods if m in self.files.drawn_methods] if self.has("drawn_methods") else methods
+        if method not in drawn or not self.has(name):
             raise Missing(ONE_SAMPLE if method in drawn else NOTHING_RANDOM)
-        return read_image(self.files.generated_std[drawn.index(method)])[0]
+        return read_image(getattr(self.files, name)[drawn.index(method)])[0]
 
     def rish(self, method: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return the RISH maps before and after a method, by degree; raises `Missing` if it does not change them."""
@@ -292,14 +296,10 @@ class RunData:
         Raises
         ------
         Missing
-            Where there is only one sample.
+            Where there is only one sample, or the method draws none.
         """
-        k, spread = self.map_methods().index(method), {}
-        for kind in MAP_KINDS:
-            if not self.has(f"{kind}_std"):
-                raise Missing(ONE_SAMPLE)
-            spread[kind] = self.maps(kind)[method], read_image(getattr(self.files, f"{kind}_std")[k])[0]
-        return spread
+        methods = self.map_methods()
+        return {kind: (self.maps(kind)[method], self._spread(method, methods, f"{kind}_std")) for kind in MAP_KINDS}
 
 
 def same_volumes(acquired: GradientTable, generated: GradientTable, is_generated: np.ndarray) -> list[tuple[int, int]]:

@@ -550,7 +550,7 @@ def _method_outputs(plan: RunPlan, method: PlannedMethod, output) -> Iterator[Ou
     origin = {"method": name, "title": spec.title}
     for param in spec.maps:
         yield output("map", param=param, source=name, **method.origin)
-        if plan.many_samples:
+        if plan.many_samples and spec.draws:
             yield output("map_spread", param=param, **origin)
     for extra in spec.extra_maps:
         yield output("extra_map", param=extra.param, description=extra.description, units=extra.units, **origin)

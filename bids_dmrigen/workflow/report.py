@@ -109,7 +109,7 @@ def _method_names(plan: RunPlan, ports: Mapping) -> dict[str, list[str]]:
     """Return the inputs of figures and metrics that name methods."""
     methods = {"methods": [m.name for m in plan.methods if m.spec.gives_series]}
     if plan.many_samples:
-        methods["drawn_methods"] = [m.name for m in plan.methods if m.spec.gives_series and m.spec.draws]
+        methods["drawn_methods"] = [m.name for m in plan.methods if m.spec.draws]
     methods["map_methods"] = [m.name for m in plan.methods if not m.spec.gives_series]
     sources = ("preproc", *(m.name for m in plan.methods), *plan.kept)
     methods["map_sources"] = [source for source in sources if ("map", source, "fa") in ports]
@@ -132,8 +132,10 @@ def _listed(plan: RunPlan, lists: Mapping, ports: Mapping, records: Mapping) -> 
     listed["rish_after"] = [ports[("rish_map", m, degree)] for m in lists["rish_methods"] for degree in degrees]
     listed["extra"] = [ports[("extra_map", m.name, extra.param)] for m in plan.methods for extra in m.spec.extra_maps]
     if plan.many_samples:
-        listed["generated_std"] = [ports[("spread", method)] for method in lists["drawn_methods"]]
-        listed |= {f"{name}_std": [ports[("map_spread", m, name)] for m in map_methods] for name in COMPARED}
+        drawn = lists["drawn_methods"]
+        listed["generated_std"] = [ports[("spread", m)] for m in methods if m in drawn]
+        listed |= {f"{name}_std": [ports[("map_spread", m, name)] for m in map_methods if m in drawn]
+                   for name in COMPARED}  # fmt: skip
     return {name: ports_of_input for name, ports_of_input in listed.items() if ports_of_input}
 
 

@@ -80,7 +80,7 @@ def test_the_request_reaches_the_method(tmp_path, monkeypatch):
 def test_a_method_gives_a_series_or_the_maps_that_the_report_compares(name):
     spec = load(name).spec
     assert spec.gives_series == (name not in ("diffdti", "neighbours"))
-    assert spec.maps in ((), ("fa", "md", "dec"))
+    assert spec.maps in ((), ("fa", "md", "dec"), ("fa", "md", "ad", "rd", "dec", "tensor"))
 
 
 def test_the_sidecar_of_a_series_on_finer_voxels_describes_its_grid(tmp_path):

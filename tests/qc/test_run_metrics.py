@@ -58,6 +58,18 @@ def test_a_method_in_which_nothing_is_random_has_no_spread(inputs, tmp_path):
     assert "sample_spread_fixed" not in entries
 
 
+def test_maps_in_which_nothing_is_random_have_no_spread(inputs_with_maps):
+    maps = {name: [*inputs_with_maps[name], inputs_with_maps[name][-1]] for name in ("fa", "md", "dec")}
+    sources = [*inputs_with_maps["map_sources"], "fixed"]
+    given = {**inputs_with_maps, **maps, "map_sources": sources, "map_methods": ["fixed", "mapped"]}
+    run = RunData(RunFiles(**given, drawn_methods=["mapped"]))
+    spread = run.map_spread("mapped")
+    assert spread.keys() == {"fa", "md", "dec"}
+    assert spread["fa"][1].any()
+    with pytest.raises(Missing, match="nothing in the method is random"):
+        run.map_spread("fixed")
+
+
 def test_a_method_that_generates_maps_is_shown_and_measured_beside_the_others(inputs_with_maps, tmp_path):
     elsewhere = ("methods", "generated", "raw", "sdc", "template", "t1w")  # where these are drawn
     given = {name: value for name, value in inputs_with_maps.items() if not name.startswith(elsewhere)}

@@ -16,7 +16,7 @@ from bids_dmrigen.workflow.participant import unfinished
 from bids_dmrigen.workflow.plan import describe, plan_run, plan_runs
 from bids_dmrigen.workflow.settings import Settings, SettingsError, _vectors_in
 
-from ..conftest import tiny_gradients, tiny_series, write_run
+from ..conftest import neighbours_weights, tiny_gradients, tiny_series, write_run
 
 
 def settings(**changes):
@@ -301,6 +301,17 @@ def test_a_method_that_generates_maps_promises_them_whether_or_not_a_tensor_can_
     assert f"  writes sub-1/dwi/{stem.format('dec', 'std')}" in describe(plan)
     single = plan_run(plan.run, settings(methods=("diffdti",)), "TPL")
     assert {name for name in promised(single) if "diffdti" in name} == {name for name in of_method if "std" not in name}
+
+
+def test_a_method_of_maps_that_draws_nothing_promises_no_spread(tmp_path):
+    weights = neighbours_weights(tmp_path / "weights")
+    both = settings(methods=("neighbours", "diffdti"), weights=(f"neighbours={weights}",), n_samples=2)
+    plan = plan_run(make_run(tmp_path, n_directions=6), both, "TPL")
+    names = {name for name in promised(plan) if "neighbours" in name}
+    stem = "sub-1_model-tensor_param-{}_desc-neighbours_dwimap.nii.gz"
+    maps = {stem.format(param) for param in ("fa", "md", "ad", "rd", "dec", "tensor")}
+    assert names == maps | {"sub-1_param-unknown_desc-neighbours_dwimap.nii.gz"}
+    assert any("diffdtistd" in name for name in promised(plan))
 
 
 def test_a_method_in_which_nothing_is_random_promises_no_spread(tmp_path):

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from ...dwi.noise import shell_contrast_noise
 from ...dwi.tensor import TensorFit, design_matrix, tensor_maps
 from .fields import DARKEST, DIFFUSIVITY, LARGEST_ADC, ridge_fit
+from .outputs import LEAST_DIFFUSIVITY, lower_triangles
 from .task import CHANNELS, MOST
 
 MD_UNIT = 3e-3  # mm²/s, about that of free water: the unit of MD
-LEAST_DIFFUSIVITY = 1e-6  # mm²/s: smaller eigenvalues are noise
 MIN_SIGNAL = 1e-4  # of signals whose b0 is about one, before the logarithm
 COLOUR_ERROR = 0.75  # share of the error of FA
 APART = (1, 2)  # voxels, distances of the differences that noise is estimated from
@@ -142,9 +142,8 @@ def maps_of(tensor: Tensor) -> Tensor:
 
     MD is in units of `MD_UNIT`; negative eigenvalues count as (almost) zero.
     """
-    xx, yy, zz, xy, xz, yz = tensor.unbind(1)
-    half = 0.5**0.5
-    return _maps(torch.stack([xx, half * xy, yy, half * xz, half * yz, zz], dim=-1) * DIFFUSIVITY)
+    rows = lower_triangles(tensor.movedim(1, 3).reshape(-1, 6))
+    return _maps(rows.reshape(len(tensor), *tensor.shape[2:], 6))
 
 
 def fitted_maps(signal: Tensor, bval: Tensor, bvecs: Tensor) -> Tensor:

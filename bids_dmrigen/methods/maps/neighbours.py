@@ -1,4 +1,4 @@
-"""FA, MD and colour FA from three to six directions: the tensors of a voxel's neighbours, weighted by a small network.
+"""The tensor from three to six directions: those of a voxel's neighbours, weighted by a small network.
 
 Nothing is generated. The network learns from acquired volumes that it was not shown (`hidden`), and says of every voxel
 how much remains unknown.
@@ -7,7 +7,7 @@ how much remains unknown.
 from __future__ import annotations
 
 from ..spec import Citation, ExtraMap
-from .task import LEAST, MAPS, MapsSpec
+from .task import LEAST, TENSOR_MAPS, MapsSpec
 
 UNKNOWN = ExtraMap(
     param="unknown",
@@ -19,9 +19,9 @@ UNKNOWN = ExtraMap(
 SPEC = MapsSpec(
     name="neighbours",
     title="Neighbour attention",
-    line="FA, MD and colour FA from three to six directions: tensors of neighbours, weighted by a small network",
+    line="the tensor and its maps from three to six directions: those of neighbours, weighted by a small network",
     summary=(
-        "estimates fractional anisotropy, mean diffusivity and colour FA from a b0 and three to six directions: each "
+        "estimates the diffusion tensor and its maps from a b0 and three to six directions: each "
         "voxel is a weighted mean of the tensors around it, with weights of a network that learnt to predict acquired "
         "volumes which it was not shown"
     ),
@@ -43,7 +43,7 @@ SPEC = MapsSpec(
     min_directions=LEAST,
     good_directions=LEAST,
     needs_weights=True,
-    maps=MAPS,
+    maps=TENSOR_MAPS,
     samplers={"fast": "none: a weighted mean of neighbours", "paper": "none: a weighted mean of neighbours"},
     sizes=("small",),
     draws=False,

@@ -20,9 +20,9 @@ from ..making import Making
 from . import hidden
 from .estimator import estimate_scan
 from .fields import DIFFUSIVITY, Block
-from .inputs import MD_UNIT, maps_of
 from .neighbours import SPEC, UNKNOWN
-from .task import BVALS, CHANNELS, LEAST, MAPS, MOST, choose_volumes
+from .outputs import one_after_another
+from .task import BVALS, LEAST, MOST, TENSOR_MAPS, choose_volumes
 
 MARGIN = 2  # voxels around the brain
 
@@ -74,10 +74,9 @@ class Neighbours(TrainedAtOnce):
         box, slices = scan.brain_window(MARGIN)
         tensor, spread = estimate_scan(making.net, block_of(scan, box, bval, volumes, request.device))
         mask = scan.mask[box]
-        maps = maps_of(tensor.permute(3, 0, 1, 2).cpu()).permute(2, 3, 0, 1).numpy()
-        mean = np.zeros((*scan.mask.shape, CHANNELS), np.float32)
-        mean[box] = maps * mask[..., None]
-        mean[..., 1] *= MD_UNIT
+        maps = one_after_another(tensor.cpu()[:, torch.from_numpy(mask)].T).numpy()
+        mean = np.zeros((*scan.mask.shape, maps.shape[1]), np.float32)
+        mean[box][mask] = maps
         unknown = np.zeros(scan.mask.shape, np.float32)
         unknown[box] = spread.cpu().numpy() * DIFFUSIVITY * mask
         if request.progress is not None:
@@ -89,8 +88,8 @@ class Neighbours(TrainedAtOnce):
             mean,
             None,
             None,
-            MAPS,
-            np.zeros(CHANNELS, bool),
+            TENSOR_MAPS,
+            np.zeros(maps.shape[1], bool),
             record,
             {},
             tuple(warnings),

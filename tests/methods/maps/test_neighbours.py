@@ -8,7 +8,7 @@ from bids_dmrigen.cli.train import main
 from bids_dmrigen.diffusion.arrays import write_prepared
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
-from bids_dmrigen.dwi.tensor import fit_maps
+from bids_dmrigen.dwi.tensor import fit_maps, principal_direction
 from bids_dmrigen.methods import load
 from bids_dmrigen.methods.base import Request
 
@@ -47,6 +47,11 @@ def test_untrained_it_gives_the_tensor_of_a_uniform_scan(n_b0):
     np.testing.assert_allclose(np.linalg.norm(maps["dec"][inside], axis=1), maps["fa"][inside], atol=1e-5)
     expected = fit_maps(scan, "ols", names=("dec",))["dec"]
     assert np.abs(maps["dec"][inside] - expected[inside]).mean() < 0.03
+    least, middle, largest = eigenvalues
+    np.testing.assert_allclose(maps["ad"][inside].mean(), largest, rtol=0.03)
+    np.testing.assert_allclose(maps["rd"][inside].mean(), (least + middle) / 2, rtol=0.06)
+    lower = TENSOR[[0, 1, 1, 2, 2, 2], [0, 0, 1, 0, 1, 2]]
+    np.testing.assert_allclose(maps["tensor"][inside].mean(axis=0), lower, atol=3e-5)
     assert not generated.mean[~inside].any()
     assert generated.std is None
     unknown = generated.extra["unknown"]
@@ -56,6 +61,24 @@ def test_untrained_it_gives_the_tensor_of_a_uniform_scan(n_b0):
     sigma = 0.5 / (100 * np.exp(-1000 * np.trace(TENSOR) / 3)) / 1000
     if n_b0 > 1:  # with one b0 the noise level of this scan, whose brightness varies, is only roughly known
         assert np.median(unknown[inside]) == pytest.approx(sigma, rel=0.5)
+
+
+def test_its_maps_are_those_of_its_tensor():
+    """In an oblique frame, where the tensor could be in the axes of the grid instead of those of the world."""
+    affine = np.diag([-2.0, 2, 3, 1])
+    affine[:3, :3] = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))[0] @ affine[:3, :3]
+    scan = scan_of(affine=affine)
+    maps = maps_of(scan).named_maps()
+    matrices = maps["tensor"][scan.mask][:, [0, 1, 3, 1, 2, 4, 3, 4, 5]].reshape(-1, 3, 3)
+    values, vectors = np.linalg.eigh(matrices)
+    np.testing.assert_allclose(maps["ad"][scan.mask], values[:, 2], rtol=1e-3)
+    np.testing.assert_allclose(maps["rd"][scan.mask], values[:, :2].mean(axis=1), rtol=1e-3)
+    colour = np.abs(vectors[:, :, 2]) * maps["fa"][scan.mask][:, None]
+    np.testing.assert_allclose(maps["dec"][scan.mask], colour, atol=2e-3)
+    direction = principal_direction(maps["tensor"])[scan.mask]
+    np.testing.assert_allclose(np.abs((direction * vectors[:, :, 2]).sum(axis=1)), 1, atol=1e-4)
+    fitted = fit_maps(scan, "ols", names=("tensor",))["tensor"][scan.mask]
+    assert np.abs(maps["tensor"][scan.mask] - fitted).mean() < 3e-5
 
 
 def test_the_scale_of_the_scan_does_not_matter():
