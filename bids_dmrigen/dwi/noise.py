@@ -17,6 +17,7 @@ MIN_VOXELS = 100
 MIN_IN_SLICE = 30
 MAX_VOXELS = 100_000  # more would only cost memory: a quantile over these is good to a fraction of a percent
 MAX_ITERATIONS = 50
+QUADRANTS = 4  # sides of a voxel towards which it is compared with its neighbours
 
 TOO_FEW_VOXELS = (
     "noise cannot be estimated: {found} usable voxels (bright, not constant, inside the mask), at least "
@@ -119,16 +120,19 @@ def estimate_sigma(scan: Scan) -> NoiseEstimate:
     residual = signal @ projection
     fitted = np.maximum(signal - residual, 0)
     if spatial:
-        residual = _mixed_difference(scan, foreground) @ projection
+        residual = _mixed_differences(scan, foreground) @ projection
+        signal, fitted = np.tile(signal, (QUADRANTS, 1)), np.tile(fitted, (QUADRANTS, 1))
     power = (residual**2).sum(axis=1)
     usable = power > 1e-12 * (signal**2).sum(axis=1)  # constant voxels were filled in, not measured
-    if usable.sum() < MIN_VOXELS:
-        raise ScanError(TOO_FEW_VOXELS.format(found=int(usable.sum()), needed=MIN_VOXELS))
+    n_voxels = int(usable.sum()) // (QUADRANTS if spatial else 1)
+    if n_voxels < MIN_VOXELS:
+        raise ScanError(TOO_FEW_VOXELS.format(found=n_voxels, needed=MIN_VOXELS))
     if not spatial:
         contrast = ((signal @ contrast_basis) ** 2).sum(axis=1) / np.maximum(signal.mean(axis=1), 1e-12) ** 2
         usable &= contrast <= np.quantile(contrast[usable], WEAK_CONTRAST)
+        n_voxels = int(usable.sum())
     sigma = _solve(power[usable], fitted[usable], np.diag(projection), freedom)
-    return NoiseEstimate(sigma, typical_b0 / sigma, int(usable.sum()), bool(spatial))
+    return NoiseEstimate(sigma, typical_b0 / sigma, n_voxels, bool(spatial))
 
 
 def shell_sigma(scan: Scan, volumes: np.ndarray) -> float:
@@ -194,18 +198,29 @@ def _foreground(scan: Scan) -> np.ndarray:
     return thinned.reshape(inside.shape)
 
 
-def _mixed_difference(scan: Scan, chosen: np.ndarray) -> np.ndarray:
-    """Return (V, N) second differences over the two finest axes, scaled to the noise of a single voxel."""
+def _mixed_differences(scan: Scan, chosen: np.ndarray) -> np.ndarray:
+    """Return (4 V, N) second differences over the two finest axes, scaled to the noise of a single voxel.
+
+    Those towards all four sides, so that the result does not depend on the order in which the voxels are stored.
+    """
     first, second = np.sort(np.argsort(scan.zooms_mm, kind="stable")[:2])
     index = np.nonzero(chosen)
-    total = np.zeros(())
-    for step_first, step_second, sign in ((0, 0, 1), (1, 0, -1), (0, 1, -1), (1, 1, 1)):
-        moved = list(index)
-        for axis, step in ((first, step_first), (second, step_second)):
-            # At the far border the neighbour on the near side serves as well.
-            moved[axis] = np.where(index[axis] + 1 < scan.mask.shape[axis], index[axis] + step, index[axis] - step)
-        total = total + sign * np.asarray(scan.data[tuple(moved)], dtype=np.float64)
-    return total / 2
+
+    def neighbour(axis: int, step: int) -> np.ndarray:
+        # At the border the neighbour on the other side serves as well.
+        moved = index[axis] + step
+        return np.where((moved >= 0) & (moved < scan.mask.shape[axis]), moved, index[axis] - step)
+
+    differences = []
+    for sides in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+        there, total = [neighbour(axis, step) for axis, step in zip((first, second), sides, strict=True)], np.zeros(())
+        for in_first, in_second, sign in ((0, 0, 1), (1, 0, -1), (0, 1, -1), (1, 1, 1)):
+            place = list(index)
+            place[first] = there[0] if in_first else index[first]
+            place[second] = there[1] if in_second else index[second]
+            total = total + sign * np.asarray(scan.data[tuple(place)], dtype=np.float64)
+        differences.append(total / 2)
+    return np.concatenate(differences)
 
 
 def _descriptions(gradients: GradientTable, max_order: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,9 +15,11 @@ from torch.nn import functional as F
 
 WIDTH = 24
 ROUNDS = 2
-SCALARS = 16  # that describe a voxel
+SCALARS = 9  # that describe a voxel
 RELATIONS = 7  # that describe a voxel and a neighbour
 AT_ONCE = 2**14  # voxels
+# How far training may go from the best simple estimate. Scans differ more than any few to learn from.
+NARROWER, STRONGER, LONGER = 0.7, 1.0, 0.25  # largest logarithms: of 1 / width², of a weight, of a length
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +40,10 @@ class Fields:
     log_b0
         (V,) logarithm of the mean b0.
     noise
-        (V,) standard deviation of the noise of one apparent diffusion coefficient.
-    numbers
-        (8,) share of six directions, b-value in 1000 s/mm², and what describes all voxels together: logarithms of the
-        noise and of the size of tensors over it, how alike tensors and denoised tensors of neighbours are, logarithms
-        of the voxels' edge and of its longest over its shortest.
+        (V,) standard deviation of the noise of each of the five numbers of an anisotropic part.
+    directions
+        Share of six directions. Nothing else describes all voxels together: a network would learn what each of the few
+        scans of its training needs.
     neighbours
         (V, J) places of the voxels around each voxel in this list, itself among them; V where there is none.
     distances
@@ -58,7 +59,7 @@ class Fields:
     md: Tensor
     log_b0: Tensor
     noise: Tensor
-    numbers: Tensor
+    directions: float
     neighbours: Tensor
     distances: Tensor
     width: float
@@ -108,18 +109,15 @@ class Round(nn.Module):
         there = F.pad(self.there(state), (0, 0, 0, 1))
         tensors = F.pad(kinds, (0, 0, 0, 0, 0, 1))
         scalars = F.pad(torch.stack([fields.log_b0, fields.md, fields.noise.log()], dim=1), (0, 0, 0, 1))
-        here, narrow, parts = (
-            self.here(state),
-            self.narrow(state).clamp(-4, 4).exp() * ROUNDS / (2 * fields.width**2),
-            [],
-        )
+        here, parts = self.here(state), []
+        narrow = within(self.narrow(state), NARROWER).exp() * ROUNDS / (2 * fields.width**2)
         for part in torch.arange(len(state), device=state.device).split(AT_ONCE):
             around = fields.neighbours[part]
             others = tensors[around]  # (v, J, K, 6)
             relation = _relations(basis[part], fields.noise[part], others, scalars[part], scalars[around])
             distance = fields.distances[part]
             hidden = here[part, None] + there[around] + self.relation(torch.cat([relation, distance[..., None]], dim=2))
-            logits = self.weight(F.silu(hidden)) - (narrow[part] * distance.square())[..., None]
+            logits = within(self.weight(F.silu(hidden)), STRONGER) - (narrow[part] * distance.square())[..., None]
             logits = logits.masked_fill((around == len(state))[..., None], -torch.inf)
             weights = logits.flatten(1).softmax(dim=1).unflatten(1, logits.shape[1:])
             mean = torch.einsum("vjk,vjkc->vc", weights, others)
@@ -160,10 +158,15 @@ class AttentionFit(nn.Module):
             kinds.append(basis)
         size = basis.square().sum(dim=1) / fields.noise.square()
         known = torch.stack([size.log1p(), fields.noise.log()], dim=1)
-        mean = 2 * torch.sigmoid(self.share(torch.cat([state, known], dim=1))) * basis
+        mean = within(self.share(torch.cat([state, known], dim=1)), LONGER).exp() * basis
         # Products of residuals are far noisier than residuals: they must not decide what the mean is made of.
         unknown = self.unknown(torch.cat([state, known], dim=1).detach())[:, 0]
         return mean, fields.noise.square() * unknown.clamp(-8, 8).exp()
+
+
+def within(value: Tensor, limit: float) -> Tensor:
+    """Return values that are almost unchanged where they are small, and stay within the limit."""
+    return limit * torch.tanh(value / limit)
 
 
 def _head() -> nn.Sequential:
@@ -179,12 +182,12 @@ def _scalars(fields: Fields) -> Tensor:
     noise = fields.noise
     raw, clean = fields.raw.norm(dim=1), fields.clean.norm(dim=1)
     apart = (fields.raw - fields.clean).norm(dim=1)
-    numbers = fields.numbers.expand(len(noise), -1)
     columns = [
         (raw / noise).log1p(), (clean / noise).log1p(), (apart / noise).log1p(), noise.log(), fields.md,
         fields.log_b0, clean / (clean + fields.md.abs() + 0.05), (fields.md_raw - fields.md) / noise.clamp_min(0.05),
+        torch.full_like(noise, fields.directions),
     ]  # fmt: skip
-    return torch.cat([torch.stack(columns, dim=1), numbers], dim=1)
+    return torch.stack(columns, dim=1)
 
 
 def _relations(basis: Tensor, noise: Tensor, others: Tensor, here: Tensor, there: Tensor) -> Tensor:

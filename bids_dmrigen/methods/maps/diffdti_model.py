@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any, cast
 
@@ -23,9 +23,11 @@ from ...nets.unet import UNetSpec
 from ...simulate.examples import SimulatedSubjects, numbers_of_step
 from ..base import Generated, Request, TrainedAtOnce
 from ..making import Making, denoiser, slice_by_slice
+from .balance import anisotropy_factor, scaled
 from .diffdti import SPEC
 from .examples import PROCESS, Batch, examples, zeros_around
 from .inputs import IMAGES, MD_UNIT, NUMBERS, Condition, condition_of, noise_levels
+from .starts import few_of, starts
 from .task import (
     BVALS,
     CHANNELS,
@@ -174,11 +176,16 @@ class DiffDTI(TrainedAtOnce):
             more["DegreesFromScheme"] = round(apart, 1)
             if apart > SCHEME_DEGREES:
                 warnings.append(OTHER_SCHEME.format(apart=apart))
-        maker = _Maker(making, scan, bval, volumes)
+        series = starts(scan, volumes) if request.size == "small" else {"acquired": few_of(scan, volumes)}
+        maker = _Maker(making, series, bval, len(volumes))
         mean, std, mismatch = maker.make()
+        if request.size == "small":
+            factor = anisotropy_factor(scan, bval, volumes, mean[..., 0], mean[..., 1])
+            mean, std = scaled(mean, std, factor)
+            more |= {"StartsFrom": list(series), "AnisotropyFactor": round(factor, 3)}
         more |= {
             "Volumes": {"b0": np.flatnonzero(scan.gradients.is_b0).tolist(), f"b={bval:.0f}": volumes.tolist()},
-            "NoiseLevel": [round(float(level), 4) for level in maker.noise],
+            "NoiseLevel": [round(float(level), 4) for level in maker.inputs[0].noise],
         }
         if std is not None:
             factors = np.round(maker.factors.double().numpy(), 3)
@@ -207,23 +214,60 @@ def _of_scheme(scan: Scan, bval: float) -> tuple[np.ndarray, float]:
     return volumes[chosen], apart
 
 
-class _Maker:
-    """Generates the maps of one scan, slice by slice."""
+class _Input:
+    """What the network sees of a series of b0s and, after them, n directions of one shell."""
 
-    def __init__(self, making: Making[FusedUNet], scan: Scan, bval: float, volumes: np.ndarray):
-        self.making, self.scan, self.request = making, scan, making.request
-        self.volumes, self.bval = volumes, bval
+    def __init__(self, scan: Scan, bval: float, n: int, box: tuple[slice, slice], request: Request):
+        self.scan, self.bval, self.box, self.request = scan, bval, box, request
+        self.volumes = np.arange(len(scan.gradients))[-n:]
         self.noise = self._noise()
         self.b0 = scan.mean_b0()
         self.unit = float(self.b0[scan.mask].mean())
-        self.bvecs = torch.as_tensor(scan.gradients.world_directions(scan.affine)[volumes], dtype=torch.float32)
+        self.bvecs = torch.as_tensor(scan.gradients.world_directions(scan.affine)[self.volumes], dtype=torch.float32)
+
+    def _noise(self) -> Tensor:
+        """Return the noise levels (2,): the median over the slices."""
+        data = torch.from_numpy(np.ascontiguousarray(self.scan.data[..., self.volumes], dtype=np.float32))
+        levels = noise_levels(data.permute(2, 3, 0, 1), torch.from_numpy(self.scan.mask).permute(2, 0, 1))
+        noise = levels.nanmedian(dim=0).values
+        if not noise.isfinite().all():  # no slice shows enough brain
+            noise = torch.full((2,), shell_sigma(self.scan, self.volumes))
+        return noise
+
+    def condition(self, part: np.ndarray, around: tuple[int, int, int, int]) -> Condition:
+        """Return the condition of some slices, with zeros `around` them, as for `F.pad`."""
+        three = np.clip(part[:, None] + [-1, 0, 1], 0, self.scan.mask.shape[2] - 1)  # (S, 3)
+
+        def block(volume: np.ndarray) -> Tensor:  # (h, w, S, 3, ...)
+            part = torch.from_numpy(np.ascontiguousarray(volume[self.box][:, :, three], dtype=np.float32))
+            columns, rows = around[:2], around[2:]
+            return F.pad(part, (0, 0) * (part.ndim - 2) + (*columns, *rows))
+
+        device, n = self.request.device, len(part)
+        return condition_of(
+            block(self.b0).permute(2, 0, 1, 3).to(device),
+            block(self.scan.data[..., self.volumes]).permute(2, 4, 0, 1, 3).to(device),
+            self.bvecs.to(device).expand(n, -1, -1),
+            torch.full((n,), self.bval, device=device),
+            self.noise.to(device).expand(n, -1),
+            torch.full((n,), self.unit, device=device),
+            self.request.size,
+        )
+
+
+class _Maker:
+    """Generates the maps of one scan, slice by slice: each sample is the mean over what the network starts from."""
+
+    def __init__(self, making: Making[FusedUNet], series: Mapping[str, Scan], bval: float, n: int):
+        self.making, self.scan, self.request = making, series["acquired"], making.request
         self.times = _times(self.request.sampler, making.steps)
-        self.box, self.slices = scan.brain_window(MARGIN)
+        self.box, self.slices = self.scan.brain_window(MARGIN)
         # A network of size `paper` has only seen slices with zeros around them.
         self.around = (0, 0, 0, 0)
         if self.request.size == "paper":
             self.around = zeros_around(*(part.stop - part.start for part in self.box))
-        self.factors = making.net.spread[len(volumes) - LEAST].cpu()  # (tissues, 5)
+        self.inputs = [_Input(scan, bval, n, self.box, self.request) for scan in series.values()]
+        self.factors = making.net.spread[n - LEAST].cpu()  # (tissues, 5)
 
     @torch.no_grad()  # inference mode does not apply in the threads that compute tensor maps
     def make(self) -> tuple[np.ndarray, np.ndarray | None, float]:
@@ -231,12 +275,13 @@ class _Maker:
         mask, mismatch, voxels = self.scan.mask, 0.0, 0
 
         def at(part: np.ndarray) -> Callable[[int], Tensor]:
-            condition = self._condition(part)
+            conditions = [seen.condition(part, self.around) for seen in self.inputs]
             inside = torch.from_numpy(np.ascontiguousarray(mask[self.box][:, :, part])).permute(2, 0, 1)[:, None]
 
             def sample(k: int) -> Tensor:
                 nonlocal mismatch, voxels
-                maps, difference = consistent(self._sample(condition, part, k))
+                drawn = [self._sample(condition, part, k) for condition in conditions]
+                maps, difference = consistent(torch.stack(drawn).mean(dim=0))
                 mismatch += float((difference * inside[:, 0]).sum())
                 voxels += int(inside.sum())
                 return (maps * inside).permute(2, 3, 0, 1)
@@ -251,35 +296,6 @@ class _Maker:
             std *= self.factors[kind].numpy()
             std[..., 1] *= MD_UNIT
         return mean, std, mismatch / max(voxels, 1)
-
-    def _noise(self) -> Tensor:
-        """Return the noise levels (2,): the median over the slices."""
-        data = torch.from_numpy(np.ascontiguousarray(self.scan.data[..., self.volumes], dtype=np.float32))
-        levels = noise_levels(data.permute(2, 3, 0, 1), torch.from_numpy(self.scan.mask).permute(2, 0, 1))
-        noise = levels.nanmedian(dim=0).values
-        if not noise.isfinite().all():  # no slice shows enough brain
-            noise = torch.full((2,), shell_sigma(self.scan, self.volumes))
-        return noise
-
-    def _condition(self, part: np.ndarray) -> Condition:
-        """Return the condition of some slices."""
-        around = np.clip(part[:, None] + [-1, 0, 1], 0, self.scan.mask.shape[2] - 1)  # (S, 3)
-
-        def block(volume: np.ndarray) -> Tensor:  # (h, w, S, 3, ...)
-            part = torch.from_numpy(np.ascontiguousarray(volume[self.box][:, :, around], dtype=np.float32))
-            columns, rows = self.around[:2], self.around[2:]
-            return F.pad(part, (0, 0) * (part.ndim - 2) + (*columns, *rows))
-
-        device, n = self.request.device, len(part)
-        return condition_of(
-            block(self.b0).permute(2, 0, 1, 3).to(device),
-            block(self.scan.data[..., self.volumes]).permute(2, 4, 0, 1, 3).to(device),
-            self.bvecs.to(device).expand(n, -1, -1),
-            torch.full((n,), self.bval, device=device),
-            self.noise.to(device).expand(n, -1),
-            torch.full((n,), self.unit, device=device),
-            self.request.size,
-        )
 
     def _sample(self, condition: Condition, part: np.ndarray, sample: int) -> Tensor:
         """Return one sample (S, 5, h, w) of the maps of some slices, MD in units of `MD_UNIT`."""

@@ -42,7 +42,8 @@ class Estimate:
         size = self.mean.square().sum(dim=1).clamp_min(1e-12)
         # Where nothing is known of the direction, it must not become a large tensor of a random direction.
         longer = (1 + LENGTH * self.power / size).sqrt()
-        return _with_trace(self.mean * longer[:, None], self.fields.md)
+        # MP-PCA takes noise from the mean diffusivity on most scans, and detail on some.
+        return _with_trace(self.mean * longer[:, None], (self.fields.md + self.fields.md_raw) / 2)
 
 
 def estimate(net: nn.Module, fields: Fields) -> Estimate:
@@ -66,18 +67,18 @@ def estimate_scan(net: nn.Module, block: Block) -> tuple[Tensor, Tensor]:
     margin = ROUNDS * REACH + 2 * radii[2]  # slices on which a slice depends
     at_once = max(SLAB_VOXELS // (height * width), 1)
     slabs = [(first, min(first + at_once, depth)) for first in range(0, depth, at_once)]
-    # What describes all voxels together is read from the slab with most brain, so that there are no seams.
+    # The width is that of the slab with most brain, so that there are no seams.
     counts = block.mask.sum(dim=(0, 1, 2))
     slabs.sort(key=lambda slab: -int(counts[slab[0] : slab[1]].sum()))
-    out, whole = block.dwis.new_zeros((7, height, width, depth)), None
+    out, gaussian = block.dwis.new_zeros((7, height, width, depth)), None
     for first, last in slabs:
         low, high = max(first - margin, 0), min(last + margin, depth)
         b0s, dwis, mask = (volumes[..., low:high] for volumes in (block.b0s, block.dwis, block.mask))
         if not mask.any():
             continue
         fields = fields_of(replace(block, b0s=b0s, dwis=dwis, mask=mask), radii)
-        whole = whole or fields
-        said = estimate(net, replace(fields, numbers=whole.numbers, width=whole.width))
+        gaussian = gaussian or fields.width
+        said = estimate(net, replace(fields, width=gaussian))
         values = torch.cat([said.lengthened(), said.power.sqrt()[:, None]], dim=1)
         out[..., first:last] = said.fields.volume(values)[0, ..., first - low : last - low]
     return out[:6], out[6]

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...dwi.mppca import mppca
+from ...dwi.noise import estimate_sigma, shell_sigma
+from ...dwi.series import Scan
 from ...dwi.smoothing import width_of
 from ...nets.attention_fit import Fields
 from ...nets.direction_unet import dyadic_features
@@ -21,10 +24,9 @@ DIFFUSIVITY = 1e-3  # mm²/s, unit of tensors and apparent diffusion coefficient
 DARKEST = 0.01  # share of the unit: the lowest signal in logarithms
 LARGEST_ADC = 5.0  # in units of `DIFFUSIVITY`
 NOISE = (0.01, 3.0)  # in units of `DIFFUSIVITY`: range of the noise of a diffusivity
+LEAST_NOISE = 0.3  # of the scan's noise: the lowest that MP-PCA may find around a voxel
 RIDGE = 0.02  # regularisation of the tensor fit to three to six directions; see `ridge_fit`
 MOST_B0 = 16  # b0s that are denoised together with the directions
-NEAREST = 1.5  # edges: closer neighbours lie beside a voxel
-USUAL_MM = 2.5  # edge of voxels
 NARROWEST = 0.2  # edges: narrower Gaussians change nothing
 REACH = 1  # voxels along each axis to the furthest neighbour
 
@@ -60,49 +62,56 @@ class Block:
     sigma: Tensor
 
 
+def noise_level(scan: Scan, volumes: np.ndarray) -> float:
+    """Return the noise level of few directions, in scanner units.
+
+    Differences between neighbouring voxels give too little where a scan was interpolated. Differences between b0s give
+    too much, because the brain pulsates and moves. Where both are there, their geometric mean is taken.
+
+    Parameters
+    ----------
+    scan
+        The series, with its brain mask.
+    volumes
+        (n,) the directions that are used.
+
+    Raises
+    ------
+    ScanError
+        Where the noise level cannot be estimated.
+    """
+    b0s = np.flatnonzero(scan.gradients.is_b0)
+    near = shell_sigma(scan, volumes)
+    if len(b0s) == 1:
+        return near
+    repeated = Scan(scan.data[..., b0s], scan.affine, scan.gradients[b0s], scan.mask)
+    return float(np.sqrt(near * estimate_sigma(repeated).sigma))
+
+
 def fields_of(block: Block, radii: tuple[int, int, int] | None = None) -> Fields:
     """Return the fields of blocks; see `Fields`.
 
-    The noise of a diffusivity is sigma / (S b), where S is the voxel's mean diffusion-weighted signal. The width is
-    that of the best simple estimate, `dwi.smoothing.width_of`. `radii` are those of the patches of MP-PCA; None for the
+    The noise of a diffusivity is sigma / (S b), where S is the voxel's mean diffusion-weighted signal. That of the
+    tensor also depends on how well the directions determine it. The width is that of the best simple estimate,
+    `dwi.smoothing.width_of`. `radii` are those of the patches of MP-PCA; None for the
     smallest that suffice.
     """
     n, mask = len(block.bvecs), block.mask
-    denoised, _ = mppca(torch.cat([block.b0s[:, :MOST_B0], block.dwis], dim=1), mask, radii)
+    denoised, variance = mppca(torch.cat([block.b0s[:, :MOST_B0], block.dwis], dim=1), mask, radii)
     dwis, clean = _list(block.dwis, mask), _list(denoised, mask)
     b0 = _list(block.b0s, mask).mean(dim=1)
     raw_mean, raw = tensors(b0, dwis, block.bvecs, block.bval)
     clean_mean, clean = tensors(clean[:, :-n].mean(dim=1), clean[:, -n:], block.bvecs, block.bval)
     signal = dwis.mean(dim=1).clamp_min(DARKEST)
-    noise = block.sigma[mask.nonzero()[:, 0]] / (signal * DIFFUSIVITY * block.bval)
+    # Two estimates of the noise that err in different ways: the scan's, and that of MP-PCA around the voxel.
+    level = block.sigma[mask.nonzero()[:, 0]]
+    sigma = (level * torch.maximum(variance[mask].sqrt(), LEAST_NOISE * level)).sqrt()
+    noise = sigma / (signal * DIFFUSIVITY * block.bval)
     width = max(width_of(float(noise.median()) / n**0.5), NARROWEST)
+    noise = (noise * amplification(block.bvecs)).clamp(*NOISE)
     places, distances = neighbours_of(mask, block.edges)
-    noise = noise.clamp(*NOISE)
-    numbers = [raw.new_tensor([n / MOST, block.bval / 1000])]
-    numbers.append(_of_all(raw, clean, noise, places, distances, block.edges))
     log_b0 = b0.clamp_min(DARKEST).log()
-    return Fields(mask, raw, clean, raw_mean, clean_mean, log_b0, noise, torch.cat(numbers), places, distances, width)
-
-
-def _of_all(raw: Tensor, clean: Tensor, noise: Tensor, places: Tensor, distances: Tensor, edges: Tensor) -> Tensor:
-    """Return (6,) what describes all voxels together: noise, size of tensors, how alike neighbours are, voxel size."""
-    beside = (distances > 0) & (distances < NEAREST) & (places < len(raw))
-    centres, which = beside.nonzero(as_tuple=True)
-    others, level = places[centres, which], noise.median()
-    weight = 1 / (noise.square() + level.square())  # dark voxels say little
-
-    def alike(tensors: Tensor) -> Tensor:
-        power = (tensors.square().sum(dim=1) * weight).sum() / weight.sum()
-        pairs = (weight[centres] * weight[others]).sqrt()
-        products = ((tensors[centres] * tensors[others]).sum(dim=1) * pairs).sum()
-        return products / pairs.sum().clamp_min(1e-12) / power.clamp_min(1e-12)
-
-    size = raw.square().sum(dim=1).median().sqrt()
-    shortest, longest = edges.min(dim=1).values, edges.max(dim=1).values
-    size_mm, shape = (shortest.mean() / USUAL_MM).log(), (longest / shortest).mean().log()
-    return torch.stack(
-        [level.log(), (size / level).clamp_min(1e-3).log(), alike(raw), alike(clean), size_mm, shape]
-    ).to(raw)
+    return Fields(mask, raw, clean, raw_mean, clean_mean, log_b0, noise, n / MOST, places, distances, width)
 
 
 def tensors(b0: Tensor, dwis: Tensor, bvecs: Tensor, bval: float) -> tuple[Tensor, Tensor]:
@@ -143,6 +152,14 @@ def ridge_fit(bvecs: Tensor) -> tuple[Tensor, Tensor]:
     system = products @ products.mT + RIDGE * torch.eye(bvecs.shape[-2], device=bvecs.device)
     gain = torch.linalg.solve(system, products).mT
     return gain, gain @ products
+
+
+def amplification(bvecs: Tensor) -> float:
+    """Return the noise of each of the five numbers of an anisotropic part, in units of that of a diffusivity."""
+    gain, _ = ridge_fit(bvecs)
+    gain = gain - gain.mean(dim=1, keepdim=True)  # the diffusivities' mean is taken away before the fit
+    gain = torch.cat([gain[:3] - gain[:3].mean(dim=0), gain[3:]])
+    return float((gain.square().sum() / 5).sqrt())
 
 
 def neighbours_of(mask: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:

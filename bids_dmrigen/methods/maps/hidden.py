@@ -5,6 +5,7 @@ What the network says is a tensor. It has to predict hidden volumes of the same 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -14,12 +15,13 @@ from torch.nn import functional as F
 
 from ...diffusion.arrays import Prepared
 from ...dwi.gradients import even_directions, even_subset
+from ...dwi.tensor import condition
 from ...nets.attention_fit import Fields
 from ...nets.direction_unet import dyadic_features
 from ...simulate.examples import SimulatedSubjects, numbers_from
 from ...simulate.imaging import Imaging, measure
-from .fields import Block, diffusivities, fields_of
-from .task import BVALS, LEAST, MOST
+from .fields import Block, diffusivities, fields_of, noise_level
+from .task import BVALS, LEAST, MOST, best_conditioned
 
 SIDES = (30, 30, 8)  # voxels of a block
 SIX = 0.6  # share of the examples with six directions
@@ -29,6 +31,7 @@ MOST_NOISE = 1.0  # of the scan's own
 COARSE = 0.2  # share of the examples whose voxels are joined, two by two along two axes
 SIGMA_ERROR = 0.15  # relative: at generation the noise level is estimated from few volumes
 LEAST_HIDDEN = 4
+WELL_CONDITIONED = 15.0
 SIMULATED_HIDDEN = 9
 SIMULATED_MM, SIMULATED_THICK_MM = (1.8, 3.5), (1.8, 5.0)
 UNEVEN = 0.25  # how far simulated directions stray from even ones
@@ -114,8 +117,10 @@ def _measured(scans: Prepared, n: int, batch: int, generator: torch.Generator) -
     among = [usable[int(uniform(1) * len(usable))]] if usable else None
     views, b0s, volumes = scans.shell_slices(generator, batch, sides, n + LEAST_HIDDEN, BVALS, among)
     directions = views.directions[volumes].cpu().numpy()
-    # An even selection starts from the first of the volumes, which are in random order.
+    # An even selection starts from the first of the volumes, which are in random order. It may lie on a cone.
     chosen = even_subset(directions, n)
+    if n == MOST and condition(directions[chosen]) > WELL_CONDITIONED:
+        chosen = best_conditioned(directions, n)
     hidden = np.setdiff1d(np.arange(len(volumes)), chosen)
     few, others = volumes[chosen], volumes[torch.as_tensor(hidden, device=volumes.device)]
     signal, mask = views.signal, views.mask
@@ -124,7 +129,7 @@ def _measured(scans: Prepared, n: int, batch: int, generator: torch.Generator) -
     edges = views.affine[:, :3, :3].norm(dim=1)
     if coarse:
         signal, mask, edges = _joined(signal, mask, edges)
-    seen, sigma = signal, views.sigma / (2 if coarse else 1)
+    seen, sigma = signal, _level(scans, views.scan) / (2 if coarse else 1)
     if uniform(1) < NOISY:
         level = sigma * MOST_NOISE * float(uniform(1))
         sigma = float(np.hypot(sigma, level))
@@ -135,6 +140,15 @@ def _measured(scans: Prepared, n: int, batch: int, generator: torch.Generator) -
         seen[:, b0s], seen[:, few], views.directions[few], bval, mask, edges, torch.full((batch,), sigma).to(signal)
     )
     return block, signal[:, others], views.directions[others]
+
+
+@cache
+def _level(scans: Prepared, index: int) -> float:
+    """Return the noise level of a scan, estimated from as few directions as in use, in units of its median b0."""
+    scan = scans.scan(index)
+    _, volumes = max(scan.gradients.shells(), key=lambda shell: len(shell[1]))
+    few = volumes[even_subset(scan.gradients.bvecs[volumes], min(MOST, len(volumes)))]
+    return noise_level(scan, few) / float(scans.about[index]["scale"])
 
 
 def _has(shells: list[tuple[float, np.ndarray]], needed: int) -> bool:

@@ -87,12 +87,41 @@ def test_fields_hold_the_tensor_without_its_mean_and_the_mean():
     )
 
 
-def test_the_noise_of_a_diffusivity_follows_from_that_of_the_samples():
+def test_the_noise_of_a_tensor_follows_from_that_of_the_samples(monkeypatch):
     block, _ = block_of(noise=0.03)
+    found = fields.mppca
+    # MP-PCA finds four times the variance: the two levels are 0.03 and 0.06.
+    monkeypatch.setattr(fields, "mppca", lambda *a: (found(*a)[0], torch.full(block.mask.shape, 0.06**2).double()))
     known = fields_of(block)
-    signal = block.dwis.mean(dim=1)[block.mask]
-    torch.testing.assert_close(known.noise, 0.03 / signal)
-    assert known.width == pytest.approx(width_of(float((0.03 / signal).median()) / 6**0.5))
+    diffusivity = 0.03 * 2**0.5 / block.dwis.mean(dim=1)[block.mask]
+    torch.testing.assert_close(known.noise, diffusivity * fields.amplification(block.bvecs))
+    assert known.width == pytest.approx(width_of(float(diffusivity.median()) / 6**0.5))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_noise_of_tensors_is_amplified_as_in_a_simulation(seed):
+    """Even directions, and six that determine a tensor badly."""
+    bvecs = torch.as_tensor(np.asarray(even_directions(6)))
+    if seed:
+        bvecs = torch.nn.functional.normalize(bvecs + 0.25 * random(6, 3, seed=seed), dim=1)
+    noise = random(60_000, 6, seed=5)
+    _, anisotropic = fields.tensors(torch.ones(60_000).double(), torch.exp(-1 + 0.001 * noise), bvecs, 1000.0)
+    found = (anisotropic - anisotropic.mean(dim=0)).square().sum(dim=1).mean() / 5
+    assert fields.amplification(bvecs) == pytest.approx(float(found.sqrt()) / 0.001, rel=0.02)
+
+
+def test_the_noise_level_lies_between_two_that_are_wrong_in_opposite_ways():
+    """Smoothed noise looks too low between neighbours, and b0s that differ in brightness look too noisy."""
+    rng = np.random.default_rng(0)
+    world = np.concatenate([np.zeros((3, 3)), even_directions(6)])
+    table = GradientTable.from_world(np.r_[np.zeros(3), np.full(6, 1000.0)], world, np.eye(4))
+    signal = np.where(table.is_b0, 100.0, 40.0) + rng.normal(0, 2, (20, 20, 8, 9))
+    clean = Scan(signal.astype(np.float32), np.eye(4), table, np.ones((20, 20, 8), bool))
+    assert fields.noise_level(clean, np.arange(3, 9)) == pytest.approx(2, rel=0.1)
+    pulsating = replace(clean, data=clean.data * np.r_[1, 1.08, 0.92, np.ones(6)].astype(np.float32))
+    alone = Scan(clean.data[..., 2:], np.eye(4), table[2:], clean.mask)
+    assert fields.noise_level(pulsating, np.arange(3, 9)) > 3
+    assert fields.noise_level(alone, np.arange(1, 7)) == pytest.approx(2, rel=0.1)
 
 
 def test_neighbours_are_those_of_a_search():
@@ -160,8 +189,7 @@ def test_untrained_it_is_the_mean_of_both_fits_smoothed_by_a_gaussian():
 
 
 def test_slab_by_slab_is_the_same_as_at_once(monkeypatch):
-    # Except for what describes all voxels together.
-    monkeypatch.setattr(fields, "_of_all", lambda raw, *_: raw.new_zeros(6))
+    # Except for the width of the Gaussian, which is one for all voxels.
     monkeypatch.setattr(fields, "width_of", lambda noise: 0.5)
     block, _ = block_of(shape=(8, 8, 22))
     one = replace(
@@ -182,7 +210,8 @@ def test_lengthened_tensors_are_as_long_as_on_average():
         expected = (mean + 0.3 * drawn).norm(dim=1).mean()
         power = torch.tensor([5 * 0.3**2], dtype=torch.float64)
         known = fields_of(block_of()[0])
-        said = estimator.Estimate(replace(known, md=torch.ones(1, dtype=torch.float64)), mean, power)
+        one = torch.ones(1, dtype=torch.float64)
+        said = estimator.Estimate(replace(known, md=one, md_raw=one), mean, power)
         found = said.lengthened() - torch.tensor([1.0, 1, 1, 0, 0, 0])
         assert float(found.norm()) == pytest.approx(float(expected), rel=0.03)
         torch.testing.assert_close(found / found.norm(), mean / mean.norm())
