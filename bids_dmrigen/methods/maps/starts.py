@@ -12,6 +12,7 @@ import numpy as np
 from ...dwi.series import Scan, ScanError
 from ...dwi.smoothing import smooth_contrast
 from ..denoise.classical import denoise
+from .task import MOST
 
 
 def few_of(scan: Scan, volumes: np.ndarray) -> Scan:
@@ -21,7 +22,10 @@ def few_of(scan: Scan, volumes: np.ndarray) -> Scan:
 
 
 def starts(scan: Scan, volumes: np.ndarray) -> dict[str, Scan]:
-    """Return the series of the b0s and some directions, by name; only the acquired one where the noise is unknown.
+    """Return the series of the b0s and some directions, by name.
+
+    It is only the acquired one where the noise is unknown, and for fewer than six directions: what they leave open is
+    a larger error than their noise, and the starts have it in common.
 
     Parameters
     ----------
@@ -31,6 +35,8 @@ def starts(scan: Scan, volumes: np.ndarray) -> dict[str, Scan]:
         (n,) directions of one shell. They are the last n volumes of each result.
     """
     acquired = few_of(scan, volumes)
+    if len(volumes) < MOST:
+        return {"acquired": acquired}
     try:
         denoised = replace(acquired, data=denoise(acquired, "mppca")[0])
         return {"acquired": acquired, "smooth": smooth_contrast(acquired), "mppca": smooth_contrast(denoised)}

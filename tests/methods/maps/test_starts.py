@@ -95,10 +95,11 @@ def test_the_starts_are_the_simple_estimates_of_the_volumes_that_are_used():
     assert errors["mppca"] < errors["smooth"] < errors["acquired"]
 
 
-def test_where_the_noise_is_unknown_the_acquired_volumes_are_the_only_start(monkeypatch):
+def test_where_the_noise_is_unknown_or_directions_are_few_the_acquired_volumes_are_the_only_start(monkeypatch):
     def unknown(*_):
         raise ScanError("no noise")
 
+    assert list(starts.starts(scan_of(3.0, n=5), np.arange(1, 6))) == ["acquired"]
     monkeypatch.setattr(starts, "smooth_contrast", unknown)
     assert list(starts.starts(scan_of(3.0), np.arange(1, 7))) == ["acquired"]
 
