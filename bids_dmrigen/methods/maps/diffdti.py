@@ -1,8 +1,8 @@
 """Diff-DTI: FA, MD and colour FA from three to six directions by a joint diffusion model (Zhang et al. 2024).
 
 `paper` follows the paper: the network sees the images, and generates the maps from noise. `small`, the default, also
-sees a ridge fit of the tensor, its noise and its directions. It generates the difference of the maps from that fit. From
-six directions it does so for three series, and their maps are averaged (`starts`, `balance`).
+sees a ridge fit of the tensor, its noise and its directions. It generates the difference of the maps from that fit.
+From six directions it does so for three series, and their maps are averaged (`starts`, `balance`).
 """
 
 from __future__ import annotations
