@@ -10,12 +10,11 @@ import numpy as np
 
 from ...dwi.gradients import GradientTable, distinct, even_subset
 from ...dwi.series import Scan, ScanError
-from ...dwi.tensor import MAP_NAMES
 from ..spec import Definition, MethodSpec
 
 LEAST, MOST = 3, 6  # directions
 MAPS = ("fa", "md", "dec")
-TENSOR_MAPS = MAP_NAMES  # of a method that makes the tensor, from which all maps follow
+TENSOR_MAPS = ("fa", "md", "ad", "rd", "dec", "tensor")  # of a method that makes the tensor, from which all follow
 CHANNELS = 5  # FA, MD, and colour FA's red, green and blue
 BVALS = (600.0, 3200.0)  # s/mm², of training examples
 BEST_B = 1000.0  # s/mm²: the shell nearest to it is used

@@ -8,7 +8,7 @@ from bids_dmrigen.cli.train import main
 from bids_dmrigen.diffusion.arrays import write_prepared
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
-from bids_dmrigen.dwi.tensor import fit_maps, principal_direction
+from bids_dmrigen.dwi.tensor import MAP_NAMES, fit_maps, principal_direction
 from bids_dmrigen.methods import load
 from bids_dmrigen.methods.base import Request
 
@@ -69,6 +69,7 @@ def test_its_maps_are_those_of_its_tensor():
     affine[:3, :3] = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))[0] @ affine[:3, :3]
     scan = scan_of(affine=affine)
     maps = maps_of(scan).named_maps()
+    assert tuple(maps) == MAP_NAMES
     matrices = maps["tensor"][scan.mask][:, [0, 1, 3, 1, 2, 4, 3, 4, 5]].reshape(-1, 3, 3)
     values, vectors = np.linalg.eigh(matrices)
     np.testing.assert_allclose(maps["ad"][scan.mask], values[:, 2], rtol=1e-3)
