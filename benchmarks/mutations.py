@@ -43,8 +43,8 @@ FRAMES = "methods/test_frames.py::test_"
 MUTATIONS = [
     # -- frames of reference, and other properties on which the results depend
     mutation("Diff-DTI gets directions in voxel axes", "methods/maps/diffdti_model.py",
-             "torch.as_tensor(scan.gradients.world_directions(scan.affine)[volumes]",
-             "torch.as_tensor(scan.gradients.bvecs[volumes]",
+             "torch.as_tensor(scan.gradients.world_directions(scan.affine)[self.volumes]",
+             "torch.as_tensor(scan.gradients.bvecs[self.volumes]",
              FRAMES + "diffdti_gets_world_directions"),
     mutation("QID2's wanted direction is in another frame than the acquired ones", "methods/directions/qid2_model.py",
              "torch.as_tensor(shell.wanted, dtype=torch.float32, device=device)[None] @ self.axes.to(device)",
