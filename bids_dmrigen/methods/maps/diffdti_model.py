@@ -53,6 +53,7 @@ WHITE_FA, FLUID_MD = 0.25, 1.5e-3  # lower limits of white matter, and (mm²/s) 
 NORMAL_90 = 1.645  # half the 90 % interval of a normal distribution, in standard deviations
 FA_TRUST = (1.0, 0.3)  # share of the correction of FA and colour, with three and with six directions
 MD_TRUST = 0.2
+SPREAD_TRUST = (1.0, 0.5)  # the same shares, at which the spread of samples is calibrated, whatever `FA_TRUST` is
 MARGIN = 4  # voxels around the brain that the network sees
 SIZES = {
     "small": UNetSpec(CHANNELS + IMAGES, CHANNELS, base=24, multipliers=(1, 2, 3, 4), blocks=1, attention=(3,),
@@ -146,7 +147,8 @@ class DiffDTI(TrainedAtOnce):
                 noise = NoiseSource(
                     seed, "calibrate", str(sample), SPEC.name, addresses, batch.x0.shape[1:], source.device
                 )
-                drawn.append(consistent(draw(net, batch.condition, "fast", times, noise, "fp32"))[0])
+                share = trust(batch.condition.bvecs.shape[1], SPREAD_TRUST)
+                drawn.append(consistent(draw(net, batch.condition, "fast", times, noise, "fp32", share))[0])
             samples = torch.stack(drawn)
             mean = samples.mean(dim=0)
             truth, inside = batch.condition.centre + batch.condition.scale * batch.x0, batch.weight[:, 0] > 0
@@ -268,6 +270,8 @@ class _Maker:
             self.around = zeros_around(*(part.stop - part.start for part in self.box))
         self.inputs = [_Input(scan, bval, n, self.box, self.request) for scan in series.values()]
         self.factors = making.net.spread[n - LEAST].cpu()  # (tissues, 5)
+        if self.request.size == "small":  # samples differ by the share of the correction that is used
+            self.factors = self.factors * torch.tensor(trust(n, SPREAD_TRUST)) / torch.tensor(trust(n))
 
     @torch.no_grad()  # inference mode does not apply in the threads that compute tensor maps
     def make(self) -> tuple[np.ndarray, np.ndarray | None, float]:
@@ -316,6 +320,7 @@ def draw(
     times: Sequence[int],
     noise: Callable[[int], Tensor],
     precision: str,
+    share: Sequence[float] | None = None,
 ) -> Tensor:
     """Return maps (S, 5, H, W) drawn from noise: MD in units of `MD_UNIT`, colour FA not yet as long as FA.
 
@@ -333,6 +338,8 @@ def draw(
         Number of the draw -> standard normal noise (S, 5, H, W).
     precision
         "fp32" or "bf16".
+    share
+        (5,) share of the correction; None for `trust`.
     """
 
     def ask(x: Tensor, t: Tensor) -> Tensor:
@@ -351,18 +358,20 @@ def draw(
         output = dpm_solver_pp_2m(denoise, PROCESS, start, times).x0
     else:
         output = predictor_corrector(denoise, PROCESS, start, times, noise, 1, CORRECTOR_SNR).x0
-    share = trust(condition.bvecs.shape[1]) if condition.with_fit else [1.0] * CHANNELS
+    share = (share or trust(condition.bvecs.shape[1])) if condition.with_fit else [1.0] * CHANNELS
     return (condition.centre + condition.centre.new_tensor(share)[:, None, None] * condition.scale * output).float()
 
 
-def trust(n: int) -> tuple[float, ...]:
+def trust(n: int, ends: tuple[float, float] = FA_TRUST) -> tuple[float, ...]:
     """Return the share (5,) of the network's correction that is used with n directions.
+
+    `ends` are those of FA and colour with three and with six directions.
 
     Simulated subjects are smoother than real ones, so that a network trained on them corrects too much. The shares were
     chosen on real scans for which no figure is reported (docs/decisions.md). With three directions, which leave much
     undetermined, it is all of FA and colour; with six, where only noise is to be removed, less; for MD it is little.
     """
-    fa = FA_TRUST[0] + (FA_TRUST[1] - FA_TRUST[0]) * (n - LEAST) / (MOST - LEAST)
+    fa = ends[0] + (ends[1] - ends[0]) * (n - LEAST) / (MOST - LEAST)
     return (fa, MD_TRUST, fa, fa, fa)
 
 

@@ -11,7 +11,7 @@ from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan, ScanError
 from bids_dmrigen.dwi.tensor import fit_maps
 from bids_dmrigen.methods.base import Request
-from bids_dmrigen.methods.maps.diffdti_model import DiffDTI, consistent
+from bids_dmrigen.methods.maps.diffdti_model import SPREAD_TRUST, DiffDTI, consistent, trust
 from bids_dmrigen.methods.maps.fields import DIFFUSIVITY, ridge_fit
 from bids_dmrigen.methods.maps.inputs import MD_UNIT, condition_of, fitted_maps, maps_of, noise_levels
 from bids_dmrigen.methods.maps.task import best_conditioned, choose_volumes
@@ -150,7 +150,12 @@ def test_samples_follow_the_seed_alone_and_differ():
     np.testing.assert_array_equal(one.mean, same.mean)
     assert one.std[scan.mask].max() > 0
     assert one.std.shape == one.mean.shape
-    assert one.record["SpreadFactors"]["dec"] == {t: [1, 1, 1] for t in ("white matter", "grey matter", "CSF")}
+    # The factors of this network are 1 at the shares of the calibration, and samples are as different as the share used.
+    used, calibrated = trust(4)[2], trust(4, SPREAD_TRUST)[2]
+    factor = round(calibrated / used, 3)
+    assert factor > 1
+    assert one.record["SpreadFactors"]["dec"] == {t: [factor] * 3 for t in ("white matter", "grey matter", "CSF")}
+    assert one.record["SpreadFactors"]["md"] == {t: [1] for t in ("white matter", "grey matter", "CSF")}
     other = DiffDTI().generate(net, scan, request_(n_samples=2, steps=3, seed=1))
     assert not np.array_equal(one.mean, other.mean)
     assert one.record["Sampler"] == {"Name": "DPM-Solver++(2M)", "Steps": 3, "NetworkEvaluations": 3}
@@ -279,7 +284,8 @@ def test_the_spread_is_scaled_so_that_nine_of_ten_intervals_contain_the_truth(su
             super().__init__()
             self.register_buffer("spread", torch.ones(4, 3, 5))
 
-    def pretend(net, condition, sampler, times, noise, precision):
+    def pretend(net, condition, sampler, times, noise, precision, share):
+        assert share == trust(condition.bvecs.shape[1], SPREAD_TRUST)
         error = torch.randn(condition.centre.shape, generator=torch.Generator().manual_seed(len(condition.centre)))
         return truth[condition] + 0.02 * error + 0.005 * noise(0)
 
