@@ -150,7 +150,7 @@ def test_samples_follow_the_seed_alone_and_differ():
     np.testing.assert_array_equal(one.mean, same.mean)
     assert one.std[scan.mask].max() > 0
     assert one.std.shape == one.mean.shape
-    # The factors of this network are 1 at the shares of the calibration, and samples are as different as the share used.
+    # The factors of this network are 1 at the shares of the calibration. Samples differ by the share that is used.
     used, calibrated = trust(4)[2], trust(4, SPREAD_TRUST)[2]
     factor = round(calibrated / used, 3)
     assert factor > 1
