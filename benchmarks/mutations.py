@@ -218,7 +218,7 @@ MUTATIONS = [
              "methods/maps/test_starts.py"),
     mutation("the last start is not smoothed", "methods/maps/starts.py",
              '"mppca": smooth_contrast(denoised)', '"mppca": denoised', "methods/maps/test_starts.py"),
-    mutation("b0s that pulsate decide the noise", "methods/maps/fields.py",
+    mutation("b0s that pulsate decide the noise", "dwi/noise.py",
              "np.sqrt(near * estimate_sigma(repeated).sigma)", "estimate_sigma(repeated).sigma",
              "methods/maps/test_estimate.py"),
     mutation("neighbours outside the mask count", "nets/attention_fit.py",

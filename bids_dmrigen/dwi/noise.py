@@ -148,6 +148,32 @@ def shell_sigma(scan: Scan, volumes: np.ndarray) -> float:
     return estimate_sigma(Scan(data, scan.affine, scan.gradients[np.r_[first, volumes]], scan.mask)).sigma
 
 
+def sigma_of_few(scan: Scan, volumes: np.ndarray) -> float:
+    """Return the noise level of few directions, in scanner units.
+
+    Differences between neighbouring voxels give too little where a scan was interpolated. Differences between b0s give
+    too much, because the brain pulsates and moves. Where both are there, their geometric mean is taken.
+
+    Parameters
+    ----------
+    scan
+        The series, with its brain mask.
+    volumes
+        (n,) the directions that are used.
+
+    Raises
+    ------
+    ScanError
+        Where the noise level cannot be estimated.
+    """
+    b0s = np.flatnonzero(scan.gradients.is_b0)
+    near = shell_sigma(scan, volumes)
+    if len(b0s) == 1:
+        return near
+    repeated = Scan(scan.data[..., b0s], scan.affine, scan.gradients[b0s], scan.mask)
+    return float(np.sqrt(near * estimate_sigma(repeated).sigma))
+
+
 def shell_contrast_noise(dwis: torch.Tensor, mask: torch.Tensor, apart: int) -> torch.Tensor:
     """Estimate the noise of a shell with few volumes from differences between voxels, slice by slice.
 

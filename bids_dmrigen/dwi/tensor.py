@@ -16,6 +16,7 @@ from .series import Scan
 MIN_DIFFUSIVITY_TOLERANCE = 1e-6  # eigenvalues are raised to this over the largest b-matrix entry, as in DIPY
 TINY = torch.finfo(torch.float32).tiny
 TENSOR_BMAX = 1550.0  # s/mm²; some scanners store more than the nominal 1500
+WELL_CONDITIONED = 15.0  # of a selection of directions and of left-out volumes; good ones have 6 to 10
 LEAST_CONDITION = 1e-8  # of the normal equations: below, the samples of a voxel do not determine a tensor
 CHUNK_VOXELS = {"cpu": 2**14, "cuda": 2**18}  # CPU: fits into the cache; GPU: needs less than 500 MB
 SMALL_VOXELS = 2**12  # fewer voxels are computed before a second thread has started

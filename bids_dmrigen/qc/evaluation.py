@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from ..dwi.gradients import GradientError, GradientTable, even_subset, pair_energies
 from ..dwi.series import Scan, ScanError
-from ..dwi.tensor import condition, principal_direction, tensor_volumes
+from ..dwi.tensor import WELL_CONDITIONED, condition, principal_direction, tensor_volumes
 from ..methods.base import Generated
 from ..methods.rivals import RIVALS, SAME_BVAL, Estimate, least_squares
 from ..spatial.coverage import within_coverage
@@ -21,7 +21,6 @@ from .definitions import EVALUATION as SCORES
 STARTS = 3  # starting points of the search for even directions
 EROSIONS = 2  # of the mask, by one voxel each: voxels at its edge are partly air
 THIN = 6  # slices; an axis with fewer is not eroded along
-WELL_CONDITIONED = 15.0  # of a selection of directions and of left-out volumes; good ones have 6 to 10
 BEST_SIMPLE = "best simple"
 FAULTS = (ScanError, GradientError)  # of a scan that an arm cannot work on
 DIRECTION_FA_MIN = 0.3

@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ...dwi.noise import sigma_of_few
 from ...dwi.series import Scan, ScanError
-from .fields import DARKEST, DIFFUSIVITY, NOISE, amplification, noise_level, tensors
+from .fields import DARKEST, DIFFUSIVITY, NOISE, amplification, tensors
 from .task import MOST
 
 TISSUE_MD = (0.3, 1.5)  # in units of `fields.DIFFUSIVITY`: voxels that count
@@ -37,7 +38,7 @@ def anisotropy_factor(scan: Scan, bval: float, volumes: np.ndarray, fa: np.ndarr
     if len(volumes) < MOST:
         return 1.0
     try:
-        sigma = noise_level(scan, volumes)
+        sigma = sigma_of_few(scan, volumes)
     except ScanError:
         return 1.0
     b0 = torch.from_numpy(scan.mean_b0()[scan.mask].astype(np.float32))

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ...dwi.mppca import mppca
-from ...dwi.noise import estimate_sigma, shell_sigma
-from ...dwi.series import Scan
 from ...dwi.smoothing import width_of
 from ...nets.attention_fit import Fields
 from ...nets.direction_unet import dyadic_features
@@ -60,32 +57,6 @@ class Block:
     mask: Tensor
     edges: Tensor
     sigma: Tensor
-
-
-def noise_level(scan: Scan, volumes: np.ndarray) -> float:
-    """Return the noise level of few directions, in scanner units.
-
-    Differences between neighbouring voxels give too little where a scan was interpolated. Differences between b0s give
-    too much, because the brain pulsates and moves. Where both are there, their geometric mean is taken.
-
-    Parameters
-    ----------
-    scan
-        The series, with its brain mask.
-    volumes
-        (n,) the directions that are used.
-
-    Raises
-    ------
-    ScanError
-        Where the noise level cannot be estimated.
-    """
-    b0s = np.flatnonzero(scan.gradients.is_b0)
-    near = shell_sigma(scan, volumes)
-    if len(b0s) == 1:
-        return near
-    repeated = Scan(scan.data[..., b0s], scan.affine, scan.gradients[b0s], scan.mask)
-    return float(np.sqrt(near * estimate_sigma(repeated).sigma))
 
 
 def fields_of(block: Block, radii: tuple[int, int, int] | None = None) -> Fields:

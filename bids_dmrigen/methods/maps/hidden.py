@@ -15,12 +15,13 @@ from torch.nn import functional as F
 
 from ...diffusion.arrays import Prepared
 from ...dwi.gradients import even_directions, even_subset
-from ...dwi.tensor import condition
+from ...dwi.noise import sigma_of_few
+from ...dwi.tensor import WELL_CONDITIONED, condition
 from ...nets.attention_fit import Fields
 from ...nets.direction_unet import dyadic_features
 from ...simulate.examples import SimulatedSubjects, numbers_from
 from ...simulate.imaging import Imaging, measure
-from .fields import Block, diffusivities, fields_of, noise_level
+from .fields import Block, diffusivities, fields_of
 from .task import BVALS, LEAST, MOST, best_conditioned
 
 SIDES = (30, 30, 8)  # voxels of a block
@@ -31,7 +32,6 @@ MOST_NOISE = 1.0  # of the scan's own
 COARSE = 0.2  # share of the examples whose voxels are joined, two by two along two axes
 SIGMA_ERROR = 0.15  # relative: at generation the noise level is estimated from few volumes
 LEAST_HIDDEN = 4
-WELL_CONDITIONED = 15.0
 SIMULATED_HIDDEN = 9
 SIMULATED_MM, SIMULATED_THICK_MM = (1.8, 3.5), (1.8, 5.0)
 UNEVEN = 0.25  # how far simulated directions stray from even ones
@@ -148,7 +148,7 @@ def _level(scans: Prepared, index: int) -> float:
     scan = scans.scan(index)
     _, volumes = max(scan.gradients.shells(), key=lambda shell: len(shell[1]))
     few = volumes[even_subset(scan.gradients.bvecs[volumes], min(MOST, len(volumes)))]
-    return noise_level(scan, few) / float(scans.about[index]["scale"])
+    return sigma_of_few(scan, few) / float(scans.about[index]["scale"])
 
 
 def _has(shells: list[tuple[float, np.ndarray]], needed: int) -> bool:

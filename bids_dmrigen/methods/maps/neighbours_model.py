@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...diffusion.arrays import Prepared
 from ...diffusion.training import Plan
+from ...dwi.noise import sigma_of_few
 from ...dwi.series import Scan
 from ...nets.attention_fit import ROUNDS, WIDTH, AttentionFit
 from ...simulate.examples import SimulatedSubjects, numbers_of_step
@@ -18,7 +19,7 @@ from ..base import Generated, Request, TrainedAtOnce
 from ..making import Making
 from . import hidden
 from .estimator import estimate_scan
-from .fields import DIFFUSIVITY, Block, noise_level
+from .fields import DIFFUSIVITY, Block
 from .neighbours import SPEC, UNKNOWN
 from .outputs import one_after_another
 from .task import BVALS, LEAST, MOST, TENSOR_MAPS, choose_volumes
@@ -124,7 +125,7 @@ def block_of(scan: Scan, box: tuple[slice, slice], bval: float, volumes: np.ndar
     bvecs = torch.as_tensor(scan.gradients.world_directions(scan.affine)[volumes], dtype=torch.float32, device=device)
     mask = torch.from_numpy(np.ascontiguousarray(scan.mask[box]))[None].to(device)
     edges = torch.as_tensor(scan.zooms_mm, dtype=torch.float32, device=device)[None]
-    sigma = torch.tensor([noise_level(scan, volumes) / unit], dtype=torch.float32, device=device)
+    sigma = torch.tensor([sigma_of_few(scan, volumes) / unit], dtype=torch.float32, device=device)
     return Block(cut(np.flatnonzero(scan.gradients.is_b0)), cut(volumes), bvecs, bval, mask, edges, sigma)
 
 

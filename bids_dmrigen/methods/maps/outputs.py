@@ -19,21 +19,12 @@ def lower_triangles(tensor: Tensor) -> Tensor:
     return torch.stack([xx, half * xy, yy, half * xz, half * yz, zz], dim=1) * DIFFUSIVITY
 
 
-def maps_of_tensors(tensor: Tensor) -> dict[str, Tensor]:
-    """Return the maps of tensors (V, 6), in units of `fields.DIFFUSIVITY`.
+def one_after_another(tensor: Tensor) -> Tensor:
+    """Return the maps of tensors (V, 6), in units of `fields.DIFFUSIVITY`, as columns (V, 13).
 
-    Negative eigenvalues count as (almost) zero in all maps but the tensor itself.
-
-    Returns
-    -------
-    dict
-        `TENSOR_MAPS`: diffusivities and `tensor` in mm²/s, `dec` (V, 3), `tensor` (V, 6) lower triangles.
+    They are those of `TENSOR_MAPS`, in this order: diffusivities and the lower triangle of `tensor` in mm²/s. Negative
+    eigenvalues count as (almost) zero in all but the tensor itself.
     """
     rows = lower_triangles(tensor)
     maps = tensor_maps(TensorFit(rows, rows[:, 0], LEAST_DIFFUSIVITY)) | {"tensor": rows}
-    return {name: maps[name] for name in TENSOR_MAPS}
-
-
-def one_after_another(tensor: Tensor) -> Tensor:
-    """Return the maps of tensors (V, 6) as columns (V, 13), in the order of `TENSOR_MAPS`."""
-    return torch.cat([values.reshape(len(tensor), -1) for values in maps_of_tensors(tensor).values()], dim=1)
+    return torch.cat([maps[name].reshape(len(tensor), -1) for name in TENSOR_MAPS], dim=1)

@@ -8,6 +8,7 @@ import torch
 
 from bids_dmrigen.diffusion.arrays import Prepared, write_prepared
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
+from bids_dmrigen.dwi.noise import sigma_of_few
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.dwi.smoothing import width_of
 from bids_dmrigen.methods.maps import estimator, fields, hidden
@@ -117,11 +118,11 @@ def test_the_noise_level_lies_between_two_that_are_wrong_in_opposite_ways():
     table = GradientTable.from_world(np.r_[np.zeros(3), np.full(6, 1000.0)], world, np.eye(4))
     signal = np.where(table.is_b0, 100.0, 40.0) + rng.normal(0, 2, (20, 20, 8, 9))
     clean = Scan(signal.astype(np.float32), np.eye(4), table, np.ones((20, 20, 8), bool))
-    assert fields.noise_level(clean, np.arange(3, 9)) == pytest.approx(2, rel=0.1)
+    assert sigma_of_few(clean, np.arange(3, 9)) == pytest.approx(2, rel=0.1)
     pulsating = replace(clean, data=clean.data * np.r_[1, 1.08, 0.92, np.ones(6)].astype(np.float32))
     alone = Scan(clean.data[..., 2:], np.eye(4), table[2:], clean.mask)
-    assert 3 < fields.noise_level(pulsating, np.arange(3, 9)) < 5.5
-    assert fields.noise_level(alone, np.arange(1, 7)) == pytest.approx(2, rel=0.1)
+    assert 3 < sigma_of_few(pulsating, np.arange(3, 9)) < 5.5
+    assert sigma_of_few(alone, np.arange(1, 7)) == pytest.approx(2, rel=0.1)
 
 
 def test_neighbours_are_those_of_a_search():

@@ -62,7 +62,7 @@ def test_without_six_directions_or_a_noise_level_nothing_is_changed(monkeypatch)
     def unknown(*_):
         raise ScanError("no noise")
 
-    monkeypatch.setattr(balance, "noise_level", unknown)
+    monkeypatch.setattr(balance, "sigma_of_few", unknown)
     assert anisotropy_factor(scan_of(2.0), 1000.0, np.arange(1, 7), fa, md) == 1
 
 
