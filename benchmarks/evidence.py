@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import three
 from scenes import roles
 
 from bids_dmrigen.dwi.gradients import GradientTable, even_subset
@@ -29,6 +31,7 @@ from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.dwi.tensor import condition, tensor_volumes
 from bids_dmrigen.methods import SIMPLE, load
 from bids_dmrigen.methods.base import Request
+from bids_dmrigen.methods.maps.task import MOST
 from bids_dmrigen.qc import evaluation
 from bids_dmrigen.qc.evaluation import SCORES, Arm
 from bids_dmrigen.spatial.coverage import within_coverage
@@ -36,7 +39,7 @@ from bids_dmrigen.spatial.coverage import within_coverage
 FILES = {"canon": "sub-canon_desc-merged"}  # of the others, sub-NAME
 SHELLS = {"canon": 1500, "mdtb2k": 1000, "mdtb6k": 1500, "noddislice": 700, "dsislab": 1540}  # s/mm², of maps
 ROOMS = {"maps": "diffdti", "directions": "qid2", "enhance": "rishldm", "denoise": "difusion"}
-KEEP = {"maps": (6,), "directions": (12, 30, 60), "enhance": (12,), "denoise": (12, 30)}
+KEEP = {"maps": (6, 3), "directions": (12, 30, 60), "enhance": (12,), "denoise": (12, 30)}
 MAPS = ("fa_psnr", "dec_psnr", "md_psnr", "direction_angle")
 TABLE = (*MAPS, *(f"left_out_{key}" for key in MAPS), "dwi_psnr", "contrast_error")
 TRIES = 30  # selections that are looked at to find different ones
@@ -150,8 +153,11 @@ def scores_of(arm: Arm, case: Case) -> dict[str, float]:
     return scores
 
 
-def arms_of(room: str, named: str | None, weights: str | None) -> dict[str, Arm]:
-    """Return the simple estimates, `sh` where directions are wanted, and the method, which is the last."""
+def arms_of(room: str, keep: int, named: str | None, weights: str | None, data: Path, work: Path) -> dict[str, Arm]:
+    """Return the simple estimates, `sh` where directions are wanted, and the method, which is the last.
+
+    Fewer than six directions determine no tensor, and have simple estimates of their own.
+    """
 
     def method(name: str) -> Arm:
         spec = load(name).spec
@@ -163,7 +169,10 @@ def arms_of(room: str, named: str | None, weights: str | None) -> dict[str, Arm]
         return make
 
     names = [*(["sh"] if room == "directions" else []), named or ROOMS[room]]
-    return {name: evaluation.simple_arm(name) for name in SIMPLE} | {name: method(name) for name in names}
+    simple = {name: evaluation.simple_arm(name) for name in SIMPLE}
+    if room == "maps" and keep < MOST:
+        simple = three.estimates(data / "atlas", work)
+    return simple | {name: method(name) for name in names}
 
 
 def show(name: str, keep: int, rows: dict[str, list[dict[str, float]]]) -> dict[str, dict]:
@@ -199,8 +208,15 @@ def main() -> None:
     parser.add_argument("--weights")
     parser.add_argument("--out", type=Path, help="JSON with every number")
     args = parser.parse_args()
-    arms, document = arms_of(args.room, args.method, args.weights), {}
+    with tempfile.TemporaryDirectory() as work:
+        compare(args, Path(work))
+
+
+def compare(args, work: Path) -> None:
+    """Print the table of every scan and number of directions, and the means over them."""
+    document = {}
     for keep in args.keep or KEEP[args.room]:
+        arms = arms_of(args.room, keep, args.method, args.weights, args.data, work)
         for name in args.scans:
             try:
                 rows: dict[str, list] = {arm: [] for arm in arms}
@@ -211,12 +227,11 @@ def main() -> None:
                 print(f"\n{name}, {keep} directions: {error}")
                 continue
             document[f"{name} {keep}"] = show(name, keep, rows)
-    for key in ("fa_psnr", "left_out_fa_psnr"):
-        gains = [table[key]["gain"] for table in document.values() if key in table]
-        if gains:
-            print(
-                f"\n{key}: mean gain over the best simple estimate {np.mean(gains):.2f} dB, smallest {min(gains):.2f}"
-            )
+        for key in ("fa_psnr", "left_out_fa_psnr"):
+            gains = [document[at][key]["gain"] for at in document if at.endswith(f" {keep}") and key in document[at]]
+            if gains:
+                what = f"{key}, {keep} directions: mean gain over the best simple estimate"
+                print(f"\n{what} {np.mean(gains):.2f} dB, smallest {min(gains):.2f}")
     if args.out:
         args.out.write_text(json.dumps(document, indent=1))
 

@@ -6,8 +6,9 @@ python benchmarks/realism.py DATA_DIR --widths [--atlas FOLDER] [--displaced VOX
 Every real scan (one run per subject of DATA_DIR/bids, and the dense reference) has a simulated partner with the same
 grid, b-values, directions and noise level. Each partner is another simulated subject with another tissue.
 
-With --widths, only scans of role train: how much it helps to smooth the directional contrast, for several widths, when
-left-out directions are predicted from six. Where simulated scans want wider smoothing, networks learn to blur.
+With --widths, only scans of roles train and choose: how much it helps to smooth the directional contrast, for several
+widths, when left-out directions are predicted from six. Where simulated scans want wider smoothing, networks learn to
+blur.
 """
 
 from __future__ import annotations
@@ -230,7 +231,7 @@ def main() -> None:
     args = parser.parse_args()
     scans = real_scans(args.data)
     if args.widths:
-        training = {subject for subject, role in roles().items() if role == "train"}
+        training = {subject for subject, role in roles().items() if role != "report"}
         scans = {label: scan for label, scan in scans.items() if label in training}
     real = {label: describe(scan) for label, scan in scans.items()}
     if args.atlas:

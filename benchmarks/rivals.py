@@ -1,9 +1,9 @@
-"""The simple rivals: how wide to smooth and how much to shrink, fitted to the scans of role `train`.
+"""The simple rivals: how wide to smooth and how much to shrink, fitted to the scans of roles `train` and `choose`.
 
 python benchmarks/rivals.py FOLDER
 
-FOLDER holds the scans of role train (`training/roles.tsv`), preprocessed by this app with --denoise none. Prints for
-every scan and number of directions the best width of smoothing and share of shrinkage in hindsight, and the
+FOLDER holds the scans of roles train and choose (`training/roles.tsv`), preprocessed by this app with --denoise none.
+Prints for every scan and number of directions the best width of smoothing and share of shrinkage in hindsight, and the
 rule that is best over all of them: the constants in `dwi/smoothing.py` and `methods/rivals.py`. A score is the mean of
 FA PSNR against all volumes and, where they determine a tensor, against the left-out ones.
 """
@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from scenes import scans_of_role
+from scenes import scans_of_roles
 
 from bids_dmrigen.dwi import smoothing
 from bids_dmrigen.dwi.noise import estimate_sigma
@@ -63,7 +63,7 @@ def main() -> None:
     order = np.argsort(WIDTHS)
     every: list[list[tuple[float, np.ndarray, np.ndarray]]] = []
     print(f"{'scan':>28s} directions  noise  best width (dB over none)  best share (dB over none)")
-    for name, scan in scans_of_role(args.folder, "train"):
+    for name, scan in scans_of_roles(args.folder, "train", "choose"):
         for keep in KEEP:
             if keep + 4 > max(len(volumes) for _, volumes in scan.gradients.shells()):
                 continue

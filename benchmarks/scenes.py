@@ -50,14 +50,14 @@ def dense_scan(data: Path) -> Scan:
 
 
 def roles() -> dict[str, str]:
-    """Return subject -> role: train (and choose, by leaving people out) or report; one for each person."""
+    """Return subject -> role: train, choose or report; one for each person."""
     with open(Path(__file__).parents[1] / "training" / "roles.tsv", newline="") as file:
         return {row["subject"]: row["role"] for row in csv.DictReader(file, delimiter="\t")}
 
 
-def scans_of_role(folder: Path, role: str) -> Iterator[tuple[str, Scan]]:
-    """Yield name and scan of the first run of every subject with this role, from a folder that the app wrote."""
-    subjects = [subject for subject, given in roles().items() if given == role]
+def scans_of_roles(folder: Path, *wanted: str) -> Iterator[tuple[str, Scan]]:
+    """Yield name and scan of the first run of every subject with one of the roles, from a folder that the app wrote."""
+    subjects = [subject for subject, role in roles().items() if role in wanted]
     seen = set()
     for run in find_preprocessed(open_layout(folder, derivative=True), (), ()):
         subject = run.entities["subject"]

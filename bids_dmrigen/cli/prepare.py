@@ -32,6 +32,8 @@ def add(tools) -> None:
                       help="write the mean apparent diffusion coefficient, mm²/s, in the template's space instead: "
                       "of simulated subjects where SOURCE is an anatomy in MNI coordinates, as for `dmrigen train "
                       "--atlas`, or of the preprocessed runs of a dataset that bids_dmrigen wrote")  # fmt: skip
+    kind.add_argument("--anatomies", action="store_true",
+                      help="write the runs' tensors, denoised, as anatomies for `dmrigen train` instead")  # fmt: skip
     adc = parser.add_argument_group("with --adc-atlas")
     adc.add_argument("--bvalues", type=float, nargs="+", metavar="B",
                      help="b-values, s/mm²; a shell counts for the nearest (default: 1000 2000 3000)")  # fmt: skip
@@ -64,9 +66,13 @@ def run(args) -> int:
         print(save_atlas(args.out, load_atlas(args.source)))
         return 0
     from ..diffusion.arrays import write_prepared
+    from ..simulate.measured import write_anatomies
 
     left_out: list[str] = []
-    count = write_prepared(args.out, _scans(args, left_out))
+    if args.anatomies:
+        count = write_anatomies(args.out, _anatomies(args, left_out))
+    else:
+        count = write_prepared(args.out, _scans(args, left_out))
     print(f"{args.out}: {count} runs, {args.out.stat().st_size / 1e6:.0f} MB")
     return _exit_status(left_out)
 
@@ -86,6 +92,35 @@ def _scans(args, left_out: list[str]):
         shells = ", ".join(f"{len(v)} at b={b:.0f}" for b, v in scan.gradients.shells())
         print(f"{item.name}: {shells}; noise level {sigma:.4g}", flush=True)
         yield item.name, item.entities["subject"], scan, sigma
+
+
+def _anatomies(args, left_out: list[str]):
+    """Yield the anatomy of every usable run, as `write_anatomies` takes it."""
+    from ..spatial.coverage import read_run
+
+    for item, anatomy in _usable(args, left_out, lambda item: _anatomy(read_run(item, args.b0_threshold))):
+        print(f"{item.name}: {int(anatomy[0].sum())} voxels", flush=True)
+        yield item.name, item.entities["subject"], *anatomy
+
+
+def _anatomy(scan):
+    """Return brain, affine, b0 and tensors of a scan, without samples that are missing."""
+    from dataclasses import replace
+
+    import numpy as np
+    import torch
+
+    from ..dwi.tensor import tensor_volumes
+    from ..methods.maps.outputs import from_lower_triangles
+    from ..methods.rivals import wls
+    from ..methods.starts import mean_start
+
+    used = np.r_[np.flatnonzero(scan.gradients.is_b0), tensor_volumes(scan.gradients)]
+    scan = replace(scan, mask=scan.mask & (scan.data[..., np.unique(used)] > 0).all(axis=3))
+    fit = wls(replace(scan, data=mean_start(scan))).fit
+    b0 = torch.from_numpy(scan.mean_b0()[scan.mask].astype(np.float32))
+    affine = torch.as_tensor(scan.affine, dtype=torch.float64)
+    return torch.from_numpy(scan.mask), affine, b0 / b0.median(), from_lower_triangles(fit.tensor)
 
 
 def _write_adc_atlas(args) -> int:

@@ -37,6 +37,7 @@ TRACTS_ALONE = "--xtract trains the adapter for tracts of a trained network: giv
 TRACTS_WITH_SIMULATED = "--xtract goes with an ADC atlas from a file; leave --adc-atlas simulated out"
 NO_IMAGES = "an ADC atlas is read with {module}, which is not installed; install it, or give --adc-atlas simulated"
 NOT_ON_SCANS = "--data: {name} is trained on subjects in the template's space, and prepared scans are not; leave it out"
+NOT_ON_ANATOMIES = "--anatomies: {name} is trained on subjects in the template's space; leave it out"
 PAIRS = "{name} is trained on pairs: give the good scans of the subjects in --data with --good"
 FOR_PAIRED = "--good goes with --data and is for methods that are trained on pairs ({names}); leave it out"
 ANEW = "{name}: its training data have changed; it is trained again, starting from its last weights"
@@ -69,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, metavar="B",
                         help="examples per step (default: 32; with --size paper the method's own)")  # fmt: skip
     parser.add_argument("--subjects", type=int, metavar="K",
-                        help=f"simulated subjects (default: {SUBJECTS}, or none beside --data)")  # fmt: skip
+                        help=f"simulated subjects (default: {SUBJECTS}, or none beside other examples)")  # fmt: skip
     parser.add_argument("--atlas", default=EMBEDDED, metavar="DIR_OR_FILE", help=HELP)
     parser.add_argument("--xtract", type=Path, metavar="DIR_OR_FILE",
                         help=f"{placed}: XTRACT's tracts, FSL's folder or a 4-D file with labels; then only the "
@@ -79,6 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         f"--adc-atlas` wrote, or {SIMULATED}: of subjects of --atlas (default: packaged)")  # fmt: skip
     parser.add_argument("--data", type=Path, metavar="FILE",
                         help="prepared scans to train on; with --subjects on both, in turn")  # fmt: skip
+    parser.add_argument("--anatomies", type=Path, metavar="FILE",
+                        help="anatomies of real scans, which `dmrigen prepare --anatomies` wrote, to simulate scans "
+                        "of; with --data or --subjects in turn")  # fmt: skip
     parser.add_argument("--good", type=Path, metavar="FILE",
                         help=f"{paired}: prepared scans of the same subjects by a better scanner, at the "
                         "same positions as those of --data: the target of the training")  # fmt: skip
@@ -253,7 +257,16 @@ def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:
         if good is not None:
             description["good"] = args.good.name
         sources, held_out = ([method.measured(part, good)] for part in parts)
-    if args.data is None or args.subjects is not None:
+    if args.anatomies is not None:
+        from ..simulate.measured import MeasuredAnatomies
+
+        if method.spec.in_template:
+            raise ValueError(NOT_ON_ANATOMIES.format(name=args.method))
+        for found, part in ((sources, "train"), (held_out, "held out")):
+            found.append(MeasuredAnatomies(args.anatomies, part, device))
+        anatomies = {"train": sources[-1].names, "held out": held_out[-1].names}
+        description |= {"anatomies": {"file": args.anatomies.name} | anatomies}
+    if (args.data, args.anatomies) == (None, None) or args.subjects is not None:
         from .atlases import load_atlas
 
         atlas, n = load_atlas(args.atlas), args.subjects or SUBJECTS
@@ -265,7 +278,8 @@ def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:
         sources.append(method.subjects(atlas, n, device=device, population=population))
         n_held_out = min(n, HELD_OUT_SUBJECTS)
         held_out.append(method.subjects(atlas, n_held_out, held_out=True, device=device, population=population))
-    kinds = ["prepared scans"] * (args.data is not None) + ["simulated subjects"] * ("subjects" in description)
+    given = {"prepared scans": "file", "anatomies of scans": "anatomies", "simulated subjects": "subjects"}
+    kinds = [kind for kind, key in given.items() if key in description]
     return sources, held_out, {"examples": " and ".join(kinds), **description}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ VOXEL_MM, THICKNESS_MM = (1.5, 4.0), (2.0, 5.0)
 TILT_DEGREES, OFF_CENTRE_MM = 10.0, 8.0
 HEAD_MM = 180.0  # views smaller than this lie anywhere in the brain, larger ones at its centre
 OTHER_PLANE = 0.1  # share of examples that are sagittal or coronal
+Model = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 NO_SUBJECTS = "subjects: expected at least one seed, found none"
 
 
@@ -32,17 +33,20 @@ class Slices:
     Parameters
     ----------
     points
-        (B, 18, P) tissue at those voxels of the anatomy that the views touch, as `mixture_signal` takes it.
+        (B, C, P) tissue at those voxels of the anatomy that the views touch, as `model` takes it; the sum of the first
+        three channels is 1 in the brain.
     inside
         (B, V, K) indices of the K points in each of the V voxels.
     shape
         (H, W) or (H, W, D) of the views, V = H W D.
     tissue
-        (B, 13) microstructure of every example.
+        (B, K) microstructure of every example.
     affine
         (B, 4, 4) voxel indices (H, W, D) to world, mm; for a slice D has one index, 0.
     subject
         (B,) number of each view's subject among the `SimulatedSubjects`.
+    model
+        Points, tissue, b-values (B, N) and directions (B, N, 3) -> noise-free signals (B, N, P).
     """
 
     points: torch.Tensor
@@ -51,6 +55,7 @@ class Slices:
     tissue: torch.Tensor
     affine: torch.Tensor
     subject: torch.Tensor
+    model: Model = mixture_signal
 
     def signal(self, bvals: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
         """Return the noise-free signals (B, N, *shape): the mean over the points in each voxel.
@@ -64,7 +69,7 @@ class Slices:
         directions
             (B, N, 3) unit vectors in world axes, or zero.
         """
-        return self._averaged(mixture_signal(self.points, self.tissue, bvals, directions))
+        return self._averaged(self.model(self.points, self.tissue, bvals, directions))
 
     def fractions(self) -> torch.Tensor:
         """Return (B, 3, *shape) fractions of white matter, grey matter and CSF; their sum is 0 in air."""
@@ -87,7 +92,7 @@ class Slices:
         affine = self.affine.clone()
         affine[:, :, 3] += k * self.affine[:, :, 2]
         inside = inside.reshape(batch, -1, per_voxel)
-        return Slices(points, inside, self.shape[:2], self.tissue, affine, self.subject)
+        return Slices(points, inside, self.shape[:2], self.tissue, affine, self.subject, self.model)
 
     def _averaged(self, values: torch.Tensor) -> torch.Tensor:
         """Return (B, C, *shape) means over the points in every voxel of values (B, C, P)."""
@@ -124,10 +129,20 @@ class Deformed:
 class SimulatedSubject(NamedTuple):
     """One anatomy, stored only in the brain: row 0 of the tables is air."""
 
-    table: torch.Tensor  # (rows, 18) tissue, as `mixture_signal` takes it
+    table: torch.Tensor  # (rows, C) tissue, as `Slices.model` takes it
     places: torch.Tensor  # (rows, 3) positions of the voxels in world space, mm
     voxels: torch.Tensor  # row of every voxel; the grid has a layer of air around it for points outside
     centre: torch.Tensor  # (3,) centre of the brain in world space, mm
+    affine: torch.Tensor  # (4, 4) voxel indices to world space, mm
+
+    @classmethod
+    def of(cls, maps: torch.Tensor, brain: torch.Tensor, affine: torch.Tensor) -> SimulatedSubject:
+        """Return the anatomy with maps (C, V) in the V voxels of a brain (X, Y, Z)."""
+        voxels = brain.nonzero().to(maps.device)
+        places = voxels.float() @ affine[:3, :3].T + affine[:3, 3]
+        index = torch.zeros([n + 2 for n in brain.shape], dtype=torch.int32, device=maps.device)
+        index[tuple((voxels + 1).T)] = torch.arange(1, len(voxels) + 1, device=maps.device).int()
+        return cls(F.pad(maps.T, (0, 0, 1, 0)), F.pad(places, (0, 0, 1, 0)), index, places.mean(dim=0), affine)
 
 
 class SimulatedSubjects:
@@ -148,6 +163,8 @@ class SimulatedSubjects:
     ValueError
         Where there is no subject.
     """
+
+    model: Model = staticmethod(mixture_signal)
 
     def __init__(self, subjects: Sequence[Atlas] | Deformed, tissues: Sequence[Tissue] | None = None, device="cpu"):
         if not len(subjects):
@@ -173,15 +190,14 @@ class SimulatedSubjects:
         """Return one of the subjects."""
         if number not in self._taken:
             anatomy = self._sequence[number]
-            self.affine = torch.as_tensor(anatomy.affine, dtype=torch.float32, device=self.device)
-            voxels = anatomy.brain.nonzero().to(self.device)
+            affine = torch.as_tensor(anatomy.affine, dtype=torch.float32, device=self.device)
             maps = torch.cat([m.flatten(0, -4)[:, anatomy.brain] for m in anatomy_maps(anatomy)])
-            places = voxels.float() @ self.affine[:3, :3].T + self.affine[:3, 3]
-            index = torch.zeros([n + 2 for n in anatomy.shape], dtype=torch.int32, device=self.device)
-            index[tuple((voxels + 1).T)] = torch.arange(1, len(voxels) + 1, device=self.device).int()
-            table = F.pad(maps.to(self.device).T, (0, 0, 1, 0))
-            self._taken[number] = SimulatedSubject(table, F.pad(places, (0, 0, 1, 0)), index, places.mean(dim=0))
+            self._taken[number] = SimulatedSubject.of(maps.to(self.device), anatomy.brain, affine)
         return self._taken[number]
+
+    def least_mm(self, subject: torch.Tensor) -> torch.Tensor:
+        """Return the smallest edges (B, 3) of voxels, in the plane and across, that show the subjects' detail, mm."""
+        return torch.zeros((len(subject), 3), device=self.device)
 
     def centres(self, subject: torch.Tensor) -> torch.Tensor:
         """Return the centres (B, 3) of the brains of subjects (B,), mm."""
@@ -222,7 +238,7 @@ class SimulatedSubjects:
         subject = torch.randint(len(self), (batch,), generator=generator, device=self.device)
         in_plane = voxel_mm[0] * (voxel_mm[1] / voxel_mm[0]) ** uniform(batch)
         thick = thickness_mm[0] * (thickness_mm[1] / thickness_mm[0]) ** uniform(batch)
-        zooms = torch.stack([in_plane, in_plane, thick], dim=1)
+        zooms = torch.maximum(torch.stack([in_plane, in_plane, thick], dim=1), self.least_mm(subject))
         flips = torch.where(uniform(batch, 3) < 0.5, -1.0, 1.0)
         frames = self._random_frames(generator, batch)
         linear = frames * (zooms * flips)[:, None]
@@ -231,7 +247,7 @@ class SimulatedSubjects:
         shape = (*size, 1)[:3]
         centres = self.centres(subject)
         offset = torch.einsum("bij,bi->bj", frames, self.places(subject, uniform(batch)) - centres)
-        extent = in_plane[:, None] * torch.tensor(shape[:2], device=self.device) / HEAD_MM
+        extent = zooms[:, :2] * torch.tensor(shape[:2], device=self.device) / HEAD_MM
         offset[:, :2] *= (1 - extent).clamp_min(0)
         offset[:, :2] += OFF_CENTRE_MM * torch.randn((batch, 2), generator=generator, device=self.device)
         centre = centres + torch.einsum("bij,bj->bi", frames, offset)
@@ -259,17 +275,18 @@ class SimulatedSubjects:
         shape = (*size, 1)[:3]
         points = _jittered_lattice(shape, supersample, generator)  # (3, V * K)
         subjects = [self.subject(number) for number in subject.tolist()]
-        to_anatomy = torch.linalg.inv(self.affine) @ affine
+        to_anatomy = torch.linalg.inv(torch.stack([one.affine for one in subjects])) @ affine
         voxels = torch.baddbmm(to_anatomy[:, :3, 3:] + 1, to_anatomy[:, :3, :3], points.expand(len(subject), -1, -1))
         # Single precision is exact for every index of a grid of up to 16 million voxels.
         flat = torch.zeros((), device=voxels.device)
-        for axis, n in enumerate(subjects[0].voxels.shape):
-            flat = flat * n + voxels[:, axis].round_().clamp_(0, n - 1)
+        sizes = torch.tensor([one.voxels.shape for one in subjects], device=voxels.device)
+        for axis, n in enumerate(sizes.T[:, :, None]):
+            flat = flat * n + voxels[:, axis].round_().clamp_min_(0).minimum(n - 1)
         rows = torch.stack([one.voxels.flatten()[at] for one, at in zip(subjects, flat.long(), strict=True)]).long()
         kept, inside = _compact(rows, max(len(one.table) for one in subjects))
         inside = inside.reshape(len(subject), int(np.prod(shape)), -1)
         tissues = torch.stack([one.table[at].T for one, at in zip(subjects, kept, strict=True)])
-        return Slices(tissues, inside, tuple(size), tissue, affine, subject)
+        return Slices(tissues, inside, tuple(size), tissue, affine, subject, self.model)
 
     def finer(self, blocks: Slices, size: tuple[int, int, int], generator: torch.Generator) -> Slices:
         """Return views of the same subjects and tissues, of the same extent as blocks but with `size` voxels."""

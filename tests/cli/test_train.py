@@ -71,6 +71,12 @@ def test_subjects_then_a_user_s_own_scans(tmp_path, atlas, capsys):
     mixed = read_card(both / "mean-small.safetensors").trained_on
     assert (mixed["examples"], mixed["subjects"]) == ("prepared scans and simulated subjects", 1)
     assert mixed["train"] == ["sub-02"]
+    anatomies, third = tmp_path / "anatomies.safetensors", tmp_path / "third"
+    assert main(["prepare", str(dataset), str(anatomies), "--anatomies"]) == 0
+    assert main(command(third, "--anatomies", str(anatomies), "--steps", "10")) == 0
+    made = read_card(third / "mean-small.safetensors").trained_on
+    assert made["examples"] == "anatomies of scans"
+    assert made["anatomies"] == {"file": "anatomies.safetensors", "train": ["sub-02"], "held out": ["sub-01"]}
     capsys.readouterr()
     assert main(command(second, *options)) == 0  # it goes on where it stopped: nothing is left to do
     assert "ended after 20 steps" in capsys.readouterr().out

@@ -19,6 +19,13 @@ def lower_triangles(tensor: Tensor) -> Tensor:
     return torch.stack([xx, half * xy, yy, half * xz, half * yz, zz], dim=1) * DIFFUSIVITY
 
 
+def from_lower_triangles(rows: Tensor) -> Tensor:
+    """Return tensors (V, 6) as in `fields` of lower triangles (V, 6), mm²/s; the inverse of `lower_triangles`."""
+    xx, xy, yy, xz, yz, zz = rows.unbind(1)
+    root = 2**0.5
+    return torch.stack([xx, yy, zz, root * xy, root * xz, root * yz], dim=1) / DIFFUSIVITY
+
+
 def one_after_another(tensor: Tensor) -> Tensor:
     """Return the maps of tensors (V, 6), in units of `fields.DIFFUSIVITY`, as columns (V, 13).
 

@@ -1,17 +1,11 @@
-"""The series that Diff-DTI starts from: as acquired, smoothed, and after MP-PCA and smoothing.
-
-No simple estimate is the best on every scan. The errors of their maps differ, and cancel in part in the mean over them.
-"""
+"""The series that Diff-DTI starts from; see `methods.starts`."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
-from ...dwi.series import Scan, ScanError
-from ...dwi.smoothing import smooth_contrast
-from ..denoise.classical import denoise
+from ...dwi.series import Scan
+from ..starts import starts
 from .task import MOST
 
 
@@ -21,11 +15,11 @@ def few_of(scan: Scan, volumes: np.ndarray) -> Scan:
     return Scan(scan.data[..., used], scan.affine, scan.gradients[used], scan.mask)
 
 
-def starts(scan: Scan, volumes: np.ndarray) -> dict[str, Scan]:
+def starts_of_few(scan: Scan, volumes: np.ndarray) -> dict[str, Scan]:
     """Return the series of the b0s and some directions, by name.
 
-    It is only the acquired one where the noise is unknown, and for fewer than six directions: what they leave open is
-    a larger error than their noise, and the starts have it in common.
+    It is only the acquired one for fewer than six directions: what they leave open is a larger error than their noise,
+    and the starts have it in common.
 
     Parameters
     ----------
@@ -35,10 +29,4 @@ def starts(scan: Scan, volumes: np.ndarray) -> dict[str, Scan]:
         (n,) directions of one shell. They are the last n volumes of each result.
     """
     acquired = few_of(scan, volumes)
-    if len(volumes) < MOST:
-        return {"acquired": acquired}
-    try:
-        denoised = replace(acquired, data=denoise(acquired, "mppca")[0])
-        return {"acquired": acquired, "smooth": smooth_contrast(acquired), "mppca": smooth_contrast(denoised)}
-    except ScanError:
-        return {"acquired": acquired}
+    return {"acquired": acquired} if len(volumes) < MOST else starts(acquired)

@@ -1,0 +1,138 @@
+"""Anatomies of real scans: tensors fitted to all directions, denoised, which examples then measure anew.
+
+Simulated anatomies are smoother than real ones, and their grey matter has less anisotropy. These have the texture of
+real heads. What was noise in the scan counts as anatomy; it is little, because all directions were used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..diffusion.storage import write_tensors
+from ..nets.direction_unet import dyadic_features
+from .examples import SimulatedSubject, SimulatedSubjects
+
+FORMAT = "bids_dmrigen anatomies 1"
+HELD_OUT = 10  # one subject in ten is held out
+KURTOSIS, N_KURTOSES = (0.3, 1.0), 512  # of tissue; examples choose from so many values
+WATER_MD = (1.2, 2.2)  # 1e-3 mm²/s: between them, the kurtosis falls to zero
+NOT_ANATOMIES = "{path}: not a file of anatomies ({reason}); make one with `dmrigen prepare --anatomies`"
+EMPTY = "{path}: no scan to make an anatomy of"
+
+
+def write_anatomies(path: Path, anatomies: Iterable[tuple[str, str, Tensor, Tensor, Tensor, Tensor]]) -> int:
+    """Write anatomies as one array file; return how many.
+
+    Parameters
+    ----------
+    path
+        File to write; .safetensors.
+    anatomies
+        (name, subject, brain (X, Y, Z) bool, affine (4, 4), b0 (V,), tensors (V, 6)) each, for the V voxels of the
+        brain. The b0 is in units of its median; tensors are Dxx, Dyy, Dzz, √2 Dxy, √2 Dxz, √2 Dyz in world axes,
+        1e-3 mm²/s.
+
+    Raises
+    ------
+    ValueError
+        Where there is no anatomy.
+    """
+    tensors: dict[str, Tensor] = {}
+    about = []
+    for k, (name, subject, brain, affine, b0, tensor) in enumerate(anatomies):
+        about.append({"name": name, "subject": subject})
+        tensors |= {f"{k}.brain": brain, f"{k}.affine": affine, f"{k}.b0": b0.half(), f"{k}.tensor": tensor.half()}
+    if not about:
+        raise ValueError(EMPTY.format(path=path))
+    write_tensors(path, tensors, {"format": FORMAT, "anatomies": json.dumps(about)})
+    return len(about)
+
+
+def tensor_signal(points: Tensor, kurtosis: Tensor, bvals: Tensor, directions: Tensor) -> Tensor:
+    """Return the noise-free signals (B, N, P) of points with a tensor and an isotropic kurtosis.
+
+    S = S0 exp(-x + K x² / 6), x = b g'Dg, where x is at most that of the lowest signal, 3 / K.
+
+    Parameters
+    ----------
+    points
+        (B, 10, P): brain, 0, 0, b0, and a tensor as in `write_anatomies`.
+    kurtosis
+        (B, 1) K of tissue; that of free water is 0.
+    bvals, directions
+        (B, N) s/mm² and (B, N, 3) unit vectors in world axes, or zero.
+    """
+    s0, tensor = points[:, 3:4], points[:, 4:]
+    low, high = WATER_MD
+    tissue = ((high - tensor[:, :3].mean(dim=1, keepdim=True)) / (high - low)).clamp(0, 1)
+    k = (kurtosis[:, :, None] * tissue).clamp_min(1e-3)
+    x = torch.einsum("bnk,bkp->bnp", dyadic_features(directions) * bvals[..., None] / 1000, tensor).clamp_min(0)
+    x = torch.minimum(x, 3 / k)
+    return s0 * torch.exp(-x + k * x.square() / 6)
+
+
+class MeasuredAnatomies(SimulatedSubjects):
+    """The anatomies in a file that `write_anatomies` made, as subjects to simulate scans of.
+
+    Parameters
+    ----------
+    path
+        The file.
+    part
+        "all", or for training "train" or "held out". Every tenth subject, at least one, is held out.
+    device
+        Device of data and computations.
+
+    Raises
+    ------
+    ValueError
+        Where the file does not hold anatomies, or none is left to train on.
+    """
+
+    model = staticmethod(tensor_signal)
+
+    def __init__(self, path: str | Path, part: str = "all", device: torch.device | str = "cpu"):
+        try:
+            self._file = safe_open(str(path), "pt")
+            record = self._file.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise ValueError(NOT_ANATOMIES.format(path=path, reason=error)) from None
+        if record.get("format") != FORMAT:
+            raise ValueError(NOT_ANATOMIES.format(path=path, reason=f"its format is {record.get('format')}"))
+        about = json.loads(record["anatomies"])
+        held_out = set(sorted({a["subject"] for a in about})[::HELD_OUT])
+        wanted = {"all": (True, False), "train": (False,), "held out": (True,)}[part]
+        self.numbers = [k for k, a in enumerate(about) if (a["subject"] in held_out) in wanted]
+        self.names = [about[k]["name"] for k in self.numbers]
+        if not self.numbers:
+            raise ValueError(NOT_ANATOMIES.format(path=path, reason="it has one subject, which is held out"))
+        self.device = torch.device(device)
+        low, high = KURTOSIS
+        self.tissues = torch.linspace(low, high, N_KURTOSES, device=self.device)[:, None]
+        self._taken = {}
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def subject(self, number: int) -> SimulatedSubject:
+        """Return one of the anatomies."""
+        if number not in self._taken:
+            k = self.numbers[number]
+            brain, affine, b0, tensor = (
+                self._file.get_tensor(f"{k}.{part}").to(self.device) for part in ("brain", "affine", "b0", "tensor")
+            )
+            zeros = torch.zeros_like(b0)
+            maps = torch.cat([torch.stack([zeros + 1, zeros, zeros, b0]), tensor.T]).float()
+            self._taken[number] = SimulatedSubject.of(maps, brain, affine.float())
+        return self._taken[number]
+
+    def least_mm(self, subject: Tensor) -> Tensor:
+        """Return the scans' own edges (B, 3), the smallest two first."""
+        edges = torch.stack([self.subject(number).affine[:3, :3].norm(dim=0) for number in subject.tolist()])
+        return edges.sort(dim=1).values[:, [1, 1, 2]]
