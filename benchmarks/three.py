@@ -1,8 +1,9 @@
 """What three to five directions allow without learning: estimates that evidence.py sets beside a method.
 
 Such directions determine no tensor. `ridge` is the tensor nearest to a sphere that agrees with them. `smooth` is the
-same after the directional contrast was smoothed. `constant` has the mean diffusivity of the scan and one FA everywhere,
-that of the scans of role train. `atlas` has the shape of a registered population's tensors.
+same after the directional contrast was smoothed. n directions show n - 1 of the five numbers of anisotropy: `scaled`
+and `smooth scaled` are larger by the root of 5 / (n - 1). `constant` has the mean diffusivity of the scan and one FA
+everywhere, that of the scans of role train. `atlas` has the shape of a registered population's tensors.
 """
 
 from __future__ import annotations
@@ -55,6 +56,13 @@ def estimate(scan: Scan, mean: torch.Tensor, anisotropic: torch.Tensor) -> Estim
 def ridge(scan: Scan) -> Estimate:
     """Return the tensors nearest to a sphere that agree with the directions."""
     return estimate(scan, *ridge_parts(scan))
+
+
+def scaled(scan: Scan) -> Estimate:
+    """Return `ridge` with as much anisotropy as the numbers that the directions do not show would add."""
+    mean, anisotropic = ridge_parts(scan)
+    n = len(choose_volumes(scan.gradients)[1])
+    return estimate(scan, mean, anisotropic * (5 / (n - 1)) ** 0.5)
 
 
 def constant(scan: Scan) -> Estimate:
@@ -120,6 +128,8 @@ def estimates(fibres: Path, work: Path) -> dict[str, Callable[[Scan, GradientTab
     return {
         "ridge": lambda kept, wanted: ridge(kept),
         "smooth": lambda kept, wanted: ridge(smooth_contrast(kept)),
+        "scaled": lambda kept, wanted: scaled(kept),
+        "smooth scaled": lambda kept, wanted: scaled(smooth_contrast(kept)),
         "constant": lambda kept, wanted: constant(kept),
         "atlas": lambda kept, wanted: atlas(kept),
     }
