@@ -222,7 +222,7 @@ MUTATIONS = [
     mutation("noise counts as anisotropy", "methods/maps/balance.py",
              "anisotropic.square().sum(dim=1) - power)", "anisotropic.square().sum(dim=1))",
              "methods/maps/test_starts.py"),
-    mutation("the last start is not smoothed", "methods/maps/starts.py",
+    mutation("the last start is not smoothed", "methods/starts.py",
              '"mppca": smooth_contrast(denoised)', '"mppca": denoised', "methods/maps/test_starts.py"),
     mutation("b0s that pulsate decide the noise", "dwi/noise.py",
              "np.sqrt(near * estimate_sigma(repeated).sigma)", "estimate_sigma(repeated).sigma",

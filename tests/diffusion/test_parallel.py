@@ -67,13 +67,15 @@ def two_processes(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("parallel")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, folder]
     root = Path(__file__).parents[2]
     # Both processes are here: they meet on the loopback, whatever the machine's name resolves to.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "GLOO_SOCKET_IFNAME": "lo"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
     for _ in range(2):  # the port that torchrun chose may be taken before it listens there
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        folder = tmp_path_factory.mktemp("parallel")  # a checkpoint of the first try must not be continued
+        done = subprocess.run(
+            [*launch, folder], env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
         if done.returncode == 0:
             break
     assert done.returncode == 0, done.stderr
