@@ -67,8 +67,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", choices=("small", "paper"), default="small", help="network size (default: small)")
     parser.add_argument("--minutes", type=float, metavar="M", help="longest training (default: no limit)")
     parser.add_argument("--steps", type=int, metavar="N", help="most optimiser steps (default: the method's own)")
-    parser.add_argument("--keep-every", type=int, default=0, metavar="N",
-                        help="keep the averaged weights every N steps, for a curve of what they are worth")  # fmt: skip
     parser.add_argument("--batch", type=int, metavar="B",
                         help="examples per step (default: 32; with --size paper the method's own)")  # fmt: skip
     parser.add_argument("--subjects", type=int, metavar="K",
@@ -85,8 +83,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--anatomies", type=Path, metavar="FILE",
                         help="anatomies of real scans, which `dmrigen prepare --anatomies` wrote, to simulate scans "
                         "of; with --data or --subjects in turn")  # fmt: skip
-    parser.add_argument("--held-out", nargs="+", metavar="LABEL",
-                        help="subjects of --data and --anatomies to score on (default: every tenth)")  # fmt: skip
     parser.add_argument("--good", type=Path, metavar="FILE",
                         help=f"{paired}: prepared scans of the same subjects by a better scanner, at the "
                         "same positions as those of --data: the target of the training")  # fmt: skip
@@ -203,8 +199,7 @@ def _run_training(args, training: Training, earlier: Sequence[Training], net, so
             print(ANEW.format(name=training.name), flush=True)
     plan = replace(
         training.training_plan(args.size), minutes=args.minutes and args.minutes * training.share(args.size),
-        precision=resolve_precision(args.precision, device), keep_every=args.keep_every,
-        **({} if args.steps is None else {"steps": args.steps}),
+        precision=resolve_precision(args.precision, device), **({} if args.steps is None else {"steps": args.steps}),
     )  # fmt: skip
     trained = train(
         net,
@@ -256,7 +251,7 @@ def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:
             raise ValueError(PAIRS.format(name=args.method))
         good = Prepared(args.good, device) if args.good is not None else None
         subjects = {about["subject"] for about in good.about} if good is not None else None
-        parts = [Prepared(args.data, device, part, subjects, args.held_out) for part in ("train", "held out")]
+        parts = [Prepared(args.data, device, part, subjects) for part in ("train", "held out")]
         scans = {p.part: [a["name"] for a, c in zip(p.about, p.counts, strict=True) if c.any()] for p in parts}
         description = {"file": args.data.name, **scans, **description}
         if good is not None:
@@ -268,7 +263,7 @@ def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:
         if method.spec.in_template:
             raise ValueError(NOT_ON_ANATOMIES.format(name=args.method))
         for found, part in ((sources, "train"), (held_out, "held out")):
-            found.append(MeasuredAnatomies(args.anatomies, part, device, args.held_out))
+            found.append(MeasuredAnatomies(args.anatomies, part, device))
         anatomies = {"train": sources[-1].names, "held out": held_out[-1].names}
         description |= {"anatomies": {"file": args.anatomies.name} | anatomies}
     if (args.data, args.anatomies) == (None, None) or args.subjects is not None:
