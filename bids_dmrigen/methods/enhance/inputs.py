@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...dwi.harmonics import degree_sizes, n_harmonics, rish, scaled, undamped_weights
+from ...dwi.harmonics import SMOOTHING, degree_sizes, n_harmonics, rish, scaled, undamped_weights
 from ...dwi.rish import LEAST_B0
 from ...dwi.spline import resampled
 
@@ -74,6 +74,7 @@ def fitted(
     mask: Tensor,
     voxel_mm: Tensor,
     order: int,
+    smoothing: float = SMOOTHING,
 ) -> Shell:
     """Return shells as harmonics, by a regularised fit that is corrected for its mean damping of each degree.
 
@@ -93,8 +94,10 @@ def fitted(
         (B, 3) edges of the voxels.
     order
         Order of the fit, 2 or 4: the highest that the different directions determine.
+    smoothing
+        Weight of the fit's penalty.
     """
-    weights = undamped_weights(bvecs, order)  # (B, K, n)
+    weights = undamped_weights(bvecs, order, smoothing)  # (B, K, n)
     brain = (b0 * mask).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3)).clamp_min(1)
     s0 = torch.maximum(b0, LEAST_B0 * brain.reshape(-1, 1, 1, 1)).clamp_min(1e-12)[:, None]
     coefficients = torch.einsum("bkn,bnxyz->bkxyz", weights, (dwis / s0).clamp(0, LARGEST_RATIO))
@@ -123,6 +126,15 @@ def on_grid(shell: Shell, points: Sequence[np.ndarray]) -> Shell:
 def features(coefficients: Tensor) -> Tensor:
     """Return |C_l| / sqrt(4 pi) (B, 3, H, W, D) of coefficients (B, 15, H, W, D), in `UNITS`."""
     return rish(coefficients, ORDER, dim=1).sqrt() / _column(_units(coefficients))
+
+
+def cross_power(first: Tensor, second: Tensor) -> Tensor:
+    """Return sum_m C_lm C'_lm / (4 pi) (B, 3, H, W, D) of two sets (B, 15, H, W, D), in `UNITS` squared.
+
+    Of one place measured twice it is |C_l|² / (4 pi) in the mean: noise that the two do not share adds nothing.
+    """
+    parts = (first * second).split(degree_sizes(ORDER), dim=1)
+    return torch.stack([part.sum(dim=1) for part in parts], dim=1) / _column(_units(first).square())
 
 
 def condition_of(shell: Shell) -> Condition:

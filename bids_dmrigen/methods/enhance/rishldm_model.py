@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -13,8 +14,8 @@ from torch.nn import functional as F
 
 from ...diffusion.arrays import Prepared
 from ...diffusion.numerics import autocast
-from ...dwi.gradients import LEAST_DIRECTIONS, distinct
-from ...dwi.harmonics import harmonics, order_for
+from ...dwi.gradients import LEAST_DIRECTIONS, distinct, even_subset
+from ...dwi.harmonics import SMOOTHING, harmonics, order_for
 from ...dwi.noise import shell_sigma
 from ...dwi.rish import LEAST_B0
 from ...dwi.series import Scan, ScanError
@@ -24,9 +25,10 @@ from ...nets.unet import UNetSpec
 from ...nets.vqvae import VQVAESpec
 from ..base import Generated, Request, Trainable
 from ..making import Making
+from ..starts import mean_start
 from .examples import ZOOMS
 from .grid import finer_grid
-from .inputs import CONDITION_CHANNELS, DEGREES, ORDER, Shell, fitted, on_grid, scales, signals
+from .inputs import CONDITION_CHANNELS, DEGREES, ORDER, Shell, cross_power, features, fitted, on_grid, scales, signals
 from .pairs import MeasuredPairs
 from .rishldm import FAST_STEPS, PAPER_STEPS, SPEC
 from .stages import STAGES, Stage, condition_for, levels_of, refined, times_of, translate
@@ -35,7 +37,7 @@ from .task import BVALS, GOOD, VOXEL_SIZE
 STEPS = (2 * PAPER_STEPS, 2 * FAST_STEPS, 2 * FAST_STEPS)  # evaluations
 MARGIN = 8  # voxels around the brain that the networks see
 SLAB_VOXELS = 1_000_000  # voxels that super-resolution works on at a time
-TRUST = (0.25, 0.9, 1.0)  # share of the change of each degree's strength; see docs/decisions.md
+PAIRS = "prepared scans"  # in the record of weights that were trained on pairs of scans
 SIZES = {
     "small": RishLDMSpec(
         VQVAESpec(widths=(32,)),
@@ -52,6 +54,10 @@ SIZES = {
 }  # fmt: skip
 
 NO_DEGREE_4 = "b = {bval:.0f} s/mm²: {found} directions do not determine harmonics of degree 4, which take {needed}"
+NO_TRUST = (
+    "b = {bval:.0f} s/mm²: the scan does not confirm what was learnt, or has too few directions to show it; the result "
+    "is the denoised series"
+)
 NO_BRAIN = "{title}: no voxel of the brain mask has signal at b = 0; check the mask and the b0s"
 NO_GOOD = f"{SPEC.title} is trained on pairs: give the scans of a better scanner too"
 FINER_THAN_TRAINED = (
@@ -106,7 +112,10 @@ class RishLatentDiffusion(Trainable):
         maker = _Maker(making, scan)
         mean, scale, changed = maker.make()
         guidance, noise = ([getattr(level, name) for level in maker.levels] for name in ("guidance", "time"))
-        record = making.record(maker.evaluations, Guidance=guidance, NoiseTimes=noise, Scales=scale)
+        trust = {f"b={bval:.0f}": [round(float(share), 3) for share in shares] for bval, shares in maker.trust.items()}
+        record = making.record(
+            maker.evaluations, Guidance=guidance, NoiseTimes=noise, Scales=scale, TrustInChange=trust
+        )
         kept = ~changed & (maker.grid is None)
         return Generated(
             mean, None, scan.gradients, (), kept, record, warnings=tuple(warnings + maker.warnings), grid=maker.grid
@@ -122,16 +131,26 @@ class _Box(NamedTuple):
     of_result: tuple[slice, slice, slice]  # the same points in the result
 
 
+class _Piece(NamedTuple):
+    """A slab of a shell on the result's grid in the box."""
+
+    coefficients: Tensor  # (1, 15, P, Q, r) of the start, relative to S0
+    scale: Tensor  # (1, 3, P, Q, r) what the network says the strength of each degree is to be multiplied by
+    inside: Tensor  # (P, Q, r) the brain
+
+
 class _Maker:
     """Generates the shells of one scan."""
 
     def __init__(self, making: Making[RishLDM], scan: Scan):
+        self.making = making
         self.net, self.scan, self.request, self.precision = making.net, scan, making.request, making.precision
         self.levels, self.warnings = levels_of(self.request.options), []
         self.times = times_of(making.steps, self.levels)
         # Per image: the features of each degree are separate images.
         self.evaluations = max(len(times) * level.cost for times, level in zip(self.times, self.levels, strict=True))
         self.brain = _with_b0(scan)
+        self.trust: dict[float, Tensor] = {}  # (3,) by b-value; see `confirmed`
         self.points = [np.arange(float(n)) for n in scan.mask.shape]
         self.grid, edge = None, SPEC.edge_mm(scan.zooms_mm, self.request.options.get(VOXEL_SIZE.key))
         if edge is not None:
@@ -162,53 +181,90 @@ class _Maker:
 
     def _shell(self, bval: float, volumes: np.ndarray) -> tuple[Tensor, list[float]]:
         """Return a shell's new volumes (N, P, Q, R) in the box, and the mean scales in the brain."""
-        shell, b0, lowest = self._fitted(bval, volumes)
-        if not shell.determined[0, 2]:
-            self.warnings.append(NO_DEGREE_4.format(bval=bval, found=self._directions(volumes), needed=GOOD))
-        device = self.request.device
-        basis = harmonics(torch.as_tensor(self.world[volumes], dtype=torch.float32), ORDER).to(device)
-        with autocast(device, self.precision):
-            translated = translate(self.net, shell.features, self.levels, self.times).float()
-        trust = torch.tensor(TRUST, device=device)[:, None, None, None]
-        parts, sums, voxels, slabs = [], torch.zeros(len(DEGREES)), 0, list(self._slabs())
-        for done, (first, last, halo) in enumerate(slabs):
-            points = [*self.box.points[:2], self.box.points[2][halo]]
-            part = on_grid(shell, points)
-            condition = condition_for(self.net, part)
-            with autocast(device, self.precision):
-                wanted = refined(self.net, resampled(translated, points), condition).float()
-            scale = 1 + trust * (scales(wanted, part.coefficients, part.determined) - 1)
-            inner = slice(first - halo.start, last - halo.start)
-            scale, coefficients = scale[..., inner], part.coefficients[..., inner]
-            parts.append(signals(coefficients, scale, basis)[0].cpu())
-            inside = part.mask[0, ..., inner]
-            sums += (scale[0] * inside).sum(dim=(1, 2, 3)).cpu()
-            voxels += int(inside.sum())
-            if self.request.progress is not None:
-                self.request.progress(f"slabs at b = {bval:.0f} s/mm²", done + 1, len(slabs))
-        b0, lowest = (resampled(image, self.box.points).clamp_min(0) for image in (b0, lowest))
+        pieces = list(self.pieces(bval, volumes))
+        trust = self.trust[bval] = self._trust(pieces, bval, volumes)
+        lowest = self.scan.data[..., volumes].min(axis=3)
+        b0, start, lowest = map(self.on_result, (self.scan.mean_b0(), self.start[..., volumes], lowest))
+        if not trust.any():
+            self.warnings.append(NO_TRUST.format(bval=bval))
+            return start, [1.0] * len(DEGREES)
+        basis = harmonics(torch.as_tensor(self.world[volumes], dtype=torch.float32), ORDER)
+        changes, sums, voxels = [], torch.zeros(len(DEGREES)), 0
+        for piece in pieces:
+            scale = 1 + trust[:, None, None, None] * (piece.scale - 1)
+            changes.append(signals(piece.coefficients, scale - 1, basis)[0])
+            sums += (scale[0] * piece.inside).sum(dim=(1, 2, 3))
+            voxels += int(piece.inside.sum())
         # Harmonics of few directions can fall below all measured values between the directions.
-        series = torch.maximum(torch.cat(parts, dim=3) * b0, lowest)
+        series = torch.maximum(start + torch.cat(changes, dim=3) * b0, lowest)
         return series, [round(float(s), 4) for s in sums / max(voxels, 1)]
 
-    def _fitted(self, bval: float, volumes: np.ndarray) -> tuple[Shell, Tensor, Tensor]:
-        """Return a shell's harmonics in the padded box, and the b0 and the lowest volume (X, Y, Z) there."""
+    @cached_property
+    def start(self) -> np.ndarray:
+        """(X, Y, Z, N) the denoised series, whose harmonics are changed."""
+        return mean_start(self.scan)
+
+    def _trust(self, pieces: Sequence[_Piece], bval: float, volumes: np.ndarray) -> Tensor:
+        """Return the share (3,) of the change of each degree's strength that the scan confirms, 0 to 1.
+
+        The acquired directions are parted into two halves, whose noise is independent: see `confirmed`. The share is 0
+        for degrees that half of the directions does not determine, and 1 for weights that were trained on pairs of
+        scans: what they make is not what this scanner would acquire.
+        """
+        if PAIRS in str(self.making.weights.get("TrainedOn", {}).get("examples", "")):
+            return torch.ones(len(DEGREES))
+        chosen = even_subset(self.scan.gradients.bvecs[volumes], len(volumes) // 2)
+        halves = volumes[chosen], np.delete(volumes, chosen)
+        if min(self._directions(half) for half in halves) < LEAST_DIRECTIONS:
+            return torch.zeros(len(DEGREES))
+        first, second = (on_grid(self._fitted(self.scan.data, bval, half, 0), self.box.points) for half in halves)
+        common = cross_power(first.coefficients, second.coefficients).cpu()[0]
+        coefficients, scale, inside = (torch.cat(parts, dim=-1) for parts in zip(*pieces, strict=True))
+        determined = first.determined[0] * second.determined[0]
+        return confirmed(features(coefficients)[0].square(), scale[0], common, inside) * determined.cpu()
+
+    def pieces(self, bval: float, volumes: np.ndarray) -> Iterator[_Piece]:
+        """Yield a shell slab by slab, in the order of the result's layers in the box."""
+        shell = self._fitted(self.scan.data, bval, volumes)
+        start = self._fitted(self.start, bval, volumes)
+        if not shell.determined[0, 2]:
+            self.warnings.append(NO_DEGREE_4.format(bval=bval, found=self._directions(volumes), needed=GOOD))
+        with autocast(self.request.device, self.precision):
+            translated = translate(self.net, shell.features, self.levels, self.times).float()
+        slabs = list(self._slabs())
+        for done, (first, last, halo) in enumerate(slabs):
+            points = [*self.box.points[:2], self.box.points[2][halo]]
+            part, inner = on_grid(shell, points), slice(first - halo.start, last - halo.start)
+            condition = condition_for(self.net, part)
+            with autocast(self.request.device, self.precision):
+                wanted = refined(self.net, resampled(translated, points), condition).float()
+            coefficients = on_grid(start, points).coefficients
+            scale = scales(wanted, coefficients, part.determined)
+            yield _Piece(*(x[..., inner].cpu() for x in (coefficients, scale, part.mask[0])))
+            if self.request.progress is not None:
+                self.request.progress(f"slabs at b = {bval:.0f} s/mm²", done + 1, len(slabs))
+
+    def block(self, values: np.ndarray) -> Tensor:
+        """Return an image or a series (X, Y, Z[, N]) in the padded box, (1[, N], x, y, z)."""
+        part = torch.from_numpy(np.ascontiguousarray(values[self.box.inside], dtype=np.float32)).to(self.request.device)
+        part = part[None] if part.ndim == 3 else part.permute(3, 0, 1, 2)[None]
+        return F.pad(part, self.box.padding)
+
+    def on_result(self, values: np.ndarray) -> Tensor:
+        """Return an image or a series (X, Y, Z[, N]) on the result's grid in the box, ([N,] P, Q, R)."""
+        return resampled(self.block(values)[0].cpu(), self.box.points).clamp_min(0)
+
+    def _fitted(self, data: np.ndarray, bval: float, volumes: np.ndarray, smoothing: float = SMOOTHING) -> Shell:
+        """Return the harmonics of a shell of a series in the padded box."""
         scan, device = self.scan, self.request.device
-
-        def block(values: np.ndarray) -> Tensor:  # (X, Y, Z[, N]) -> (1[, N], x, y, z)
-            part = torch.from_numpy(np.ascontiguousarray(values[self.box.inside], dtype=np.float32)).to(device)
-            part = part[None] if part.ndim == 3 else part.permute(3, 0, 1, 2)[None]
-            return F.pad(part, self.box.padding)
-
-        b0, one = block(scan.mean_b0()), torch.ones(1, device=device)
+        b0, one = self.block(scan.mean_b0()), torch.ones(1, device=device)
         bvecs = torch.as_tensor(self.world[volumes], dtype=torch.float32, device=device)[None]
         sigma = shell_sigma(scan, volumes) * one
         count = int(scan.gradients.is_b0.sum()) * one
-        dwis, mask = block(scan.data[..., volumes]), block(self.brain) > 0.5
+        dwis, mask = self.block(data[..., volumes]), self.block(self.brain) > 0.5
         size = torch.as_tensor(scan.zooms_mm, dtype=torch.float32, device=device)[None]
         order = order_for(self._directions(volumes), ORDER)
-        shell = fitted(b0, dwis, bvecs, bval * one, sigma, count, mask, size, order)
-        return shell, b0[0].cpu(), dwis[0].amin(dim=0).cpu()
+        return fitted(b0, dwis, bvecs, bval * one, sigma, count, mask, size, order, smoothing)
 
     def _directions(self, volumes: np.ndarray) -> int:
         """Return how many different directions some volumes have."""
@@ -243,6 +299,27 @@ class _Maker:
         for first in range(0, nz, size):
             last = min(first + size, nz)
             yield first, last, slice(max(first - reach, 0), min(last + reach, nz))
+
+
+def confirmed(power: Tensor, scale: Tensor, common: Tensor, inside: Tensor) -> Tensor:
+    """Return the share (3,) of a change of each degree's strength that two halves of the directions confirm, 0 to 1.
+
+    With e the |C_l|² of what the network starts from, e' that of its result, and y what two halves have in common, the
+    share minimises sum (y - e - share (e' - e))². The noise of each half is in y only as a product with that of the
+    other: it adds nothing to the mean of y, whatever its level is.
+
+    Parameters
+    ----------
+    power, scale, common
+        (3, X, Y, Z) e, the factor of |C_l| that leads to e', and y; see `inputs.cross_power`.
+    inside
+        (X, Y, Z) the brain.
+    """
+    typical = torch.stack([values[inside > 0].median() for values in power])[:, None, None, None]
+    weight = inside / (power + typical + 1e-6).square()
+    change = power * (scale.square() - 1)
+    right, whole = ((weight * change * x).sum(dim=(1, 2, 3)) for x in (common - power, change))
+    return (right / whole.clamp_min(1e-12)).clamp(0, 1)
 
 
 def _with_b0(scan: Scan) -> np.ndarray:

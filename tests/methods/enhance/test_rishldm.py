@@ -15,8 +15,10 @@ from bids_dmrigen.dwi.tensor import fit_tensor, tensor_maps
 from bids_dmrigen.methods.base import Request
 from bids_dmrigen.methods.enhance.examples import SIDE, simulated
 from bids_dmrigen.methods.enhance.inputs import ORDER, UNITS, condition_of, features, fitted, on_grid, scales, signals
-from bids_dmrigen.methods.enhance.rishldm_model import RishLatentDiffusion
+from bids_dmrigen.methods.enhance.rishldm_model import RishLatentDiffusion, trust_in_change
 from bids_dmrigen.methods.enhance.stages import LEVELS, STAGES, times_of
+from bids_dmrigen.methods.making import Making
+from bids_dmrigen.methods.starts import mean_start
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import procedural_atlas
 from bids_dmrigen.simulate.examples import SimulatedSubjects, numbers_of_step
@@ -24,6 +26,13 @@ from bids_dmrigen.spatial.templates import embedded_mni
 
 AFFINE = np.diag([-2.0, 2, 2.5, 1])
 TENSOR = np.array([[1.4, 0.2, 0.1], [0.2, 0.5, 0.0], [0.1, 0.0, 0.3]]) * 1e-3
+
+
+@pytest.fixture(autouse=True)
+def trusted(monkeypatch):
+    """Untrained networks are not confirmed by any scan: here the whole of what they say is taken all the same."""
+    monkeypatch.setattr(rishldm, "confirmed", lambda *_: torch.ones(3))
+    monkeypatch.setattr(rishldm._Maker, "_trust", lambda *_: torch.ones(3))
 
 
 def table(n, b=1000.0, n_b0=2):
@@ -164,10 +173,42 @@ def test_what_was_acquired_stays_where_nothing_is_made():
 
 
 def test_the_share_of_each_degrees_change_is_taken(monkeypatch):
-    """Networks that would double every degree's strength: a quarter of that at l = 0, nearly all and all above."""
+    """Networks that would double every degree's strength."""
     monkeypatch.setattr(rishldm, "scales", lambda wanted, *_: torch.full_like(wanted, 2.0))
+    monkeypatch.setattr(rishldm, "trust_in_change", lambda *_: torch.tensor([0.25, 0.9, 1.0]))
     generated = RishLatentDiffusion().generate(perturbed(), scan_of(table(20)), request_())
     assert generated.record["Scales"]["b=1000"] == pytest.approx([1.25, 1.9, 2.0], abs=1e-3)
+    assert generated.record["TrustInChange"]["b=1000"] == pytest.approx([0.25, 0.9, 1.0])
+
+
+@pytest.mark.parametrize(("factor", "share"), [(2.0, 1.0), (3.0, 0.375), (0.5, 0.0)])
+def test_the_share_is_what_left_out_directions_confirm(monkeypatch, factor, share):
+    """A start with half of the anisotropy: strengths times 2 are right, times 3 are (1 - 1/4) / (9/4 - 1/4) right."""
+
+    def half_as_anisotropic(scan):
+        mean = scan.data.copy()
+        for _, volumes in scan.gradients.shells():
+            shell = scan.data[..., volumes]
+            mean[..., volumes] = (shell + shell.mean(axis=3, keepdims=True)) / 2
+        return mean
+
+    monkeypatch.setattr(rishldm, "mean_start", half_as_anisotropic)
+    monkeypatch.setattr(rishldm, "scales", lambda wanted, *_: torch.full_like(wanted, factor))
+    scan = scan_of(table(60), noise=0)
+    making = Making(RishLatentDiffusion(), perturbed(), request_(), rishldm.STEPS)
+    found = trust_in_change(making, scan, 1000.0, np.flatnonzero(~scan.gradients.is_b0))
+    assert found[1] == pytest.approx(share, abs=0.05)
+    assert found[0] == pytest.approx(0, abs=0.02), "the mean of the start is right"
+
+
+def test_where_the_scan_confirms_nothing_the_result_is_the_denoised_series(monkeypatch):
+    monkeypatch.setattr(rishldm, "trust_in_change", trust_in_change)
+    scan = scan_of(table(10))
+    generated = RishLatentDiffusion().generate(perturbed(), scan, request_())
+    expected = mean_start(scan)[scan.mask][:, 2:]
+    np.testing.assert_allclose(generated.mean[scan.mask][:, 2:], expected, rtol=1e-5, atol=1e-4)
+    assert any("denoised series" in w for w in generated.warnings)
+    assert generated.record["Scales"]["b=1000"] == [1.0, 1.0, 1.0]
 
 
 def test_fibres_keep_their_directions():
