@@ -40,6 +40,7 @@ def mutation(what: str, file: str, before: str, after: str, *tests: str) -> Muta
 
 
 FRAMES = "methods/test_frames.py::test_"
+HIDDEN = "methods/maps/test_diffdti.py::test_what_is_hidden_from_the_network_is_what_the_tensors_of_its_input_predict"
 MUTATIONS = [
     # -- frames of reference, and other properties on which the results depend
     mutation("Diff-DTI gets directions in voxel axes", "methods/maps/diffdti_model.py",
@@ -235,8 +236,19 @@ MUTATIONS = [
              "methods/maps/test_estimate.py::test_slab_by_slab_is_the_same_as_at_once"),
     mutation("patches of MP-PCA count alike", "dwi/mppca.py", "1 / (1 + signal.sum(dim=1))",
              "torch.ones_like(signal[:, 0])", "dwi/test_mppca.py"),
-    mutation("MD has no unit", "methods/maps/diffdti_model.py", "        mean[..., 1] *= MD_UNIT\n", "",
-             "methods/maps/test_diffdti.py::test_untrained_it_gives_the_ridge_fit_and_that_is_least_squares_for_six"),
+    mutation("MD has no unit", "methods/maps/diffdti_model.py", "MD_UNIT * md", "md",
+             "methods/maps/test_diffdti.py::test_colour_is_scaled_to_the_length_of_fa_and_the_mismatch_is_returned"),
+    mutation("hidden directions are not turned", "methods/maps/examples.py",
+             "dense_bvecs=a.dense_bvecs @ turn", "dense_bvecs=a.dense_bvecs", HIDDEN),
+    mutation("hidden volumes are not mirrored", "methods/maps/examples.py",
+             "images.flip(1 + axis), dense.flip(1 + axis)", "images.flip(1 + axis), dense", HIDDEN),
+    mutation("missing samples are targets", "methods/maps/examples.py", "a._replace(mask=a.mask & present)", "a",
+             "methods/maps/test_diffdti.py::test_the_brain_of_an_example_has_no_missing_samples"),
+    mutation("noise of volumes trains the spread", "methods/maps/examples.py",
+             "if a.noiseless else torch.ones_like", "if True else torch.ones_like", HIDDEN),
+    mutation("sized tensors change their mean", "methods/maps/balance.py",
+             "anisotropic[:, :3] += mean[:, None]", "anisotropic[:, :3] += factor * mean[:, None]",
+             "methods/maps/test_starts.py::test_sized_tensors_keep_their_mean_and_directions_and_their_maps_agree"),
     mutation("colour is not as long as FA", "methods/maps/diffdti_model.py", "colour * fa / length.clamp_min(1e-6)",
              "colour",
              "methods/maps/test_diffdti.py::test_colour_is_scaled_to_the_length_of_fa_and_the_mismatch_is_returned"),

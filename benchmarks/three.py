@@ -21,6 +21,7 @@ from bids_dmrigen.dwi.smoothing import smooth_contrast
 from bids_dmrigen.dwi.tensor import TensorFit
 from bids_dmrigen.methods import load
 from bids_dmrigen.methods.base import Request
+from bids_dmrigen.methods.maps.balance import parted
 from bids_dmrigen.methods.maps.fields import tensors
 from bids_dmrigen.methods.maps.outputs import from_lower_triangles, lower_triangles
 from bids_dmrigen.methods.maps.task import choose_volumes
@@ -105,8 +106,7 @@ class Atlas:
         used = np.r_[np.flatnonzero(made.gradients.is_b0), new]
         series = Scan(made.mean[..., used], scan.affine, made.gradients[used], scan.mask)
         tensor = from_lower_triangles(least_squares(series, "ols").fit.tensor)
-        own = tensor[:, :3].mean(dim=1)
-        anisotropic = torch.cat([tensor[:, :3] - own[:, None], tensor[:, 3:]], dim=1)
+        own, anisotropic = parted(tensor)
         mean = mean.clamp_min(0.01)
         return estimate(scan, mean, anisotropic * (mean / own.clamp_min(0.05))[:, None])
 

@@ -248,6 +248,8 @@ class MethodSpec:
         Whether it needs weights that were trained before.
     maps
         Names of the maps that it generates instead of a series, in the order of `Generated.maps`.
+    maps_of_size
+        Those of a size that generates others.
     samplers
         Names in the record for the samplers "paper" and "fast", and for "mean", where the fast sampler predicts the
         mean instead of a single sample.
@@ -290,6 +292,7 @@ class MethodSpec:
     good_directions: int
     needs_weights: bool
     maps: tuple[str, ...] = ()
+    maps_of_size: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     samplers: Mapping[str, str] = field(default_factory=dict)
     options: tuple[Option, ...] = ()
     on_acquired: bool = False
@@ -314,6 +317,10 @@ class MethodSpec:
     def gives_series(self) -> bool:
         """Whether the method gives a DWI series; otherwise it gives maps."""
         return not self.maps
+
+    def maps_of(self, size: str) -> tuple[str, ...]:
+        """Return the names of the maps that a network of this size generates."""
+        return self.maps_of_size.get(size, self.maps)
 
     def sampler_name(self, sampler: str, n_samples: int = 1, steps: int | None = None, size: str = "small") -> str:
         """Return the name of a request's sampler in the record.

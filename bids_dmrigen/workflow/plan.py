@@ -548,7 +548,7 @@ def _outputs(plan: RunPlan, template: str) -> Iterator[Output]:
 def _method_outputs(plan: RunPlan, method: PlannedMethod, output) -> Iterator[Output]:
     name, spec = method.name, method.spec
     origin = {"method": name, "title": spec.title}
-    for param in spec.maps:
+    for param in spec.maps_of(plan.settings.size):
         yield output("map", param=param, source=name, **method.origin)
         if plan.many_samples and spec.draws:
             yield output("map_spread", param=param, **origin)
@@ -584,8 +584,10 @@ def _template_outputs(plan: RunPlan, template: str, output) -> Iterator[Output]:
     folder = plan.settings.template_dir
     where = {"template": template, "reference": find_template(folder).t1w.as_uri() if folder else EMBEDDED_URL}
     yield output("template_mask", **where)
-    maps = {"preproc": names.TENSOR_MAPS if plan.does("maps") else (),
-            **{m.name: m.spec.maps or (names.TENSOR_MAPS if m.maps else ()) for m in plan.methods}}  # fmt: skip
+    maps = {"preproc": tuple(names.TENSOR_MAPS) if plan.does("maps") else ()}
+    for method in plan.methods:
+        generated, fitted = method.spec.maps_of(plan.settings.size), tuple(names.TENSOR_MAPS) if method.maps else ()
+        maps[method.name] = generated or fitted
     origins = {method.name: method.origin for method in plan.methods}
     for source, params in maps.items():
         for param in (p for p in names.SCALAR_MAPS if p in params):

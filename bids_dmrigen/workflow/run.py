@@ -105,7 +105,7 @@ class RunGraph:
         if "preproc" in self.records and not spec.on_acquired:
             self.wf.connect(*self.records["preproc"], node, "in_record")
         self.records[name] = (node, "out_sidecar")
-        for param in spec.maps:
+        for param in spec.maps_of(self.plan.settings.size):
             self.ports[("map", name, param)] = (node, f"out_{param}")
             self.ports[("map_spread", name, param)] = (node, f"out_{param}_std")
         for number, extra in enumerate(spec.extra_maps):

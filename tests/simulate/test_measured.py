@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bids_dmrigen.methods.maps.diffdti_model import DiffDTI
-from bids_dmrigen.methods.maps.inputs import MD_UNIT
+from bids_dmrigen.methods.maps.inputs import along
 from bids_dmrigen.simulate.examples import numbers_of_step
 from bids_dmrigen.simulate.measured import MeasuredAnatomies, tensor_signal, write_anatomies
 
@@ -73,9 +73,10 @@ def test_examples_of_anatomies_say_their_tensors_and_are_not_finer_than_the_scan
     assert (edges >= torch.tensor([2.5, 2.5, 4.0]) - 1e-4).all()
     batch = DiffDTI().examples(source, "small", 4, 0)(0)
     inside = batch.weight[:, 0] > 0
-    md = (batch.condition.centre + batch.condition.scale * batch.x0)[:, 1][inside] * MD_UNIT
-    true = 1e-3 * float(TENSORS[:, :3].mean())
-    assert 0.6 * true < md.median() < 1.05 * true, "kurtosis and the noise floor lower it"
+    truth = batch.condition.centre + batch.condition.scale * batch.x0
+    md = truth[:, 0][inside]
+    assert md.median() == pytest.approx(float(TENSORS[:, :3].mean()), rel=0.2), "kurtosis lowers it"
+    torch.testing.assert_close(along(truth, batch.hidden_bvecs), batch.hidden, atol=1e-4, rtol=0)
 
 
 def test_one_subject_in_ten_is_held_out_and_other_files_are_refused(path, tmp_path):

@@ -12,19 +12,18 @@ import torch
 from ...dwi.noise import sigma_of_few
 from ...dwi.series import Scan, ScanError
 from .fields import DARKEST, DIFFUSIVITY, NOISE, amplification, tensors
-from .task import MOST
+from .outputs import from_lower_triangles, one_after_another
+from .task import MOST, TENSOR_MAPS
 
 TISSUE_MD = (0.3, 1.5)  # in units of `fields.DIFFUSIVITY`: voxels that count
 LIMITS = (0.8, 1.25)  # of the factor: beyond them, the noise level is wrong
-HIGHEST_FA = 0.98
 
 
-def anisotropy_factor(scan: Scan, bval: float, volumes: np.ndarray, fa: np.ndarray, md: np.ndarray) -> float:
-    """Return the factor of FA with which maps have as much anisotropy as the scan, in the mean over its brain.
+def anisotropy_factor(scan: Scan, bval: float, volumes: np.ndarray, tensor: np.ndarray) -> float:
+    """Return the factor with which tensors have as much anisotropy as the scan, in the mean over its brain.
 
-    It is the root of sum w (|D|² - 5 v) / sum w p, with p = 3 MD² FA² / (3/2 - FA²) the |D|² of the maps, and w the
-    inverse of 5 v plus its median. 1 for fewer than six directions, which do not determine D, and where the noise is
-    unknown.
+    It is the root of sum w (|D|² - 5 v) / sum w p, with p the |D|² of the given tensors, and w the inverse of 5 v plus
+    its median. 1 for fewer than six directions, which do not determine D, and where the noise is unknown.
 
     Parameters
     ----------
@@ -32,8 +31,8 @@ def anisotropy_factor(scan: Scan, bval: float, volumes: np.ndarray, fa: np.ndarr
         The acquired series, with its brain mask.
     bval, volumes
         b-value of the shell, s/mm², and its (n,) directions that are used.
-    fa, md
-        (X, Y, Z) maps; MD in mm²/s.
+    tensor
+        (X, Y, Z, 6) tensors as in `fields`.
     """
     if len(volumes) < MOST:
         return 1.0
@@ -50,17 +49,49 @@ def anisotropy_factor(scan: Scan, bval: float, volumes: np.ndarray, fa: np.ndarr
     power = 5 * noise.clamp(*NOISE).square()
     weight = (mean > TISSUE_MD[0]) & (mean < TISSUE_MD[1])
     weight = weight / (power + power.median())
-    share = torch.from_numpy(np.minimum(fa[scan.mask], HIGHEST_FA).astype(np.float32)).square()
-    of_maps = 3 * torch.from_numpy((md[scan.mask] / DIFFUSIVITY).astype(np.float32)).square() * share / (1.5 - share)
+    _, given = parted(torch.from_numpy(tensor[scan.mask]))
     shown = ((anisotropic.square().sum(dim=1) - power) * weight).sum()
-    factor = (shown.clamp_min(0) / (of_maps * weight).sum().clamp_min(1e-12)).sqrt()
+    factor = (shown.clamp_min(0) / (given.square().sum(dim=1) * weight).sum().clamp_min(1e-12)).sqrt()
     return float(factor.clamp(*LIMITS))
 
 
-def scaled(maps: np.ndarray, std: np.ndarray | None, factor: float) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return maps and their spread (X, Y, Z, 5) with FA and colour FA multiplied by a factor; FA stays at most 1."""
-    fa = maps[..., :1]
-    ratio = np.minimum(factor, 1 / np.maximum(fa, 1e-6))
-    sized = np.ones((*fa.shape[:3], maps.shape[3]), np.float32)
-    sized[..., [0, 2, 3, 4]] = ratio
-    return maps * sized, None if std is None else std * sized
+def parted(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean diffusivities (V,) and anisotropic parts (V, 6) of tensors (V, 6)."""
+    mean = tensor[:, :3].mean(dim=1)
+    return mean, torch.cat([tensor[:, :3] - mean[:, None], tensor[:, 3:]], dim=1)
+
+
+def tensor_in(maps: np.ndarray) -> np.ndarray:
+    """Return the tensors (X, Y, Z, 6), as in `fields`, that maps (X, Y, Z, 13) as in `one_after_another` end with."""
+    rows = torch.from_numpy(np.ascontiguousarray(maps[..., -6:])).reshape(-1, 6)
+    return from_lower_triangles(rows).reshape(*maps.shape[:3], 6).numpy()
+
+
+def with_length(tensor: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """Return tensors (X, Y, Z, 6) with anisotropic parts of some length (X, Y, Z), but not shorter than they are.
+
+    A mean of tensors has a shorter anisotropic part than they have.
+    """
+    rows = torch.from_numpy(np.ascontiguousarray(tensor)).reshape(-1, 6)
+    mean, anisotropic = parted(rows)
+    own = anisotropic.norm(dim=1)
+    anisotropic *= (torch.from_numpy(length.ravel()) / own.clamp_min(1e-6)).clamp_min(1)[:, None]
+    anisotropic[:, :3] += mean[:, None]
+    return anisotropic.reshape(tensor.shape).numpy()
+
+
+def sized(tensor: np.ndarray, std: np.ndarray | None, factor: float) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the maps of tensors whose anisotropic part is multiplied by a factor, and their spread (X, Y, Z, 13).
+
+    The spread of all maps but MD is multiplied by it too.
+    """
+    inside = tensor.any(axis=3)
+    mean, anisotropic = parted(torch.from_numpy(tensor[inside]))
+    anisotropic = factor * anisotropic
+    anisotropic[:, :3] += mean[:, None]
+    columns = one_after_another(anisotropic).numpy()
+    maps = np.zeros((*tensor.shape[:3], columns.shape[1]), np.float32)
+    maps[inside] = columns
+    scale = np.full(columns.shape[1], factor, np.float32)
+    scale[TENSOR_MAPS.index("md")] = 1
+    return maps, None if std is None else std * scale

@@ -8,7 +8,7 @@ From six directions it does so for three series, and their maps are averaged (`s
 from __future__ import annotations
 
 from ..spec import Citation
-from .task import LEAST, MAPS, MISMATCH, MapsSpec
+from .task import LEAST, MAPS, MISMATCH, TENSOR_MAPS, MapsSpec
 
 SPEC = MapsSpec(
     name="diffdti",
@@ -35,7 +35,8 @@ SPEC = MapsSpec(
     min_directions=LEAST,
     good_directions=LEAST,
     needs_weights=True,
-    maps=MAPS,
+    maps=TENSOR_MAPS,
+    maps_of_size={"paper": MAPS},
     samplers={
         "paper": "predictor-corrector",
         "fast": "DPM-Solver++(2M)",

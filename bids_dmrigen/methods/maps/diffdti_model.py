@@ -21,23 +21,25 @@ from ...dwi.series import Scan
 from ...nets.fefm import FENSpec, FusedUNet
 from ...nets.unet import UNetSpec
 from ...simulate.examples import SimulatedSubjects, numbers_of_step
-from ..base import Generated, Request, TrainedAtOnce
+from ..base import MAP_WIDTHS, Generated, Request, TrainedAtOnce
 from ..making import Making, denoiser, slice_by_slice
-from .balance import anisotropy_factor, scaled
+from .balance import anisotropy_factor, sized, tensor_in, with_length
 from .diffdti import SPEC
 from .examples import PROCESS, Batch, examples, zeros_around
-from .inputs import IMAGES, MD_UNIT, NUMBERS, Condition, condition_of, noise_levels
+from .inputs import IMAGES, MD_UNIT, NUMBERS, Condition, along, condition_of, lengthened, noise_levels, tensor_of
+from .outputs import one_after_another
 from .starts import few_of, starts_of_few
 from .task import (
     BVALS,
     CHANNELS,
     LEAST,
-    MAPS,
     MOST,
     NOT_ALL,
     OTHER_SCHEME,
+    SAID,
     SCHEME_DEGREES,
     SCHEMES,
+    TENSOR,
     choose_volumes,
     nearest_to_scheme,
 )
@@ -51,12 +53,10 @@ FEWEST_VOXELS = 200  # fewest voxels of a tissue for separate factors
 TISSUES = ("white matter", "grey matter", "CSF")  # as classified by `tissue`
 WHITE_FA, FLUID_MD = 0.25, 1.5e-3  # lower limits of white matter, and (mm²/s) of fluid
 NORMAL_90 = 1.645  # half the 90 % interval of a normal distribution, in standard deviations
-FA_TRUST = (1.0, 0.3)  # share of the correction of FA and colour, with three and with six directions
-MD_TRUST = 0.2
-SPREAD_TRUST = (1.0, 0.5)  # the same shares, at which the spread of samples is calibrated, whatever `FA_TRUST` is
+LEAST_SPREAD = 1e-8  # of samples, in the unit of a map
 MARGIN = 4  # voxels around the brain that the network sees
 SIZES = {
-    "small": UNetSpec(CHANNELS + IMAGES, CHANNELS, base=24, multipliers=(1, 2, 3, 4), blocks=1, attention=(3,),
+    "small": UNetSpec(SAID + IMAGES, SAID, base=24, multipliers=(1, 2, 3, 4), blocks=1, attention=(3,),
                       groups=0, bottom=False, heads=4, zero_output=True),
     "paper": UNetSpec(CHANNELS + 1 + MOST, CHANNELS, base=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(3,)),
 }  # fmt: skip
@@ -77,7 +77,8 @@ class DiffDTI(TrainedAtOnce):
             torch.manual_seed(0)
             net = FusedUNet(SIZES[size], FEN[size] if fefm else None, NUMBERS if size == "small" else 0)
         # Factors that convert the samples' standard deviations into errors; see `calibrate`.
-        net.register_buffer("spread", torch.ones(MOST - LEAST + 1, len(TISSUES), CHANNELS))
+        columns = sum(MAP_WIDTHS.get(name, 1) for name in SPEC.maps_of(size))
+        net.register_buffer("spread", torch.ones(MOST - LEAST + 1, len(TISSUES), columns))
         return net
 
     def configuration(self, size: str) -> dict[str, Any]:
@@ -100,7 +101,8 @@ class DiffDTI(TrainedAtOnce):
         common: dict[str, Any] = {"evaluate_every": 250, "patience": 1000, "save_every": 250, "ema": 0.999}
         if size == "paper":
             return Plan(steps=1_000_000, learning_rate=2e-4, warmup=0, **common)
-        return Plan(steps=200_000, learning_rate=1e-3, warmup=200, **common)
+        # Without normalisation in the network, a few examples have gradients a hundred times larger than others.
+        return Plan(steps=200_000, learning_rate=1e-3, warmup=200, clip=0.25, betas=(0.9, 0.99), **common)
 
     def examples(
         self, source: SimulatedSubjects | Prepared, size: str, batch: int, seed: int
@@ -109,15 +111,25 @@ class DiffDTI(TrainedAtOnce):
         return lambda index: examples(source, size, batch, numbers_of_step(seed, index, source.device))
 
     def loss(self, net: nn.Module, batch: Batch) -> Tensor:
-        """Return the weighted mean squared error, in the network's units: of the noise (`paper`) or of the maps."""
-        t = batch.t.reshape(-1, 1, 1, 1)
+        """Return the weighted mean squared error: of the noise (`paper`), or of diffusivities along other directions.
+
+        The latter are relative to the mean diffusivity (`inputs.Condition.weight`), and to how far x_0 can be known
+        from x_t.
+        """
+        condition, t = batch.condition, batch.t.reshape(-1, 1, 1, 1)
         x_t = PROCESS.add_noise(batch.x0, t, batch.noise)
-        prediction = _raw(net, x_t, batch.t, batch.condition)
-        target = batch.noise
-        if batch.condition.with_fit:
-            skip, out = _preconditioning(batch.t, x_t)
-            target = (batch.x0 - skip * x_t) / out
-        return ((prediction - target).square() * batch.weight).sum() / batch.weight.sum()
+        prediction = _raw(net, x_t, batch.t, condition)
+        if not condition.with_fit:
+            return ((prediction - batch.noise).square() * batch.weight).sum() / batch.weight.sum()
+        skip, out = _preconditioning(batch.t, x_t)
+        with torch.autocast(x_t.device.type, enabled=False):
+            result = condition.centre + condition.scale * (skip * x_t + out * prediction)
+            error = ((along(result, batch.hidden_bvecs) - batch.hidden) / out).square().mean(dim=1, keepdim=True)
+            if batch.with_length:  # as the anisotropic part has in the mean over all directions
+                wanted = condition.centre + condition.scale * batch.x0
+                length = (result - wanted)[:, TENSOR:] / out
+                error = error + 2 / 15 * length.square()
+        return (error * batch.weight).sum() / (batch.weight > 0).sum().clamp_min(1)
 
     @torch.no_grad()
     def calibrate(
@@ -147,13 +159,13 @@ class DiffDTI(TrainedAtOnce):
                 noise = NoiseSource(
                     seed, "calibrate", str(sample), SPEC.name, addresses, batch.x0.shape[1:], source.device
                 )
-                share = trust(batch.condition.bvecs.shape[1], SPREAD_TRUST)
-                drawn.append(consistent(draw(net, batch.condition, "fast", times, noise, "fp32", share))[0])
-            samples = torch.stack(drawn)
-            mean = samples.mean(dim=0)
-            truth, inside = batch.condition.centre + batch.condition.scale * batch.x0, batch.weight[:, 0] > 0
-            ratio = (truth - mean).abs() / samples.std(dim=0).clamp_min(1e-6)
-            parts.append((ratio.movedim(1, 3)[inside], tissue(mean[:, 0], mean[:, 1] * MD_UNIT)[inside]))
+                drawn.append(draw(net, batch.condition, "fast", times, noise, "fp32"))
+            samples = torch.stack([maps_in(result)[0] for result in drawn])
+            mean, _ = maps_in(torch.stack(drawn).mean(dim=0))
+            truth, _ = maps_in(batch.condition.centre + batch.condition.scale * batch.x0)
+            inside = batch.weight[:, 0] > 0
+            ratio = (truth - mean).abs() / samples.std(dim=0).clamp_min(LEAST_SPREAD)
+            parts.append((ratio.movedim(1, 3)[inside], tissue(mean[:, 0], mean[:, 1])[inside]))
         for n, parts in results.items():
             ratios, tissues = (torch.cat(columns) for columns in zip(*parts, strict=True))
             for k in range(len(TISSUES)):
@@ -181,31 +193,32 @@ class DiffDTI(TrainedAtOnce):
         series = starts_of_few(scan, volumes) if request.size == "small" else {"acquired": few_of(scan, volumes)}
         maker = _Maker(making, series, bval, len(volumes))
         mean, std, mismatch = maker.make()
+        names, checks = self.spec.maps_of(request.size), {"colour_mismatch": mismatch}
         if request.size == "small":
-            factor = anisotropy_factor(scan, bval, volumes, mean[..., 0], mean[..., 1])
-            mean, std = scaled(mean, std, factor)
+            tensor = with_length(tensor_in(mean[..., :-1]), mean[..., -1])
+            factor = anisotropy_factor(scan, bval, volumes, tensor)
+            mean, std = sized(tensor, None if std is None else std[..., :-1], factor)
             more |= {"StartsFrom": list(series), "AnisotropyFactor": round(factor, 3)}
+            checks = {}  # all maps follow from one tensor
         more |= {
             "Volumes": {"b0": np.flatnonzero(scan.gradients.is_b0).tolist(), f"b={bval:.0f}": volumes.tolist()},
             "NoiseLevel": [round(float(level), 4) for level in maker.inputs[0].noise],
         }
         if std is not None:
-            factors = np.round(maker.factors.double().numpy(), 3)
-            parts = np.split(factors, [1, 2], axis=1)  # colour FA has three
-            more["SpreadFactors"] = {
-                name: {t: p[k].tolist() for k, t in enumerate(TISSUES)} for name, p in zip(MAPS, parts, strict=True)
-            }
-        acquired, checks = np.zeros(CHANNELS, bool), {"colour_mismatch": mismatch}
-        return Generated(
-            mean,
-            std,
-            None,
-            MAPS,
-            acquired,
-            making.record(len(maker.times) * (2 if request.sampler == "paper" else 1), **more),
-            checks,
-            tuple(warnings),
-        )
+            more["SpreadFactors"] = _by_tissue(maker.factors, names)
+        evaluations = len(maker.times) * (2 if request.sampler == "paper" else 1)
+        acquired, record = np.zeros(mean.shape[3], bool), making.record(evaluations, **more)
+        return Generated(mean, std, None, names, acquired, record, checks, tuple(warnings))
+
+
+def _by_tissue(factors: Tensor, names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+    """Return the factors of the spread by map and tissue; those of a map with several volumes are listed."""
+    widths = [MAP_WIDTHS.get(name, 1) for name in names]
+    parts = np.split(np.round(factors.double().numpy(), 3), np.cumsum(widths)[:-1], axis=1)
+    return {
+        name: {tissue: part[k].tolist() for k, tissue in enumerate(TISSUES)}
+        for name, part in zip(names, parts, strict=True)
+    }
 
 
 def _of_scheme(scan: Scan, bval: float) -> tuple[np.ndarray, float]:
@@ -269,13 +282,14 @@ class _Maker:
         if self.request.size == "paper":
             self.around = zeros_around(*(part.stop - part.start for part in self.box))
         self.inputs = [_Input(scan, bval, n, self.box, self.request) for scan in series.values()]
-        self.factors = making.net.spread[n - LEAST].cpu()  # (tissues, 5)
-        if self.request.size == "small":  # samples differ by the share of the correction that is used
-            self.factors = self.factors * torch.tensor(trust(n, SPREAD_TRUST)) / torch.tensor(trust(n))
+        self.factors = making.net.spread[n - LEAST].cpu()  # (tissues, columns)
 
     @torch.no_grad()  # inference mode does not apply in the threads that compute tensor maps
     def make(self) -> tuple[np.ndarray, np.ndarray | None, float]:
-        """Return mean and (of several samples) spread (X, Y, Z, 5), and the mean mismatch of colour FA and FA."""
+        """Return mean and (of several samples) spread (X, Y, Z, N), and the mean mismatch of colour FA and FA.
+
+        With `small`, the lengths of the anisotropic parts follow the maps.
+        """
         mask, mismatch, voxels = self.scan.mask, 0.0, 0
 
         def at(part: np.ndarray) -> Callable[[int], Tensor]:
@@ -285,7 +299,10 @@ class _Maker:
             def sample(k: int) -> Tensor:
                 nonlocal mismatch, voxels
                 drawn = [self._sample(condition, part, k) for condition in conditions]
-                maps, difference = consistent(torch.stack(drawn).mean(dim=0))
+                result = torch.stack(drawn).mean(dim=0)
+                maps, difference = maps_in(result)
+                if result.shape[1] == SAID:
+                    maps = torch.cat([maps, lengthened(result)[:, TENSOR:]], dim=1)
                 mismatch += float((difference * inside[:, 0]).sum())
                 voxels += int(inside.sum())
                 return (maps * inside).permute(2, 3, 0, 1)
@@ -293,24 +310,24 @@ class _Maker:
             return sample
 
         parts = np.split(self.slices, range(SLICES_AT_ONCE, len(self.slices), SLICES_AT_ONCE))
-        mean, std = slice_by_slice((*mask.shape, CHANNELS), self.box, parts, self.request, at)
-        mean[..., 1] *= MD_UNIT
+        columns = self.factors.shape[1]
+        extra = int(self.request.size == "small")
+        mean, std = slice_by_slice((*mask.shape, columns + extra), self.box, parts, self.request, at)
         if std is not None:
             kind = tissue(torch.from_numpy(mean[..., 0]), torch.from_numpy(mean[..., 1]))
-            std *= self.factors[kind].numpy()
-            std[..., 1] *= MD_UNIT
+            std[..., :columns] *= self.factors[kind].numpy()
         return mean, std, mismatch / max(voxels, 1)
 
     def _sample(self, condition: Condition, part: np.ndarray, sample: int) -> Tensor:
-        """Return one sample (S, 5, h, w) of the maps of some slices, MD in units of `MD_UNIT`."""
+        """Return one sample (S, C, h, w) of some slices, as `draw`."""
         request = self.request
         addresses = [(0, int(z), sample) for z in part]
         left, right, top, bottom = self.around
         height, width = condition.centre.shape[2:]
-        shape = (CHANNELS, height, width)
+        shape = (condition.centre.shape[1], height, width)
         noise = NoiseSource(request.seed, request.subject, request.run, SPEC.name, addresses, shape, request.device)
-        maps = draw(self.making.net, condition, request.sampler, self.times, noise, self.making.precision).cpu()
-        return maps[..., top : height - bottom, left : width - right]
+        result = draw(self.making.net, condition, request.sampler, self.times, noise, self.making.precision).cpu()
+        return result[..., top : height - bottom, left : width - right]
 
 
 def draw(
@@ -320,9 +337,10 @@ def draw(
     times: Sequence[int],
     noise: Callable[[int], Tensor],
     precision: str,
-    share: Sequence[float] | None = None,
 ) -> Tensor:
-    """Return maps (S, 5, H, W) drawn from noise: MD in units of `MD_UNIT`, colour FA not yet as long as FA.
+    """Return the numbers of tensors (`small`), as `numbers_of`, or maps (`paper`), drawn from noise.
+
+    They are (S, C, H, W). Of the maps, MD is in units of `MD_UNIT`, and colour FA not yet as long as FA.
 
     Parameters
     ----------
@@ -335,11 +353,9 @@ def draw(
     times
         Times of the evaluations; the first is the last time of the process.
     noise
-        Number of the draw -> standard normal noise (S, 5, H, W).
+        Number of the draw -> standard normal noise (S, C, H, W).
     precision
         "fp32" or "bf16".
-    share
-        (5,) share of the correction; None for `trust`.
     """
 
     def ask(x: Tensor, t: Tensor) -> Tensor:
@@ -358,21 +374,7 @@ def draw(
         output = dpm_solver_pp_2m(denoise, PROCESS, start, times).x0
     else:
         output = predictor_corrector(denoise, PROCESS, start, times, noise, 1, CORRECTOR_SNR).x0
-    share = (share or trust(condition.bvecs.shape[1])) if condition.with_fit else [1.0] * CHANNELS
-    return (condition.centre + condition.centre.new_tensor(share)[:, None, None] * condition.scale * output).float()
-
-
-def trust(n: int, ends: tuple[float, float] = FA_TRUST) -> tuple[float, ...]:
-    """Return the share (5,) of the network's correction that is used with n directions.
-
-    `ends` are those of FA and colour with three and with six directions.
-
-    Simulated subjects are smoother than real ones, so that a network trained on them corrects too much. The shares were
-    chosen on real scans for which no figure is reported (docs/decisions.md). With three directions, which leave much
-    undetermined, it is all of FA and colour; with six, where only noise is to be removed, less; for MD it is little.
-    """
-    fa = ends[0] + (ends[1] - ends[0]) * (n - LEAST) / (MOST - LEAST)
-    return (fa, MD_TRUST, fa, fa, fa)
+    return (condition.centre + condition.scale * output).float()
 
 
 def tissue(fa: Tensor, md: Tensor) -> Tensor:
@@ -380,11 +382,24 @@ def tissue(fa: Tensor, md: Tensor) -> Tensor:
     return torch.where(md > FLUID_MD, 2, torch.where(fa > WHITE_FA, 0, 1))
 
 
+def maps_in(result: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the maps (S, N, H, W), one after another, of what was drawn, and how far colour and FA differed (S, H, W).
+
+    The maps of tensors, with anisotropic parts as long as is said (`lengthened`), are as in `one_after_another`; those
+    of size `paper` are FA, MD and colour FA.
+    """
+    if result.shape[1] == SAID:
+        columns = one_after_another(tensor_of(lengthened(result)).permute(0, 2, 3, 1).reshape(-1, TENSOR))
+        maps = columns.reshape(len(result), *result.shape[2:], -1).permute(0, 3, 1, 2)
+        return maps, result.new_zeros((len(result), *result.shape[2:]))
+    return consistent(result)
+
+
 def consistent(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return maps (S, 5, H, W) in their ranges, with colour FA as long as FA, and the mismatch before (S, H, W)."""
+    """Return maps (S, 5, H, W) in their ranges and units, with colour FA as long as FA, and the mismatch before."""
     fa, md, colour = maps[:, :1].clamp(0, 1), maps[:, 1:2].clamp_min(0), maps[:, 2:].clamp_min(0)
     length = colour.norm(dim=1, keepdim=True)
-    return torch.cat([fa, md, colour * fa / length.clamp_min(1e-6)], dim=1), (length - fa).abs()[:, 0]
+    return torch.cat([fa, MD_UNIT * md, colour * fa / length.clamp_min(1e-6)], dim=1), (length - fa).abs()[:, 0]
 
 
 def _raw(net: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:

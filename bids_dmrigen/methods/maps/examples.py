@@ -1,4 +1,9 @@
-"""Training examples for maps: slices along few directions, and the true maps."""
+"""Training examples for maps: slices along few directions, and what the network has to say about them.
+
+Size `small` says the tensor. It has to predict the diffusivities along further directions: noiseless ones of simulated
+subjects, and of measured scans acquired volumes that it was not shown, whose noise is not that of its input. Size
+`paper` says the paper's maps, and learns from those of all directions.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +20,11 @@ from ...diffusion.arrays import Prepared
 from ...diffusion.processes import VarianceExploding
 from ...dwi.gradients import even_directions, even_subset
 from ...dwi.noise import rician_mean
+from ...dwi.smoothing import DARKEST, WIDEST, smooth
 from ...simulate.examples import SimulatedSubjects, numbers_from
 from ...simulate.imaging import Imaging, measure
-from .inputs import Condition, condition_of, fitted_maps, noise_levels
+from .fields import diffusivities, ridge_fit
+from .inputs import Condition, along, condition_of, fitted_maps, noise_levels, numbers_of
 from .task import BVALS, LEAST, MOST, SCHEME_DEGREES, SCHEMES, nearest_to_scheme
 
 SIDE = {"small": (64, 64), "paper": (145, 174)}  # of training slices
@@ -27,9 +34,16 @@ PADDED = 192  # height and width to which zeros bring slices of size `paper`
 VOXEL_MM = {"small": (2.0, 5.0), "paper": (1.25, 2.5)}
 IMAGING = Imaging(acquired=(0.75, 1.0), noise_alone=True)
 UNEVEN = {"small": 0.25, "paper": 0.05}  # how far directions stray from even ones, and from the paper's scheme
+SIX = 0.5  # share of the examples with six directions
+SMOOTHED = 0.75  # share of the examples that are smoothed, as in the series that the network starts from (`starts`)
+NOISY, MOST_NOISE = 0.4, 1.0  # share of measured examples with noise added, and most noise in units of the scan's own
+COARSE = 0.2  # share of measured examples whose voxels are joined, two by two
 SIGMA_ERROR = 0.1  # relative, in addition to the variation of a slice's noise estimate
+LEAST_ERROR = 0.02  # of diffusivities, in units of `fields.DIFFUSIVITY`: slices are not better than this
+LARGEST = 10.0  # in units of the expected error: corrections beyond it do not occur
 TRUTH_DIRECTIONS = 12  # without noise their FA differs by less than 1e-3 from that of 90
-MEASURED_DIRECTIONS = 12  # fewest directions of a measured shell, for its true maps
+MEASURED_DIRECTIONS = 12  # fewest directions of a measured shell, for its true maps (`paper`)
+LEAST_HIDDEN = 4  # fewest directions of a measured shell beyond those that the network sees (`small`)
 
 NOT_OF_SCHEME = (
     "{name}: its directions differ by {apart:.0f} degrees from the scheme that networks of size paper are trained for, "
@@ -42,17 +56,20 @@ FIRST_NOISE_ONLY = 1 + int((PROCESS.marginal(torch.arange(PROCESS.steps + 1))[1]
 
 
 class Batch(NamedTuple):
-    """A batch of training examples."""
+    """A batch of training examples; C is 7 numbers of a tensor (`small`) or 5 maps (`paper`)."""
 
     condition: Condition
-    x0: Tensor  # (B, 5, H, W) the maps to predict
-    weight: Tensor  # (B, 5, H, W), 0 outside the brain
+    x0: Tensor  # (B, C, H, W) the result to predict, in the network's units
+    weight: Tensor  # (B, C, H, W) or (`small`) (B, 1, H, W), 0 outside the brain
     t: Tensor  # (B,)
-    noise: Tensor  # (B, 5, H, W)
+    noise: Tensor  # (B, C, H, W)
+    hidden: Tensor  # (B, N, H, W) diffusivities along other directions, in units of `fields.DIFFUSIVITY`
+    hidden_bvecs: Tensor  # (N, 3)
+    with_length: bool  # whether the seventh number is known: noisy volumes would make it too large
 
 
 class Acquisition(NamedTuple):
-    """Slices along few directions, and their true maps."""
+    """Slices along few directions, and along others from which the truth follows."""
 
     b0: Tensor  # (B, H, W, 3) the slice and its two neighbours
     dwis: Tensor  # (B, n, H, W, 3)
@@ -60,11 +77,13 @@ class Acquisition(NamedTuple):
     bval: Tensor  # (B,)
     sigma: Tensor  # (B,) noise level, for slices with too little brain to estimate it
     mask: Tensor  # (B, H, W)
-    truth: Tensor  # (B, 5, H, W) as `fitted_maps`
+    dense: Tensor  # (B, 1 + N, H, W) b0 and images along many directions
+    dense_bvecs: Tensor  # (N, 3) world RAS+
+    noiseless: bool  # whether `dense` is
 
 
 def simulated(subjects: SimulatedSubjects, size: str, batch: int, generator: torch.Generator) -> Acquisition:
-    """Return slices of simulated subjects; the true maps are fitted to mean magnitudes along even directions."""
+    """Return slices of simulated subjects; the truth is mean magnitudes along even directions."""
     device = subjects.device
     uniform, normal = numbers_from(generator)
     n = _number(size, uniform)
@@ -85,12 +104,16 @@ def simulated(subjects: SimulatedSubjects, size: str, batch: int, generator: tor
     # Mean magnitudes, so that the true maps have the noise floor of this scanner.
     assert measured.expected is not None  # because `noiseless` was given
     expected = rician_mean(measured.expected[..., 0], measured.sigma[:, None, None, None])
-    truth = fitted_maps(expected, bval, dense)
-    return Acquisition(measured.signal[:, 0], measured.signal[:, 1:], bvecs, bval, measured.sigma, middle.mask(), truth)
+    return Acquisition(
+        measured.signal[:, 0], measured.signal[:, 1:], bvecs, bval, measured.sigma, middle.mask(), expected, dense, True
+    )
 
 
 def measured(scans: Prepared, size: str, batch: int, generator: torch.Generator) -> Acquisition:
-    """Return slices of a measured shell: few of its directions, and the least-squares maps of all directions.
+    """Return slices of a measured shell: few of its directions, and the others; with `paper`, all of them.
+
+    What the network sees of size `small` is turned, mirrored, made noisier or coarser. What it has to predict has the
+    same orientation and voxels, and no noise added.
 
     Raises
     ------
@@ -98,24 +121,67 @@ def measured(scans: Prepared, size: str, batch: int, generator: torch.Generator)
         Where no scan has a shell in range with enough directions, or (`paper`) a scan lacks those of the scheme.
     """
     uniform, _ = numbers_from(generator)
-    views, b0s, volumes = scans.shell_slices(generator, batch, (*SIDE[size], 3), MEASURED_DIRECTIONS, BVALS)
-    n, directions = _number(size, uniform), views.directions[volumes].cpu().numpy()
+    n = _number(size, uniform)
+    coarse = size == "small" and bool(uniform(1) < COARSE)
+    height, width = (side * (2 if coarse else 1) for side in SIDE[size])
+    needed = MEASURED_DIRECTIONS if size == "paper" else n + LEAST_HIDDEN
+    views, b0s, volumes = scans.shell_slices(generator, batch, (height, width, 3), needed, BVALS)
+    directions = views.directions[volumes].cpu().numpy()
     if size == "paper":
         chosen, apart = nearest_to_scheme(directions, n)
         if apart > SCHEME_DEGREES:
             name = scans.about[views.scan]["name"]
             raise ValueError(NOT_OF_SCHEME.format(name=name, apart=apart, most=SCHEME_DEGREES))
+        rest, b0s_of_others = np.arange(len(volumes)), b0s
     else:
+        # An even selection starts from the first of the volumes, which are in random order.
         chosen = even_subset(directions, n)
-    few = volumes[chosen]
-    ones = torch.ones(batch, device=scans.device)
-    bval = views.bvals[volumes].mean() * ones
-    b0 = views.signal[:, b0s].mean(dim=1)
-    dense = torch.cat([b0[:, None], views.signal[:, volumes]], dim=1)[..., 1]
-    return Acquisition(
-        b0, views.signal[:, few], views.directions[few].expand(batch, -1, -1), bval, views.sigma * ones,
-        views.mask[..., 1], fitted_maps(dense, bval, views.directions[volumes]),
+        rest = np.setdiff1d(np.arange(len(volumes)), chosen)
+        b0s, b0s_of_others = _shared(b0s, uniform)
+    few, others = volumes[chosen], volumes[rest]
+    bval = views.bvals[volumes].mean() * torch.ones(batch, device=scans.device)
+    a = Acquisition(
+        views.signal[:, b0s].mean(dim=1), views.signal[:, few], views.directions[few].expand(batch, -1, -1), bval,
+        views.sigma * torch.ones_like(bval), views.mask[..., 1],
+        torch.cat([views.signal[:, b0s_of_others].mean(dim=1, keepdim=True), views.signal[:, others]], dim=1)[..., 1],
+        views.directions[others], False,
     )  # fmt: skip
+    if size == "paper":
+        return a
+    present = (views.signal[:, torch.cat([b0s, b0s_of_others, volumes])] > 0).all(dim=1)[..., 1]
+    return _varied(a._replace(mask=a.mask & present), coarse, generator)
+
+
+def _shared(b0s: Tensor, uniform: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the b0s that the network sees, and those of what it has to predict; both the same where there is one."""
+    if len(b0s) == 1:
+        return b0s, b0s
+    seen = 1 + int(uniform(1) * (len(b0s) - 1))
+    return b0s[:seen], b0s[seen:]
+
+
+def _varied(a: Acquisition, coarse: bool, generator: torch.Generator) -> Acquisition:
+    """Return an acquisition with other axes, voxels and noise: one scan serves as several."""
+    uniform, normal = numbers_from(generator)
+    images = torch.cat([a.b0[:, None], a.dwis], dim=1)
+    dense, mask, sigma = a.dense, a.mask, a.sigma
+    if coarse:
+        images, dense = F.avg_pool3d(images, (2, 2, 1)), F.avg_pool2d(dense, 2)
+        mask, sigma = F.avg_pool2d(mask[:, None].float(), 2)[:, 0] > 0.99, sigma / 2
+    for axis in (1, 2):
+        if uniform(1) < 0.5:
+            images, dense, mask = images.flip(1 + axis), dense.flip(1 + axis), mask.flip(axis)
+    if uniform(1) < 0.5:
+        images, dense, mask = images.transpose(2, 3), dense.transpose(2, 3), mask.transpose(1, 2)
+    # The grid's axes have no place in the network, so the world may be turned and the grid stay.
+    turn = torch.linalg.qr(normal(3, 3)).Q
+    if uniform(1) < NOISY:
+        level = MOST_NOISE * uniform(1) * sigma
+        noise = level[:, None, None, None, None]
+        images = torch.hypot(images + noise * normal(*images.shape), noise * normal(*images.shape))
+        sigma = torch.hypot(sigma, level)
+    return a._replace(b0=images[:, 0], dwis=images[:, 1:], bvecs=a.bvecs @ turn, sigma=sigma, mask=mask, dense=dense,
+                      dense_bvecs=a.dense_bvecs @ turn)  # fmt: skip
 
 
 def examples(source: SimulatedSubjects | Prepared, size: str, batch: int, generator: torch.Generator) -> Batch:
@@ -136,32 +202,87 @@ def examples(source: SimulatedSubjects | Prepared, size: str, batch: int, genera
         a = simulated(source, size, batch, generator)
     else:
         a = measured(source, size, batch, generator)
+    uniform, normal = numbers_from(generator)
     if size == "paper":
         a = _padded(a)
-    uniform, normal = numbers_from(generator)
+    else:
+        a = a._replace(dwis=_smoothed(a, uniform(batch) * (uniform(batch) < SMOOTHED) * WIDEST))
     unit = ((a.b0[..., 1] * a.mask).sum(dim=(1, 2)) / a.mask.sum(dim=(1, 2)).clamp_min(1)).clamp_min(1e-3)
     unit = unit * torch.exp(0.2 * normal(batch))  # at generation the unit is of a whole brain, not of a slice
     noise = noise_levels(a.dwis[..., 1], a.mask)
     noise = torch.where(noise.isfinite(), noise, a.sigma[:, None]) * torch.exp(SIGMA_ERROR * normal(batch, 1))
     condition = condition_of(a.b0, a.dwis, a.bvecs, a.bval, noise, unit, size)
-    # Errors have equal weight within a slice. Between slices they are relative to the expected error of the fit, so
-    # that bad scans do not outweigh good ones.
-    expected, voxels = a.mask[:, None] * condition.scale.square(), a.mask.sum(dim=(1, 2)).clamp_min(1)
-    weight = expected / (expected.sum(dim=(2, 3)) / voxels[:, None]).clamp_min(1e-12)[:, :, None, None]
+    hidden = _hidden(a)
+    truth = fitted_maps(a.dense, a.bval, a.dense_bvecs) if size == "paper" else _tensor(hidden, a.dense_bvecs)
     # Outside the brain the target is the fit itself: no correction, and the loss has weight 0 there.
-    x0 = (
-        (torch.where(a.mask[:, None], a.truth, condition.centre) - condition.centre).div(condition.scale).clamp(-10, 10)
-    )
-    # The most frequent use is the mean, predicted from noise alone: half of all slices train it.
-    first = torch.where((uniform(batch) < 0.5) & condition.with_fit, FIRST_NOISE_ONLY, 1)
+    x0 = torch.where(a.mask[:, None], truth, condition.centre) - condition.centre
+    x0 = x0.div(condition.scale).clamp(-LARGEST, LARGEST)
+    if a.noiseless and condition.with_fit:  # what differs from it is no tensor, which nobody asks for
+        hidden = along(condition.centre + condition.scale * x0, a.dense_bvecs)
+    weight = _weight(condition, a.mask, hidden, a.dense_bvecs)
+    # The most frequent use is the mean, predicted from noise alone: half of all slices train it. Noisy volumes can
+    # train nothing else, because their noise would count as part of what is possible.
+    alone = (uniform(batch) < 0.5) if a.noiseless else torch.ones_like(a.bval, dtype=torch.bool)
+    first = torch.where(alone & condition.with_fit, FIRST_NOISE_ONLY, 1)
     t = first + (uniform(batch) * (PROCESS.steps + 1 - first)).long()
-    return Batch(condition, x0, weight, t, normal(*x0.shape))
+    return Batch(condition, x0, weight, t, normal(*x0.shape), hidden, a.dense_bvecs, a.noiseless)
+
+
+def _hidden(a: Acquisition) -> Tensor:
+    """Return the diffusivities (B, N, H, W) along the directions of `Acquisition.dense`."""
+    signal = a.dense.movedim(1, 3)  # (B, H, W, 1 + N)
+    found = [
+        diffusivities(image[..., 0].flatten(), image[..., 1:].flatten(0, 1), float(bval)).unflatten(0, image.shape[:2])
+        for image, bval in zip(signal, a.bval, strict=True)
+    ]
+    return torch.stack(found).movedim(3, 1)
+
+
+def _tensor(hidden: Tensor, bvecs: Tensor) -> Tensor:
+    """Return the numbers (B, 7, H, W) of the tensors that have some diffusivities."""
+    gain, _ = ridge_fit(bvecs)
+    mean = hidden.mean(dim=1, keepdim=True)
+    tensor = torch.einsum("kn,bnhw->bkhw", gain, hidden - mean)
+    tensor[:, :3] += mean
+    return numbers_of(tensor)
+
+
+def _weight(condition: Condition, mask: Tensor, hidden: Tensor, bvecs: Tensor) -> Tensor:
+    """Return weights of errors, as `Batch.weight`: equal within a slice, and between slices so that none outweighs.
+
+    Between slices they are relative to the error of the fit (`small`), or to its expected error.
+    """
+    voxels = mask.sum(dim=(1, 2)).clamp_min(1)
+    if condition.with_fit:  # of diffusivities
+        inside = (mask * condition.weight)[:, None]
+        error = (along(condition.centre, bvecs) - hidden).square().mean(dim=1, keepdim=True) + LEAST_ERROR**2
+    else:
+        inside = mask[:, None] * condition.scale.square()
+        error = torch.ones_like(inside)
+    return inside / ((inside * error).sum(dim=(2, 3)) / voxels[:, None]).clamp_min(1e-12)[:, :, None, None]
+
+
+def _smoothed(a: Acquisition, widths: Tensor) -> Tensor:
+    """Return the images with their directional contrast smoothed, as in the series that the network starts from.
+
+    See `dwi.smoothing.smooth_contrast`; the brain is that of the middle slice, the widths (B,) are in voxels.
+    """
+    brain = a.mask[:, None, :, :, None] & (a.dwis > 0)
+    logs = torch.where(brain, a.dwis.clamp_min(DARKEST * a.sigma[:, None, None, None, None]).log(), 0)
+    mean = logs.sum(dim=1, keepdim=True) / brain.sum(dim=1, keepdim=True).clamp_min(1)
+    contrast = (logs - mean) * brain
+    smoothed = torch.stack([
+        smooth(c, inside, [float(width)] * 3) for c, inside, width in zip(contrast, brain, widths, strict=True)
+    ])  # fmt: skip
+    return torch.where(brain, (mean + smoothed).exp(), a.dwis)
 
 
 def _number(size: str, uniform: Callable[..., Tensor]) -> int:
-    """Return the number of directions of a batch: three to six, or (`paper`) that of a scheme."""
-    numbers = sorted(SCHEMES) if size == "paper" else range(LEAST, MOST + 1)
-    return numbers[int(uniform(1) * len(numbers))]
+    """Return the number of directions of a batch: three to six, often six, or (`paper`) that of a scheme."""
+    if size == "paper":
+        numbers = sorted(SCHEMES)
+        return numbers[int(uniform(1) * len(numbers))]
+    return MOST if uniform(1) < SIX else LEAST + int(uniform(1) * (MOST - LEAST))
 
 
 def _padded(a: Acquisition) -> Acquisition:
@@ -170,7 +291,7 @@ def _padded(a: Acquisition) -> Acquisition:
     around = zeros_around(height, width)
     return a._replace(
         b0=F.pad(a.b0, (0, 0, *around)), dwis=F.pad(a.dwis, (0, 0, *around)), mask=F.pad(a.mask, around),
-        truth=F.pad(a.truth, around),
+        dense=F.pad(a.dense, around),
     )  # fmt: skip
 
 

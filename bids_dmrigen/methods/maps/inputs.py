@@ -11,26 +11,37 @@ from torch.nn import functional as F
 
 from ...dwi.noise import shell_contrast_noise
 from ...dwi.tensor import TensorFit, design_matrix, tensor_maps
+from ...nets.direction_unet import dyadic_features
 from .fields import DARKEST, DIFFUSIVITY, LARGEST_ADC, ridge_fit
 from .outputs import LEAST_DIFFUSIVITY, lower_triangles
-from .task import CHANNELS, MOST
+from .task import CHANNELS, MOST, SAID, TENSOR
 
 MD_UNIT = 3e-3  # mm²/s, about that of free water: the unit of MD
 MIN_SIGNAL = 1e-4  # of signals whose b0 is about one, before the logarithm
 COLOUR_ERROR = 0.75  # share of the error of FA
 APART = (1, 2)  # voxels, distances of the differences that noise is estimated from
-IMAGES = 3 * 6 + CHANNELS + 3  # channels in addition to the noisy maps (`small`)
+IMAGES = 3 * 6 + CHANNELS + 3 + TENSOR - 1  # channels in addition to the noisy tensor (`small`)
 NUMBERS = 4 + 21
+# Rows: the mean diffusivity, and five numbers of the anisotropic part, from Dxx, Dyy, Dzz, √2 Dxy, √2 Dxz, √2 Dyz.
+BASIS = torch.zeros(TENSOR, TENSOR)
+BASIS[0, :3] = 1 / 3
+BASIS[1, :2] = torch.tensor([1.0, -1.0]) / 2**0.5
+BASIS[2, :3] = torch.tensor([-1.0, -1.0, 2.0]) / 6**0.5
+BASIS[[3, 4, 5], [3, 4, 5]] = 1
+SURE, SURE_UNIT = 15.0, 3.0  # anisotropy over its error: the largest that the network sees, and its unit
+LEAST_MEAN = 0.3  # in units of `DIFFUSIVITY`: lower mean diffusivities are noise
 
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """The condition of B slices, and the conversion of the network's output: maps = centre + scale * output.
+    """The condition of B slices, and the conversion of the network's output: result = centre + scale * output.
+
+    The result is C = 7 numbers of a tensor (`small`), see `numbers_of`, or C = 5 maps (`paper`).
 
     Parameters
     ----------
     images
-        (B, C, H, W) channels in addition to the noisy maps.
+        (B, K, H, W) channels in addition to the noisy result.
     acquired
         (B, 1 + n, H, W) b0 and diffusion-weighted images, in units of the mean b0.
     bvecs, bvals
@@ -38,9 +49,12 @@ class Condition:
     numbers
         (B, K) noise levels, b-value, number of directions, and K A of `ridge_fit`; K = 0 for `paper`.
     centre
-        (B, 5, H, W) the maps of a ridge fit (`small`), or zero.
+        (B, C, H, W) the tensor of a ridge fit (`small`), or zero.
     scale
-        (B, 5, H, W) the approximate error of that fit, so that changes are small where the fit is good; or one.
+        (B, C, H, W) the approximate error of that fit, so that changes are small where the fit is good; or one.
+    weight
+        (B, H, W) inverse square of the mean diffusivity and its noise (`small`), or one: errors of tensors count
+        relative to them.
     """
 
     images: Tensor
@@ -50,6 +64,7 @@ class Condition:
     numbers: Tensor
     centre: Tensor
     scale: Tensor
+    weight: Tensor
 
     @property
     def with_fit(self) -> bool:
@@ -84,24 +99,59 @@ def condition_of(
         images = F.pad(acquired, (0, 0, 0, 0, 0, MOST - n))
         centre = images.new_zeros((len(images), CHANNELS, *images.shape[2:]))
         none = images.new_zeros((len(images), 0))
-        return Condition(images, acquired, bvecs, bvals, none, centre, torch.ones_like(centre))
+        one = torch.ones_like(centre)
+        return Condition(images, acquired, bvecs, bvals, none, centre, one, one[:, 0])
     attenuation = torch.log(b0.clamp_min(DARKEST)[:, None] / dwis.clamp_min(DARKEST))
     adc = (attenuation / (DIFFUSIVITY * bval[:, None, None, None, None])).clamp(-LARGEST_ADC, LARGEST_ADC)
     gain, kernel = ridge_fit(bvecs)
     mean = adc.mean(dim=1, keepdim=True)
     tensor = torch.einsum("skn,snhwz->skhwz", gain, adc - mean)
     tensor[:, :3] += mean
-    maps = maps_of(tensor[..., 1])
+    fit = tensor[..., 1]
     noise = noise / unit[:, None]
     uncertain = noise.prod(dim=1).sqrt()[:, None, None] * dwis[..., 1].clamp_min(DARKEST).pow(-2).mean(dim=1).sqrt()
     uncertain = (uncertain / (DIFFUSIVITY * bval[:, None, None])).clamp_max(LARGEST_ADC)
     alone = torch.stack([b0[..., 1], 2 * dwis[..., 1].mean(dim=1), uncertain], dim=1)
-    images = torch.cat([tensor.permute(0, 1, 4, 2, 3).flatten(1, 2), maps, alone], dim=1)
     upper = torch.triu_indices(6, 6, device=kernel.device)
     numbers = torch.stack([bval / 1000, torch.full_like(bval, n / MOST)], dim=1)
     numbers = torch.cat([noise.clamp_min(1e-3).log(), numbers, kernel[:, upper[0], upper[1]]], dim=1)
+    centre, scale = numbers_of(fit), fit_error(uncertain, n)
+    sure = (centre[:, 1:TENSOR] / scale[:, 1:TENSOR]).clamp(-SURE, SURE) / SURE_UNIT
+    images = torch.cat([tensor.permute(0, 1, 4, 2, 3).flatten(1, 2), maps_of(fit), alone, sure], dim=1)
     images = images.contiguous(memory_format=torch.channels_last)
-    return Condition(images, acquired, bvecs, bvals, numbers, maps, fit_error(uncertain, n))
+    weight = 1 / (centre[:, 0].clamp_min(LEAST_MEAN).square() + uncertain.square())
+    return Condition(images, acquired, bvecs, bvals, numbers, centre, scale, weight)
+
+
+def numbers_of(tensor: Tensor) -> Tensor:
+    """Return the numbers (S, 7, H, W) that the network works with, of tensors as in `fields`.
+
+    They are the mean diffusivity, five orthonormal numbers of the anisotropic part, and their norm, all in units of
+    `DIFFUSIVITY`. In a mean over what is possible, the norm is larger than that of the five mean numbers.
+    """
+    numbers = torch.einsum("ck,skhw->schw", BASIS.to(tensor), tensor)
+    return torch.cat([numbers, numbers[:, 1:].norm(dim=1, keepdim=True)], dim=1)
+
+
+def tensor_of(numbers: Tensor) -> Tensor:
+    """Return tensors (S, 6, H, W) as in `fields` of the first six numbers; the inverse of `numbers_of`."""
+    back = torch.linalg.inv(BASIS).to(numbers)
+    return torch.einsum("kc,schw->skhw", back, numbers[:, :TENSOR])
+
+
+def lengthened(numbers: Tensor) -> Tensor:
+    """Return numbers (S, 7, H, W) whose anisotropic part is as long as the seventh says, and never shorter than it was.
+
+    So FA is that of what is possible, not that of the mean tensor, which is too low.
+    """
+    own = numbers[:, 1:TENSOR].norm(dim=1, keepdim=True)
+    length = torch.maximum(numbers[:, TENSOR:], own)
+    return torch.cat([numbers[:, :1], numbers[:, 1:TENSOR] * (length / own.clamp_min(1e-6)), length], dim=1)
+
+
+def along(numbers: Tensor, bvecs: Tensor) -> Tensor:
+    """Return the diffusivities (S, N, H, W) that tensors, as `numbers_of`, have along unit vectors (N, 3)."""
+    return torch.einsum("nk,skhw->snhw", dyadic_features(bvecs), tensor_of(numbers))
 
 
 def noise_levels(dwis: Tensor, mask: Tensor) -> Tensor:
@@ -121,9 +171,9 @@ def noise_levels(dwis: Tensor, mask: Tensor) -> Tensor:
 
 
 def fit_error(uncertain: Tensor, n: int) -> Tensor:
-    """Return the approximate error (S, 5, H, W) of maps of the ridge fit.
+    """Return the approximate error (S, 7, H, W) of the numbers of the ridge fit.
 
-    From simulated subjects: the error of n directions without noise, and that of noise, which saturates.
+    It is that of noise, which the limits of diffusivities make saturate, and that of directions which are not there.
 
     Parameters
     ----------
@@ -132,9 +182,9 @@ def fit_error(uncertain: Tensor, n: int) -> Tensor:
     n
         Number of directions.
     """
-    fa = torch.hypot(1.5 * uncertain / (1 + 3 * uncertain), uncertain.new_tensor(0.04 + 0.03 * (MOST - n)))
-    md = torch.hypot(0.4 * uncertain / (1 + 2 * uncertain), uncertain.new_tensor(0.015))
-    return torch.stack([fa, md, *[COLOUR_ERROR * fa] * 3], dim=1)
+    mean = torch.hypot(uncertain / (1 + uncertain), uncertain.new_tensor(0.01 + 0.03 * (MOST - n)))
+    rest = torch.hypot(1.2 * uncertain / (1 + uncertain), uncertain.new_tensor(0.015 + 0.03 * (MOST - n)))
+    return torch.stack([mean, *[rest] * (SAID - 1)], dim=1)
 
 
 def maps_of(tensor: Tensor) -> Tensor:

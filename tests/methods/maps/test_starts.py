@@ -10,7 +10,7 @@ from bids_dmrigen.methods import load
 from bids_dmrigen.methods import starts as all_starts
 from bids_dmrigen.methods.base import Request
 from bids_dmrigen.methods.maps import balance
-from bids_dmrigen.methods.maps.balance import anisotropy_factor, scaled
+from bids_dmrigen.methods.maps.balance import anisotropy_factor, sized, tensor_in
 from bids_dmrigen.methods.maps.starts import starts_of_few
 from bids_dmrigen.methods.rivals import RIVALS, wls
 
@@ -49,37 +49,53 @@ def test_the_factor_brings_back_the_anisotropy_that_is_missing(noise, too_small)
     affine = np.diag([-2.0, 2, 2.5, 1])
     affine[:3, :3] = np.linalg.qr(np.random.default_rng(7).normal(size=(3, 3)))[0] @ affine[:3, :3]
     scan = scan_of(noise, affine=affine)
-    fa, md = np.full(SHAPE, true_fa(), np.float32), np.full(SHAPE, VALUES.mean(), np.float32)
-    # FA is not linear in the size of the anisotropic part: p depends on FA² / (3/2 - FA²).
-    power = fa**2 / (1.5 - fa**2) * too_small**2
-    smaller = np.sqrt(1.5 * power / (1 + power))
-    found = anisotropy_factor(scan, 1000.0, np.arange(1, 7), smaller, md)
+    tensor = true_tensors()
+    smaller = mean_part(tensor) + too_small * (tensor - mean_part(tensor))
+    found = anisotropy_factor(scan, 1000.0, np.arange(1, 7), smaller)
     assert found == pytest.approx(1 / too_small, rel=0.04)
 
 
+def true_tensors():
+    """Tensors (X, Y, Z, 6) of `scan_of`, in 1e-3 mm²/s."""
+    out = np.zeros((*SHAPE, 6), np.float32)
+    for k, part in ((1, slice(None, SHAPE[0] // 2)), (2, slice(SHAPE[0] // 2, None))):
+        turn = np.linalg.qr(np.random.default_rng(k).normal(size=(3, 3)))[0]
+        full = turn @ np.diag(1e3 * VALUES) @ turn.T
+        out[part] = [*np.diag(full), *(2**0.5 * full[np.triu_indices(3, 1)])]
+    return out
+
+
+def mean_part(tensor):
+    return tensor[..., :3].mean(axis=3, keepdims=True) * np.array([1, 1, 1, 0, 0, 0], np.float32)
+
+
 def test_without_six_directions_or_a_noise_level_nothing_is_changed(monkeypatch):
-    fa, md = np.full(SHAPE, 0.3, np.float32), np.full(SHAPE, 8e-4, np.float32)
-    assert anisotropy_factor(scan_of(2.0, n=5), 1000.0, np.arange(1, 6), fa, md) == 1
+    tensor = 0.7 * true_tensors()
+    assert anisotropy_factor(scan_of(2.0, n=5), 1000.0, np.arange(1, 6), tensor) == 1
 
     def unknown(*_):
         raise ScanError("no noise")
 
     monkeypatch.setattr(balance, "sigma_of_few", unknown)
-    assert anisotropy_factor(scan_of(2.0), 1000.0, np.arange(1, 7), fa, md) == 1
+    assert anisotropy_factor(scan_of(2.0), 1000.0, np.arange(1, 7), tensor) == 1
 
 
-def test_scaled_maps_keep_their_colour_and_their_range():
-    rng = np.random.default_rng(0)
-    colour = rng.uniform(0.1, 0.6, (4, 3, 2, 3)).astype(np.float32)
-    fa = np.linalg.norm(colour, axis=3, keepdims=True)
-    maps = np.concatenate([fa, np.full_like(fa, 7e-4), colour], axis=3)
-    maps[0, 0, 0] = 0
-    found, std = scaled(maps, 0.1 * maps, 1.25)
-    np.testing.assert_allclose(found[..., :1], np.minimum(1.25 * maps[..., :1], 1), rtol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(found[..., 2:], axis=3), found[..., 0], rtol=1e-5)
-    np.testing.assert_array_equal(found[..., 1], maps[..., 1])
-    np.testing.assert_allclose(std, 0.1 * found, rtol=1e-5)
-    assert scaled(maps, None, 1.1)[1] is None
+def test_sized_tensors_keep_their_mean_and_directions_and_their_maps_agree():
+    tensor = true_tensors()
+    tensor[:3] = 0  # outside the brain
+    found, std = sized(tensor, np.ones((*SHAPE, 13), np.float32), 0.8)
+    assert not found[:3].any()
+    fa, md, ad, rd = np.moveaxis(found[3:, ..., :4], 3, 0)
+    rest = 0.8 * (VALUES - VALUES.mean())
+    values = VALUES.mean() + rest
+    np.testing.assert_allclose(fa, np.sqrt(1.5 * (rest**2).sum() / (values**2).sum()), rtol=1e-4)
+    np.testing.assert_allclose(md, VALUES.mean(), rtol=1e-5)
+    np.testing.assert_allclose(ad, values[0], rtol=1e-4)
+    np.testing.assert_allclose(rd, values[1:].mean(), rtol=1e-4)
+    again = tensor_in(found)
+    np.testing.assert_allclose(again[3:] - mean_part(again)[3:], 0.8 * (tensor - mean_part(tensor))[3:], atol=1e-5)
+    np.testing.assert_array_equal(std[0, 0, 0], np.float32([0.8, 1, *[0.8] * 11]))
+    assert sized(tensor, None, 1.1)[1] is None
 
 
 def test_the_starts_are_the_simple_estimates_of_the_volumes_that_are_used():
@@ -124,9 +140,11 @@ def test_a_map_is_the_mean_over_the_starts_with_the_anisotropy_of_the_scan(monke
     monkeypatch.setattr("bids_dmrigen.methods.maps.diffdti_model.anisotropy_factor", lambda *_: 1.0)
     raw = made("acquired").named_maps()
     unscaled = made(*series).named_maps()
-    np.testing.assert_allclose(whole.named_maps()["md"], unscaled["md"], rtol=1e-6)
-    np.testing.assert_allclose(whole.named_maps()["fa"], np.minimum(factor * unscaled["fa"], 1), rtol=1e-3, atol=1e-5)
     inside = scan.mask
+    tensors = [tensor_in(m["tensor"])[inside] for m in (whole.named_maps(), unscaled)]
+    rest = [t - mean_part(t[None, None])[0, 0] for t in tensors]
+    np.testing.assert_allclose(rest[0], factor * rest[1], atol=1e-3)
+    np.testing.assert_allclose(whole.named_maps()["md"][inside], unscaled["md"][inside], rtol=0.02)
     error = {k: np.abs(m["fa"] - true_fa())[inside].mean() for k, m in (("raw", raw), ("mean", unscaled))}
     assert error["mean"] < 0.9 * error["raw"]
     assert np.abs(whole.named_maps()["fa"][inside].mean() - true_fa()) < 0.03
