@@ -4,12 +4,12 @@ python benchmarks/evidence.py ROOM [--data FOLDER] [--scans NAME ...] [--keep N 
     [--weights PATH]
 
 ROOM is maps (Diff-DTI), directions (QID²), enhance (RISH latent diffusion) or denoise (Di-Fusion). FOLDER is that of
-the data. Scans are those of role `report` (`training/roles.tsv`). A method and the simple estimates see the b0s and N
-directions of one shell (maps) or of every shell (the others). Each score is printed against the maps of all volumes,
-which hold the noise of the input, and against those of the volumes left out, which do not: mean over K selections of
-directions of the simple estimate that is best for this score, with its name, and of the method, and the difference;
-then the smallest difference of one selection. Scores are computed in the mask eroded twice, without voxels empty in
-some volume.
+the data. Scans are those of role `report` (`training/roles.tsv`). A method and the simple estimates see every second b0
+and N directions of one shell (maps) or of every shell (the others). Each score is printed against the maps of all
+volumes, which hold the noise of the input, and against those of the volumes left out, which do not: mean over K
+selections of directions of the simple estimate that is best for this score, with its name, and of the method, and the
+difference; then the smallest difference of one selection. Scores are computed in the mask eroded twice, without voxels
+empty in some volume.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def cases(data: Path, name: str, room: str, keep: int, selections: int) -> Itera
     mask, _ = evaluation.scored_voxels(scan)
     reference = evaluation.summary_maps(scan)
     for k in range(selections):
-        kept = evaluation.kept_volumes(scan.gradients, keep, k, selections)
-        wanted = evaluation.wanted_volumes(scan.gradients, kept)
+        kept = evaluation.kept_volumes(scan.gradients, keep, k, selections) & ~_hidden_b0s(scan.gradients)
+        wanted = evaluation.wanted_volumes(scan.gradients, kept | scan.gradients.is_b0)
         references = {"": reference, "left_out_": evaluation.left_out_maps(scan, kept, "ols")}
         yield Case(_part(scan, kept), scan.gradients[wanted], scan.data[..., wanted], references, mask)
 
@@ -104,7 +104,7 @@ def _map_cases(data: Path, name: str, scan: Scan, keep: int, selections: int) ->
     `mdtb6k` has six directions at b = 1500 s/mm² and too few others: its reference is `mdtb2k`, the same slices of the
     same person, and all its selections are this one.
     """
-    b0, low = scan.gradients.is_b0, tensor_volumes(scan.gradients)
+    low = tensor_volumes(scan.gradients)
     volumes = next(v for b, v in scan.gradients.shells() if abs(b - SHELLS[name]) < 0.05 * SHELLS[name])
     scan = Scan(scan.data, scan.affine, scan.gradients, scan.mask & (scan.data[..., low] > 0).all(axis=3))
     other = report_scan(data, "mdtb2k") if name == "mdtb6k" else None
@@ -120,7 +120,7 @@ def _map_cases(data: Path, name: str, scan: Scan, keep: int, selections: int) ->
         if tuple(chosen) in seen or not well or len(seen) == selections:
             continue
         seen.add(tuple(chosen))
-        kept = b0.copy()
+        kept = scan.gradients.is_b0 & ~_hidden_b0s(scan.gradients)
         kept[chosen] = True
         if other is not None:
             references = {"left_out_": reference}
@@ -129,6 +129,13 @@ def _map_cases(data: Path, name: str, scan: Scan, keep: int, selections: int) ->
             references = {"": reference, "left_out_": left_out}
         wanted = np.setdiff1d(volumes, chosen)
         yield Case(_part(scan, kept), scan.gradients[wanted], scan.data[..., wanted], references, mask)
+
+
+def _hidden_b0s(gradients: GradientTable) -> np.ndarray:
+    """Return (N,) bool: every second b0, which no arm sees, so that the MD of left-out volumes has noise of its own."""
+    hidden = np.zeros(len(gradients), bool)
+    hidden[np.flatnonzero(gradients.is_b0)[1::2]] = True
+    return hidden
 
 
 def _part(scan: Scan, volumes: np.ndarray) -> Scan:

@@ -236,11 +236,13 @@ def maps_and_volumes(
 
 
 def left_out_maps(scan: Scan, kept: np.ndarray, fit: str) -> dict[str, np.ndarray] | None:
-    """Return the maps of the left-out volumes and the b0s, whose noise no arm has seen but that of the b0s.
+    """Return the maps of the left-out volumes, whose noise no arm has seen.
 
-    None where these volumes hardly determine a tensor.
+    Where all b0s are kept they serve here too, and the MD of both has their noise. None where these volumes hardly
+    determine a tensor.
     """
-    chosen = ~kept | scan.gradients.is_b0
+    is_b0 = scan.gradients.is_b0
+    chosen = ~kept if (is_b0 & ~kept).any() else ~kept | is_b0
     table = scan.gradients[chosen]
     used = tensor_volumes(table)
     if condition(table.bvecs[used & ~table.is_b0]) > WELL_CONDITIONED:
