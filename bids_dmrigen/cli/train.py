@@ -67,6 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", choices=("small", "paper"), default="small", help="network size (default: small)")
     parser.add_argument("--minutes", type=float, metavar="M", help="longest training (default: no limit)")
     parser.add_argument("--steps", type=int, metavar="N", help="most optimiser steps (default: the method's own)")
+    parser.add_argument("--keep-every", type=int, default=0, metavar="N",
+                        help="keep the averaged weights every N steps too, for a curve of what they are worth")  # fmt: skip
     parser.add_argument("--batch", type=int, metavar="B",
                         help="examples per step (default: 32; with --size paper the method's own)")  # fmt: skip
     parser.add_argument("--subjects", type=int, metavar="K",
@@ -199,7 +201,8 @@ def _run_training(args, training: Training, earlier: Sequence[Training], net, so
             print(ANEW.format(name=training.name), flush=True)
     plan = replace(
         training.training_plan(args.size), minutes=args.minutes and args.minutes * training.share(args.size),
-        precision=resolve_precision(args.precision, device), **({} if args.steps is None else {"steps": args.steps}),
+        precision=resolve_precision(args.precision, device), keep_every=args.keep_every,
+        **({} if args.steps is None else {"steps": args.steps}),
     )  # fmt: skip
     trained = train(
         net,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -98,6 +99,11 @@ class Training:
         for old in set(path.parent.glob(_best_file(path, "*").name)) - {kept}:
             old.unlink(missing_ok=True)
 
+    def keep(self, path: Path) -> None:
+        """Write the averaged weights beside the checkpoint at a path, for `kept_weights`."""
+        state = json.dumps(asdict(self.state))
+        write_tensors(_kept_file(Path(path), f"{self.state.step:07d}"), self.averaged.state_dict(), {"state": state})
+
     def load(self, path: Path, plan: str) -> None:
         """Restore the state in a checkpoint.
 
@@ -141,6 +147,19 @@ def best_weights(path: Path, net: nn.Module) -> tuple[dict[str, Tensor], Progres
     if {n: w.shape for n, w in weights.items()} != {n: w.shape for n, w in net.state_dict().items()}:
         raise ValueError(BAD_CHECKPOINT.format(path=path, reason="its network is another one"))
     return weights, state
+
+
+def kept_weights(path: Path) -> Iterator[tuple[dict[str, Tensor], Progress]]:
+    """Yield the weights that were kept beside the checkpoint at a path, and the progress then, in order of steps."""
+    path = Path(path)
+    for file in sorted(path.parent.glob(_kept_file(path, "*").name)):
+        weights, record = _read(file)
+        yield weights, _state(file, record)
+
+
+def _kept_file(path: Path, step: str) -> Path:
+    """Return the path of weights that are kept, of some step."""
+    return path.with_name(f"{path.stem}-at-{step}{path.suffix}")
 
 
 def _best_file(path: Path, step: int | str) -> Path:

@@ -25,6 +25,7 @@ from .storage import write_text
 Loss = Callable[[nn.Module, Any], Tensor]  # (network, batch) -> scalar
 Score = Callable[[nn.Module], float]
 
+UNIMPORTANT = ("minutes", "save_every", "keep_every")  # settings that may change when a training goes on
 COLUMNS = ["step", "seconds", "learning_rate", "loss", "held_out"]
 
 
@@ -51,8 +52,9 @@ class Plan:
         improve the best one by the relative `tolerance`.
     precision
         "fp32" or "bf16" (mixed: the weights stay float32).
-    save_every
-        Steps between checkpoints.
+    save_every, keep_every
+        Steps between checkpoints, and between averaged weights that are kept beside it, for a curve of what they are
+        worth; 0 for none.
     """
 
     steps: int
@@ -68,6 +70,7 @@ class Plan:
     tolerance: float = 1e-4
     precision: str = "fp32"
     save_every: int = 200
+    keep_every: int = 0
 
 
 @dataclass(frozen=True)
@@ -239,11 +242,14 @@ def _evaluate(run: Training, plan: Plan, held_out: Score) -> None:
 
 
 def _keep(run: Training, plan: Plan, checkpoint: Path | None, log: Path | None) -> None:
-    """Write the log, and a checkpoint every `plan.save_every` steps and at the end."""
+    """Write the log, a checkpoint every `plan.save_every` steps and at the end, and the weights that are kept."""
+    step = run.state.step
     if log is not None:
         _write_log(log, run.state.history)
-    if checkpoint is not None and (run.state.stopped or run.state.step % plan.save_every == 0):
+    if checkpoint is not None and (run.state.stopped or step % plan.save_every == 0):
         run.save(checkpoint, _fingerprint(plan))
+    if checkpoint is not None and plan.keep_every and (run.state.stopped or step % plan.keep_every == 0):
+        run.keep(checkpoint)
 
 
 def _score(net: nn.Module, held_out: Score, plan: Plan) -> float:
@@ -279,7 +285,7 @@ def _seconds_left(state: Progress, plan: Plan) -> float:
 
 def _fingerprint(plan: Plan) -> str:
     """Return the settings of a plan that must be the same to continue a checkpoint."""
-    settings = {name: value for name, value in asdict(plan).items() if name not in ("minutes", "save_every")}
+    settings = {name: value for name, value in asdict(plan).items() if name not in UNIMPORTANT}
     return json.dumps(settings | {"processes": world_size()})
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bids_dmrigen.diffusion.checkpoints import best_weights
+from bids_dmrigen.diffusion.checkpoints import best_weights, kept_weights
 from bids_dmrigen.diffusion.noise import generator
 from bids_dmrigen.diffusion.storage import write_tensors
 from bids_dmrigen.diffusion.training import Plan, train
@@ -210,6 +210,19 @@ def test_more_minutes_continue_what_fewer_ended(monkeypatch, tmp_path):
     assert (again.steps, again.stopped_because) == (30, "minutes")
     longer = train(network(), batch, loss, held_out, replace(plan, minutes=0.75), checkpoint=path)
     assert (longer.steps, longer.stopped_because) == (45, "minutes")
+
+
+def test_the_averaged_weights_are_kept_for_a_curve(tmp_path):
+    path, plan = tmp_path / "state.safetensors", replace(PLAN, keep_every=10, steps=25)
+    net = network()
+    train(net, batch, loss, held_out, plan, checkpoint=path)
+    kept = list(kept_weights(path))
+    assert [progress.step for _, progress in kept] == [10, 20, 25]
+    assert [progress.history[-1]["step"] for _, progress in kept] == [10, 20, 25]
+    for weights, progress in kept:
+        again = network()
+        again.load_state_dict(weights)
+        assert held_out(again) == pytest.approx(progress.history[-1]["held_out"], rel=1e-6)
 
 
 @pytest.mark.parametrize("minutes", [None, 0.5])
