@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, metavar="M", help="longest training (default: no limit)")
     parser.add_argument("--steps", type=int, metavar="N", help="most optimiser steps (default: the method's own)")
     parser.add_argument("--keep-every", type=int, default=0, metavar="N",
-                        help="keep the averaged weights every N steps too, for a curve of what they are worth")  # fmt: skip
+                        help="keep the averaged weights every N steps, for a curve of what they are worth")  # fmt: skip
     parser.add_argument("--batch", type=int, metavar="B",
                         help="examples per step (default: 32; with --size paper the method's own)")  # fmt: skip
     parser.add_argument("--subjects", type=int, metavar="K",
