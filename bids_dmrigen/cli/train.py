@@ -85,6 +85,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--anatomies", type=Path, metavar="FILE",
                         help="anatomies of real scans, which `dmrigen prepare --anatomies` wrote, to simulate scans "
                         "of; with --data or --subjects in turn")  # fmt: skip
+    parser.add_argument("--held-out", nargs="+", metavar="LABEL",
+                        help="subjects of --data and --anatomies to score on (default: every tenth)")  # fmt: skip
     parser.add_argument("--good", type=Path, metavar="FILE",
                         help=f"{paired}: prepared scans of the same subjects by a better scanner, at the "
                         "same positions as those of --data: the target of the training")  # fmt: skip
@@ -254,7 +256,7 @@ def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:
             raise ValueError(PAIRS.format(name=args.method))
         good = Prepared(args.good, device) if args.good is not None else None
         subjects = {about["subject"] for about in good.about} if good is not None else None
-        parts = [Prepared(args.data, device, part, subjects) for part in ("train", "held out")]
+        parts = [Prepared(args.data, device, part, subjects, args.held_out) for part in ("train", "held out")]
         scans = {p.part: [a["name"] for a, c in zip(p.about, p.counts, strict=True) if c.any()] for p in parts}
         description = {"file": args.data.name, **scans, **description}
         if good is not None:
@@ -266,7 +268,7 @@ def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:
         if method.spec.in_template:
             raise ValueError(NOT_ON_ANATOMIES.format(name=args.method))
         for found, part in ((sources, "train"), (held_out, "held out")):
-            found.append(MeasuredAnatomies(args.anatomies, part, device))
+            found.append(MeasuredAnatomies(args.anatomies, part, device, args.held_out))
         anatomies = {"train": sources[-1].names, "held out": held_out[-1].names}
         description |= {"anatomies": {"file": args.anatomies.name} | anatomies}
     if (args.data, args.anatomies) == (None, None) or args.subjects is not None:

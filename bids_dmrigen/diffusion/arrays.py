@@ -23,6 +23,9 @@ HELD_OUT = 10  # one subject in ten is held out
 
 NOT_PREPARED = "{path}: not a file of prepared scans ({reason}); make one with `dmrigen prepare`"
 NO_SHELL = "{path}: no shell has the {needed} directions between b = {low:.0f} and {high:.0f} s/mm² that training needs"
+NO_SUCH_PARTS = (
+    "{path}: its subjects are {found}, and {named} cannot be held out; name some of them, and leave others to train on"
+)
 EMPTY = "{path}: no scan to prepare"
 DARK = "the median b0 signal in the mask is {scale:g}; expected a positive one: check mask and b0s"
 
@@ -117,15 +120,17 @@ class Prepared:
     device
         Device of the slices that are returned.
     part
-        "all", or for training "train" or "held out". Every tenth subject, at least one, is held out. Where there is
-        only one subject, the middle tenth of its slices, at least one, is held out instead: a weaker test.
+        "all", or for training "train" or "held out", see `held_out_of`. Where there is only one subject, the middle
+        tenth of its slices, at least one, is held out instead: a weaker test.
     subjects
         Subjects whose scans are used; None for all.
+    held_out
+        Subjects that are held out; None for every tenth.
 
     Raises
     ------
     ValueError
-        Where the file does not hold prepared scans.
+        Where the file does not hold prepared scans, or not those that are to be held out.
     """
 
     def __init__(
@@ -134,6 +139,7 @@ class Prepared:
         device: torch.device | str = "cpu",
         part: str = "all",
         subjects: Collection[str] | None = None,
+        held_out: Collection[str] | None = None,
     ):
         self.path, self.device, self.part = Path(path), torch.device(device), part
         try:
@@ -146,7 +152,8 @@ class Prepared:
         self.about = json.loads(record["scans"])
         # Brain voxels per slice: the chance of a slice to be drawn is its share of the brain.
         counts = [self._file.get_tensor(f"{k}.mask").flatten(1).sum(dim=1) for k in range(len(self.about))]
-        self.counts = [count * keep for count, keep in zip(counts, self._parts(counts, subjects), strict=True)]
+        kept = self._parts(counts, subjects, held_out)
+        self.counts = [count * keep for count, keep in zip(counts, kept, strict=True)]
 
     def __len__(self) -> int:
         """Return the number of scans in the file."""
@@ -275,11 +282,13 @@ class Prepared:
         tensor: Tensor = self._file.get_tensor(f"{index}.{name}")
         return tensor
 
-    def _parts(self, counts: list[Tensor], subjects: Collection[str] | None) -> list[Tensor]:
+    def _parts(
+        self, counts: list[Tensor], subjects: Collection[str] | None, named: Collection[str] | None
+    ) -> list[Tensor]:
         """Return for every scan which of its slices (Z,) belong to this part."""
-        wanted = sorted({a["subject"] for a in self.about if subjects is None or a["subject"] in subjects})
+        wanted = {a["subject"] for a in self.about if subjects is None or a["subject"] in subjects}
         if len(wanted) > 1:
-            held_out = set(wanted[::HELD_OUT])
+            held_out = held_out_of(wanted, named, self.path)
             kept = [torch.full(c.shape, a["subject"] in held_out) for a, c in zip(self.about, counts, strict=True)]
         else:
             kept = []
@@ -289,6 +298,20 @@ class Prepared:
                 kept.append((number >= start) & (number < start + span))
         part = {"all": [torch.ones_like(k) for k in kept], "train": [~k for k in kept], "held out": kept}[self.part]
         return [slices_of_scan & (a["subject"] in wanted) for slices_of_scan, a in zip(part, self.about, strict=True)]
+
+
+def held_out_of(subjects: Collection[str], named: Collection[str] | None, path: Path) -> set[str]:
+    """Return which of the subjects in a file are held out: those that are named, or every tenth, at least one.
+
+    Raises
+    ------
+    ValueError
+        Where a subject that is named is not there, or none is left to train on.
+    """
+    held_out = set(sorted(subjects)[::HELD_OUT]) if named is None else set(named)
+    if not held_out <= set(subjects) or held_out == set(subjects):
+        raise ValueError(NO_SUCH_PARTS.format(path=path, named=sorted(held_out), found=sorted(subjects)))
+    return held_out
 
 
 def _box(mask: np.ndarray) -> tuple[slice, slice, slice]:

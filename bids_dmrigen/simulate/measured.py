@@ -7,19 +7,19 @@ real heads. What was noise in the scan counts as anatomy; it is little, because 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..diffusion.arrays import held_out_of
 from ..diffusion.storage import write_tensors
 from ..nets.direction_unet import dyadic_features
 from .examples import SimulatedSubject, SimulatedSubjects
 
 FORMAT = "bids_dmrigen anatomies 1"
-HELD_OUT = 10  # one subject in ten is held out
 KURTOSIS, N_KURTOSES = (0.3, 1.0), 512  # of tissue; examples choose from so many values
 WATER_MD = (1.2, 2.2)  # 1e-3 mm²/s: between them, the kurtosis falls to zero
 NOT_ANATOMIES = "{path}: not a file of anatomies ({reason}); make one with `dmrigen prepare --anatomies`"
@@ -85,9 +85,11 @@ class MeasuredAnatomies(SimulatedSubjects):
     path
         The file.
     part
-        "all", or for training "train" or "held out". Every tenth subject, at least one, is held out.
+        "all", or for training "train" or "held out", see `diffusion.arrays.held_out_of`.
     device
         Device of data and computations.
+    held_out
+        Subjects that are held out; None for every tenth.
 
     Raises
     ------
@@ -97,7 +99,13 @@ class MeasuredAnatomies(SimulatedSubjects):
 
     model = staticmethod(tensor_signal)
 
-    def __init__(self, path: str | Path, part: str = "all", device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        path: str | Path,
+        part: str = "all",
+        device: torch.device | str = "cpu",
+        held_out: Collection[str] | None = None,
+    ):
         try:
             self._file = safe_open(str(path), "pt")
             record = self._file.metadata() or {}
@@ -106,12 +114,10 @@ class MeasuredAnatomies(SimulatedSubjects):
         if record.get("format") != FORMAT:
             raise ValueError(NOT_ANATOMIES.format(path=path, reason=f"its format is {record.get('format')}"))
         about = json.loads(record["anatomies"])
-        held_out = set(sorted({a["subject"] for a in about})[::HELD_OUT])
+        kept = set() if part == "all" else held_out_of({a["subject"] for a in about}, held_out, Path(path))
         wanted = {"all": (True, False), "train": (False,), "held out": (True,)}[part]
-        self.numbers = [k for k, a in enumerate(about) if (a["subject"] in held_out) in wanted]
+        self.numbers = [k for k, a in enumerate(about) if (a["subject"] in kept) in wanted]
         self.names = [about[k]["name"] for k in self.numbers]
-        if not self.numbers:
-            raise ValueError(NOT_ANATOMIES.format(path=path, reason="it has one subject, which is held out"))
         self.device = torch.device(device)
         low, high = KURTOSIS
         self.tissues = torch.linspace(low, high, N_KURTOSES, device=self.device)[:, None]

@@ -92,6 +92,17 @@ def test_held_out_are_other_subjects_or_with_one_subject_other_slices(path, tmp_
     assert brain[1].any()
 
 
+def test_held_out_are_the_subjects_that_are_named(path):
+    names = sorted({about["subject"] for about in Prepared(path).about})
+    for part, expected in (("held out", names[-1:]), ("train", names[:-1])):
+        prepared = Prepared(path, part=part, held_out=names[-1:])
+        used = {a["subject"] for a, count in zip(prepared.about, prepared.counts, strict=True) if count.any()}
+        assert sorted(used) == expected
+    for named in ([*names], ["nobody"]):
+        with pytest.raises(ValueError, match="cannot be held out; name some of them"):
+            Prepared(path, part="train", held_out=named)
+
+
 def test_of_some_subjects_alone_none_else_is_drawn(path):
     for part, expected in (("all", [False, False, True]), ("held out", [False, False, True])):
         assert [bool(c.any()) for c in Prepared(path, part=part, subjects={"b", "z"}).counts] == expected

@@ -82,8 +82,10 @@ def test_examples_of_anatomies_say_their_tensors_and_are_not_finer_than_the_scan
 def test_one_subject_in_ten_is_held_out_and_other_files_are_refused(path, tmp_path):
     assert MeasuredAnatomies(path, "held out").names == ["sub-01"]
     assert MeasuredAnatomies(path).names == ["sub-02", "sub-01"]
+    assert MeasuredAnatomies(path, "held out", held_out=["02"]).names == ["sub-02"]
+    assert MeasuredAnatomies(path, "train", held_out=["02"]).names == ["sub-01"]
     write_anatomies(tmp_path / "one.safetensors", [anatomy()])
-    with pytest.raises(ValueError, match="one subject, which is held out"):
+    with pytest.raises(ValueError, match="cannot be held out"):
         MeasuredAnatomies(tmp_path / "one.safetensors", "train")
     (tmp_path / "text.safetensors").write_text("no")
     with pytest.raises(ValueError, match="not a file of anatomies"):
