@@ -1,7 +1,8 @@
 """The size of anisotropy: what six directions show of it, less what noise alone would show.
 
-Maps that are means over what is possible have too little anisotropy. How much a scan has can be read from it: with D
-the anisotropic part of a tensor fitted to six directions, E|D|² = |D_true|² + 5 v, v the variance of its five numbers.
+Tensors that are means over what is possible have too little anisotropy. The network says how much they should have. How
+much a scan has can also be read from it: with D the anisotropic part of a tensor fitted to six directions,
+E|D|² = |D_true|² + 5 v, v the variance of its five numbers. Each of the two is wrong where the other may be right.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ LIMITS = (0.8, 1.25)  # of the factor: beyond them, the noise level is wrong
 
 
 def anisotropy_factor(scan: Scan, bval: float, volumes: np.ndarray, tensor: np.ndarray) -> float:
-    """Return the factor with which tensors have as much anisotropy as the scan, in the mean over its brain.
+    """Return the factor that brings the size of tensors half-way to that of the scan, in the mean over its brain.
 
-    It is the root of sum w (|D|² - 5 v) / sum w p, with p the |D|² of the given tensors, and w the inverse of 5 v plus
-    its median. 1 for fewer than six directions, which do not determine D, and where the noise is unknown.
+    With r² = sum w (|D|² - 5 v) / sum w p, p the |D|² of the given tensors, and w the inverse of 5 v plus its median,
+    it is the root of r: the geometric mean of what the tensors have and of what the scan shows. 1 for fewer than six
+    directions, which do not determine D, and where the noise is unknown.
 
     Parameters
     ----------
@@ -52,7 +54,7 @@ def anisotropy_factor(scan: Scan, bval: float, volumes: np.ndarray, tensor: np.n
     _, given = parted(torch.from_numpy(tensor[scan.mask]))
     shown = ((anisotropic.square().sum(dim=1) - power) * weight).sum()
     factor = (shown.clamp_min(0) / (given.square().sum(dim=1) * weight).sum().clamp_min(1e-12)).sqrt()
-    return float(factor.clamp(*LIMITS))
+    return float(factor.clamp(*LIMITS).sqrt())
 
 
 def parted(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -374,6 +374,8 @@ def draw(
         output = dpm_solver_pp_2m(denoise, PROCESS, start, times).x0
     else:
         output = predictor_corrector(denoise, PROCESS, start, times, noise, 1, CORRECTOR_SNR).x0
+    if condition.with_fit and condition.bvecs.shape[1] == MOST:
+        output = output / 2  # six directions determine a tensor: the fit is an estimate too; the mean of both
     return (condition.centre + condition.scale * output).float()
 
 
