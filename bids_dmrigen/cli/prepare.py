@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import chain, islice
 from pathlib import Path
 
 from .atlases import EMBEDDED
@@ -34,6 +35,9 @@ def add(tools) -> None:
                       "--atlas`, or of the preprocessed runs of a dataset that bids_dmrigen wrote")  # fmt: skip
     kind.add_argument("--anatomies", action="store_true",
                       help="write the runs' tensors, denoised, as anatomies for `dmrigen train` instead")  # fmt: skip
+    kind.add_argument("--in-template", action="store_true",
+                      help="write the runs on the template's 2 mm grid, for methods that work there (phydiff); SOURCE "
+                      "is a dataset that bids_dmrigen wrote with --output-spaces template")  # fmt: skip
     adc = parser.add_argument_group("with --adc-atlas")
     adc.add_argument("--bvalues", type=float, nargs="+", metavar="B",
                      help="b-values, s/mm²; a shell counts for the nearest (default: 1000 2000 3000)")  # fmt: skip
@@ -71,6 +75,8 @@ def run(args) -> int:
     left_out: list[str] = []
     if args.anatomies:
         count = write_anatomies(args.out, _anatomies(args, left_out))
+    elif args.in_template:
+        count = _write_in_template(args, left_out)
     else:
         count = write_prepared(args.out, _scans(args, left_out))
     print(f"{args.out}: {count} runs, {args.out.stat().st_size / 1e6:.0f} MB")
@@ -121,6 +127,31 @@ def _anatomy(scan):
     b0 = torch.from_numpy(scan.mean_b0()[scan.mask].astype(np.float32))
     affine = torch.as_tensor(scan.affine, dtype=torch.float64)
     return torch.from_numpy(scan.mask), affine, b0 / b0.median(), from_lower_triangles(fit.tensor)
+
+
+def _write_in_template(args, left_out: list[str]) -> int:
+    """Write the runs on the template's grid; return how many."""
+    from ..diffusion.arrays import write_prepared
+    from ..spatial.adc_atlas import GRID_AFFINE, GRID_SHAPE, find_transform
+    from ..spatial.coverage import read_run
+    from ..spatial.template_space import series_in_template
+
+    templates: set[str] = set()
+
+    def read(item):
+        transform, template = find_transform(item)
+        scan, sigma = _with_noise(read_run(item, args.b0_threshold))
+        templates.add(template)
+        return series_in_template(scan, transform, GRID_SHAPE, GRID_AFFINE), sigma
+
+    def scans():
+        for item, (scan, sigma) in _usable(args, left_out, read):
+            print(f"{item.name}: {int(scan.mask.sum())} voxels of {_one(templates, args)}", flush=True)
+            yield item.name, item.entities["subject"], scan, sigma
+
+    runs = scans()
+    first = list(islice(runs, 1))  # with which the template is known
+    return write_prepared(args.out, chain(first, runs), _one(templates, args))
 
 
 def _write_adc_atlas(args) -> int:
@@ -185,13 +216,18 @@ def _adc_of_runs(args, bvals, left_out: list[str]):
             yield item.entities["subject"], shells, adc
 
     data, n_runs, n_subjects = mean_of_runs(maps(), bvals)
+    source = Path(args.source).resolve().name
+    return data, GRID_AFFINE, {"Source": source, "Subjects": n_subjects, "Runs": n_runs, "Space": _one(templates, args)}
+
+
+def _one(templates: set[str], args) -> str:
+    """Return the template that all runs are registered to; refuse several."""
     if len(templates) > 1:
         raise ValueError(
             f"{args.source}: expected runs registered to one template, found {', '.join(sorted(templates))}; "
             "choose those of one with --participant-label"
         )
-    source = Path(args.source).resolve().name
-    return data, GRID_AFFINE, {"Source": source, "Subjects": n_subjects, "Runs": n_runs, "Space": templates.pop()}
+    return next(iter(templates), "")
 
 
 def _usable(args, left_out: list[str], read):

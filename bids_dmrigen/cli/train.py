@@ -36,7 +36,14 @@ FOR_PLACED = "--adc-atlas and --xtract are for methods that work in the template
 TRACTS_ALONE = "--xtract trains the adapter for tracts of a trained network: give that network with --init"
 TRACTS_WITH_SIMULATED = "--xtract goes with an ADC atlas from a file; leave --adc-atlas simulated out"
 NO_IMAGES = "an ADC atlas is read with {module}, which is not installed; install it, or give --adc-atlas simulated"
-NOT_ON_SCANS = "--data: {name} is trained on subjects in the template's space, and prepared scans are not; leave it out"
+IN_TEMPLATE = (
+    "{path}: {name} is trained on scans on the template's grid, and these are on their own; make them with "
+    "`dmrigen prepare --in-template`"
+)
+NOT_IN_TEMPLATE = (
+    "{path}: {name} is trained on scans on their own grid, and these are on that of a template; make them with "
+    "`dmrigen prepare` without --in-template"
+)
 NOT_ON_ANATOMIES = "--anatomies: {name} is trained on subjects in the template's space; leave it out"
 PAIRS = "{name} is trained on pairs: give the good scans of the subjects in --data with --good"
 FOR_PAIRED = "--good goes with --data and is for methods that are trained on pairs ({names}); leave it out"
@@ -246,22 +253,17 @@ def _restore(training: Training, earlier: Sequence[Training], net, checkpoint: P
 
 def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:
     """Return the sources of training and of held-out examples, and a description of both for the card."""
-    sources, held_out, description = [], [], {"batch": args.batch}
-    if args.data is not None:
-        from ..diffusion.arrays import Prepared
+    from .atlases import load_atlas
 
-        if method.spec.in_template:
-            raise ValueError(NOT_ON_SCANS.format(name=args.method))
-        if method.spec.paired and args.good is None:
-            raise ValueError(PAIRS.format(name=args.method))
-        good = Prepared(args.good, device) if args.good is not None else None
-        subjects = {about["subject"] for about in good.about} if good is not None else None
-        parts = [Prepared(args.data, device, part, subjects, args.held_out) for part in ("train", "held out")]
-        scans = {p.part: [a["name"] for a, c in zip(p.about, p.counts, strict=True) if c.any()] for p in parts}
-        description = {"file": args.data.name, **scans, **description}
-        if good is not None:
-            description["good"] = args.good.name
-        sources, held_out = ([method.measured(part, good)] for part in parts)
+    sources, held_out, description = [], [], {"batch": args.batch}
+    with_subjects = (args.data, args.anatomies) == (None, None) or args.subjects is not None
+    atlas = load_atlas(args.atlas) if with_subjects or method.spec.in_template else None
+    population = _population(args, atlas) if method.spec.in_template else None
+    if args.data is not None:
+        parts, description = _prepared(args, method, device)
+        for found, (part, good) in zip((sources, held_out), parts, strict=True):
+            placed = method.spec.in_template
+            found.append(method.placed(part, atlas, population) if placed else method.measured(part, good))
     if args.anatomies is not None:
         from ..simulate.measured import MeasuredAnatomies
 
@@ -271,21 +273,36 @@ def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:
             found.append(MeasuredAnatomies(args.anatomies, part, device, args.held_out))
         anatomies = {"train": sources[-1].names, "held out": held_out[-1].names}
         description |= {"anatomies": {"file": args.anatomies.name} | anatomies}
-    if (args.data, args.anatomies) == (None, None) or args.subjects is not None:
-        from .atlases import load_atlas
-
-        atlas, n = load_atlas(args.atlas), args.subjects or SUBJECTS
+    if method.spec.in_template:
+        description |= {"adc_atlas": _adc_atlas_name(args)} | ({"tracts": args.xtract.name} if args.xtract else {})
+    if with_subjects:
+        n = args.subjects or SUBJECTS
         description |= {"atlas": args.atlas if args.atlas == EMBEDDED else Path(args.atlas).name, "subjects": n}
-        population = None
-        if method.spec.in_template:
-            population = _population(args, atlas)
-            description |= {"adc_atlas": _adc_atlas_name(args)} | ({"tracts": args.xtract.name} if args.xtract else {})
         sources.append(method.subjects(atlas, n, device=device, population=population))
         n_held_out = min(n, HELD_OUT_SUBJECTS)
         held_out.append(method.subjects(atlas, n_held_out, held_out=True, device=device, population=population))
     given = {"prepared scans": "file", "anatomies of scans": "anatomies", "simulated subjects": "subjects"}
     kinds = [kind for kind, key in given.items() if key in description]
     return sources, held_out, {"examples": " and ".join(kinds), **description}
+
+
+def _prepared(args, method, device) -> tuple[list[tuple], dict[str, Any]]:
+    """Return prepared scans with their good ones, of training and held out, and a description for the card."""
+    from ..diffusion.arrays import Prepared
+
+    if method.spec.paired and args.good is None:
+        raise ValueError(PAIRS.format(name=args.method))
+    good = Prepared(args.good, device) if args.good is not None else None
+    subjects = {about["subject"] for about in good.about} if good is not None else None
+    parts = [Prepared(args.data, device, part, subjects, args.held_out) for part in ("train", "held out")]
+    if method.spec.in_template != (parts[0].template is not None):
+        wrong = IN_TEMPLATE if method.spec.in_template else NOT_IN_TEMPLATE
+        raise ValueError(wrong.format(path=args.data, name=args.method))
+    scans = {p.part: [a["name"] for a, c in zip(p.about, p.counts, strict=True) if c.any()] for p in parts}
+    description = {"file": args.data.name, **scans, "batch": args.batch}
+    if good is not None:
+        description["good"] = args.good.name
+    return [(part, good) for part in parts], description
 
 
 def _population(args, atlas):

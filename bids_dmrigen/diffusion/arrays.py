@@ -62,7 +62,7 @@ class MeasuredSlices:
     affine: Tensor
 
 
-def write_prepared(path: Path, scans: Iterable[tuple[str, str, Scan, float]]) -> int:
+def write_prepared(path: Path, scans: Iterable[tuple[str, str, Scan, float]], template: str | None = None) -> int:
     """Write scans, cropped to their masks, as one array file; return how many.
 
     Signals are stored as float16 in units of the scan's median b0 in the mask (relative error at most 2^-11), slice
@@ -75,6 +75,8 @@ def write_prepared(path: Path, scans: Iterable[tuple[str, str, Scan, float]]) ->
         File to write; .safetensors.
     scans
         (name, subject, scan, noise level in scanner units) each; nothing of a scan outside its mask is kept.
+    template
+        Name of the template whose grid the scans are on; None where each is on its own.
 
     Raises
     ------
@@ -106,7 +108,8 @@ def write_prepared(path: Path, scans: Iterable[tuple[str, str, Scan, float]]) ->
         })  # fmt: skip
     if not about:
         raise ValueError(EMPTY.format(path=path))
-    write_tensors(path, tensors, {"format": FORMAT, "scans": json.dumps(about)})
+    placed = {} if template is None else {"template": template}
+    write_tensors(path, tensors, {"format": FORMAT, "scans": json.dumps(about), **placed})
     return len(about)
 
 
@@ -150,6 +153,7 @@ class Prepared:
         if record.get("format") != FORMAT:
             raise ValueError(NOT_PREPARED.format(path=path, reason=f"its format is {record.get('format')}"))
         self.about = json.loads(record["scans"])
+        self.template = record.get("template")  # on whose grid the scans are; None where each is on its own
         # Brain voxels per slice: the chance of a slice to be drawn is its share of the brain.
         counts = [self._file.get_tensor(f"{k}.mask").flatten(1).sum(dim=1) for k in range(len(self.about))]
         kept = self._parts(counts, subjects, held_out)

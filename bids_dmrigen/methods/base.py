@@ -294,6 +294,10 @@ class Trainable(Method):
         """Return prepared scans to train on; `good` are scans from a better scanner, for methods trained on pairs."""
         return scans
 
+    def placed(self, scans: Prepared, atlas: Atlas, population: Population | None = None) -> Any:
+        """Return prepared scans in the template's space to train on, for methods that work there; see `subjects`."""
+        return scans
+
     def freeze(self, net: torch.nn.Module, source: Any) -> None:
         """Freeze the parts of the network that this source cannot train."""
 

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from ..dwi.gradients import GradientTable, nearest_rotation
+from ..dwi.series import Scan, ScanError
 
 MARGIN_MM, NODES_MM = 60.0, 20.0  # box in which a transform is sampled: margin around the image, node spacing
 MOST_MM, ROUND_MM = 2.0, 0.5  # the edge of the template grid's voxels: largest value, and its step
 FINER = 0.6  # voxel edge relative to the scan's shortest edge, so that resampling back and forth changes little
 INVERSIONS = 8  # Newton steps: they reduce an error of 0.1 mm to 0.001 mm where the warp is strong
 BORDER_MM = 6.0  # margin around the brain
+NOT_ON_GRID = "its transform maps no brain to the template's grid; check the registration"
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +109,34 @@ class TemplateSpace:
         """Return a gradient table of an image on the template's grid, rotated to the scan."""
         world = gradients.world_directions(self.affine) @ self.rotation
         return GradientTable.from_world(gradients.bvals, world, self.scan_affine, gradients.b0_threshold)
+
+
+def series_in_template(scan: Scan, to_template: str | Path, shape: Sequence[int], affine: np.ndarray) -> Scan:
+    """Return a whole series on a grid of the template, its directions rotated once for the head, as `TemplateSpace`.
+
+    Parameters
+    ----------
+    scan
+        The preprocessed series with its brain mask.
+    to_template
+        Transform that resamples the scan onto the template.
+    shape, affine
+        Shape (3,) of the grid, and its (4, 4) voxel indices to world RAS+, mm.
+
+    Raises
+    ------
+    ScanError
+        Where the scan's brain is not on the grid.
+    """
+    points = mapped_points([to_template], shape, affine, scan.mask.shape, scan.affine)
+    mask = _read(scan.mask.astype(np.float32), points, scan.affine, order=1) > 0.5
+    if not mask.any():
+        raise ScanError(NOT_ON_GRID)
+    rotation = nearest_rotation(np.linalg.inv(_linear(points, mask, affine)))
+    world = scan.gradients.world_directions(scan.affine) @ rotation.T
+    table = GradientTable.from_world(scan.gradients.bvals, world, affine, scan.gradients.b0_threshold)
+    data = _read(scan.data, points, scan.affine, order=3).clip(0)
+    return Scan(data * mask[..., None], affine, table, mask)
 
 
 def _linear(points: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""`dmrigen prepare --adc-atlas`: of simulated subjects and of preprocessed runs, and what it refuses."""
+"""`dmrigen prepare --adc-atlas` and `--in-template`: of simulated subjects and of preprocessed runs."""
 
 import json
 
@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from bids_dmrigen.cli.tools import main
+from bids_dmrigen.diffusion.arrays import Prepared
+from bids_dmrigen.diffusion.weights import read_card
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.simulate.atlas_file import save_atlas
 from bids_dmrigen.spatial.population import read_adc_atlas
@@ -25,7 +27,7 @@ def atlas(tmp_path):
     return save_atlas(tmp_path / "ball.safetensors", make_ball())
 
 
-def add_run(root, subject, shells, template=TEMPLATE, run=""):
+def add_run(root, subject, shells, template=TEMPLATE, run="", noise=0.0):
     """Write a preprocessed run: a ball of isotropic tissue, {b-value: diffusivity}, and its transforms."""
     from bids_dmrigen.spatial.ants_tools import write_matrix
 
@@ -36,6 +38,7 @@ def add_run(root, subject, shells, template=TEMPLATE, run=""):
     points = np.moveaxis(np.indices(SHAPE), 0, -1) @ SCAN_AFFINE[:3, :3].T + SCAN_AFFINE[:3, 3]
     inside = np.linalg.norm(points - SHIFT, axis=-1) < 25
     data = (900 * inside[..., None] * np.exp(-bvals * diffusivity)).astype(np.float32)
+    data *= 1 + noise * np.random.default_rng(0).standard_normal(data.shape, dtype=np.float32)
     folder, stem = root / f"sub-{subject}" / "dwi", f"sub-{subject}" + f"_run-{run}" * bool(run)
     write_run(folder, f"{stem}_desc-preproc", data, gradients, SCAN_AFFINE)
     nib.save(nib.Nifti1Image(inside.astype(np.uint8), SCAN_AFFINE), folder / f"{stem}_desc-brain_mask.nii.gz")
@@ -131,6 +134,40 @@ def test_a_run_without_a_transform_is_left_out_and_two_templates_are_refused(tmp
     assert adc(derivative, tmp_path / "other.nii.gz", "--bvalues", 1000) == 1
     assert f"runs registered to one template, found {TEMPLATE}, Own" in capsys.readouterr().err
     assert not (tmp_path / "other.nii.gz").exists()
+
+
+def test_runs_come_onto_the_grid_of_the_template_and_one_method_trains_on_them(tmp_path, derivative, atlas, capsys):
+    for subject in "ab":
+        add_run(derivative, subject, {1000.0: 0.8e-3}, noise=0.02)
+    out = tmp_path / "placed.safetensors"
+    assert main(["prepare", "--in-template", str(derivative), str(out)]) == 0
+    assert f"voxels of {TEMPLATE}" in capsys.readouterr().out
+    scans = Prepared(out)
+    assert scans.template == TEMPLATE
+    mask, affine = scans.place(0)
+    middle = np.argwhere(mask).mean(axis=0) @ affine[:3, :3].T + affine[:3, 3]
+    np.testing.assert_allclose(middle, 0, atol=0.5)
+    scan = scans.scan(0)
+    np.testing.assert_allclose(scan.data[scan.mask][:, 1:].mean() / 900, np.exp(-0.8), rtol=0.02)
+
+    options = ["--out", str(tmp_path / "o"), "--atlas", str(atlas), "--steps", "1", "--batch", "4", "--device", "cpu"]
+    assert main(["train", "phydiff", "--data", str(out), *options]) == 0
+    trained_on = read_card(tmp_path / "o" / "phydiff-small.safetensors").trained_on
+    assert (trained_on["examples"], trained_on["adc_atlas"]) == ("prepared scans", "packaged")
+    assert (trained_on["train"], trained_on["held out"]) == (["sub-b"], ["sub-a"])
+    assert main(["train", "qid2", "--data", str(out), *options]) == 1
+    assert "without --in-template" in capsys.readouterr().err
+    on_their_own = tmp_path / "own.safetensors"
+    assert main(["prepare", str(derivative), str(on_their_own)]) == 0
+    assert main(["train", "phydiff", "--data", str(on_their_own), *options]) == 1
+    assert "prepare --in-template" in capsys.readouterr().err
+
+
+def test_runs_of_two_templates_do_not_share_a_grid(tmp_path, derivative, capsys):
+    add_run(derivative, "a", {1000.0: 0.8e-3}, noise=0.02)
+    add_run(derivative, "b", {1000.0: 0.8e-3}, template="other", noise=0.02)
+    assert main(["prepare", "--in-template", str(derivative), str(tmp_path / "o.safetensors")]) == 1
+    assert "registered to one template" in capsys.readouterr().err
 
 
 def test_an_impossible_adc_atlas_is_refused_with_the_reason(tmp_path, atlas, capsys):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
-from bids_dmrigen.spatial.template_space import TemplateSpace, _inverted
+from bids_dmrigen.dwi.series import Scan, ScanError
+from bids_dmrigen.spatial.template_space import TemplateSpace, _inverted, series_in_template
 
 ants = pytest.importorskip("ants")
 
@@ -114,3 +115,23 @@ def test_in_the_template_a_brain_has_the_volume_of_its_transform(space):
     mask = space.onto_template(space.mask, order=1) > 0.5
     litres = mask.sum() * 1.5**3, space.mask.sum() * abs(np.linalg.det(AFFINE[:3, :3]))
     assert litres[0] == pytest.approx(litres[1] * np.linalg.det(MOTION[:3, :3]), rel=0.03)
+
+
+def test_a_whole_series_comes_onto_a_grid_of_the_template_with_its_directions(space, tmp_path):
+    from bids_dmrigen.spatial.ants_tools import write_matrix
+
+    onto = write_matrix(tmp_path / "to.mat", np.linalg.inv(MOTION))
+    points = np.moveaxis(np.indices(SHAPE), 0, -1) @ AFFINE[:3, :3].T + AFFINE[:3, 3]
+    world = np.concatenate([np.zeros((1, 3)), even_directions(6)])
+    table = GradientTable.from_world(np.r_[0.0, np.full(6, 1000.0)], world, AFFINE)
+    data = 500 + points @ np.random.default_rng(0).normal(size=(3, 7))  # linear, so that interpolation is exact
+    scan = Scan(data.astype(np.float32), AFFINE, table, space.mask)
+    found = series_in_template(scan, onto, space.shape, space.affine)
+    np.testing.assert_allclose(found.gradients.bvecs, space.table_on_template(table).bvecs, atol=1e-5)
+    np.testing.assert_array_equal(found.mask, space.onto_template(space.mask, order=1) > 0.5)
+    np.testing.assert_allclose(found.data[found.mask], space.onto_template(scan.data)[found.mask], rtol=1e-5)
+    assert not found.data[~found.mask].any()
+    far = np.array(space.affine)
+    far[0, 3] += 500
+    with pytest.raises(ScanError, match="no brain"):
+        series_in_template(scan, onto, space.shape, far)

@@ -1,4 +1,4 @@
-"""Training examples for synthesis: slices of simulated subjects that are registered to the template."""
+"""Training examples for synthesis: slices of simulated subjects or scans that are registered to the template."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...diffusion.arrays import Prepared
 from ...simulate.examples import SimulatedSubjects, Slices, numbers_from
 from ...simulate.imaging import measure
 from .inputs import PROCESS, Condition, PopulationMaps, condition_of
@@ -27,9 +28,9 @@ FIRST_NOISE_ONLY = int((PROCESS.marginal(torch.arange(PROCESS.steps + 1))[0].squ
 
 @dataclass(frozen=True, eq=False)
 class Cohort:
-    """Simulated subjects in the template's space, and the population's maps."""
+    """Simulated subjects or scans in the template's space, and the population's maps."""
 
-    subjects: SimulatedSubjects
+    subjects: SimulatedSubjects | Prepared
     maps: PopulationMaps
 
     @property
@@ -48,8 +49,23 @@ class Batch(NamedTuple):
     noise: Tensor  # (B, 1, H, W)
 
 
+class Views(NamedTuple):
+    """Slices in the template's space: what was measured, and images of the middle slice to predict."""
+
+    b0: Tensor  # (B, H, W, 3) the slice and its two neighbours
+    images: Tensor  # (B, T, H, W) in the units of the b0
+    known: Tensor  # (B, T, H, W) bool: brain, and the image has a value
+    mask: Tensor  # (B, H, W) bool, the brain
+    places: Tensor  # (B, 3, H, W) mm
+    bvals: Tensor  # (B, T) s/mm²
+    bvecs: Tensor  # (B, T, 3) unit vectors in the template's world RAS+
+
+
 def examples(cohort: Cohort, size: str, batch: int, generator: torch.Generator) -> Batch:
-    """Return a batch of training examples: a measured b0, and noise-free images of some directions.
+    """Return a batch of training examples: a measured b0, and images of some directions.
+
+    Images of simulated subjects are free of noise. Those of scans are as acquired: their noise is independent of the
+    b0's, so that the mean of what is possible is learnt from both.
 
     Parameters
     ----------
@@ -62,48 +78,97 @@ def examples(cohort: Cohort, size: str, batch: int, generator: torch.Generator) 
     generator
         The only source of random numbers.
     """
-    subjects = cohort.subjects
     uniform, normal = numbers_from(generator)
     n = max(batch // TARGETS, 1)
-    bval = BVALS[0] * (BVALS[1] / BVALS[0]) ** uniform(n)
-    bvecs = F.normalize(normal(n, TARGETS, 3), dim=2)
-    slices, places = _views(subjects, size, n, generator)
-    clean = slices.signal(torch.zeros(n, 1, device=subjects.device), torch.zeros(n, 1, 3, device=subjects.device))
-    middle = slices.layer(1)
-    wanted = middle.signal(bval[:, None].repeat(1, TARGETS), bvecs)
-    mask = middle.mask()
-    gain = rim_gain(mask, RIM_GAIN * uniform(n), generator)
-    clean, wanted = clean * gain[..., None], wanted * gain
-    measured = measure(clean, torch.ones_like(bval), generator, noiseless=wanted[..., None])
-    b0 = measured.signal[:, 0]
+    if isinstance(cohort.subjects, Prepared):
+        views = measured(cohort.subjects, size, n, generator)
+    else:
+        views = simulated(cohort.subjects, size, n, generator)
+    b0, mask, places, known = views.b0, views.mask, views.places, views.known
     unit = ((b0[..., 1] * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp_min(1)).clamp_min(1e-3)
     unit = unit * torch.exp(0.2 * normal(n))  # at generation the unit is of a whole brain, not of a slice
-    assert measured.expected is not None  # because `noiseless` was given
-    image = measured.expected[..., 0] / unit[:, None, None, None]
+    image = views.images / unit[:, None, None, None]
     if size == "paper":
         around = zeros_around(*mask.shape[1:])
-        b0, image, mask = F.pad(b0, (0, 0, *around)), F.pad(image, around), F.pad(mask, around)
+        b0, image, known = F.pad(b0, (0, 0, *around)), F.pad(image, around), F.pad(known, around)
         places = continued(places, around)
 
     def each(values: Tensor) -> Tensor:
         return values.repeat_interleave(TARGETS, dim=0)
 
-    bvals, tracts = each(bval), cohort.maps.tracts_at(places)
+    bvals, tracts = views.bvals.flatten(), cohort.maps.tracts_at(places)
     condition = condition_of(
-        each(b0 / unit[:, None, None, None]), cohort.maps.adc_at(each(places), bvals), bvecs.flatten(0, 1), bvals,
+        each(b0 / unit[:, None, None, None]), cohort.maps.adc_at(each(places), bvals), views.bvecs.flatten(0, 1), bvals,
         each(places), size, None if tracts is None else each(tracts),
     )  # fmt: skip
     x0 = ((image.flatten(0, 1)[:, None] - condition.centre) / condition.scale).clamp(-10, 10)
-    inside = each(mask)[:, None]
+    inside = known.flatten(0, 1)[:, None]
     # Errors have equal weight within a slice; between slices they are relative to the expected error.
     expected, voxels = inside * condition.scale.square(), inside.sum(dim=(2, 3), keepdim=True).clamp_min(1)
     weight = expected / (expected.sum(dim=(2, 3), keepdim=True) / voxels).clamp_min(1e-12) + OUTSIDE * ~inside
     # The most frequent use is the mean, predicted from noise alone: half of all images train it.
     first = torch.where(
-        (uniform(len(x0)) < 0.5) & torch.tensor(size == "small", device=subjects.device), FIRST_NOISE_ONLY, 1
+        (uniform(len(x0)) < 0.5) & torch.tensor(size == "small", device=cohort.device), FIRST_NOISE_ONLY, 1
     )
     t = first + (uniform(len(x0)) * (PROCESS.steps + 1 - first)).long()
     return Batch(condition, x0, weight, t, normal(*x0.shape))
+
+
+def simulated(subjects: SimulatedSubjects, size: str, n: int, generator: torch.Generator) -> Views:
+    """Return `n` slices of simulated subjects, each with images of its own b-value."""
+    uniform, normal = numbers_from(generator)
+    bval = BVALS[0] * (BVALS[1] / BVALS[0]) ** uniform(n)
+    bvecs = F.normalize(normal(n, TARGETS, 3), dim=2)
+    slices, places = _views(subjects, size, n, generator)
+    clean = slices.signal(torch.zeros(n, 1, device=subjects.device), torch.zeros(n, 1, 3, device=subjects.device))
+    middle = slices.layer(1)
+    bvals = bval[:, None].repeat(1, TARGETS)
+    wanted = middle.signal(bvals, bvecs)
+    mask = middle.mask()
+    gain = rim_gain(mask, RIM_GAIN * uniform(n), generator)
+    clean, wanted = clean * gain[..., None], wanted * gain
+    acquired = measure(clean, torch.ones_like(bval), generator, noiseless=wanted[..., None])
+    assert acquired.expected is not None  # because `noiseless` was given
+    known = mask[:, None].expand(-1, TARGETS, -1, -1)
+    return Views(acquired.signal[:, 0], acquired.expected[..., 0], known, mask, places, bvals, bvecs)
+
+
+def measured(scans: Prepared, size: str, n: int, generator: torch.Generator) -> Views:
+    """Return `n` slices of a scan in the template's space, each with images of other directions of a shell.
+
+    Half of them are mirrored: left and right have the same tracts.
+
+    Raises
+    ------
+    ValueError
+        Where no scan has a shell of `TARGETS` directions between `BVALS`.
+    """
+    uniform, _ = numbers_from(generator)
+    views, b0s, volumes = scans.shell_slices(generator, n, (*SIDE[size], 3), TARGETS, BVALS)
+    chosen = volumes[uniform(n, len(volumes)).argsort(dim=1)[:, :TARGETS]]
+    b0 = views.signal[:, b0s[: 1 + int(uniform(1) * len(b0s))]].mean(dim=1)
+    images = views.signal[torch.arange(n, device=chosen.device)[:, None], chosen, :, :, 1]
+    mask, bvecs, places = views.mask[..., 1], views.directions[chosen], places_of(views.affine, SIDE[size])
+    mirrored = uniform(n) < 0.5
+    across = torch.tensor([-1.0, 1, 1], device=bvecs.device)
+
+    def turned(values: Tensor, axis: int) -> Tensor:
+        return torch.where(mirrored.reshape(-1, *[1] * (values.ndim - 1)), values.flip(axis), values)
+
+    b0, images, mask, places = turned(b0, 1), turned(images, 2), turned(mask, 1), turned(places, 2)
+    bvecs = torch.where(mirrored[:, None, None], bvecs * across, bvecs)
+    places = torch.where(mirrored[:, None, None, None], places * across[:, None, None], places)
+    gain = rim_gain(mask, RIM_GAIN * uniform(n), generator)
+    known = mask[:, None] & (b0[..., 1] > 0)[:, None] & (images > 0)  # a sample of 0 is one that is missing
+    return Views(b0 * gain[:, 0, ..., None], images * gain, known, mask, places, views.bvals[chosen], bvecs)
+
+
+def places_of(affine: Tensor, side: tuple[int, int]) -> Tensor:
+    """Return the places (B, 3, H, W), mm, of the middle slice of blocks of three, from their affines (B, 4, 4)."""
+    axes = (torch.arange(k, device=affine.device) for k in side)
+    index = torch.stack(torch.meshgrid(*axes, indexing="ij")).float()
+    index = torch.cat([index, torch.ones_like(index[:1])])
+    return torch.einsum("bij,jhw->bihw", affine[:, :3, :3], index) + affine[:, :3, 3, None, None]
 
 
 def rim_gain(mask: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
@@ -167,6 +232,4 @@ def _views(subjects: SimulatedSubjects, size: str, n: int, generator: torch.Gene
     affine[:, :3, 3] = GRID_MM * corner.round()
     kind = torch.randint(len(subjects.tissues), (n,), generator=generator, device=device)
     slices = subjects.view(subject, affine, (*SIDE[size], 3), subjects.tissues[kind], generator)
-    index = torch.stack(torch.meshgrid(*(torch.arange(k, device=device) for k in SIDE[size]), indexing="ij")).float()
-    index = torch.cat([index, torch.ones_like(index[:1])])  # the middle slice
-    return slices, GRID_MM * index + affine[:, :3, 3, None, None]
+    return slices, places_of(affine, SIDE[size])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...diffusion.arrays import Prepared
 from ...diffusion.noise import NoiseSource
 from ...diffusion.numerics import autocast
 from ...diffusion.samplers import ancestral, dpm_solver_pp_2m, even_times
@@ -128,9 +129,11 @@ class PhyDiff(TrainedAtOnce):
         `population` is on the atlas's grid; by default its ADC is the mean of `ADC_SUBJECTS` such subjects.
         """
         subjects = SimulatedSubjects.from_atlas(atlas, n, held_out, ALIGNED, device)
-        if population is None:
-            population = Population(_mean_adc(atlas), np.array(DEFAULT_BVALUES))
-        return Cohort(subjects, PopulationMaps.of(population, atlas.affine, device))
+        return Cohort(subjects, _maps(atlas, population, device))
+
+    def placed(self, scans: Prepared, atlas: Atlas, population: Population | None = None) -> Cohort:
+        """Return scans in the template's space, and the population's maps as for `subjects`."""
+        return Cohort(scans, _maps(atlas, population, scans.device))
 
     def freeze(self, net: nn.Module, source: Cohort) -> None:
         """Freeze one part of the network: the adapter where there are no tracts, else the backbone and the atlas."""
@@ -290,6 +293,13 @@ def draw(
         first = torch.zeros_like(condition.centre) if _makes_image(condition) else 1.5 * (condition.images + 1) - 1
         output = ancestral(denoise, process, process.add_noise(first, times[0], noise(0)), times, noise).x0
     return condition.centre + condition.scale * output
+
+
+def _maps(atlas: Atlas, population: Population | None, device: str | torch.device) -> PopulationMaps:
+    """Return a population's maps on the atlas's grid; by default the ADC is the mean of `ADC_SUBJECTS` subjects."""
+    if population is None:
+        population = Population(_mean_adc(atlas), np.array(DEFAULT_BVALUES))
+    return PopulationMaps.of(population, atlas.affine, device)
 
 
 @cache

@@ -1,24 +1,26 @@
 """Phy-Diff: its condition against closed forms, the untrained result, and reproducibility."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from bids_dmrigen.diffusion.arrays import Prepared, write_prepared
 from bids_dmrigen.diffusion.processes import PhysicsGuided, VariancePreserving
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan, ScanError
 from bids_dmrigen.methods.base import Population, Request
 from bids_dmrigen.methods.making import Making
 from bids_dmrigen.methods.synthesis import phydiff_model as phydiff
-from bids_dmrigen.methods.synthesis.examples import TARGETS, Cohort, rim_gain
+from bids_dmrigen.methods.synthesis.examples import TARGETS, Cohort, measured, rim_gain
 from bids_dmrigen.methods.synthesis.inputs import FREE_WATER, PopulationMaps, adc_for, condition_of, read_at
 from bids_dmrigen.methods.synthesis.phydiff_model import PhyDiff
 from bids_dmrigen.methods.synthesis.task import wanted_table
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import procedural_atlas
-from bids_dmrigen.simulate.examples import SimulatedSubjects
+from bids_dmrigen.simulate.examples import SimulatedSubjects, numbers_of_step
 from bids_dmrigen.spatial.templates import embedded_mni
 
 AFFINE = np.diag([2.0, 2, 2, 1])
@@ -230,6 +232,45 @@ def test_examples_have_the_stated_values_and_repeat(cohort):
     assert ((condition.attenuation >= 0) & (condition.attenuation <= 1)).all()
     between = (condition.bvecs[0] * condition.bvecs[1]).sum().abs()
     assert between < 0.999
+
+
+def test_examples_of_scans_are_mirrored_together_with_their_places_and_directions(tmp_path, cohort, monkeypatch):
+    """Signals that are a function of place and direction, the same on both sides: it must hold in every example."""
+    monkeypatch.setattr("bids_dmrigen.methods.synthesis.examples.RIM_GAIN", 0.0)
+    affine, shape = np.diag([2.0, 2, 2, 1]), (40, 44, 8)
+    affine[:3, 3] = [-30, -50, 4]
+    x, y, z = np.moveaxis(np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3], -1, 0)
+    bvecs = np.concatenate([np.zeros((1, 3)), even_directions(8)])
+
+    def signal(x, y, z, direction):  # x and the direction's x change their sign together
+        return 1 + 0.004 * y + 0.01 * z + 0.01 * x * direction[0] + 0.2 * direction[1] ** 2
+
+    data = np.stack([signal(x, y, z, bvec) for bvec in bvecs], axis=-1)
+    data[10:14, 20, :, 3] = 0  # samples that are missing
+    table = GradientTable.from_world(np.r_[0.0, np.full(8, 1200.0)], bvecs, affine)
+    scan = Scan(data.astype(np.float32), affine, table, np.ones(shape, bool))
+    file = tmp_path / "placed.safetensors"
+    write_prepared(file, [("sub-a", "a", scan, 0.01)], "a template")
+    scale = np.median(data[..., 0])
+    sides = set()
+    for index in range(6):
+        views = measured(Prepared(file), "small", 4, numbers_of_step(0, index, "cpu"))
+        for k in range(4):
+            x, y, z = views.places[k].numpy()
+            sides.add(bool(x[1, 0] < x[0, 0]))
+            b0 = signal(x, y, z, np.zeros(3)) / scale
+            np.testing.assert_allclose(views.b0[k, ..., 1][views.mask[k]], b0[views.mask[k].numpy()], rtol=2e-3)
+            for image, known, bvec, bval in zip(
+                views.images[k], views.known[k], views.bvecs[k].numpy(), views.bvals[k], strict=True
+            ):
+                assert bval == 1200
+                expected = signal(x, y, z, bvec) / scale
+                np.testing.assert_allclose(image[known], expected[known.numpy()], rtol=2e-3)
+                assert not image[~known].any()
+    assert sides == {False}, "the axes of a mirrored image still lead to the right"
+    batch = PhyDiff().examples(replace(cohort, subjects=Prepared(file)), "small", 8, 0)(0)
+    missing = (batch.condition.centre + batch.condition.scale * batch.x0 == 0) & (batch.condition.centre > 0)
+    assert (batch.weight[missing] <= 0.02).all()
 
 
 def test_training_moves_the_backbone_alone_without_tracts_and_the_adapter_alone_with_them(monkeypatch):
