@@ -255,7 +255,9 @@ def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:
     """Return the sources of training and of held-out examples, and a description of both for the card."""
     from .atlases import load_atlas
 
-    sources, held_out, description = [], [], {"batch": args.batch}
+    sources: list[Any] = []
+    held_out: list[Any] = []
+    description: dict[str, Any] = {"batch": args.batch}
     with_subjects = (args.data, args.anatomies) == (None, None) or args.subjects is not None
     atlas = load_atlas(args.atlas) if with_subjects or method.spec.in_template else None
     population = _population(args, atlas) if method.spec.in_template else None
