@@ -36,8 +36,8 @@ def add(tools) -> None:
     kind.add_argument("--anatomies", action="store_true",
                       help="write the runs' tensors, denoised, as anatomies for `dmrigen train` instead")  # fmt: skip
     kind.add_argument("--in-template", action="store_true",
-                      help="write the runs on the template's 2 mm grid, for methods that work there (phydiff); SOURCE "
-                      "is a dataset that bids_dmrigen wrote with --output-spaces template")  # fmt: skip
+                      help="write the runs on the template's 2 mm grid, for methods that work there; SOURCE is a "
+                      "dataset that bids_dmrigen wrote with --output-spaces template")  # fmt: skip
     adc = parser.add_argument_group("with --adc-atlas")
     adc.add_argument("--bvalues", type=float, nargs="+", metavar="B",
                      help="b-values, s/mm²; a shell counts for the nearest (default: 1000 2000 3000)")  # fmt: skip

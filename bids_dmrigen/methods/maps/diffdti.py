@@ -1,8 +1,8 @@
-"""Diff-DTI: FA, MD and colour FA from three to six directions by a joint diffusion model (Zhang et al. 2024).
+"""Diff-DTI: maps of the tensor from three to six directions by a joint diffusion model (Zhang et al. 2024).
 
-`paper` follows the paper: the network sees the images, and generates the maps from noise. `small`, the default, also
-sees a ridge fit of the tensor, its noise and its directions. It generates the difference of the maps from that fit.
-From six directions it does so for three series, and their maps are averaged (`starts`, `balance`).
+`paper` follows the paper: the network sees the images, and generates FA, MD and colour FA from noise. `small`, the
+default, also sees a ridge fit of the tensor, its noise and its directions. It generates the tensor, as the difference
+from that fit. From six directions it does so for three series, and their tensors are averaged (`starts`, `balance`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from .task import LEAST, MAPS, MISMATCH, TENSOR_MAPS, MapsSpec
 SPEC = MapsSpec(
     name="diffdti",
     title="Diff-DTI",
-    line="FA, MD and colour FA from three to six directions by a joint diffusion model",
+    line="the tensor and its maps from three to six directions by a joint diffusion model",
     summary=(
-        "makes fractional anisotropy, mean diffusivity and colour FA jointly from a b0 and three to six directions "
-        "by a diffusion model"
+        "makes the maps of the diffusion tensor jointly from a b0 and three to six directions by a diffusion model"
     ),
     citation=Citation(
         key="zhang2024diffdti",

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ...diffusion.arrays import Prepared
 from ...diffusion.noise import NoiseSource
+from ...diffusion.numerics import autocast
 from ...diffusion.samplers import dpm_solver_pp_2m, karras_times, predictor_corrector
 from ...diffusion.training import Plan
 from ...dwi.gradients import distinct
@@ -122,7 +123,7 @@ class DiffDTI(TrainedAtOnce):
         if not condition.with_fit:
             return ((prediction - batch.noise).square() * batch.weight).sum() / batch.weight.sum()
         skip, out = _preconditioning(batch.t, x_t)
-        with torch.autocast(x_t.device.type, enabled=False):
+        with autocast(x_t.device, "fp32"):
             result = condition.centre + condition.scale * (skip * x_t + out * prediction)
             error = ((along(result, batch.hidden_bvecs) - batch.hidden) / out).square().mean(dim=1, keepdim=True)
             if batch.with_length:  # as the anisotropic part has in the mean over all directions
