@@ -116,7 +116,6 @@ def test_the_untrained_network_gives_the_prediction_of_isotropic_diffusion():
     assert not generated.acquired.any()
     assert generated.record["Sampler"]["NetworkEvaluations"] == 1
     assert generated.record["Tracts"] is False
-    assert generated.record["TrustInBrightness"] == phydiff.TRUST
 
 
 def test_tracts_that_change_nothing_are_recorded_as_unused():
@@ -320,21 +319,3 @@ def test_coils_are_nearest_to_the_rim():
     assert rim.min() >= 1
     assert rim.mean() > 1.1
     assert rim.max() < np.exp(0.75)
-
-
-def test_a_share_of_the_brightness_and_all_of_the_directions_is_taken(monkeypatch):
-    scan, net = scan_of(), tiny()
-    table = wanted_table(scan, (1000.0, 2000.0), 3)
-    generated = {}
-    for share in (1.0, 0.5):
-        monkeypatch.setattr(phydiff, "TRUST", share)
-        with torch.no_grad():
-            generated[share] = phydiff._Maker(making(net), scan, table)._sample(1, 0).numpy()
-    whole, half = (generated[share].reshape(2, 3, *generated[share].shape[1:]) for share in (1.0, 0.5))
-    condition = phydiff._Maker(making(net), scan, table)._condition(1, torch.arange(6))
-    isotropic = condition.centre[:, 0].numpy().reshape(whole.shape)
-    parts = [(image - isotropic).mean(axis=1) for image in (whole, half)]
-    np.testing.assert_allclose(parts[1], 0.5 * parts[0], atol=1e-5)
-    differences = [image - image.mean(axis=1, keepdims=True) for image in (whole, half)]
-    np.testing.assert_allclose(differences[0], differences[1], atol=1e-5)
-    assert np.abs(differences[0]).max() > 1e-3
