@@ -267,9 +267,15 @@ def test_examples_of_scans_are_mirrored_together_with_their_places_and_direction
                 np.testing.assert_allclose(image[known], expected[known.numpy()], rtol=2e-3)
                 assert not image[~known].any()
     assert sides == {False}, "the axes of a mirrored image still lead to the right"
-    batch = PhyDiff().examples(replace(cohort, subjects=Prepared(file)), "small", 8, 0)(0)
-    missing = (batch.condition.centre + batch.condition.scale * batch.x0 == 0) & (batch.condition.centre > 0)
-    assert (batch.weight[missing] <= 0.02).all()
+    make, n_missing = PhyDiff().examples(replace(cohort, subjects=Prepared(file)), "small", 8, 0), 0
+    for batch in map(make, range(4)):
+        middle = batch.condition.images[:, 1:2]  # of the b0: above 0 in the brain
+        image = batch.condition.centre + batch.condition.scale * batch.x0
+        missing = (middle > 0.1) & (image.abs() < 1e-4)
+        n_missing += int(missing.sum())
+        assert (batch.weight[missing] <= 0.021).all()
+        assert (batch.weight[(middle > 0.1) & ~missing] > 0.021).all()
+    assert n_missing > 0
 
 
 def test_training_moves_the_backbone_alone_without_tracts_and_the_adapter_alone_with_them(monkeypatch):
