@@ -106,15 +106,18 @@ def fit_weights(acquired: Tensor, order: int, smoothing: float = SMOOTHING) -> T
     return weights
 
 
-def undamped_weights(acquired: Tensor, order: int, smoothing: float = SMOOTHING) -> Tensor:
+def undamped_weights(acquired: Tensor, order: int, smoothing: float = SMOOTHING, highest: int | None = None) -> Tensor:
     """Return `fit_weights` (..., K, N) corrected for the average shrinkage of each degree by the penalty.
 
-    Without this the features of few directions would be smaller than those of many.
+    Without this the features of few directions would be smaller than those of many. Degrees above `highest` stay as
+    they are.
     """
     weights = fit_weights(acquired, order, smoothing)
     kept = torch.einsum("...kn,...nk->...k", weights, harmonics(acquired, order))
     parts = kept.split(degree_sizes(order), dim=-1)
     mean = torch.cat([k.mean(dim=-1, keepdim=True).expand_as(k) for k in parts], dim=-1)
+    if highest is not None:
+        mean[..., n_harmonics(highest) :] = 1
     return weights / mean[..., None]
 
 

@@ -59,6 +59,28 @@ def smooth_contrast(scan: Scan, width: float | None = None) -> Scan:
     return Scan(data, scan.affine, scan.gradients, scan.mask)
 
 
+def smooth_slices(dwis: Tensor, mask: Tensor, sigma: Tensor, widths: Tensor) -> Tensor:
+    """Return slices of one shell with their directional contrast smoothed, as by `smooth_contrast`.
+
+    Parameters
+    ----------
+    dwis
+        (S, n, H, W, 3) images of n directions, each slice with its two neighbours; 0 where missing.
+    mask
+        (S, H, W) the brain in the middle slices, used for their neighbours too.
+    sigma, widths
+        (S,) noise levels, in the unit of the images, and standard deviations of the Gaussian, voxels.
+    """
+    brain = mask[:, None, :, :, None] & (dwis > 0)
+    logs = torch.where(brain, dwis.clamp_min(DARKEST * sigma[:, None, None, None, None]).log(), 0)
+    mean = logs.sum(dim=1, keepdim=True) / brain.sum(dim=1, keepdim=True).clamp_min(1)
+    contrast = (logs - mean) * brain
+    smoothed = torch.stack([
+        smooth(c, inside, [float(width)] * 3) for c, inside, width in zip(contrast, brain, widths, strict=True)
+    ])  # fmt: skip
+    return torch.where(brain, (mean + smoothed).exp(), dwis)
+
+
 def shell_noise(scan: Scan, bval: float, volumes: np.ndarray, sigma: float) -> float:
     """Return the noise of a shell's diffusivities, sigma / (S b sqrt(n)), in 1e-3 mm²/s.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from ...diffusion.arrays import Prepared
 from ...diffusion.processes import linear
 from ...dwi.gradients import even_directions, even_subset
 from ...dwi.noise import rician_mean
+from ...dwi.smoothing import smooth_slices, width_of
 from ...simulate.examples import VOXEL_MM as VOXEL_MM_OF_SCANS
 from ...simulate.examples import SimulatedSubjects, numbers_from
 from ...simulate.imaging import measure
@@ -27,6 +29,7 @@ TARGETS = {"small": 4, "paper": 1}  # directions per training slice
 DIRECTIONS = (6, 64)  # acquired directions of training examples
 BVALS = (600.0, 3200.0)  # s/mm²
 SIGMA_ERROR = 0.25  # relative: how well a noise level is known
+SMOOTHED = (0.4, 1.0)  # share of the smoothed series in what the network starts from; two thirds in `mean_start`
 OUTSIDE = 0.1  # weight of voxels outside the brain in the loss
 
 NOISE_ONLY_SHARE = 0.01  # share of the image in the variance of x_t; below it x_t counts as noise alone
@@ -145,7 +148,8 @@ def examples(
     unit = ((a.shell[..., 1].mean(dim=1) * a.mask).sum(dim=(1, 2)) / brain).clamp_min(1e-3)
     unit = unit * torch.exp(0.2 * normal(len(unit)))  # at generation the unit is of a whole brain, not of a slice
     sigma = a.sigma * torch.exp(SIGMA_ERROR * normal(len(unit)))
-    condition = condition_of(a.b0, a.shell, a.acquired, a.wanted, a.bval, sigma, unit, size, references)
+    shell = _start(a, uniform) if size == "small" else a.shell
+    condition = condition_of(a.b0, shell, a.acquired, a.wanted, a.bval, sigma, unit, size, references)
     x0 = (a.target.flatten(0, 1)[:, None] - condition.centre) / condition.scale
     # A measured scan has no data outside its mask.
     weight = torch.where(a.mask, 1.0, 0.0 if noisy else OUTSIDE).repeat_interleave(TARGETS[size], dim=0)[:, None]
@@ -155,6 +159,20 @@ def examples(
     first = torch.where(noise_only, FIRST_NOISE_ONLY, 1)
     t = first + (uniform(len(x0)) * (PROCESS.steps + 1 - first)).long()
     return Batch(condition, x0.clamp(-20, 20), weight, t, normal(*x0.shape))
+
+
+def _start(a: Acquisition, uniform: Callable[..., Tensor]) -> Tensor:
+    """Return the series (S, N, H, W, 3) that the network starts from, almost as `starts.mean_start`.
+
+    A slice is too small for MP-PCA: what it would change is left to the varied share of the smoothed series.
+    """
+    inside = a.mask[:, None] & (a.shell[..., 1] > 0)
+    signal = (a.shell[..., 1] * inside).sum(dim=(1, 2, 3)) / inside.sum(dim=(1, 2, 3)).clamp_min(1)
+    noise = a.sigma / signal.clamp_min(1e-6) / (a.bval / 1000) / a.shell.shape[1] ** 0.5
+    widths = torch.tensor([width_of(float(level)) for level in noise])
+    low, high = SMOOTHED
+    share = (low + (high - low) * uniform(len(a.shell)))[:, None, None, None, None]
+    return torch.lerp(a.shell, smooth_slices(a.shell, a.mask, a.sigma, widths), share)
 
 
 def _log_uniform(low: int, high: int, uniform: Tensor) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...dwi.harmonics import order_for, prediction_weights
+from ...dwi.harmonics import harmonics, order_for, undamped_weights
 from ...dwi.series import Scan
 from .task import REFERENCES, Shell
 
@@ -67,7 +67,8 @@ def condition_of(
     b0
         (S, H, W, 3) mean b0 of the slice and its two neighbours.
     shell
-        (S, N, H, W, 3) acquired volumes.
+        (S, N, H, W, 3) the series that the network starts from: acquired volumes (`paper`), or those after
+        `starts.mean_start`.
     acquired, wanted
         (S, N, 3) and (S, T, 3) unit vectors in the slice's voxel axes.
     bval, sigma, unit
@@ -75,7 +76,7 @@ def condition_of(
     size, references
         Size of the network, and the number of references that it sees.
     """
-    n_slices, n = acquired.shape[:2]
+    n_slices = len(acquired)
     n_wanted = wanted.shape[1]
     near = nearest_references(acquired, wanted, references)  # (S, T, R)
     each = torch.arange(n_slices, device=near.device)[:, None, None]
@@ -87,7 +88,7 @@ def condition_of(
         centre = unit5.expand(-1, n_wanted, 1, *beside.shape[3:])
         scale = unit5.expand(-1, n_wanted, 1, 1, 1)
     else:
-        weights = prediction_weights(acquired, wanted, order_for(n))  # (S, T, N)
+        weights = start_weights(acquired, wanted)  # (S, T, N)
         predicted = torch.einsum("stn,snhwz->sthwz", weights, shell)
         spread = (sigma[:, None] * weights.norm(dim=2)).square() + (LEAST_SCALE * unit[:, None]).square()
         scale = spread.sqrt()[:, :, None, None, None]  # (S, T, 1, 1, 1)
@@ -105,6 +106,16 @@ def condition_of(
         bval.repeat_interleave(n_wanted)[:, None].expand(-1, references + 1),
         (sigma / unit).clamp_min(1e-3).log().repeat_interleave(n_wanted),
     )
+
+
+def start_weights(acquired: Tensor, wanted: Tensor) -> Tensor:
+    """Return the weights (..., T, N) with which signals along (..., N, 3) predict those along (..., T, 3).
+
+    They are those of a fit of spherical harmonics, without the shrinkage of degree 2 by its penalty: what is generated
+    is to have as much anisotropy as what was acquired.
+    """
+    order = order_for(acquired.shape[-2])
+    return harmonics(wanted, order) @ undamped_weights(acquired, order, highest=2)
 
 
 def nearest_references(acquired: Tensor, wanted: Tensor, n: int) -> Tensor:

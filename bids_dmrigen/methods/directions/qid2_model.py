@@ -22,7 +22,7 @@ from ...nets.unet import UNetSpec
 from ...simulate.examples import SimulatedSubjects, numbers_of_step
 from ..base import Generated, Request, TrainedAtOnce
 from ..making import Making, denoiser, slice_by_slice
-from . import sh
+from ..starts import mean_start
 from .examples import BVALS, DIRECTIONS, PROCESS, Batch, examples
 from .inputs import EXTRA, Condition, condition_of
 from .qid2 import SPEC
@@ -31,6 +31,7 @@ from .task import REFERENCES, Shell, assemble, check_left_out, shells_to_fill, w
 STEPS = (1000, 1, 8)  # evaluations: paper's sampler; fast sampler for one sample; fast sampler for several
 IMAGES_AT_ONCE = 24
 CHECKED = 4  # acquired directions of a shell that are left out to measure the trust in the network
+NO_TRUST = {0.0: 0.0}  # of any shell: what the network starts from
 MARGIN = 4  # voxels around the brain that the network sees
 NEEDED = SPEC.min_directions  # different directions on a shell
 SIZES = {  # with six references
@@ -128,8 +129,11 @@ class QID2(TrainedAtOnce):
         def fill(scan: Scan, request: Request) -> Generated:
             return self._fill(making, scan, request, trust)
 
+        def start(scan: Scan, request: Request) -> Generated:
+            return self._fill(making, scan, request, NO_TRUST)
+
         if request.size == "small":
-            trust = trust_in_correction(fill, scan, request)
+            trust = trust_in_correction(fill, start, scan, request)
         return replace(fill(scan, request), left_out=check_left_out(fill, scan, request, NEEDED))
 
     def _fill(
@@ -139,7 +143,8 @@ class QID2(TrainedAtOnce):
         warnings = self.spec.check(scan)
         shells, more = shells_to_fill(scan, self.spec.title, NEEDED, wanted_directions(request))
         warnings += more + _outside(shells)
-        filler = _Filler(making, scan)
+        seen = replace(scan, data=mean_start(scan)) if request.size == "small" else scan
+        filler = _Filler(making, seen, scan)
         generated, first = [], 0
         trusted = {shell.bval: _nearest(trust, shell.bval) for shell in shells}
         for shell in shells:
@@ -155,10 +160,10 @@ class QID2(TrainedAtOnce):
 
 
 class _Filler:
-    """Generates the missing directions of one scan, slice by slice."""
+    """Generates the missing directions of one scan, slice by slice, from a series with less noise than `acquired`."""
 
-    def __init__(self, making: Making[DirectionUNet], scan: Scan):
-        self.making, self.scan, self.request = making, scan, making.request
+    def __init__(self, making: Making[DirectionUNet], scan: Scan, acquired: Scan):
+        self.making, self.scan, self.acquired, self.request = making, scan, acquired, making.request
         self.sampler = dpm_solver_pp_2m if self.request.sampler == "fast" else ancestral
         self.times = even_times(PROCESS.steps, making.steps)
         self.box, self.slices = scan.brain_window(MARGIN)
@@ -175,7 +180,7 @@ class _Filler:
         """
         mask = self.scan.mask
         unit = float(self.scan.data[mask][:, shell.volumes].mean())
-        sigma = shell_sigma(self.scan, shell.volumes)
+        sigma = shell_sigma(self.acquired, shell.volumes)
 
         def at(part: np.ndarray) -> Callable[[int], Tensor]:
             z = int(part[0])
@@ -212,6 +217,8 @@ class _Filler:
     def _sample(self, condition: Condition, z: int, first: int, sample: int) -> Tensor:
         """Return one sample (T, h, w) of every wanted direction in a slice, in signal units."""
         request, generated = self.request, []
+        if not condition.scale.any():
+            return condition.centre[:, 0].float().cpu()
         for part in torch.arange(len(condition.images)).split(IMAGES_AT_ONCE):
             part_condition = condition.part(part)
             addresses = [(first + int(t), z, sample) for t in part]
@@ -232,24 +239,29 @@ def _evaluate(net: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Ten
     )
 
 
-def trust_in_correction(fill: Callable[[Scan, Request], Generated], scan: Scan, request: Request) -> dict[float, float]:
+def trust_in_correction(
+    fill: Callable[[Scan, Request], Generated],
+    start: Callable[[Scan, Request], Generated],
+    scan: Scan,
+    request: Request,
+) -> dict[float, float]:
     """Return for each shell the share of the network's correction that the scan confirms, 0 to 1.
 
-    Some acquired directions are left out and generated from the others. With s the prediction of spherical harmonics,
-    q the network's result and y the acquired signal, the trust is the least-squares share
+    Some acquired directions are left out and generated from the others. With s what the network starts from, q its
+    result and y the acquired signal, the trust is the least-squares share
     sum (y - s)(q - s) / sum (q - s)². The noise in y is in neither s nor q, so that it adds variance but no bias.
     Shells with too few directions to leave any out are not in the result.
     """
     check_request = replace(request, n_samples=1, sampler="fast", steps=None, left_out=CHECKED)
     generated = check_left_out(fill, scan, check_request, NEEDED)
-    classical = check_left_out(lambda *few: sh.build().generate(None, *few), scan, check_request, NEEDED)
-    if generated is None or classical is None:
+    uncorrected = check_left_out(start, scan, check_request, NEEDED)
+    if generated is None or uncorrected is None:
         return {}
     trust = {}
     for bval, members in scan.gradients.shells():
         of_shell = np.isin(generated.volumes, members)
         if of_shell.any():
-            base = classical.mean[scan.mask][:, of_shell].astype(np.float64)
+            base = uncorrected.mean[scan.mask][:, of_shell].astype(np.float64)
             change = generated.mean[scan.mask][:, of_shell] - base
             error = scan.data[scan.mask][:, generated.volumes[of_shell]] - base
             trust[bval] = float(np.clip((change * error).sum() / max((change**2).sum(), 1e-12), 0, 1))

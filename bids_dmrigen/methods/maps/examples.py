@@ -20,7 +20,7 @@ from ...diffusion.arrays import Prepared
 from ...diffusion.processes import VarianceExploding
 from ...dwi.gradients import even_directions, even_subset
 from ...dwi.noise import rician_mean
-from ...dwi.smoothing import DARKEST, WIDEST, smooth
+from ...dwi.smoothing import WIDEST, smooth_slices
 from ...simulate.examples import SimulatedSubjects, numbers_from
 from ...simulate.imaging import Imaging, measure
 from .fields import diffusivities, ridge_fit
@@ -206,7 +206,8 @@ def examples(source: SimulatedSubjects | Prepared, size: str, batch: int, genera
     if size == "paper":
         a = _padded(a)
     else:
-        a = a._replace(dwis=_smoothed(a, uniform(batch) * (uniform(batch) < SMOOTHED) * WIDEST))
+        widths = uniform(batch) * (uniform(batch) < SMOOTHED) * WIDEST
+        a = a._replace(dwis=smooth_slices(a.dwis, a.mask, a.sigma, widths))
     unit = ((a.b0[..., 1] * a.mask).sum(dim=(1, 2)) / a.mask.sum(dim=(1, 2)).clamp_min(1)).clamp_min(1e-3)
     unit = unit * torch.exp(0.2 * normal(batch))  # at generation the unit is of a whole brain, not of a slice
     noise = noise_levels(a.dwis[..., 1], a.mask)
@@ -260,21 +261,6 @@ def _weight(condition: Condition, mask: Tensor, hidden: Tensor, bvecs: Tensor) -
         inside = mask[:, None] * condition.scale.square()
         error = torch.ones_like(inside)
     return inside / ((inside * error).sum(dim=(2, 3)) / voxels[:, None]).clamp_min(1e-12)[:, :, None, None]
-
-
-def _smoothed(a: Acquisition, widths: Tensor) -> Tensor:
-    """Return the images with their directional contrast smoothed, as in the series that the network starts from.
-
-    See `dwi.smoothing.smooth_contrast`; the brain is that of the middle slice, the widths (B,) are in voxels.
-    """
-    brain = a.mask[:, None, :, :, None] & (a.dwis > 0)
-    logs = torch.where(brain, a.dwis.clamp_min(DARKEST * a.sigma[:, None, None, None, None]).log(), 0)
-    mean = logs.sum(dim=1, keepdim=True) / brain.sum(dim=1, keepdim=True).clamp_min(1)
-    contrast = (logs - mean) * brain
-    smoothed = torch.stack([
-        smooth(c, inside, [float(width)] * 3) for c, inside, width in zip(contrast, brain, widths, strict=True)
-    ])  # fmt: skip
-    return torch.where(brain, (mean + smoothed).exp(), a.dwis)
 
 
 def _number(size: str, uniform: Callable[..., Tensor]) -> int:

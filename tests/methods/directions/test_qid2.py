@@ -9,15 +9,17 @@ import torch
 from bids_dmrigen.diffusion.arrays import Prepared, write_prepared
 from bids_dmrigen.diffusion.weights import Card, WeightsError, save_weights
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
+from bids_dmrigen.dwi.harmonics import harmonics
 from bids_dmrigen.dwi.series import Scan
-from bids_dmrigen.methods import load
 from bids_dmrigen.methods.base import Request
 from bids_dmrigen.methods.directions import qid2_model as qid2
+from bids_dmrigen.methods.directions.examples import _start, simulated
 from bids_dmrigen.methods.directions.qid2_model import PROCESS, QID2, SIZES, STEPS
 from bids_dmrigen.methods.making import Making
+from bids_dmrigen.methods.starts import mean_start
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import procedural_atlas
-from bids_dmrigen.simulate.examples import SimulatedSubjects
+from bids_dmrigen.simulate.examples import SimulatedSubjects, numbers_from, numbers_of_step
 from bids_dmrigen.spatial.templates import embedded_mni
 
 AFFINE = np.diag([2.0, 2, 3, 1])
@@ -47,10 +49,15 @@ def request_(**more):
     return Request(**{"options": options, "precision": "fp32", "steps": 2, **more})
 
 
+def start(scan, request):
+    """What an untrained network gives."""
+    return QID2()._fill(Making(QID2(), QID2().network("small"), request, STEPS), scan, request, qid2.NO_TRUST)
+
+
 def perturbed():
-    """A network whose output is not zero."""
+    """A network whose output is not zero; the scan confirms a part of its correction by chance."""
     net = QID2().network("small")
-    torch.nn.init.normal_(net.head[-1].weight, std=0.2, generator=torch.Generator().manual_seed(1))
+    torch.nn.init.normal_(net.head[-1].weight, std=0.2, generator=torch.Generator().manual_seed(5))
     return net
 
 
@@ -60,11 +67,14 @@ def test_the_paper_size_has_the_papers_dimensions():
     assert (spec.blocks, spec.attention, spec.in_channels) == (1, (1, 2), 1 + 6)
 
 
-def test_an_untrained_network_gives_the_harmonic_prediction(scan):
+def test_an_untrained_network_gives_the_harmonics_of_the_denoised_series_with_all_their_anisotropy(scan):
     generated = QID2().generate(QID2().network("small"), scan, request_())
-    harmonic = load("sh").generate(None, scan, request_())
     np.testing.assert_array_equal(generated.mean[..., :14], scan.data)
-    np.testing.assert_allclose(generated.mean[scan.mask][:, 14:], harmonic.mean[scan.mask][:, 14:], rtol=1e-4)
+    world = generated.gradients.world_directions(AFFINE)
+    acquired, wanted = (torch.as_tensor(world[part]) for part in (slice(2, 14), slice(14, None)))
+    weights = harmonics(wanted, 2) @ torch.linalg.pinv(harmonics(acquired, 2))  # no penalty
+    expected = mean_start(scan)[scan.mask][:, 2:] @ weights.numpy().T
+    np.testing.assert_allclose(generated.mean[scan.mask][:, 14:], expected, rtol=0.02)
     assert not generated.mean[~scan.mask][:, 14:].any()
     assert generated.acquired.tolist() == [True] * 14 + [False] * 4
 
@@ -100,14 +110,14 @@ def test_trust_is_the_share_of_the_correction_that_the_scan_confirms(scan, chang
     """A network that goes `change` times as far as the acquired volumes say."""
 
     def fill(few, request):
-        generated = load("sh").generate(None, few, request)
+        generated = start(few, request)
         wanted = generated.gradients.bvecs[~generated.acquired]
         volumes = np.abs(scan.gradients.bvecs @ wanted.T).argmax(axis=0)
         mean = generated.mean.copy()
         mean[..., ~generated.acquired] += change * (scan.data[..., volumes] - mean[..., ~generated.acquired])
         return replace(generated, mean=mean)
 
-    found = qid2.trust_in_correction(fill, scan, request_())
+    found = qid2.trust_in_correction(fill, start, scan, request_())
     assert found == {1000.0: pytest.approx(trust, abs=1e-3)}
 
 
@@ -115,7 +125,7 @@ def test_corrections_that_the_scan_does_not_confirm_are_reduced(scan):
     net = perturbed().eval()
     net.head[-1].weight.data *= 30  # far too large a correction
     generated = QID2().generate(net, scan, request_())
-    harmonic = load("sh").generate(None, scan, request_())
+    harmonic = start(scan, request_())
     trust = generated.record["TrustInCorrection"]["b=1000"]
     assert 0 < trust < 0.5
     whole = QID2()._fill(Making(QID2(), net, request_(), STEPS), scan, request_(), {})
@@ -195,3 +205,19 @@ def test_scans_with_too_few_directions_are_refused(scan, tmp_path):
     write_prepared(tmp_path / "scans.safetensors", [("run", "01", few, 2.0)])
     with pytest.raises(ValueError, match="no shell has the 10 directions"):
         QID2().examples(Prepared(tmp_path / "scans.safetensors"), "small", 4, 0)(0)
+
+
+def test_examples_start_from_a_series_with_less_noise_but_all_of_the_contrast(subjects):
+    make = numbers_of_step(0, 0, torch.device("cpu"))
+    a = simulated(subjects, "small", 32, make)
+    uniform, _ = numbers_from(numbers_of_step(1, 0, torch.device("cpu")))
+    series = _start(a, uniform)
+    brain = a.mask[:, None].expand(-1, a.shell.shape[1], -1, -1) & (a.shell[..., 1] > 0)
+    before, after = (x[..., 1].log()[brain] for x in (a.shell, series))
+    assert 0.8 < after.std() / before.std() <= 1
+    # The noise is in the differences between neighbours.
+    pairs = brain[..., 1:] & brain[..., :-1]
+    steps = [x[..., 1].log().diff(dim=-1)[pairs].square().mean() for x in (a.shell, series)]
+    assert steps[1] < 0.8 * steps[0]
+    torch.testing.assert_close(series[~a.mask[:, None, :, :, None].expand_as(series)],
+                               a.shell[~a.mask[:, None, :, :, None].expand_as(series)])  # fmt: skip
