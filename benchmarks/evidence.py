@@ -8,7 +8,8 @@ the data. Scans are those of role `report` (`training/roles.tsv`). A method and 
 and N directions of one shell (maps) or of every shell (the others). Each score is printed against the maps of all
 volumes, which hold the noise of the input, and against those of the volumes left out, which do not: mean over K
 selections of directions of the simple estimate that is best for this score, with its name, and of the method, and the
-difference; then the smallest difference of one selection. Scores are computed in the mask eroded twice, without voxels
+difference; then the smallest difference of one selection. Series are fitted by weighted least squares, as in the app
+and as most simple estimates are; references by ordinary ones. Scores are computed in the mask eroded twice, without voxels
 empty in some volume.
 """
 
@@ -146,7 +147,7 @@ def scores_of(arm: Arm, case: Case) -> dict[str, float]:
     """Return the scores of an arm; NaN where it cannot work on the case or a score does not apply."""
     scores = dict.fromkeys(TABLE, float("nan"))
     try:
-        maps, volumes = evaluation.maps_and_volumes(arm(case.few, case.wanted), case.few, case.wanted, "ols")
+        maps, volumes = evaluation.maps_and_volumes(arm(case.few, case.wanted), case.few, case.wanted, "wls")
     except evaluation.FAULTS:
         return scores
     for prefix, reference in case.references.items():

@@ -63,7 +63,7 @@ TRAINED_ON = 20  # subjects of the trainings of the ablation
 SHELLS = (1000.0, 2000.0, 3000.0)
 GRID = np.diag([2.0, 2, 2, 1])
 GRID[:3, 3] = [-80, -112, -4]
-SCANS = ("canon", "elition")
+SCANS = ("canon", "uih")  # uih is for choosing: nothing was trained on it
 
 
 def arms(args) -> dict:

@@ -19,8 +19,8 @@ mkdir -p "$out"
 test -f "$out/placed.safetensors" ||
     dmrigen prepare "$scans" "$out/placed.safetensors" --in-template --participant-label $subjects
 
-export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE # a process per core: one alone waits between short operations
-train="torchrun --nproc-per-node 2 -m bids_dmrigen.cli.train phydiff --atlas $atlas --subjects 40 --batch 16 --precision bf16 --device cpu --half"
+export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE # on one core
+train="dmrigen train phydiff --atlas $atlas --subjects 40 --batch 16 --precision bf16 --device cpu --half"
 $train --out "$out" --minutes "$minutes" --data "$out/placed.safetensors" --held-out $chosen --keep-every 500
 dmrigen weights verify "$out/phydiff-small.safetensors"
 if [ -n "$xtract" ]; then

@@ -56,9 +56,9 @@ def add(tools) -> None:
                         help=f"simple estimates, of {', '.join(SIMPLE)} (default: all)")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
                         help="folder for results.json, results.csv, index.html")  # fmt: skip
-    parser.add_argument("--reference-method", choices=("ols", "wls"), default="ols",
-                        help="tensor fit of the reference and of every method: ordinary or weighted linear least "
-                        "squares (default: ols, as in the papers)")  # fmt: skip
+    parser.add_argument("--reference-method", choices=("ols", "wls"), default="wls",
+                        help="tensor fit of the reference and of every method: weighted linear least squares, as in "
+                        "the app, or ordinary ones, as in the papers (default: wls)")  # fmt: skip
     parser.add_argument("--rotations", type=int, default=1, metavar="K",
                         help="different selections of directions per number (default: 1)")  # fmt: skip
     parser.add_argument("--b0-threshold", type=float, default=50.0, metavar="B",

@@ -134,7 +134,7 @@ def evaluate(
     keep: Iterable[int],
     arms: Mapping[str, Arm],
     rotations: int = 1,
-    fit: str = "ols",
+    fit: str = "wls",
     tell: Callable[[Outcome], None] | None = None,
     truth: np.ndarray | None = None,
 ) -> Evaluation:
@@ -151,7 +151,7 @@ def evaluate(
     rotations
         Selections of directions per number; see `kept_volumes`.
     fit
-        Tensor fit of the references and of every series: "ols" (linear least squares, as in the papers) or "wls".
+        Tensor fit of the references and of every series: "wls", as in the app, or "ols", as in the papers.
         Simple estimates have their own.
     tell
         Called with every outcome.

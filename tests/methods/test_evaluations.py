@@ -41,7 +41,7 @@ def narrow(name, size):
     if name == "diffdti":
         fen = replace(diffdti_model.FEN["paper"], width=16, layers=1, heads=2)
         net = FusedUNet(replace(diffdti_model.SIZES["paper"], base=32, blocks=1), fen, 0)
-        net.register_buffer("spread", load("diffdti").network("small").spread)
+        net.register_buffer("spread", load("diffdti").network("small").spread[..., :5])  # of its maps
         return net
     spec = replace(phydiff_model.SIZES["paper"], widths=(64, 64), depths=(1, 1), mapping_width=32)
     return phydiff_model.TractHDiT(spec)

@@ -201,9 +201,19 @@ def test_the_best_simple_estimate_is_chosen_score_by_score():
     assert len(evaluation.table(alone, 8, ["sharp"])) == 2
 
 
+def test_a_series_left_as_it_is_scores_like_weighted_least_squares():
+    def unchanged(kept, wanted):
+        return Generated(kept.data, None, kept.gradients, (), np.ones(len(kept.gradients), bool), {"Size": "small"})
+
+    arms = {"unchanged": unchanged} | {name: evaluation.simple_arm(name) for name in ("wls", "ols")}
+    same, wls, ols = (o.scores["fa_psnr"] for o in evaluation.evaluate(dense_scan(), [8], arms).outcomes)
+    assert same == pytest.approx(wls, rel=1e-5)
+    assert same != pytest.approx(ols, rel=1e-3)
+
+
 def test_left_out_scores_compare_with_the_maps_of_left_out_volumes_and_b0s():
     scan = dense_scan()
-    result = evaluation.evaluate(scan, [8], {"ols": evaluation.simple_arm("ols")})
+    result = evaluation.evaluate(scan, [8], {"ols": evaluation.simple_arm("ols")}, fit="ols")
     kept = evaluation.kept_volumes(scan.gradients, 8)
     used = ~kept | scan.gradients.is_b0
     others = Scan(scan.data[..., used], AFFINE, scan.gradients[used], scan.mask)

@@ -186,7 +186,7 @@ def test_results_on_the_templates_grid_too(tmp_path):
         *(f"sub-1_space-TPL_desc-atlas_dwi.{end}" for end in ("nii.gz", "bval", "bvec")),
         *(f"sub-1_space-TPL_model-tensor_param-{p}_desc-preproc_dwimap.nii.gz" for p in ("fa", "md", "ad", "rd")),
         *(f"sub-1_space-TPL_model-tensor_param-{p}_desc-atlas_dwimap.nii.gz" for p in ("fa", "md", "ad", "rd")),
-        *(f"sub-1_space-TPL_model-tensor_param-{p}_desc-diffdti_dwimap.nii.gz" for p in ("fa", "md")),
+        *(f"sub-1_space-TPL_model-tensor_param-{p}_desc-diffdti_dwimap.nii.gz" for p in ("fa", "md", "ad", "rd")),
     }
     for output in plan.outputs:
         image_sidecar(output.key, [], **output.fields) if output.key != "metrics" else None
@@ -294,7 +294,8 @@ def test_a_method_that_generates_maps_promises_them_whether_or_not_a_tensor_can_
     plan = plan_run(make_run(tmp_path, n_directions), settings(methods=("diffdti",), n_samples=2), "TPL")
     of_method = {name for name in promised(plan) if "diffdti" in name}
     stem = "sub-1_model-tensor_param-{}_desc-diffdti{}_dwimap.nii.gz"
-    assert of_method == {stem.format(param, end) for param in ("fa", "md", "dec") for end in ("", "std")}
+    maps = ("fa", "md", "ad", "rd", "dec", "tensor")
+    assert of_method == {stem.format(param, end) for param in maps for end in ("", "std")}
     assert plan.does("diffdti")
     assert plan.does("maps") == (n_directions == 6)
     assert any("desc-preproc_dwimap" in name for name in promised(plan)) == (n_directions == 6)

@@ -199,7 +199,7 @@ def test_without_motion_correction_the_text_does_not_mention_eddy_currents(tmp_p
 def test_generated_maps_are_not_called_a_fit(tmp_path):
     one = settings(methods=("diffdti",))
     text = " ".join(methods_text.paragraphs([plan_run(make_run(tmp_path, n_directions=3), one, "TPL")]))
-    assert "Diff-DTI makes fractional anisotropy" in text
+    assert "Diff-DTI makes the maps of the diffusion tensor" in text
     assert "Its maps are synthetic data, not a tensor fit: 1 sample(s)" in text
     assert "least squares" not in text
     assert [c.key for c in methods_text.citations([text])][-1] == "zhang2024diffdti"

@@ -36,7 +36,6 @@ from .task import DEFAULT_BVALUES, wanted_table
 
 STRENGTH = 0.8  # share of the process: the paper's sampler starts from the b0 noised up to this time
 STEPS = (round(STRENGTH * PROCESS.steps), 1, 20)  # of the paper's sampler, of the fast one for one sample and several
-TRUST = 0.8  # share of the network's correction of a shell's brightness; chosen on real scans, docs/decisions.md
 IMAGES_AT_ONCE = 16
 MARGIN = 4  # voxels around the brain that the network sees
 TRACTS = 42
@@ -160,8 +159,7 @@ class PhyDiff(TrainedAtOnce):
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Generate the wanted images from the mean b0 of a scan in the template's space, in and around the brain.
 
-        Diffusion-weighted volumes of the scan are not used. With `small`, only the share `TRUST` of the network's
-        change to a shell's mean image, relative to isotropic diffusion, is kept.
+        Diffusion-weighted volumes of the scan are not used.
 
         Raises
         ------
@@ -183,9 +181,10 @@ class PhyDiff(TrainedAtOnce):
         adapted = with_tracts and any(bool(values.any()) for name, values in learnt if name.endswith("weight"))
         if not adapted:
             warnings.append(UNTRAINED_TRACTS if with_tracts else NO_TRACTS)
-        more: dict[str, Any] = {"Tracts": adapted} | ({"TrustInBrightness": TRUST} if request.size == "small" else {})
         acquired = np.zeros(len(table), bool)
-        return Generated(mean, std, table, (), acquired, making.record(len(maker.times), **more), {}, tuple(warnings))
+        return Generated(
+            mean, std, table, (), acquired, making.record(len(maker.times), Tracts=adapted), {}, tuple(warnings)
+        )
 
 
 class _Maker:
@@ -221,7 +220,7 @@ class _Maker:
 
     def _sample(self, z: int, sample: int) -> Tensor:
         """Return one sample (N, h, w) of every wanted image of a slice, in units of the mean b0."""
-        request, parts, centres = self.request, [], []
+        request, parts = self.request, []
         for part in torch.arange(len(self.table)).split(IMAGES_AT_ONCE):
             condition = self._condition(z, part)
             addresses = [(int(n), z, sample) for n in part]
@@ -229,15 +228,9 @@ class _Maker:
             noise = NoiseSource(request.seed, request.subject, request.run, SPEC.name, addresses, shape, request.device)
             images = draw(self.making.net, condition, request.sampler, self.times, noise, self.making.precision)
             parts.append(images[:, 0].cpu())
-            centres.append(condition.centre[:, 0].cpu())
+        images = torch.cat(parts)
         left, right, top, bottom = self.around
-        inside = (..., slice(top, condition.centre.shape[2] - bottom), slice(left, condition.centre.shape[3] - right))
-        images, centre = torch.cat(parts)[inside], torch.cat(centres)[inside]
-        if _makes_image(condition):
-            # What differs between directions is kept in full: a share of it would lower FA.
-            for _, volumes in self.table.shells():
-                images[volumes] -= (1 - TRUST) * (images[volumes] - centre[volumes]).mean(dim=0)
-        return images
+        return images[..., top : images.shape[1] - bottom, left : images.shape[2] - right]
 
     def _condition(self, z: int, part: Tensor) -> Condition:
         """Return the condition of some images of a slice."""

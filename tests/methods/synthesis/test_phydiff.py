@@ -116,7 +116,6 @@ def test_the_untrained_network_gives_the_prediction_of_isotropic_diffusion():
     assert not generated.acquired.any()
     assert generated.record["Sampler"]["NetworkEvaluations"] == 1
     assert generated.record["Tracts"] is False
-    assert generated.record["TrustInBrightness"] == phydiff.TRUST
 
 
 def test_tracts_that_change_nothing_are_recorded_as_unused():
@@ -268,9 +267,15 @@ def test_examples_of_scans_are_mirrored_together_with_their_places_and_direction
                 np.testing.assert_allclose(image[known], expected[known.numpy()], rtol=2e-3)
                 assert not image[~known].any()
     assert sides == {False}, "the axes of a mirrored image still lead to the right"
-    batch = PhyDiff().examples(replace(cohort, subjects=Prepared(file)), "small", 8, 0)(0)
-    missing = (batch.condition.centre + batch.condition.scale * batch.x0 == 0) & (batch.condition.centre > 0)
-    assert (batch.weight[missing] <= 0.02).all()
+    make, n_missing = PhyDiff().examples(replace(cohort, subjects=Prepared(file)), "small", 8, 0), 0
+    for batch in map(make, range(4)):
+        middle = batch.condition.images[:, 1:2]  # of the b0: above 0 in the brain
+        image = batch.condition.centre + batch.condition.scale * batch.x0
+        missing = (middle > 0.1) & (image.abs() < 1e-4)
+        n_missing += int(missing.sum())
+        assert (batch.weight[missing] <= 0.021).all()
+        assert (batch.weight[(middle > 0.1) & ~missing] > 0.021).all()
+    assert n_missing > 0
 
 
 def test_training_moves_the_backbone_alone_without_tracts_and_the_adapter_alone_with_them(monkeypatch):
@@ -320,21 +325,3 @@ def test_coils_are_nearest_to_the_rim():
     assert rim.min() >= 1
     assert rim.mean() > 1.1
     assert rim.max() < np.exp(0.75)
-
-
-def test_a_share_of_the_brightness_and_all_of_the_directions_is_taken(monkeypatch):
-    scan, net = scan_of(), tiny()
-    table = wanted_table(scan, (1000.0, 2000.0), 3)
-    generated = {}
-    for share in (1.0, 0.5):
-        monkeypatch.setattr(phydiff, "TRUST", share)
-        with torch.no_grad():
-            generated[share] = phydiff._Maker(making(net), scan, table)._sample(1, 0).numpy()
-    whole, half = (generated[share].reshape(2, 3, *generated[share].shape[1:]) for share in (1.0, 0.5))
-    condition = phydiff._Maker(making(net), scan, table)._condition(1, torch.arange(6))
-    isotropic = condition.centre[:, 0].numpy().reshape(whole.shape)
-    parts = [(image - isotropic).mean(axis=1) for image in (whole, half)]
-    np.testing.assert_allclose(parts[1], 0.5 * parts[0], atol=1e-5)
-    differences = [image - image.mean(axis=1, keepdims=True) for image in (whole, half)]
-    np.testing.assert_allclose(differences[0], differences[1], atol=1e-5)
-    assert np.abs(differences[0]).max() > 1e-3
