@@ -9,8 +9,8 @@ and N directions of one shell (maps) or of every shell (the others). Each score 
 volumes, which hold the noise of the input, and against those of the volumes left out, which do not: mean over K
 selections of directions of the simple estimate that is best for this score, with its name, and of the method, and the
 difference; then the smallest difference of one selection. Series are fitted by weighted least squares, as in the app
-and as most simple estimates are; references by ordinary ones. Scores are computed in the mask eroded twice, without voxels
-empty in some volume.
+and as most simple estimates are; references by ordinary ones. Scores are computed in the mask eroded twice, without
+voxels empty in some volume.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from scipy.optimize import nnls
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,6 +38,7 @@ from .task import BVALS, GOOD, VOXEL_SIZE
 STEPS = (2 * PAPER_STEPS, 2 * FAST_STEPS, 2 * FAST_STEPS)  # evaluations
 MARGIN = 8  # voxels around the brain that the networks see
 SLAB_VOXELS = 1_000_000  # voxels that super-resolution works on at a time
+START, NETWORK = torch.tensor([[1.0, 0.0]] * len(DEGREES)), torch.tensor([[0.0, 1.0]] * len(DEGREES))  # shares of both
 PAIRS = "prepared scans"  # in the record of weights that were trained on pairs of scans
 SIZES = {
     "small": RishLDMSpec(
@@ -54,9 +56,9 @@ SIZES = {
 }  # fmt: skip
 
 NO_DEGREE_4 = "b = {bval:.0f} s/mm²: {found} directions do not determine harmonics of degree 4, which take {needed}"
-NO_TRUST = (
-    "b = {bval:.0f} s/mm²: the scan does not confirm what was learnt, or has too few directions to show it; the result "
-    "is the denoised series"
+NOTHING_SHOWN = (
+    "b = {bval:.0f} s/mm²: half of the directions is too few to show what of the change is right; the result is the "
+    "denoised series"
 )
 NO_BRAIN = "{title}: no voxel of the brain mask has signal at b = 0; check the mask and the b0s"
 NO_GOOD = f"{SPEC.title} is trained on pairs: give the scans of a better scanner too"
@@ -112,9 +114,9 @@ class RishLatentDiffusion(Trainable):
         maker = _Maker(making, scan)
         mean, scale, changed = maker.make()
         guidance, noise = ([getattr(level, name) for level in maker.levels] for name in ("guidance", "time"))
-        trust = {f"b={bval:.0f}": [round(float(share), 3) for share in shares] for bval, shares in maker.trust.items()}
+        shares = {f"b={bval:.0f}": [[round(x, 3) for x in s] for s in s.tolist()] for bval, s in maker.shares.items()}
         record = making.record(
-            maker.evaluations, Guidance=guidance, NoiseTimes=noise, Scales=scale, TrustInChange=trust
+            maker.evaluations, Guidance=guidance, NoiseTimes=noise, Scales=scale, SharesOfStartAndNetwork=shares
         )
         kept = ~changed & (maker.grid is None)
         return Generated(
@@ -150,7 +152,7 @@ class _Maker:
         # Per image: the features of each degree are separate images.
         self.evaluations = max(len(times) * level.cost for times, level in zip(self.times, self.levels, strict=True))
         self.brain = _with_b0(scan)
-        self.trust: dict[float, Tensor] = {}  # (3,) by b-value; see `confirmed`
+        self.shares: dict[float, Tensor] = {}  # (3, 2) by b-value; see `shares_of`
         self.points = [np.arange(float(n)) for n in scan.mask.shape]
         self.grid, edge = None, SPEC.edge_mm(scan.zooms_mm, self.request.options.get(VOXEL_SIZE.key))
         if edge is not None:
@@ -182,16 +184,17 @@ class _Maker:
     def _shell(self, bval: float, volumes: np.ndarray) -> tuple[Tensor, list[float]]:
         """Return a shell's new volumes (N, P, Q, R) in the box, and the mean scales in the brain."""
         pieces = list(self.pieces(bval, volumes))
-        trust = self.trust[bval] = self._trust(pieces, bval, volumes)
+        shares = self.shares[bval] = self._shares(pieces, bval, volumes)
         lowest = self.scan.data[..., volumes].min(axis=3)
         b0, start, lowest = map(self.on_result, (self.scan.mean_b0(), self.start[..., volumes], lowest))
-        if not trust.any():
-            self.warnings.append(NO_TRUST.format(bval=bval))
+        if torch.equal(shares, START):
+            self.warnings.append(NOTHING_SHOWN.format(bval=bval))
             return start, [1.0] * len(DEGREES)
         basis = harmonics(torch.as_tensor(self.world[volumes], dtype=torch.float32), ORDER)
+        of_start, of_network = shares.reshape(len(DEGREES), 2, 1, 1, 1).unbind(dim=1)
         changes, sums, voxels = [], torch.zeros(len(DEGREES)), 0
         for piece in pieces:
-            scale = 1 + trust[:, None, None, None] * (piece.scale - 1)
+            scale = (of_start + of_network * piece.scale.square()).sqrt()
             changes.append(signals(piece.coefficients, scale - 1, basis)[0])
             sums += (scale[0] * piece.inside).sum(dim=(1, 2, 3))
             voxels += int(piece.inside.sum())
@@ -204,24 +207,24 @@ class _Maker:
         """(X, Y, Z, N) the denoised series, whose harmonics are changed."""
         return mean_start(self.scan)
 
-    def _trust(self, pieces: Sequence[_Piece], bval: float, volumes: np.ndarray) -> Tensor:
-        """Return the share (3,) of the change of each degree's strength that the scan confirms, 0 to 1.
+    def _shares(self, pieces: Sequence[_Piece], bval: float, volumes: np.ndarray) -> Tensor:
+        """Return the shares (3, 2) of start and network in the strength of each degree; see `shares_of`.
 
-        The acquired directions are parted into two halves, whose noise is independent: see `confirmed`. The share is 0
-        for degrees that half of the directions does not determine, and 1 for weights that were trained on pairs of
-        scans: what they make is not what this scanner would acquire.
+        The acquired directions are parted into two halves, whose noise is independent. A degree that half of the
+        directions does not determine stays that of the start. Of weights that were trained on pairs of scans the
+        network alone counts: what they make is not what this scanner would acquire.
         """
         if PAIRS in str(self.making.weights.get("TrainedOn", {}).get("examples", "")):
-            return torch.ones(len(DEGREES))
+            return NETWORK.clone()
         chosen = even_subset(self.scan.gradients.bvecs[volumes], len(volumes) // 2)
         halves = volumes[chosen], np.delete(volumes, chosen)
         if min(self._directions(half) for half in halves) < LEAST_DIRECTIONS:
-            return torch.zeros(len(DEGREES))
+            return START.clone()
         first, second = (on_grid(self._fitted(self.scan.data, bval, half, 0), self.box.points) for half in halves)
         common = cross_power(first.coefficients, second.coefficients).cpu()[0]
         coefficients, scale, inside = (torch.cat(parts, dim=-1) for parts in zip(*pieces, strict=True))
-        determined = first.determined[0] * second.determined[0]
-        return confirmed(features(coefficients)[0].square(), scale[0], common, inside) * determined.cpu()
+        known = (first.determined[0] * second.determined[0]).reshape(-1, 1).cpu() > 0
+        return torch.where(known, shares_of(features(coefficients)[0].square(), scale[0], common, inside), START)
 
     def pieces(self, bval: float, volumes: np.ndarray) -> Iterator[_Piece]:
         """Yield a shell slab by slab, in the order of the result's layers in the box."""
@@ -301,12 +304,12 @@ class _Maker:
             yield first, last, slice(max(first - reach, 0), min(last + reach, nz))
 
 
-def confirmed(power: Tensor, scale: Tensor, common: Tensor, inside: Tensor) -> Tensor:
-    """Return the share (3,) of a change of each degree's strength that two halves of the directions confirm, 0 to 1.
+def shares_of(power: Tensor, scale: Tensor, common: Tensor, inside: Tensor) -> Tensor:
+    """Return how much of the start's strength and of the network's the result has, (3, 2): not negative.
 
-    With e the |C_l|² of what the network starts from, e' that of its result, and y what two halves have in common, the
-    share minimises sum (y - e - share (e' - e))². The noise of each half is in y only as a product with that of the
-    other: it adds nothing to the mean of y, whatever its level is.
+    With e = |C_l|² of the start, e' that of the network, and y what two halves of the directions have in common, the
+    result has |C_l|² = a e + b e'. a and b minimise sum (y - a e - b e')² / (e + the median of e): errors of y grow
+    with e. The noise of each half is in y only as a product with that of the other, and adds nothing to its mean.
 
     Parameters
     ----------
@@ -315,11 +318,12 @@ def confirmed(power: Tensor, scale: Tensor, common: Tensor, inside: Tensor) -> T
     inside
         (X, Y, Z) the brain.
     """
-    typical = torch.stack([values[inside > 0].median() for values in power])[:, None, None, None]
-    weight = inside / (power + typical + 1e-6).square()
-    change = power * (scale.square() - 1)
-    right, whole = ((weight * change * x).sum(dim=(1, 2, 3)) for x in (common - power, change))
-    return (right / whole.clamp_min(1e-12)).clamp(0, 1)
+    found = []
+    for e, factor, y in zip(power, scale, common, strict=True):
+        e, factor, y = (values[inside > 0].double().numpy() for values in (e, factor, y))
+        root = 1 / np.sqrt(e + np.median(e) + 1e-6)
+        found.append(nnls(np.stack([e, e * factor**2], axis=1) * root[:, None], y * root)[0])
+    return torch.tensor(np.array(found), dtype=torch.float32)
 
 
 def _with_b0(scan: Scan) -> np.ndarray:

@@ -15,9 +15,8 @@ from bids_dmrigen.dwi.tensor import fit_tensor, tensor_maps
 from bids_dmrigen.methods.base import Request
 from bids_dmrigen.methods.enhance.examples import SIDE, simulated
 from bids_dmrigen.methods.enhance.inputs import ORDER, UNITS, condition_of, features, fitted, on_grid, scales, signals
-from bids_dmrigen.methods.enhance.rishldm_model import RishLatentDiffusion, trust_in_change
+from bids_dmrigen.methods.enhance.rishldm_model import NETWORK, RishLatentDiffusion, shares_of
 from bids_dmrigen.methods.enhance.stages import LEVELS, STAGES, times_of
-from bids_dmrigen.methods.making import Making
 from bids_dmrigen.methods.starts import mean_start
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import procedural_atlas
@@ -28,11 +27,13 @@ AFFINE = np.diag([-2.0, 2, 2.5, 1])
 TENSOR = np.array([[1.4, 0.2, 0.1], [0.2, 0.5, 0.0], [0.1, 0.0, 0.3]]) * 1e-3
 
 
+SHARES = rishldm._Maker._shares
+
+
 @pytest.fixture(autouse=True)
-def trusted(monkeypatch):
-    """Untrained networks are not confirmed by any scan: here the whole of what they say is taken all the same."""
-    monkeypatch.setattr(rishldm, "confirmed", lambda *_: torch.ones(3))
-    monkeypatch.setattr(rishldm._Maker, "_trust", lambda *_: torch.ones(3))
+def network_alone(monkeypatch):
+    """No scan shows that untrained networks are right: here what they say is taken all the same."""
+    monkeypatch.setattr(rishldm._Maker, "_shares", lambda *_: NETWORK.clone())
 
 
 def table(n, b=1000.0, n_b0=2):
@@ -172,37 +173,48 @@ def test_what_was_acquired_stays_where_nothing_is_made():
     assert generated.record["Sampler"]["NetworkEvaluations"] == 2 * rishldm.FAST_STEPS
 
 
-def test_the_share_of_each_degrees_change_is_taken(monkeypatch):
-    """Networks that would double every degree's strength."""
+def test_each_degree_has_the_strength_that_the_shares_say(monkeypatch):
+    """Networks that would double every strength: |C|² = (a + 4 b) e."""
     monkeypatch.setattr(rishldm, "scales", lambda wanted, *_: torch.full_like(wanted, 2.0))
-    monkeypatch.setattr(rishldm, "trust_in_change", lambda *_: torch.tensor([0.25, 0.9, 1.0]))
+    monkeypatch.setattr(rishldm._Maker, "_shares", lambda *_: torch.tensor([[1.0, 0.0], [0.25, 0.5], [0.0, 1.0]]))
     generated = RishLatentDiffusion().generate(perturbed(), scan_of(table(20)), request_())
-    assert generated.record["Scales"]["b=1000"] == pytest.approx([1.25, 1.9, 2.0], abs=1e-3)
-    assert generated.record["TrustInChange"]["b=1000"] == pytest.approx([0.25, 0.9, 1.0])
+    assert generated.record["Scales"]["b=1000"] == pytest.approx([1, 1.5, 2], abs=1e-3)
+    assert generated.record["SharesOfStartAndNetwork"]["b=1000"] == [[1, 0], [0.25, 0.5], [0, 1]]
 
 
-@pytest.mark.parametrize(("factor", "share"), [(2.0, 1.0), (3.0, 0.375), (0.5, 0.0)])
-def test_the_share_is_what_left_out_directions_confirm(monkeypatch, factor, share):
-    """A start with half of the anisotropy: strengths times 2 are right, times 3 are (1 - 1/4) / (9/4 - 1/4) right."""
+def test_shares_are_found_in_what_two_noisy_halves_have_in_common():
+    rng, inside = np.random.default_rng(0), torch.ones(40, 40, 40)
+    truth = torch.tensor([[1.0, 0.0], [0.3, 0.6], [0.0, 0.5]])
+    power = torch.as_tensor(rng.exponential(size=(3, 40, 40, 40)))
+    scale = torch.as_tensor(rng.uniform(0.3, 2, size=power.shape))
+    clean = (truth[:, 0].reshape(3, 1, 1, 1) + truth[:, 1].reshape(3, 1, 1, 1) * scale**2) * power
+    noise = torch.as_tensor(rng.normal(size=power.shape))
+    inside[:20] = 0
+    noise[:, :20] = 100  # outside the brain
+    torch.testing.assert_close(shares_of(power, scale, clean + noise, inside), truth, atol=0.03, rtol=0)
 
-    def half_as_anisotropic(scan):
-        mean = scan.data.copy()
-        for _, volumes in scan.gradients.shells():
-            shell = scan.data[..., volumes]
+
+@pytest.mark.parametrize(("factor", "noise"), [(3.0, 0.0), (0.5, 0.0), (1.2, 20.0)])
+def test_the_anisotropy_is_that_of_both_halves_whatever_the_network_says(monkeypatch, factor, noise):
+    """A start with half of the anisotropy, and a network that knows nothing of places: strengths are to be doubled."""
+    scan, clean = scan_of(table(60), noise=noise), scan_of(table(60), noise=0)
+
+    def half_as_anisotropic(_):
+        mean = clean.data.copy()
+        for _, volumes in clean.gradients.shells():
+            shell = clean.data[..., volumes]
             mean[..., volumes] = (shell + shell.mean(axis=3, keepdims=True)) / 2
         return mean
 
+    monkeypatch.setattr(rishldm._Maker, "_shares", SHARES)
     monkeypatch.setattr(rishldm, "mean_start", half_as_anisotropic)
     monkeypatch.setattr(rishldm, "scales", lambda wanted, *_: torch.full_like(wanted, factor))
-    scan = scan_of(table(60), noise=0)
-    making = Making(RishLatentDiffusion(), perturbed(), request_(), rishldm.STEPS)
-    found = trust_in_change(making, scan, 1000.0, np.flatnonzero(~scan.gradients.is_b0))
-    assert found[1] == pytest.approx(share, abs=0.05)
-    assert found[0] == pytest.approx(0, abs=0.02), "the mean of the start is right"
+    found = RishLatentDiffusion().generate(perturbed(), scan, request_()).record["Scales"]["b=1000"]
+    assert found[:2] == pytest.approx([1, 2], abs=0.1)
 
 
-def test_where_the_scan_confirms_nothing_the_result_is_the_denoised_series(monkeypatch):
-    monkeypatch.setattr(rishldm, "trust_in_change", trust_in_change)
+def test_where_half_of_the_directions_shows_nothing_the_result_is_the_denoised_series(monkeypatch):
+    monkeypatch.setattr(rishldm._Maker, "_shares", SHARES)
     scan = scan_of(table(10))
     generated = RishLatentDiffusion().generate(perturbed(), scan, request_())
     expected = mean_start(scan)[scan.mask][:, 2:]
