@@ -8,9 +8,8 @@ the data. Scans are those of role `report` (`training/roles.tsv`). A method and 
 and N directions of one shell (maps) or of every shell (the others). Each score is printed against the maps of all
 volumes, which hold the noise of the input, and against those of the volumes left out, which do not: mean over K
 selections of directions of the simple estimate that is best for this score, with its name, and of the method, and the
-difference; then the smallest difference of one selection. Series are fitted by weighted least squares, as in the app
-and as most simple estimates are; references by ordinary ones. Scores are computed in the mask eroded twice, without
-voxels empty in some volume.
+difference; then the smallest difference of one selection. Series and references are fitted by weighted least
+squares, as in the app. Scores are computed in the mask eroded twice, without voxels empty in some volume.
 """
 
 from __future__ import annotations
@@ -43,6 +42,7 @@ ROOMS = {"maps": "diffdti", "directions": "qid2", "enhance": "rishldm", "denoise
 KEEP = {"maps": (6, 3), "directions": (12, 30, 60), "enhance": (12,), "denoise": (12, 30)}
 MAPS = ("fa_psnr", "dec_psnr", "md_psnr", "direction_angle")
 TABLE = (*MAPS, *(f"left_out_{key}" for key in MAPS), "dwi_psnr", "contrast_error")
+FIT = "wls"  # of series and references, as in the app
 TRIES = 30  # selections that are looked at to find different ones
 
 
@@ -91,11 +91,11 @@ def cases(data: Path, name: str, room: str, keep: int, selections: int) -> Itera
         yield from _map_cases(data, name, scan, keep, selections)
         return
     mask, _ = evaluation.scored_voxels(scan)
-    reference = evaluation.summary_maps(scan)
+    reference = evaluation.summary_maps(scan, FIT)
     for k in range(selections):
         kept = evaluation.kept_volumes(scan.gradients, keep, k, selections) & ~_hidden_b0s(scan.gradients)
         wanted = evaluation.wanted_volumes(scan.gradients, kept | scan.gradients.is_b0)
-        references = {"": reference, "left_out_": evaluation.left_out_maps(scan, kept, "ols")}
+        references = {"": reference, "left_out_": evaluation.left_out_maps(scan, kept, FIT)}
         yield Case(_part(scan, kept), scan.gradients[wanted], scan.data[..., wanted], references, mask)
 
 
@@ -112,7 +112,7 @@ def _map_cases(data: Path, name: str, scan: Scan, keep: int, selections: int) ->
     if other is not None:
         scan = Scan(scan.data, scan.affine, scan.gradients, scan.mask & other.mask)
     mask, _ = evaluation.scored_voxels(_part(scan, low))
-    reference = evaluation.summary_maps(other or scan)
+    reference = evaluation.summary_maps(other or scan, FIT)
     seen: set[tuple[int, ...]] = set()
     for k in range(TRIES):
         turned = np.roll(volumes, -k * len(volumes) // TRIES)
@@ -126,7 +126,7 @@ def _map_cases(data: Path, name: str, scan: Scan, keep: int, selections: int) ->
         if other is not None:
             references = {"left_out_": reference}
         else:
-            left_out = evaluation.left_out_maps(_part(scan, low), kept[low], "ols")
+            left_out = evaluation.left_out_maps(_part(scan, low), kept[low], FIT)
             references = {"": reference, "left_out_": left_out}
         wanted = np.setdiff1d(volumes, chosen)
         yield Case(_part(scan, kept), scan.gradients[wanted], scan.data[..., wanted], references, mask)
@@ -147,7 +147,7 @@ def scores_of(arm: Arm, case: Case) -> dict[str, float]:
     """Return the scores of an arm; NaN where it cannot work on the case or a score does not apply."""
     scores = dict.fromkeys(TABLE, float("nan"))
     try:
-        maps, volumes = evaluation.maps_and_volumes(arm(case.few, case.wanted), case.few, case.wanted, "wls")
+        maps, volumes = evaluation.maps_and_volumes(arm(case.few, case.wanted), case.few, case.wanted, FIT)
     except evaluation.FAULTS:
         return scores
     for prefix, reference in case.references.items():

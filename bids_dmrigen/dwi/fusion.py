@@ -10,12 +10,9 @@ from torch.nn import functional as F
 from .noise import rician_mean, rician_signal
 
 SCALES = 2  # details of one and of two voxels; a third band holds the rest
-LEAST_SIGNAL = 0.5  # smallest share of a magnitude left after its noise floor is removed: zero has no logarithm
 
 
-def fuse(
-    acquired: np.ndarray, estimate: np.ndarray, mask: np.ndarray, sigma: float, keep_floor: bool = False
-) -> np.ndarray:
+def fuse(acquired: np.ndarray, estimate: np.ndarray, mask: np.ndarray, sigma: float) -> np.ndarray:
     """Return the best linear combination of acquired volumes and an independent estimate of them.
 
     The difference of both is split into bands d_k from fine to coarse, and x^ = mu + sum_k w_k d_k with
@@ -28,15 +25,12 @@ def fuse(
     ----------
     acquired, estimate
         (X, Y, Z, J) float32 volumes of one kind (one shell, or the b0s), in scanner units. The noise of
-        each acquired volume must be independent of its estimate. The estimate is that of the mean magnitude,
-        noise floor included.
+        each acquired volume must be independent of its estimate. The estimate is that of the mean magnitude, noise
+        floor included, and so is the result.
     mask
         (X, Y, Z) bool; outside it the acquired signal is returned.
     sigma
         Noise level in scanner units.
-    keep_floor
-        False removes the noise floor: the result is the signal whose Rician mean was estimated, but at least half of
-        that mean.
     """
     inside, volumes = torch.from_numpy(mask), range(acquired.shape[3])
     noise = torch.zeros(mask.shape)
@@ -54,10 +48,8 @@ def fuse(
     for j in volumes:
         mu = torch.from_numpy(np.ascontiguousarray(estimate[..., j]))
         split = bands(torch.from_numpy(np.ascontiguousarray(acquired[..., j])) - mu, inside)
-        best = (mu + sum(w * d for w, d in zip(weights, split, strict=True)))[inside].clamp_min(0)
-        if not keep_floor:
-            best = torch.maximum(rician_signal(best, sigma), LEAST_SIGNAL * best)
-        fused[mask, j] = best.numpy()
+        best = mu + sum(w * d for w, d in zip(weights, split, strict=True))
+        fused[mask, j] = best[inside].clamp_min(0).numpy()
     return fused
 
 

@@ -62,7 +62,7 @@ class Given(NamedTuple):
 
 
 class DiFusion(Method):
-    """Di-Fusion. `Request.options`: variant, training_steps, learning_rate, keep_noise_floor, csnr."""
+    """Di-Fusion. `Request.options`: variant, training_steps, learning_rate, csnr."""
 
     spec = SPEC
 
@@ -404,17 +404,10 @@ class _Extended(_Work):
     def finish(self, scan: Scan, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         mean = np.array(scan.data, dtype=np.float32)
         std = np.zeros_like(mean) if len(samples) > 1 else None
-        keep_floor = bool(self.request.options.get("keep_noise_floor", False))
         for volumes in _kinds(scan, self.targets):
             acquired = np.ascontiguousarray(scan.data[..., volumes], dtype=np.float32)
             fused = [
-                fuse(
-                    acquired,
-                    self.stack.on_grid(sample[:, volumes], acquired),
-                    scan.mask,
-                    self.sigma,
-                    keep_floor,
-                )
+                fuse(acquired, self.stack.on_grid(sample[:, volumes], acquired), scan.mask, self.sigma)
                 for sample in samples
             ]
             mean[..., volumes] = np.mean(fused, axis=0)

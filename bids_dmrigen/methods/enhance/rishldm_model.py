@@ -21,6 +21,7 @@ from ...dwi.noise import shell_sigma
 from ...dwi.rish import LEAST_B0
 from ...dwi.series import Scan, ScanError
 from ...dwi.spline import resampled
+from ...dwi.tensor import WELL_CONDITIONED, condition
 from ...nets.rish_ldm import RishLDM, RishLDMSpec
 from ...nets.unet import UNetSpec
 from ...nets.vqvae import VQVAESpec
@@ -57,8 +58,8 @@ SIZES = {
 
 NO_DEGREE_4 = "b = {bval:.0f} s/mm²: {found} directions do not determine harmonics of degree 4, which take {needed}"
 NOTHING_SHOWN = (
-    "b = {bval:.0f} s/mm²: half of the directions is too few to show what of the change is right; the result is the "
-    "denoised series"
+    "b = {bval:.0f} s/mm²: half of the directions determines no tensor, and cannot show what of the change is right; "
+    "the result is the denoised series"
 )
 NO_BRAIN = "{title}: no voxel of the brain mask has signal at b = 0; check the mask and the b0s"
 NO_GOOD = f"{SPEC.title} is trained on pairs: give the scans of a better scanner too"
@@ -218,9 +219,12 @@ class _Maker:
             return NETWORK.clone()
         chosen = even_subset(self.scan.gradients.bvecs[volumes], len(volumes) // 2)
         halves = volumes[chosen], np.delete(volumes, chosen)
-        if min(self._directions(half) for half in halves) < LEAST_DIRECTIONS:
+        if max(condition(self.scan.gradients.bvecs[half]) for half in halves) > WELL_CONDITIONED:
             return START.clone()
-        first, second = (on_grid(self._fitted(self.scan.data, bval, half, 0), self.box.points) for half in halves)
+        # Without smoothing, as many coefficients as directions would be little but noise.
+        fewest = min(self._directions(half) for half in halves)
+        fits = (self._fitted(self.scan.data, bval, half, order_for(2 * fewest // 3, ORDER), 0) for half in halves)
+        first, second = (on_grid(fit, self.box.points) for fit in fits)
         common = cross_power(first.coefficients, second.coefficients).cpu()[0]
         coefficients, scale, inside = (torch.cat(parts, dim=-1) for parts in zip(*pieces, strict=True))
         known = (first.determined[0] * second.determined[0]).reshape(-1, 1).cpu() > 0
@@ -257,7 +261,9 @@ class _Maker:
         """Return an image or a series (X, Y, Z[, N]) on the result's grid in the box, ([N,] P, Q, R)."""
         return resampled(self.block(values)[0].cpu(), self.box.points).clamp_min(0)
 
-    def _fitted(self, data: np.ndarray, bval: float, volumes: np.ndarray, smoothing: float = SMOOTHING) -> Shell:
+    def _fitted(
+        self, data: np.ndarray, bval: float, volumes: np.ndarray, order: int | None = None, smoothing: float = SMOOTHING
+    ) -> Shell:
         """Return the harmonics of a shell of a series in the padded box."""
         scan, device = self.scan, self.request.device
         b0, one = self.block(scan.mean_b0()), torch.ones(1, device=device)
@@ -266,7 +272,7 @@ class _Maker:
         count = int(scan.gradients.is_b0.sum()) * one
         dwis, mask = self.block(data[..., volumes]), self.block(self.brain) > 0.5
         size = torch.as_tensor(scan.zooms_mm, dtype=torch.float32, device=device)[None]
-        order = order_for(self._directions(volumes), ORDER)
+        order = order_for(self._directions(volumes), ORDER) if order is None else order
         return fitted(b0, dwis, bvecs, bval * one, sigma, count, mask, size, order, smoothing)
 
     def _directions(self, volumes: np.ndarray) -> int:

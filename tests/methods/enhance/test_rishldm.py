@@ -213,9 +213,17 @@ def test_the_anisotropy_is_that_of_both_halves_whatever_the_network_says(monkeyp
     assert found[:2] == pytest.approx([1, 2], abs=0.1)
 
 
-def test_where_half_of_the_directions_shows_nothing_the_result_is_the_denoised_series(monkeypatch):
+def on_a_cone(n):
+    """Directions that determine no tensor, however many they are."""
+    turn = np.linspace(0, 2 * np.pi, n, endpoint=False)
+    bvecs = np.stack([np.cos(turn), np.sin(turn), np.full(n, np.sqrt(0.5))], axis=1) / np.sqrt(1.5)
+    return GradientTable(np.r_[0, 0, np.full(n, 1000)], np.r_[np.zeros((2, 3)), bvecs])
+
+
+@pytest.mark.parametrize("gradients", [table(10), on_a_cone(16)], ids=["few", "cone"])
+def test_where_half_of_the_directions_shows_nothing_the_result_is_the_denoised_series(monkeypatch, gradients):
     monkeypatch.setattr(rishldm._Maker, "_shares", SHARES)
-    scan = scan_of(table(10))
+    scan = scan_of(gradients)
     generated = RishLatentDiffusion().generate(perturbed(), scan, request_())
     expected = mean_start(scan)[scan.mask][:, 2:]
     np.testing.assert_allclose(generated.mean[scan.mask][:, 2:], expected, rtol=1e-5, atol=1e-4)
