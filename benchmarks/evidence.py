@@ -8,8 +8,10 @@ the data. Scans are those of role `report` (`training/roles.tsv`). A method and 
 and N directions of one shell (maps) or of every shell (the others). Each score is printed against the maps of all
 volumes, which hold the noise of the input, and against those of the volumes left out, which do not: mean over K
 selections of directions of the simple estimate that is best for this score, with its name, and of the method, and the
-difference; then the smallest difference of one selection. Series and references are fitted by weighted least
-squares, as in the app. Scores are computed in the mask eroded twice, without voxels empty in some volume.
+difference; then the smallest difference of one selection. `tensor_snr` compares with two halves of the left-out
+volumes, so that noise of the reference is no error (`qc/data/evaluation.tsv`). Series and references are fitted by
+weighted least squares, as in the app. Scores are computed in the mask eroded twice, without voxels empty in some
+volume.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import three
 from scenes import roles
 
 from bids_dmrigen.dwi.gradients import GradientTable, even_subset
-from bids_dmrigen.dwi.series import Scan
+from bids_dmrigen.dwi.series import Scan, ScanError
 from bids_dmrigen.dwi.tensor import condition, tensor_volumes
 from bids_dmrigen.methods import SIMPLE, load
 from bids_dmrigen.methods.base import Request
@@ -41,8 +43,9 @@ SHELLS = {"canon": 1500, "mdtb2k": 1000, "mdtb6k": 1500, "noddislice": 700, "dsi
 ROOMS = {"maps": "diffdti", "directions": "qid2", "enhance": "rishldm", "denoise": "difusion"}
 KEEP = {"maps": (6, 3), "directions": (12, 30, 60), "enhance": (12,), "denoise": (12, 30)}
 MAPS = ("fa_psnr", "dec_psnr", "md_psnr", "direction_angle")
-TABLE = (*MAPS, *(f"left_out_{key}" for key in MAPS), "dwi_psnr", "contrast_error")
+TABLE = (*MAPS, *(f"left_out_{key}" for key in MAPS), "tensor_snr", "dwi_psnr", "contrast_error")
 FIT = "wls"  # of series and references, as in the app
+NOTHING_LEFT = "the directions that are left out determine no tensor"
 TRIES = 30  # selections that are looked at to find different ones
 
 
@@ -96,6 +99,8 @@ def cases(data: Path, name: str, room: str, keep: int, selections: int) -> Itera
         kept = evaluation.kept_volumes(scan.gradients, keep, k, selections) & ~_hidden_b0s(scan.gradients)
         wanted = evaluation.wanted_volumes(scan.gradients, kept | scan.gradients.is_b0)
         references = {"": reference, "left_out_": evaluation.left_out_maps(scan, kept, FIT)}
+        if references["left_out_"] is None:
+            raise ScanError(NOTHING_LEFT)
         yield Case(_part(scan, kept), scan.gradients[wanted], scan.data[..., wanted], references, mask)
 
 
@@ -112,7 +117,7 @@ def _map_cases(data: Path, name: str, scan: Scan, keep: int, selections: int) ->
     if other is not None:
         scan = Scan(scan.data, scan.affine, scan.gradients, scan.mask & other.mask)
     mask, _ = evaluation.scored_voxels(_part(scan, low))
-    reference = evaluation.summary_maps(other or scan, FIT)
+    reference = evaluation.summary_maps(scan, FIT)
     seen: set[tuple[int, ...]] = set()
     for k in range(TRIES):
         turned = np.roll(volumes, -k * len(volumes) // TRIES)
@@ -124,7 +129,7 @@ def _map_cases(data: Path, name: str, scan: Scan, keep: int, selections: int) ->
         kept = scan.gradients.is_b0 & ~_hidden_b0s(scan.gradients)
         kept[chosen] = True
         if other is not None:
-            references = {"left_out_": reference}
+            references = {"left_out_": evaluation.left_out_maps(other, np.zeros(len(other.gradients), bool), FIT)}
         else:
             left_out = evaluation.left_out_maps(_part(scan, low), kept[low], FIT)
             references = {"": reference, "left_out_": left_out}
@@ -155,6 +160,8 @@ def scores_of(arm: Arm, case: Case) -> dict[str, float]:
             continue
         known = evaluation.map_scores(maps, reference, case.mask)
         scores |= {f"{prefix}{key}": known[key] for key in MAPS}
+        if prefix:
+            scores["tensor_snr"] = known["tensor_snr"]
     if volumes is not None and len(case.wanted):
         scores["dwi_psnr"] = evaluation.volume_scores(volumes, case.acquired, case.mask)["dwi_psnr"]
         scores["contrast_error"] = evaluation.contrast_error(volumes, case.acquired, case.wanted, case.mask)
@@ -235,7 +242,7 @@ def compare(args, work: Path) -> None:
                 print(f"\n{name}, {keep} directions: {error}")
                 continue
             document[f"{name} {keep}"] = show(name, keep, rows)
-        for key in ("fa_psnr", "left_out_fa_psnr"):
+        for key in ("fa_psnr", "left_out_fa_psnr", "tensor_snr"):
             gains = [document[at][key]["gain"] for at in document if at.endswith(f" {keep}") and key in document[at]]
             if gains:
                 what = f"{key}, {keep} directions: mean gain over the best simple estimate"

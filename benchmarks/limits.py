@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from evidence import MAPS, Case, cases, report_scan
+from evidence import FIT, MAPS, Case, cases, report_scan
 from scenes import roles
 
 from bids_dmrigen.dwi.noise import estimate_sigma
@@ -45,8 +45,8 @@ def limits(name: str, data: Path, case: Case, seed: int) -> dict[str, dict[str, 
     kept = noisy.gradients.is_b0.copy()
     if name != "mdtb6k":
         kept |= _among(case, noisy)
-    references = {"": evaluation.summary_maps(noisy)} if name != "mdtb6k" else {}
-    references["left_out_"] = evaluation.left_out_maps(noisy, kept, "ols") or {}
+    references = {"": evaluation.summary_maps(noisy, FIT)} if name != "mdtb6k" else {}
+    references["left_out_"] = evaluation.left_out_maps(noisy, kept, FIT) or {}
     few = Scan(noisy.data[..., kept], noisy.affine, noisy.gradients[kept], noisy.mask)
     found = {"perfect": truth.maps()} | ({"ols": RIVALS["ols"](few).maps()} if name != "mdtb6k" else {})
     out: dict[str, dict[str, float]] = {}

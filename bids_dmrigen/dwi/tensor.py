@@ -16,6 +16,7 @@ from .series import Scan
 MIN_DIFFUSIVITY_TOLERANCE = 1e-6  # eigenvalues are raised to this over the largest b-matrix entry, as in DIPY
 TINY = torch.finfo(torch.float32).tiny
 TENSOR_BMAX = 1550.0  # s/mm²; some scanners store more than the nominal 1500
+DIAGONAL, OFF_DIAGONAL = [0, 2, 5], [1, 3, 4]  # of lower triangles
 WELL_CONDITIONED = 15.0  # of a selection of directions and of left-out volumes; good ones have 6 to 10
 LEAST_CONDITION = 1e-8  # of the normal equations: below, the samples of a voxel do not determine a tensor
 CHUNK_VOXELS = {"cpu": 2**14, "cuda": 2**18}  # CPU: fits into the cache; GPU: needs less than 500 MB
@@ -297,6 +298,18 @@ def principal_direction(tensor: np.ndarray) -> np.ndarray:
 
     _each_chunk(decompose, rows, 4)
     return vectors.T.reshape(*tensor.shape[:3], 3).numpy()
+
+
+def anisotropic_part(tensor: np.ndarray) -> np.ndarray:
+    """Return what tensors (..., 6), lower triangles, differ from spheres of the same mean diffusivity.
+
+    The result (..., 6) has the off-diagonal entries times the root of 2: the sum of its products with that of another
+    tensor is the product of both matrices, sum_ij A_ij B_ij.
+    """
+    part = np.array(tensor, np.float64)
+    part[..., DIAGONAL] -= part[..., DIAGONAL].mean(axis=-1, keepdims=True)
+    part[..., OFF_DIAGONAL] *= 2**0.5
+    return part
 
 
 def fit_maps(

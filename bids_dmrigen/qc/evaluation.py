@@ -197,6 +197,7 @@ def _outcome(scan: Scan, kept, truth, references, mask, label: tuple[str, int, i
     if left_out is not None:
         independent = map_scores(maps, left_out, mask)
         scores |= {f"left_out_{key}": value for key, value in independent.items() if f"left_out_{key}" in SCORES}
+        scores["tensor_snr"] = independent["tensor_snr"]
     if volumes is not None:
         acquired = truth[..., wanted]
         scores |= volume_scores(volumes, acquired, mask)
@@ -239,7 +240,8 @@ def left_out_maps(scan: Scan, kept: np.ndarray, fit: str) -> dict[str, np.ndarra
     """Return the maps of the left-out volumes, whose noise no arm has seen.
 
     Where all b0s are kept they serve here too, and the MD of both has their noise. None where these volumes hardly
-    determine a tensor.
+    determine a tensor. `first` and `second` are the tensors (X, Y, Z, 6) of two halves of the directions, where both
+    halves determine a tensor.
     """
     is_b0 = scan.gradients.is_b0
     chosen = ~kept if (is_b0 & ~kept).any() else ~kept | is_b0
@@ -247,7 +249,24 @@ def left_out_maps(scan: Scan, kept: np.ndarray, fit: str) -> dict[str, np.ndarra
     used = tensor_volumes(table)
     if condition(table.bvecs[used & ~table.is_b0]) > WELL_CONDITIONED:
         return None
-    return summary_maps(Scan(scan.data[..., chosen], scan.affine, table, scan.mask), fit)
+    others = Scan(scan.data[..., chosen], scan.affine, table, scan.mask)
+    return summary_maps(others, fit) | _halves(others, fit)
+
+
+def _halves(scan: Scan, fit: str) -> dict[str, np.ndarray]:
+    """Return the tensors of two halves of every shell's directions, `first` and `second`; nothing where one has none.
+
+    The noise of their anisotropic parts is independent. Both have the b0s, whose noise is in their mean diffusivities.
+    """
+    first, second = scan.gradients.is_b0.copy(), scan.gradients.is_b0.copy()
+    for _, volumes in scan.gradients.shells():
+        chosen = even_subset(scan.gradients.bvecs[volumes], len(volumes) // 2)
+        first[volumes[chosen]] = second[np.delete(volumes, chosen)] = True
+    directions = scan.gradients.bvecs * tensor_volumes(scan.gradients)[:, None]
+    if any(condition(directions[half & directions.any(axis=1)]) > WELL_CONDITIONED for half in (first, second)):
+        return {}
+    parts = [Scan(scan.data[..., half], scan.affine, scan.gradients[half], scan.mask) for half in (first, second)]
+    return {name: summary_maps(part, fit)["tensor"] for name, part in zip(("first", "second"), parts, strict=True)}
 
 
 def kept_volumes(gradients: GradientTable, keep: int, rotation: int = 0, rotations: int = 1) -> np.ndarray:
@@ -286,7 +305,7 @@ def _badness(bvecs: np.ndarray) -> tuple[bool, float]:
 
 
 def summary_maps(scan: Scan, fit: str = "ols") -> dict[str, np.ndarray]:
-    """Return `fa`, `md` (X, Y, Z; mm²/s), `dec` and `direction` (X, Y, Z, 3; world RAS+) of a scan, 0 outside its mask.
+    """Return the maps of a scan, as `Estimate.maps` does.
 
     The tensor is fitted to the volumes of `tensor_volumes`.
     """
@@ -296,13 +315,17 @@ def summary_maps(scan: Scan, fit: str = "ols") -> dict[str, np.ndarray]:
 def map_scores(estimate: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], mask) -> dict[str, float]:
     """Return the scores of maps, as `summary_maps` gives them, against maps from all acquired volumes.
 
-    The angle of the principal direction is NaN for estimates without a `direction`.
+    The angle of the principal direction is NaN for estimates without a `direction`, the SNR of the tensor where there
+    is no `tensor` or where the reference has no halves.
     """
     angle = float("nan")
     if "direction" in estimate:
         angle = metrics.direction_angle(
             estimate["direction"], reference["direction"], reference["fa"], mask, DIRECTION_FA_MIN
         )
+    snr = float("nan")
+    if "tensor" in estimate and "first" in reference:
+        snr = metrics.tensor_snr(estimate["tensor"], reference["first"], reference["second"], mask)
     fa = metrics.scores(estimate["fa"], reference["fa"], mask)
     return {
         "fa_psnr": fa["psnr"],
@@ -312,6 +335,7 @@ def map_scores(estimate: Mapping[str, np.ndarray], reference: Mapping[str, np.nd
         "dec_psnr": metrics.psnr(estimate["dec"], reference["dec"], mask),
         "md_psnr": metrics.psnr(estimate["md"], reference["md"], mask),
         "direction_angle": angle,
+        "tensor_snr": snr,
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..dwi.tensor import anisotropic_part
 from .definitions import DEFINITIONS, Definition
 
 SSIM_SIGMA = 1.5  # standard deviation of the Gaussian window, voxels
@@ -198,3 +199,27 @@ def _inside(estimate, reference, mask) -> tuple[np.ndarray, np.ndarray]:
     if not mask.any():
         raise MetricError(EMPTY_MASK)
     return estimate[mask].astype(np.float64), reference[mask].astype(np.float64)
+
+
+def tensor_snr(estimate: np.ndarray, first: np.ndarray, second: np.ndarray, mask: np.ndarray) -> float:
+    """Return the power of anisotropy over that of its error, in dB, free of the noise of the references.
+
+    With D, A and B the anisotropic parts of the estimate and of two references of independent noise,
+    10 log10(mean A:B / mean (D - A):(D - B)). The noise of a reference is in these means only as a product with that of
+    the other. So the truth has an infinite value, and neither who keeps noise nor who removes it is favoured.
+
+    Parameters
+    ----------
+    estimate, first, second
+        (X, Y, Z, 6) tensors, lower triangles, mm²/s.
+    mask
+        (X, Y, Z) bool.
+
+    Returns
+    -------
+    float
+        NaN where noise leaves no power or no error.
+    """
+    d, a, b = (anisotropic_part(tensor[mask]) for tensor in (estimate, first, second))
+    power, error = float((a * b).sum()), float(((d - a) * (d - b)).sum())
+    return 10 * float(np.log10(power / error)) if power > 0 and error > 0 else float("nan")

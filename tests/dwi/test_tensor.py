@@ -9,7 +9,14 @@ from dipy.reconst.dti import TensorModel, from_lower_triangular
 from bids_dmrigen.dwi import tensor as module
 from bids_dmrigen.dwi.gradients import GradientError, GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
-from bids_dmrigen.dwi.tensor import MAP_NAMES, eigen_symmetric, fit_maps, fit_tensor, tensor_maps
+from bids_dmrigen.dwi.tensor import (
+    MAP_NAMES,
+    anisotropic_part,
+    eigen_symmetric,
+    fit_maps,
+    fit_tensor,
+    tensor_maps,
+)
 
 RELATIVE = 1e-4
 OBLIQUE = np.array([[-1.9, 0.3, 0.4, 90], [0.3, 2.0, -0.4, -100], [0.5, 0.4, 2.4, -60], [0, 0, 0, 1.0]])
@@ -209,3 +216,12 @@ def test_maps_do_not_depend_on_the_unit_of_the_signal(unit):
     one, other = (tensor_maps(fit_tensor(torch.from_numpy(s), bvals, directions)) for s in (signal, signal * unit))
     torch.testing.assert_close(other["fa"], one["fa"], atol=2e-5, rtol=0)
     torch.testing.assert_close(other["md"], one["md"], atol=1e-8, rtol=1e-4)
+
+
+def test_products_of_anisotropic_parts_are_those_of_matrices():
+    rng = np.random.default_rng(0)
+    matrices = [m + m.T for m in rng.normal(size=(2, 3, 3))]
+    triangles = [m[np.tril_indices(3)] for m in matrices]
+    expected = np.sum([m - np.trace(m) / 3 * np.eye(3) for m in matrices][0] * matrices[1])
+    one, other = anisotropic_part(np.array(triangles))
+    assert one @ other == pytest.approx(expected)

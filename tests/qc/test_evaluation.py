@@ -10,7 +10,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions, pair_energies
 from bids_dmrigen.dwi.series import Scan, ScanError
-from bids_dmrigen.dwi.tensor import condition, tensor_volumes
+from bids_dmrigen.dwi.tensor import anisotropic_part, condition, tensor_volumes
 from bids_dmrigen.methods.base import Generated
 from bids_dmrigen.qc import evaluation
 from bids_dmrigen.qc.evaluation_page import write_results
@@ -225,6 +225,22 @@ def test_left_out_scores_compare_with_the_maps_of_left_out_volumes_and_b0s():
     assert result.outcomes[0].scores["fa_psnr"] > scores["fa_psnr"]
     too_few = evaluation.evaluate(scan, [17], {"ols": evaluation.simple_arm("ols")})
     assert np.isnan(too_few.outcomes[0].scores["left_out_fa_psnr"])
+
+
+def test_the_tensors_snr_is_that_of_the_truth_whatever_noise_the_references_have():
+    noisy, clean = dense_scan(noise=8.0, n=40), dense_scan(noise=0, n=40)
+    true = anisotropic_part(evaluation.summary_maps(clean)["tensor"])
+    result = evaluation.evaluate(noisy, [12], {"wls": evaluation.simple_arm("wls")}, rotations=8)
+    expected = []
+    for k in range(8):
+        kept = evaluation.kept_volumes(noisy.gradients, 12, k, 8)
+        few = Scan(noisy.data[..., kept], AFFINE, noisy.gradients[kept], noisy.mask)
+        error = (anisotropic_part(evaluation.summary_maps(few, "wls")["tensor"]) - true)[result.mask]
+        expected.append(10 * np.log10((true[result.mask] ** 2).sum() / (error**2).sum()))
+    found = [outcome.scores["tensor_snr"] for outcome in result.outcomes]
+    assert np.mean(found) == pytest.approx(np.mean(expected), abs=0.3)
+    one, other = (evaluation.left_out_maps(noisy, kept, "wls")[name] for name in ("first", "second"))
+    assert not np.allclose(one, other)
 
 
 def test_contrast_error_of_a_hand_computed_case():

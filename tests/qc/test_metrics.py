@@ -117,3 +117,20 @@ def test_description_carries_unit_definition_and_source():
     )
     assert metrics.describe("psnr", np.inf)["value"] is None
     assert "method itself" in metrics.describe("own_check", 1.0)["definition"]
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_the_tensors_snr_does_not_depend_on_the_noise_of_the_references(noise):
+    """Half of the anisotropy has an error of a quarter of its power: 6.02 dB; mean diffusivities do not count."""
+    rng, shape = np.random.default_rng(0), (40, 40, 40, 6)
+    truth = rng.normal(size=shape)
+    first, second = (truth + noise * rng.normal(size=shape) for _ in range(2))
+    sphere = np.array([1.0, 0, 1, 0, 0, 1])
+    mean = truth[..., [0, 2, 5]].mean(axis=-1, keepdims=True) * sphere
+    estimate = 0.5 * (truth - mean) + 7 * sphere
+    mask = np.ones(shape[:3], bool)
+    assert metrics.tensor_snr(estimate, first, second, mask) == pytest.approx(20 * np.log10(2), abs=0.05)
+    mask[:20] = False
+    estimate[:20] = 100
+    assert metrics.tensor_snr(estimate, first, second, mask) == pytest.approx(20 * np.log10(2), abs=0.1)
+    assert np.isnan(metrics.tensor_snr(truth, truth, truth, mask))
