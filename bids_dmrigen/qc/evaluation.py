@@ -24,6 +24,7 @@ THIN = 6  # slices; an axis with fewer is not eroded along
 BEST_SIMPLE = "best simple"
 FAULTS = (ScanError, GradientError)  # of a scan that an arm cannot work on
 DIRECTION_FA_MIN = 0.3
+FLUID_MD = 1.5e-3  # mm²/s; fluid has no anisotropy, but the most noise
 NEW_DEGREES = 3.0  # a direction nearer than this to a kept one is not new
 MATCH_DEGREES = 0.5  # largest angle between a wanted volume and the generated one that matches it
 
@@ -325,7 +326,8 @@ def map_scores(estimate: Mapping[str, np.ndarray], reference: Mapping[str, np.nd
         )
     snr = float("nan")
     if "tensor" in estimate and "first" in reference:
-        snr = metrics.tensor_snr(estimate["tensor"], reference["first"], reference["second"], mask)
+        tissue = mask & (reference["md"] < FLUID_MD)
+        snr = metrics.tensor_snr(estimate["tensor"], reference["first"], reference["second"], tissue)
     fa = metrics.scores(estimate["fa"], reference["fa"], mask)
     return {
         "fa_psnr": fa["psnr"],

@@ -222,6 +222,6 @@ def test_products_of_anisotropic_parts_are_those_of_matrices():
     rng = np.random.default_rng(0)
     matrices = [m + m.T for m in rng.normal(size=(2, 3, 3))]
     triangles = [m[np.tril_indices(3)] for m in matrices]
-    expected = np.sum([m - np.trace(m) / 3 * np.eye(3) for m in matrices][0] * matrices[1])
+    expected = np.sum((matrices[0] - np.trace(matrices[0]) / 3 * np.eye(3)) * matrices[1])
     one, other = anisotropic_part(np.array(triangles))
     assert one @ other == pytest.approx(expected)
