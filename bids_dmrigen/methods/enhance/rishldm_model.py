@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -324,6 +323,8 @@ def shares_of(power: Tensor, scale: Tensor, common: Tensor, inside: Tensor) -> T
     inside
         (X, Y, Z) the brain.
     """
+    from scipy.optimize import nnls  # here: machines that only train do not have it
+
     found = []
     for e, factor, y in zip(power, scale, common, strict=True):
         e, factor, y = (values[inside > 0].double().numpy() for values in (e, factor, y))
