@@ -1,6 +1,7 @@
 """Held-out loss and real-scan score of a training against its hours.
 
 python benchmarks/curve.py FOLDER [--method NAME] [--data FOLDER] [--scans NAME ...] [--keep N] [--selections K]
+    [--fit ols|wls]
 
 FOLDER is that of `dmrigen train --keep-every`. For each of the weights that were kept there, the first row being the
 network before the training: hours, steps, held-out loss, and for each scan of role `report` what the method has in FA
@@ -14,7 +15,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from evidence import KEEP, ROOMS, cases, scores_of
+from evidence import FIT, KEEP, ROOMS, cases, scores_of
 from scenes import roles
 
 from bids_dmrigen.diffusion.checkpoints import kept_weights
@@ -34,10 +35,11 @@ def main() -> None:
     parser.add_argument("--scans", nargs="+", default=[n for n, role in roles().items() if role == "report"])
     parser.add_argument("--keep", type=int, help="directions of a shell (default: the first of evidence.py)")
     parser.add_argument("--selections", type=int, default=2)
+    parser.add_argument("--fit", choices=("ols", "wls"), default=FIT, help="of the references")
     args = parser.parse_args()
     room = next(room for room, method in ROOMS.items() if method == args.method)
     keep = args.keep or KEEP[room][0]
-    shown = [(name, list(cases(args.data, name, room, keep, args.selections))) for name in args.scans]
+    shown = [(name, list(cases(args.data, name, room, keep, args.selections, args.fit))) for name in args.scans]
     best = [[best_simple(case) for case in found] for _, found in shown]
     method = load(args.method)
     net = method.network("small")

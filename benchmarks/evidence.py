@@ -87,24 +87,24 @@ def report_scan(data: Path, name: str) -> Scan:
     return within_coverage(scan)
 
 
-def cases(data: Path, name: str, room: str, keep: int, selections: int) -> Iterator[Case]:
-    """Yield the cases of a scan: different selections of directions."""
+def cases(data: Path, name: str, room: str, keep: int, selections: int, fit: str = FIT) -> Iterator[Case]:
+    """Yield the cases of a scan: different selections of directions; `fit` is that of the references."""
     scan = report_scan(data, name)
     if room == "maps":
-        yield from _map_cases(data, name, scan, keep, selections)
+        yield from _map_cases(data, name, scan, keep, selections, fit)
         return
     mask, _ = evaluation.scored_voxels(scan)
-    reference = evaluation.summary_maps(scan, FIT)
+    reference = evaluation.summary_maps(scan, fit)
     for k in range(selections):
         kept = evaluation.kept_volumes(scan.gradients, keep, k, selections) & ~_hidden_b0s(scan.gradients)
         wanted = evaluation.wanted_volumes(scan.gradients, kept | scan.gradients.is_b0)
-        references = {"": reference, "left_out_": evaluation.left_out_maps(scan, kept, FIT)}
+        references = {"": reference, "left_out_": evaluation.left_out_maps(scan, kept, fit)}
         if references["left_out_"] is None:
             raise ScanError(NOTHING_LEFT)
         yield Case(_part(scan, kept), scan.gradients[wanted], scan.data[..., wanted], references, mask)
 
 
-def _map_cases(data: Path, name: str, scan: Scan, keep: int, selections: int) -> Iterator[Case]:
+def _map_cases(data: Path, name: str, scan: Scan, keep: int, selections: int, fit: str) -> Iterator[Case]:
     """Yield cases with directions of one shell; the tensor of the reference comes from the low shells.
 
     `mdtb6k` has six directions at b = 1500 s/mm² and too few others: its reference is `mdtb2k`, the same slices of the
@@ -117,7 +117,7 @@ def _map_cases(data: Path, name: str, scan: Scan, keep: int, selections: int) ->
     if other is not None:
         scan = Scan(scan.data, scan.affine, scan.gradients, scan.mask & other.mask)
     mask, _ = evaluation.scored_voxels(_part(scan, low))
-    reference = evaluation.summary_maps(scan, FIT)
+    reference = evaluation.summary_maps(scan, fit)
     seen: set[tuple[int, ...]] = set()
     for k in range(TRIES):
         turned = np.roll(volumes, -k * len(volumes) // TRIES)
@@ -129,9 +129,9 @@ def _map_cases(data: Path, name: str, scan: Scan, keep: int, selections: int) ->
         kept = scan.gradients.is_b0 & ~_hidden_b0s(scan.gradients)
         kept[chosen] = True
         if other is not None:
-            references = {"left_out_": evaluation.left_out_maps(other, np.zeros(len(other.gradients), bool), FIT)}
+            references = {"left_out_": evaluation.left_out_maps(other, np.zeros(len(other.gradients), bool), fit)}
         else:
-            left_out = evaluation.left_out_maps(_part(scan, low), kept[low], FIT)
+            left_out = evaluation.left_out_maps(_part(scan, low), kept[low], fit)
             references = {"": reference, "left_out_": left_out}
         wanted = np.setdiff1d(volumes, chosen)
         yield Case(_part(scan, kept), scan.gradients[wanted], scan.data[..., wanted], references, mask)
