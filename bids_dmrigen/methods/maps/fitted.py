@@ -56,6 +56,7 @@ class Fitted(Method):
         few = Scan(scan.data[..., used], scan.affine, scan.gradients[used], scan.mask)
         maps = fit_maps(few, self._fit, request.device, TENSOR_MAPS)
         mean = np.concatenate([maps[name].reshape(*scan.mask.shape, -1) for name in TENSOR_MAPS], axis=3)
-        record = classical_record(self.spec, begun, BValue=round(bval), Volumes=volumes.tolist())
+        shown = {"b0": np.flatnonzero(scan.gradients.is_b0).tolist(), f"b={bval:.0f}": volumes.tolist()}
+        record = classical_record(self.spec, begun, Volumes=shown)
         made = np.zeros(mean.shape[3], bool)
         return Generated(mean.astype(np.float32), None, None, TENSOR_MAPS, made, record, warnings=tuple(warnings))
