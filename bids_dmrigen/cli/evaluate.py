@@ -111,7 +111,7 @@ def run(args) -> None:
     header = Header(scan.data.shape, tuple(scan.zooms_mm), scan.gradients)
     values = _option_values(args)
     if args.methods is None:
-        args.methods = [name for name in REGISTRY if _works_in_place(name, values, header)]
+        args.methods = [name for name in REGISTRY if name not in SIMPLE and _works_in_place(name, values, header)]
     arms = {name: _arm(name, args, values, header, stem) for name in dict.fromkeys(args.methods)}
     arms |= {name: evaluation.simple_arm(name) for name in args.simple}
     args.out.mkdir(parents=True, exist_ok=True)

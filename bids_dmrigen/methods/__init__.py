@@ -22,11 +22,18 @@ REGISTRY = {
     "phydiff": ".synthesis.phydiff",
     "rishldm": ".enhance.rishldm",
     "neighbours": ".maps.neighbours",
+    "lls": ".maps.lls",
+    "wlls": ".maps.wlls",
     "interp": ".directions.interp",
     "sh": ".directions.sh",
+    "gp": ".directions.gp",
     "atlas": ".synthesis.atlas",
     "bspline": ".enhance.bspline",
     "rish": ".enhance.rish",
+    "mppca": ".denoise.mppca",
+    "patch2self": ".denoise.patch2self",
+    "nlm": ".denoise.nlm",
+    "ascm": ".denoise.ascm",
 }
 
 # Simple estimates that every method has to beat (`rivals`), and what each does.

@@ -22,7 +22,6 @@ from ..dwi.tensor import TensorFit, design_matrix, fit_tensor, noise_power, tens
 SAME_BVAL = 0.05  # relative difference of b-values within one shell
 SHRINKAGE = 0.2  # share of the noise's power that `shrink` takes away, see `benchmarks/rivals.py`
 ROUNDS = 3  # of the correction for the noise floor
-NLM_RADII = (1, 2)  # voxels, of the patches and of the search
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,13 +178,9 @@ def nlm(scan: Scan) -> Estimate:
     ScanError
         Where the noise level cannot be estimated.
     """
-    from dipy.denoise.nlmeans import nlmeans
+    from .denoise.nlm import build
 
-    sigma = estimate_sigma(scan).sigma
-    patch, block = NLM_RADII
-    data = np.asarray(scan.data, dtype=np.float32)
-    denoised = nlmeans(data, sigma, mask=scan.mask, patch_radius=patch, block_radius=block, rician=True)
-    return wls(replace(scan, data=np.where((data > 0) & (denoised > 0), denoised, data).astype(np.float32)))
+    return wls(replace(scan, data=build().denoised(scan)))
 
 
 # The names are those of `methods.SIMPLE`, which says what each does.

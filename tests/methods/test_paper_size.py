@@ -140,7 +140,7 @@ def test_three_references_can_be_trained(tmp_path, capsys):
 
 def test_interpolation_uses_as_many_references():
     acquired, wanted = torch.from_numpy(even_directions(12)), torch.from_numpy(even_directions(7))
-    weights = load("interp").weights(acquired, wanted, {"references": 3})
+    weights = load("interp").weights(acquired, wanted, {"references": 3}, acquired)
     assert ((weights != 0).sum(dim=1) <= 3).all()
 
 

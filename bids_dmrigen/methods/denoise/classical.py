@@ -101,7 +101,8 @@ def _patch2self(acquired: np.ndarray, scan: Scan) -> tuple[np.ndarray, str]:
     from dipy.denoise.patch2self import patch2self
 
     # Version 3 works in memory-mapped files of the whole series: too much for the /tmp of many containers.
-    with tempfile.TemporaryDirectory(dir=os.curdir) as folder:
+    # It sketches the series with numbers of numpy's global generator.
+    with tempfile.TemporaryDirectory(dir=os.curdir) as folder, _same_random_numbers():
         denoised = patch2self(
             acquired,
             scan.gradients.bvals,
@@ -115,6 +116,17 @@ def _patch2self(acquired: np.ndarray, scan: Scan) -> tuple[np.ndarray, str]:
         warning = TOO_FEW_FOR_PATCH2SELF.format(good=GOOD_VOLUMES_PATCH2SELF, found=acquired.shape[3])
         message += f" {warning}."
     return denoised, message
+
+
+@contextmanager
+def _same_random_numbers() -> Iterator[None]:
+    """Seed numpy's global generator, and leave it as it was."""
+    before = np.random.get_state()  # noqa: NPY002 - the library takes no generator
+    np.random.seed(0)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
 
 
 @contextmanager

@@ -46,7 +46,7 @@ class LinearInterpolation(WeightedSum):
 
     spec = SPEC
 
-    def weights(self, acquired: Tensor, wanted: Tensor, options: Mapping[str, Any]) -> Tensor:
+    def weights(self, acquired: Tensor, wanted: Tensor, options: Mapping[str, Any], signal: Tensor) -> Tensor:
         """Return the coefficients of wanted = sum_k c_k r_k (least norm), r_k the nearest references, sum c_k = 1.
 
         References are turned to the wanted direction's side first: a direction and its antipode measure the same.

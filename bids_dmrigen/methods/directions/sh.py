@@ -46,7 +46,7 @@ class HarmonicInterpolation(WeightedSum):
 
     spec = SPEC
 
-    def weights(self, acquired: Tensor, wanted: Tensor, options: Mapping[str, Any]) -> Tensor:
+    def weights(self, acquired: Tensor, wanted: Tensor, options: Mapping[str, Any], signal: Tensor) -> Tensor:
         """Return the weights of a fit. Its order is the highest, up to 4, that the directions determine."""
         from ...dwi.harmonics import order_for, prediction_weights
 

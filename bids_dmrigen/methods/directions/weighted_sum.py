@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ...dwi.series import Scan
 from ..base import Generated, Method, Request
 from .task import assemble, check_left_out, shells_to_fill, wanted_directions
@@ -20,8 +22,11 @@ class WeightedSum(Method):
     """A method that fills shells with weighted sums of their volumes."""
 
     @abstractmethod
-    def weights(self, acquired: Tensor, wanted: Tensor, options: Mapping[str, Any]) -> Tensor:
-        """Return the weights (T, N) of a shell's volumes for directions (N, 3) and (T, 3); options by key."""
+    def weights(self, acquired: Tensor, wanted: Tensor, options: Mapping[str, Any], signal: Tensor) -> Tensor:
+        """Return the weights (T, N) of a shell's volumes for directions (N, 3) and (T, 3).
+
+        `options` are by key. `signal` (V, N) is that of the brain.
+        """
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Fill every shell of the scan."""
@@ -40,7 +45,9 @@ class WeightedSum(Method):
         generated = []
         for shell in shells:
             acquired, wanted = torch.from_numpy(shell.acquired), torch.from_numpy(shell.wanted)
-            weights = self.weights(acquired, wanted, request.options).float()
-            generated.append(((shell_signal(scan, shell) @ weights.T).clamp_min(0).numpy(), None))
+            signal = shell_signal(scan, shell)
+            inside = signal[torch.from_numpy(np.ascontiguousarray(scan.mask))]
+            weights = self.weights(acquired, wanted, request.options, inside).float()
+            generated.append(((signal @ weights.T).clamp_min(0).numpy(), None))
         record = classical_record(self.spec, begun)
         return assemble(scan, shells, generated, record, warnings=tuple(warnings + more))

@@ -84,7 +84,7 @@ def test_harmonics_interpolate_a_smooth_signal():
 
 def test_linear_coefficients_give_the_direction_back():
     acquired, wanted = torch.from_numpy(even_directions(12)), torch.from_numpy(even_directions(7))
-    weights = LinearInterpolation().weights(acquired, wanted, {})
+    weights = LinearInterpolation().weights(acquired, wanted, {}, acquired)
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(7, dtype=torch.float64))
     assert ((weights != 0).sum(dim=1) <= 6).all()
     side = torch.sign(wanted @ acquired.T)

@@ -1,0 +1,62 @@
+"""Maps of a tensor that is fitted to the same six directions as learnt methods see: nothing is learnt."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...dwi.series import Scan, ScanError
+from ..base import Generated, Method, Request
+from ..spec import MethodSpec
+from .task import MOST, NOT_ALL, TENSOR_MAPS, TOO_FEW, MapsSpec, choose_volumes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class FittedSpec(MapsSpec):
+    """The specification of a method that fits a tensor."""
+
+    def check(self, scan: Scan) -> list[str]:
+        """Return warnings about a scan; `ScanError` where no shell has six different directions."""
+        warnings = MethodSpec.check(self, scan)
+        bval, volumes, n_directions = choose_volumes(scan.gradients, self.title)
+        if len(volumes) < MOST:
+            raise ScanError(TOO_FEW.format(title=self.title, least=MOST, found=len(volumes)))
+        if len(volumes) < n_directions:
+            warnings.append(NOT_ALL.format(used=len(volumes), found=n_directions, bval=bval))
+        return warnings
+
+
+class Fitted(Method):
+    """A tensor by least squares.
+
+    Parameters
+    ----------
+    spec
+        Its specification.
+    fit
+        "ols" or "wls".
+    """
+
+    def __init__(self, spec: FittedSpec, fit: str):
+        self.spec, self._fit = spec, fit
+
+    def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
+        """Fit the tensor to the b0s and the directions of `choose_volumes`."""
+        from ...dwi.tensor import fit_maps
+        from ..making import classical_record
+
+        begun = time.monotonic()
+        warnings = self.spec.check(scan)
+        bval, volumes, _ = choose_volumes(scan.gradients, self.spec.title)
+        used = np.sort(np.r_[np.flatnonzero(scan.gradients.is_b0), volumes])
+        few = Scan(scan.data[..., used], scan.affine, scan.gradients[used], scan.mask)
+        maps = fit_maps(few, self._fit, request.device, TENSOR_MAPS)
+        mean = np.concatenate([maps[name].reshape(*scan.mask.shape, -1) for name in TENSOR_MAPS], axis=3)
+        shown = {"b0": np.flatnonzero(scan.gradients.is_b0).tolist(), f"b={bval:.0f}": volumes.tolist()}
+        record = classical_record(self.spec, begun, Volumes=shown)
+        made = np.zeros(mean.shape[3], bool)
+        return Generated(mean.astype(np.float32), None, None, TENSOR_MAPS, made, record, warnings=tuple(warnings))
