@@ -99,7 +99,8 @@ def replaced(arm: Arm, name: str, instead: Callable) -> Arm:
 def spline(scan: Scan, voxel_mm: float | None) -> Generated:
     """Return the up-sampled series; without a voxel size, the series as acquired."""
     if voxel_mm is None:
-        return evaluation.as_acquired(scan, scan.gradients)
+        acquired = np.ones(len(scan.gradients), bool)
+        return Generated(np.asarray(scan.data, np.float32), None, scan.gradients, (), acquired, {})
     return load("bspline").generate(None, scan, Request(options={"voxel_mm": voxel_mm}))
 
 

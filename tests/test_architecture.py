@@ -4,9 +4,11 @@ import ast
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -129,3 +131,25 @@ def test_a_circle_is_found(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     assert circles(sources(tmp_path)) == {frozenset(f"bids_dmrigen.{name}" for name in "abc")}
+
+
+BENCHMARKS = sorted((ROOT.parent / "benchmarks").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda p: p.name)
+def test_what_benchmarks_take_from_modules_is_there(path):
+    """They run for hours, and no other test calls most of what they use."""
+    tree, modules = ast.parse(path.read_text()), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bids_dmrigen"):
+            package = import_module(node.module)
+            for name in node.names:
+                with suppress(ImportError):
+                    import_module(f"{node.module}.{name.name}")
+                assert hasattr(package, name.name), f"{node.module} has no {name.name}"
+                modules[name.asname or name.name] = getattr(package, name.name)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = modules.get(node.value.id)
+            if isinstance(module, ModuleType):
+                assert hasattr(module, node.attr), f"line {node.lineno}: {node.value.id} has no {node.attr}"

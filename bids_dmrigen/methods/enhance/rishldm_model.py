@@ -210,9 +210,10 @@ class _Maker:
     def _shares(self, pieces: Sequence[_Piece], bval: float, volumes: np.ndarray) -> Tensor:
         """Return the shares (3, 2) of start and network in the strength of each degree; see `shares_of`.
 
-        The acquired directions are parted into two halves, whose noise is independent. A degree that half of the
-        directions does not determine stays that of the start. Of weights that were trained on pairs of scans the
-        network alone counts: what they make is not what this scanner would acquire.
+        The acquired directions are parted into two halves, whose noise is independent. Where half of the directions
+        determines no tensor, the start stays. Degree 4 takes more directions, and is mostly noise in the start: where
+        the halves do not determine it, the network alone counts. So it does with weights that were trained on pairs of
+        scans: what they make is not what this scanner would acquire.
         """
         if PAIRS in str(self.making.weights.get("TrainedOn", {}).get("examples", "")):
             return NETWORK.clone()
@@ -227,7 +228,7 @@ class _Maker:
         common = cross_power(first.coefficients, second.coefficients).cpu()[0]
         coefficients, scale, inside = (torch.cat(parts, dim=-1) for parts in zip(*pieces, strict=True))
         known = (first.determined[0] * second.determined[0]).reshape(-1, 1).cpu() > 0
-        return torch.where(known, shares_of(features(coefficients)[0].square(), scale[0], common, inside), START)
+        return torch.where(known, shares_of(features(coefficients)[0].square(), scale[0], common, inside), NETWORK)
 
     def pieces(self, bval: float, volumes: np.ndarray) -> Iterator[_Piece]:
         """Yield a shell slab by slab, in the order of the result's layers in the box."""
