@@ -21,12 +21,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 from dipy.denoise.localpca import mppca
-from dipy.denoise.patch2self import patch2self
 from scipy.ndimage import binary_erosion
 
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.dwi.tensor import fit_maps
 from bids_dmrigen.methods.base import Request
+from bids_dmrigen.methods.denoise.classical import denoise
 from bids_dmrigen.methods.denoise.difusion_model import DiFusion
 from bids_dmrigen.qc.metrics import psnr
 from bids_dmrigen.simulate.anatomy import deform
@@ -64,9 +64,7 @@ def denoisers(args) -> dict:
     chosen = {
         "acquired": lambda scan: scan.data,
         "MP-PCA": lambda scan: mppca(scan.data, mask=scan.mask, patch_radius=2),
-        "Patch2Self": lambda scan: patch2self(
-            scan.data, scan.gradients.bvals, shift_intensity=False, clip_negative_vals=False, version=3, verbose=False
-        ),
+        "Patch2Self": lambda scan: denoise(scan, "patch2self")[0],
         "Di-Fusion": lambda scan: with_difusion(scan, options=options, precision=args.precision),
     }
     if args.published:
@@ -88,9 +86,9 @@ def simulated(snr: float, shape, args) -> dict[str, np.ndarray]:
     weighted, fa_truth = ~scan.gradients.is_b0, fa_map(scan, simulation.clean)
     print(f"simulated, SNR {snr:g}, {scan.data.shape}")
     series = {}
-    for name, denoise in denoisers(args).items():
+    for name, denoiser in denoisers(args).items():
         start = time.perf_counter()
-        series[name] = np.nan_to_num(denoise(scan)).astype(np.float32)
+        series[name] = np.nan_to_num(denoiser(scan)).astype(np.float32)
         seconds = time.perf_counter() - start
         print(
             f"  {name:26s} DWI {psnr(series[name][..., weighted], truth[..., weighted], scan.mask):6.2f} dB   "
@@ -114,9 +112,9 @@ def real(folder: Path, args) -> dict[str, np.ndarray]:
     target, inner = fa_map(reference, reference.data), binary_erosion(scan.mask, iterations=2)
     print(f"real, {Path(REAL_RUN).name}, {scan.data.shape}")
     series = {}
-    for name, denoise in denoisers(args).items():
+    for name, denoiser in denoisers(args).items():
         start = time.perf_counter()
-        series[name] = np.nan_to_num(denoise(scan)).astype(np.float32)
+        series[name] = np.nan_to_num(denoiser(scan)).astype(np.float32)
         seconds, fa = time.perf_counter() - start, fa_map(scan, series[name])
         error = (fa - target)[inner]
         print(

@@ -4,6 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.bids.tables import write_gradients
 from bids_dmrigen.dwi.gibbs import remove_gibbs
 from bids_dmrigen.interfaces.denoise import Degibbs, Denoise
@@ -28,6 +29,8 @@ def written(scan, folder):
 @pytest.mark.parametrize(("method", "word"), [("mppca", "MP-PCA"), ("patch2self", "Patch2Self"), ("none", "Not")])
 def test_denoise_writes_a_complete_series(tmp_path, monkeypatch, method, word):
     scan, _ = simulated()
+    kept = np.arange(12)  # the library's Patch2Self cannot do all 13
+    scan = Scan(scan.data[..., kept], scan.affine, scan.gradients[kept], scan.mask)
     inputs = written(scan, tmp_path)
     folder = tmp_path / "node"
     folder.mkdir()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from ...dwi.series import Scan, ScanError
 from ..spec import Citation
-from .classical import MIN_VOLUMES_PATCH2SELF
+from .classical import MIN_VOLUMES_PATCH2SELF, MIXED_UP, denoise, mixed_up
 from .task import DenoiseSpec
 from .untrained import UntrainedDenoiser
 
@@ -36,8 +39,13 @@ SPEC = DenoiseSpec(
 )
 
 
+def regressed(scan: Scan) -> np.ndarray:
+    """Return the denoised series (X, Y, Z, N); `ScanError` where the library would exchange volumes."""
+    if mixed_up(scan.data.shape[3]):
+        raise ScanError(MIXED_UP.format(found=scan.data.shape[3]))
+    return denoise(scan, SPEC.name)[0]
+
+
 def build() -> UntrainedDenoiser:
     """Return the method."""
-    from .classical import denoise
-
-    return UntrainedDenoiser(SPEC, lambda scan: denoise(scan, "patch2self")[0])
+    return UntrainedDenoiser(SPEC, regressed)

@@ -5,9 +5,10 @@ import pytest
 from dipy.denoise.nlmeans import nlmeans
 
 from bids_dmrigen.dwi.noise import estimate_sigma
-from bids_dmrigen.dwi.series import Scan
+from bids_dmrigen.dwi.series import Scan, ScanError
 from bids_dmrigen.methods import load
 from bids_dmrigen.methods.base import Request
+from bids_dmrigen.methods.denoise.classical import denoise
 from bids_dmrigen.methods.denoise.untrained import UntrainedDenoiser
 from tests.conftest import tiny_gradients
 
@@ -39,6 +40,27 @@ def test_the_error_falls_and_nothing_else_changes(scans, name):
     assert not generated.acquired.all()
     again = load(name).generate(None, noisy, Request())
     np.testing.assert_array_equal(again.mean, generated.mean)
+
+
+def first(scan, volumes):
+    return Scan(scan.data[..., :volumes], AFFINE, scan.gradients[np.arange(volumes)], scan.mask)
+
+
+@pytest.mark.parametrize("volumes", [13, 14, 19])
+def test_series_whose_volumes_the_library_exchanges_are_refused(scans, volumes):
+    with pytest.raises(ScanError, match=f"exchanges volumes of a series of {volumes}.*use mppca"):
+        load("patch2self").generate(None, first(scans[0], volumes), Request())
+    data, message = denoise(first(scans[0], volumes), "patch2self")
+    np.testing.assert_array_equal(data, scans[0].data[..., :volumes])
+    assert "not denoised" in message
+
+
+@pytest.mark.parametrize("volumes", [12, 15, 18, 20, 22])
+def test_patch2self_gives_every_volume_its_own_signal(scans, volumes):
+    scan = first(scans[0], volumes)
+    found = load("patch2self").generate(None, scan, Request()).mean[scan.mask]
+    for k in range(volumes):
+        assert np.corrcoef(found[:, k], scan.data[scan.mask, k])[0, 1] > 0.8, k
 
 
 def test_non_local_means_are_those_of_dipy(scans):
