@@ -4,9 +4,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.bids.tables import write_gradients
 from bids_dmrigen.dwi.gibbs import remove_gibbs
+from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.interfaces.denoise import Degibbs, Denoise
 from tests.methods.denoise.test_classical import SIGMA, simulated
 
