@@ -269,7 +269,7 @@ def _plan(run: Run, settings: Settings, template: str) -> RunPlan:
     before = stored_preprocessing(settings.out_dir, run.entities)
     values, planned, refused = _option_values(settings), {}, {}
     denoiser = _denoiser(settings, settings.methods, before)
-    denoisers = [denoiser] if denoiser in REGISTRY and not run.preprocessed else []
+    denoisers = [denoiser] if _is_method(denoiser) and not run.preprocessed else []
     for name in dict.fromkeys([*settings.methods, *denoisers]):
         try:
             warnings += _method_warnings(spec_of(name), run, header)
@@ -289,13 +289,19 @@ def _plan(run: Run, settings: Settings, template: str) -> RunPlan:
             )
         )
     denoiser = _denoiser(settings, [method.name for method in methods], before)
+    denoised_by = planned.get(denoiser) if _is_method(denoiser) else None
     plan = RunPlan(
-        run, settings, methods, denoiser, planned.get(denoiser), header.shape, gradients, warnings=tuple(warnings),
+        run, settings, methods, denoiser, denoised_by, header.shape, gradients, warnings=tuple(warnings),
         only_b0=only_b0, refused=refused, stored=stored_methods(settings.out_dir, run.entities),
     )  # fmt: skip
     plan = replace(plan, steps=_steps(plan))
     plan = replace(plan, preprocessing=_preprocessing(plan), outputs=tuple(_outputs(plan, template)))
     return plan if settings.reports_only else _beside_earlier(plan, before)
+
+
+def _is_method(denoiser: str) -> bool:
+    """Return whether a method denoises; a step of the preprocessing may have the name of another method."""
+    return denoiser in REGISTRY and spec_of(denoiser).denoises
 
 
 def _denoiser(settings: Settings, methods: Sequence[str], before: Mapping[str, str]) -> str:
@@ -459,7 +465,7 @@ def _steps(plan: RunPlan) -> dict[str, Step]:
     stored = AS_STORED if plan.denoiser != default else ""
     steps = {
         "denoise": step(plan.denoiser != "none", f"--denoise none{stored}", f"{plan.denoiser}{stored}",
-                        plan.refused.get(plan.denoiser)),
+                        plan.refused.get(plan.denoiser) if _is_method(plan.denoiser) else None),
         "gibbs": step(settings.gibbs, "--no-gibbs", "sub-voxel shifts",
                       too_flat if min(shape[:2]) < MIN_SLICES else None),
         "susceptibility": step(settings.sdc, "--no-sdc", _partner(run),
