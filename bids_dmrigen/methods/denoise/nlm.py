@@ -60,7 +60,8 @@ def non_local_means(scan: Scan, patch: int = RADII[0], search: int = RADII[1]) -
     from ...dwi.noise import estimate_sigma
 
     sigma, data = estimate_sigma(scan).sigma, np.asarray(scan.data, dtype=np.float32)
-    found = nlmeans(data, sigma, mask=scan.mask, patch_radius=patch, block_radius=search, rician=True)
+    # One thread: several threads of the library add to the same voxels at once, and lose some of the sums.
+    found = nlmeans(data, sigma, mask=scan.mask, patch_radius=patch, block_radius=search, rician=True, num_threads=1)
     return np.where(found > 0, found, data).astype(np.float32)
 
 
