@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,9 +17,20 @@ from .task import MOST, NOT_ALL, TENSOR_MAPS, TOO_FEW, MapsSpec, choose_volumes
 if TYPE_CHECKING:
     from torch import nn
 
+SAMPLER = "none: a least-squares fit"
 
+
+@dataclass(frozen=True)
 class FittedSpec(MapsSpec):
     """The specification of a method that fits a tensor."""
+
+    min_directions: int = MOST
+    good_directions: int = MOST
+    needs_weights: bool = False
+    maps: tuple[str, ...] = TENSOR_MAPS
+    samplers: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(("fast", "paper"), SAMPLER))
+    sizes: tuple[str, ...] = ("small",)
+    draws: bool = False
 
     def check(self, scan: Scan) -> list[str]:
         """Return warnings about a scan; `ScanError` where no shell has six different directions."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ..spec import Citation
 from .fitted import Fitted, FittedSpec
-from .task import MOST, TENSOR_MAPS
 
 SPEC = FittedSpec(
     name="wlls",
@@ -25,13 +24,6 @@ SPEC = FittedSpec(
             "  pages = {335--346}\n}"
         ),
     ),
-    min_directions=MOST,
-    good_directions=MOST,
-    needs_weights=False,
-    maps=TENSOR_MAPS,
-    samplers={"fast": "none: a least-squares fit", "paper": "none: a least-squares fit"},
-    sizes=("small",),
-    draws=False,
 )
 
 

@@ -11,6 +11,7 @@ from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan, ScanError
 from bids_dmrigen.dwi.tensor import fit_maps
 from bids_dmrigen.methods.base import Request
+from bids_dmrigen.methods.denoise.classical import limited_threads
 from bids_dmrigen.methods.maps import examples as maps_examples
 from bids_dmrigen.methods.maps.balance import with_length
 from bids_dmrigen.methods.maps.diffdti_model import DiffDTI, consistent, maps_in
@@ -222,9 +223,9 @@ def test_a_b_value_outside_the_training_range_is_reported():
 def test_examples_have_the_stated_values_and_repeat(subjects):
     method = DiffDTI()
     make = method.examples(subjects, "small", 6, 0)
-    batch, same = make(3), make(3)
-    # Products of matrices may be rounded in another way where they lie elsewhere in memory.
-    torch.testing.assert_close(batch.x0, same.x0, rtol=0, atol=1e-4)
+    with limited_threads(1):  # with several, the load of the machine decides how sums are parted
+        batch, same = make(3), make(3)
+    torch.testing.assert_close(batch.x0, same.x0, rtol=0, atol=0)
     condition, inside = batch.condition, batch.weight[:, 0] > 0
     truth = condition.centre + condition.scale * batch.x0
     assert truth[:, 0][inside].min() > 0
