@@ -194,10 +194,11 @@ def make(name, options, net, scan, template, world=AT_HOME, **more):
 
 
 @pytest.fixture
-def whole_correction(monkeypatch):
+def whole_correction(monkeypatch, request):
     """Use the whole correction of a network. Otherwise it is reduced, because the scan does not confirm it."""
     monkeypatch.setattr(qid2_model, "trust_in_correction", lambda *_: {})
-    monkeypatch.setattr(rishldm_model._Maker, "_shares", lambda *_: rishldm_model.NETWORK.clone())
+    if request.node.callspec.params["kind"] == "unit":
+        monkeypatch.setattr(rishldm_model._Maker, "_shares", lambda *_: rishldm_model.NETWORK.clone())
 
 
 @pytest.fixture(autouse=True)
