@@ -63,7 +63,7 @@ def test_too_few_volumes_come_back_as_acquired():
 
 
 def test_patch2self_warns_below_thirty_volumes():
-    for n_directions, warned in ((12, True), (31, False)):
+    for n_directions, warned in ((11, True), (31, False)):
         _, message = denoise(simulated(n_directions)[0], "patch2self")
         assert ("lost direction contrast" in message) == warned
 
