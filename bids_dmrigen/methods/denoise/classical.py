@@ -52,8 +52,7 @@ def denoise(scan: Scan, method: str) -> tuple[np.ndarray, str]:
         text = TOO_FEW_VOLUMES.format(method=method, needed=minimum[method], found=n_volumes)
         return acquired, text[0].upper() + text[1:] + "."
     if method == "patch2self" and mixed_up(n_volumes):
-        text = MIXED_UP.format(found=n_volumes)
-        return acquired, text[0].upper() + text[1:] + "."
+        return acquired, MIXED_UP.format(found=n_volumes) + "."
     measured = scan.mask & (np.ptp(acquired, axis=3) > 0)  # zeroed backgrounds hold nothing to denoise
     if method == "mppca":
         denoised, message = _mppca(acquired, measured)
