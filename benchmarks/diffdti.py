@@ -38,7 +38,8 @@ from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.methods import SIMPLE
 from bids_dmrigen.methods.base import Request
-from bids_dmrigen.methods.maps.diffdti_model import NORMAL_90, STEPS, TISSUES, DiffDTI, tissue
+from bids_dmrigen.methods.maps.diffdti_model import NORMAL_90, STEPS, DiffDTI
+from bids_dmrigen.methods.maps.slices import TISSUES, tissue
 from bids_dmrigen.qc import evaluation, metrics
 from bids_dmrigen.simulate.examples import SimulatedSubjects
 from bids_dmrigen.spatial.brain_mask import brain_of

@@ -43,7 +43,7 @@ FRAMES = "methods/test_frames.py::test_"
 HIDDEN = "methods/maps/test_diffdti.py::test_what_is_hidden_from_the_network_is_what_the_tensors_of_its_input_predict"
 MUTATIONS = [
     # -- frames of reference, and other properties on which the results depend
-    mutation("Diff-DTI gets directions in voxel axes", "methods/maps/diffdti_model.py",
+    mutation("Diff-DTI gets directions in voxel axes", "methods/maps/slices.py",
              "torch.as_tensor(scan.gradients.world_directions(scan.affine)[self.volumes]",
              "torch.as_tensor(scan.gradients.bvecs[self.volumes]",
              FRAMES + "diffdti_gets_world_directions"),
@@ -236,7 +236,7 @@ MUTATIONS = [
              "methods/maps/test_estimate.py::test_slab_by_slab_is_the_same_as_at_once"),
     mutation("patches of MP-PCA count alike", "dwi/mppca.py", "1 / (1 + signal.sum(dim=1))",
              "torch.ones_like(signal[:, 0])", "dwi/test_mppca.py"),
-    mutation("MD has no unit", "methods/maps/diffdti_model.py", "MD_UNIT * md", "md",
+    mutation("MD has no unit", "methods/maps/slices.py", "MD_UNIT * md", "md",
              "methods/maps/test_diffdti.py::test_colour_is_scaled_to_the_length_of_fa_and_the_mismatch_is_returned"),
     mutation("hidden directions are not turned", "methods/maps/examples.py",
              "dense_bvecs=a.dense_bvecs @ turn", "dense_bvecs=a.dense_bvecs", HIDDEN),
@@ -250,7 +250,7 @@ MUTATIONS = [
              "factor * anisotropic\n    anisotropic[:, :3] += mean[:, None]",
              "factor * anisotropic\n    anisotropic[:, :3] += factor * mean[:, None]",
              "methods/maps/test_starts.py::test_sized_tensors_keep_their_mean_and_directions_and_their_maps_agree"),
-    mutation("colour is not as long as FA", "methods/maps/diffdti_model.py", "colour * fa / length.clamp_min(1e-6)",
+    mutation("colour is not as long as FA", "methods/maps/slices.py", "colour * fa / length.clamp_min(1e-6)",
              "colour",
              "methods/maps/test_diffdti.py::test_colour_is_scaled_to_the_length_of_fa_and_the_mismatch_is_returned"),
     mutation("ADC of other b-values is read the wrong way round", "methods/synthesis/inputs.py",

@@ -19,6 +19,13 @@ from ..dwi.series import Scan, ScanError
 
 TENSOR, RISH = "tensor", "rish"  # what can be fitted to a series: `MethodSpec.fits`
 
+# Of the specification of a network that is asked once: no noise, no time, nothing to sample.
+DIRECT: dict[str, Any] = {
+    "samplers": dict.fromkeys(("fast", "paper"), "none: a single evaluation"),
+    "sizes": ("small",),
+    "draws": False,
+}
+
 TOO_FEW = "{name} needs at least {least} diffusion-weighted volumes, found {found}"
 FEW = "{title}: {found} directions; results are less certain below {good}"
 

@@ -123,7 +123,7 @@ class FusedUNet(UNet):
         How many global numbers condition the network beside the time; may be 0.
     """
 
-    spread: Tensor  # a buffer of `methods.maps.diffdti_model`
+    spread: Tensor  # a buffer of `methods.maps.slices`
 
     def __init__(self, spec: UNetSpec, fen: FENSpec | None, n_numbers: int):
         super().__init__(spec)

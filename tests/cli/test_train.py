@@ -188,7 +188,7 @@ def test_parts_that_go_on_take_those_after_them_along(tmp_path, atlas, capsys):
 def test_pairs_are_for_the_method_that_is_trained_on_them(tmp_path, capsys):
     for method, options, message in (
         ("rishldm", ("--data", "poor.safetensors"), "give the good scans"),
-        ("qid2", ("--data", "poor.safetensors", "--good", "good.safetensors"), "are trained on pairs (rishldm)"),
+        ("qid2", ("--data", "poor.safetensors", "--good", "good.safetensors"), "are trained on pairs (rishldm, "),
         ("rishldm", ("--good", "good.safetensors"), "goes with --data"),
     ):
         assert main(["train", method, "--out", str(tmp_path), *options]) == 1

@@ -80,7 +80,7 @@ def test_the_request_reaches_the_method(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", REGISTRY)
 def test_a_method_gives_a_series_or_the_maps_that_the_report_compares(name):
     spec = load(name).spec
-    assert spec.gives_series == (name not in ("diffdti", "neighbours", "lls", "wlls"))
+    assert spec.gives_series == (not REGISTRY[name].startswith(".maps."))
     assert spec.maps in ((), ("fa", "md", "dec"), ("fa", "md", "ad", "rd", "dec", "tensor"))
 
 

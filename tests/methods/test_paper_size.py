@@ -14,7 +14,7 @@ from bids_dmrigen.methods.base import Request
 from bids_dmrigen.methods.directions.qid2_model import QID2
 from bids_dmrigen.methods.enhance.rishldm import GUIDANCE, NOISE, SPEC
 from bids_dmrigen.methods.enhance.stages import STAGES, levels_of
-from bids_dmrigen.methods.maps import diffdti_model
+from bids_dmrigen.methods.maps import task as maps_task
 from bids_dmrigen.methods.maps.task import SCHEMES, nearest_to_scheme
 from bids_dmrigen.methods.spec import OptionError
 from bids_dmrigen.nets.unet import Stage
@@ -99,7 +99,7 @@ def test_diff_dti_warns_where_a_scan_has_other_directions(stray, warned):
     scan = replace(scan, gradients=GradientTable.from_world(np.r_[0.0, np.full(6, 1000.0)], world, AFFINE))
     generated = load("diffdti").generate(narrow("diffdti", "paper"), scan, request_for("diffdti", "paper", "paper", 2))
     assert any("scheme" in warning for warning in generated.warnings) == warned
-    assert (generated.record["DegreesFromScheme"] > diffdti_model.SCHEME_DEGREES) == warned
+    assert (generated.record["DegreesFromScheme"] > maps_task.SCHEME_DEGREES) == warned
 
 
 def test_the_training_examples_of_diff_dti_have_one_scheme():

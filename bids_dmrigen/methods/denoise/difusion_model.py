@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -13,11 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ...diffusion import numerics
-from ...diffusion.noise import generator
-from ...diffusion.numerics import autocast, resolve_precision
+from ...diffusion.numerics import autocast
 from ...diffusion.processes import rev_warmup70
 from ...diffusion.samplers import Sampled, run_walk, run_walk_times
-from ...diffusion.training import Plan, Trained, train
 from ...diffusion.weights import load_weights
 from ...dwi.fusion import fuse
 from ...dwi.noise import estimate_sigma
@@ -26,14 +22,12 @@ from ...dwi.series import Scan
 from ...dwi.stack import Stack, slice_stack
 from ...nets.unet import UNet, UNetSpec
 from ..base import Generated, Method, Request
-from .difusion import SPEC, STEPS, VARIANTS
+from .difusion import SPEC, VARIANTS
+from .on_run import RunTraining, checkpoint_of, training_record
 
 LATTER = 300  # T_c: of the 1000 diffusion steps only the last 300 are used
 TIMES = {"paper": tuple(run_walk_times(LATTER)), "fast": (300, 0)}
 FLIPS = ((), (-1,), (-2,), (-2, -1))
-CROP = 64  # side of the training patches, voxels
-BATCH = 8
-HELD_OUT = 24  # (slice, volume) pairs that score the training
 SLICES_AT_ONCE = 16
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -99,7 +93,7 @@ class DiFusion(Method):
         sigma = estimate_sigma(scan).sigma
         stack = slice_stack(scan, cast("UNet", net).spec.divisor, request.device)
         work = (_Published if variant == "published" else _Extended)(scan, stack, request, sigma)
-        trained = work.train(net, _checkpoint(scan, request))
+        trained = work.train(net, checkpoint_of(scan, request))
         times = work.choose_times(net)
         samples, evaluations = work.denoise(net, times)
         mean, std = work.finish(scan, samples)
@@ -114,7 +108,7 @@ class DiFusion(Method):
             },
             "Seed": request.seed,
             "Samples": request.n_samples,
-            "Training": _training_record(trained),
+            "Training": training_record(trained),
             "NoiseLevel": round(sigma, 4),
             "Device": str(request.device),
             "Numerics": numerics.record(request.device, work.precision),
@@ -148,50 +142,16 @@ def direction_contrast(scan: Scan, denoised: np.ndarray, sigma: float) -> float:
     return float(np.mean(shares)) if shares else float("nan")
 
 
-def _checkpoint(scan: Scan, request: Request) -> Path | None:
-    """Return the checkpoint of this training: beside the requested file, with a digest of all inputs in its name."""
-    if request.checkpoint is None:
-        return None
-    digest = hashlib.blake2b(digest_size=8)
-    for array in (scan.data, scan.mask, scan.gradients.bvals, scan.gradients.bvecs):
-        digest.update(np.ascontiguousarray(array).data)
-    # The resolved precision, not "auto": training starts anew on other hardware.
-    precision = resolve_precision(request.precision, request.device)
-    settings = (request.size, request.seed, request.subject, request.run, request.options, request.weights)
-    digest.update(repr((*settings, precision, request.device.type)).encode())
-    path = Path(request.checkpoint)
-    return path.with_name(f"{path.stem}-{digest.hexdigest()}.safetensors")
-
-
-def _training_record(trained: Trained) -> dict[str, Any]:
-    return {
-        "Steps": trained.steps,
-        "Minutes": round(trained.minutes, 2),
-        "StoppedBecause": trained.stopped_because,
-        "HeldOutLoss": trained.held_out_loss,
-        "HeldOutLossAtStart": trained.start_loss,
-    }
-
-
-class _Work:
+class _Work(RunTraining):
     """Training and sampling on one stack; what differs between the variants is in the subclasses."""
 
-    learning_rate: float
     scale: float  # unit of the network's output
 
     def __init__(self, scan: Scan, stack: Stack, request: Request, sigma: float):
-        self.stack, self.request, self.sigma = stack, request, sigma
         # A volume without another of its kind, such as a single b0, is not denoised.
         self.nearest = scan.gradients.neighbours(1)[:, 0]
-        self.targets = np.flatnonzero(self.nearest >= 0)
-        self.precision = resolve_precision(request.precision, request.device)
-        self.process = rev_warmup70()
-        pairs = [(z, int(j)) for z in stack.slices for j in self.targets]
-        n = min(HELD_OUT, max(1, len(pairs) // 12))
-        self.weight = stack.mask.float()
-        chosen = self._random("held-out").choice(len(pairs), n, replace=False)
-        self.held_out = [pairs[i] for i in sorted(chosen)]
-        self.trainable = sorted(set(pairs) - set(self.held_out))
+        super().__init__(SPEC.name, stack, request, np.flatnonzero(self.nearest >= 0))
+        self.sigma, self.process = sigma, rev_warmup70()
 
     def given(self, block: Tensor, volumes: np.ndarray, mask: Tensor) -> Given:
         """Return the endpoints and conditions of volumes in a block."""
@@ -213,10 +173,6 @@ class _Work:
         """Return the mean and spread (X, Y, Z, N) of samples (S, Z, N, H, W)."""
         raise NotImplementedError
 
-    def _random(self, what: str, **address: int) -> np.random.Generator:
-        r = self.request
-        return generator(r.seed, r.subject, r.run, f"{SPEC.name} {what}", **address)
-
     def noisy(self, given: Given, t: Tensor, rngs: list[np.random.Generator]) -> Tensor:
         """Return x_t = sqrt(abar) x*_t + sqrt(1 - abar) xi, xi = mess((x - x') - mean): the run's own noise,
         its pixels shuffled within the brain (Eq. 7 and 8)."""
@@ -232,7 +188,7 @@ class _Work:
         """Return network inputs and targets for (slice, volume) pairs, as whole slices or flipped patches."""
         parts, weights = [], []
         for z, j in pairs:
-            rows, columns = self._patch(z, rng) if crop else (slice(None), slice(None))
+            rows, columns = self.patch(z, rng) if crop else (slice(None), slice(None))
             weights.append(self.weight[z, rows, columns])
             parts.append(
                 self.given(self.stack.block(z, rows, columns), np.array([j]), self.stack.mask[z, rows, columns])
@@ -249,47 +205,8 @@ class _Work:
         image = image.contiguous(memory_format=torch.channels_last)
         return {"image": image, "level": self._level(t, image), "target": target, "weight": weight}
 
-    def _patch(self, z: int, rng: np.random.Generator) -> tuple[slice, slice]:
-        """Return a patch around a random brain pixel of the slice."""
-        pixels = self.stack.mask[z].nonzero()
-        centre = pixels[int(rng.integers(len(pixels)))].tolist()
-        starts = [
-            int(np.clip(c - CROP // 2, 0, max(0, size - CROP)))
-            for c, size in zip(centre, self.stack.mask.shape[1:], strict=True)
-        ]
-        return slice(starts[0], starts[0] + CROP), slice(starts[1], starts[1] + CROP)
-
     def _level(self, t: int | Tensor, like: Tensor) -> Tensor:
         return self.process.marginal(t)[0].to(like.device, torch.float32).expand(len(like))
-
-    def train(self, net: nn.Module, checkpoint: Path | None = None) -> Trained:
-        """Train the network in place, scored on the held-out slices."""
-        held_out = self.examples(self.held_out, self._random("score"), crop=False)
-
-        def batch(step: int) -> dict[str, Tensor]:
-            rng = self._random("train", sample=step)
-            chosen = rng.integers(0, len(self.trainable), BATCH)
-            return self.examples([self.trainable[i] for i in chosen], rng, crop=True)
-
-        @torch.no_grad()
-        def score(model: nn.Module) -> float:
-            total = 0.0
-            for k in range(len(self.held_out)):
-                part = {name: value[k : k + 1] for name, value in held_out.items()}
-                total += float(_loss(model, part)) * float(part["weight"].sum())
-            return total / float(held_out["weight"].sum())
-
-        options, tell = self.request.options, self.request.progress
-        steps = int(options.get("training_steps", STEPS))
-        plan = Plan(
-            steps=steps,
-            minutes=self.request.minutes,
-            learning_rate=float(options.get("learning_rate", self.learning_rate)),
-            precision=self.precision,
-            save_every=min(Plan.save_every, max(1, steps // 8)),  # a short training can be resumed, too
-        )
-        progress = None if tell is None else lambda done, total, left: tell("training", done, total)
-        return train(net, batch, _loss, score, plan, checkpoint, progress=progress)
 
     def walk(
         self,
@@ -304,7 +221,7 @@ class _Work:
     ) -> Sampled:
         """Sample images of slice z; `watch` is called with every estimate of x0."""
         start = torch.full((len(volumes),), times[0])
-        rngs = [self._random("sample", volume=int(j), slice=z, sample=sample) for j in volumes]
+        rngs = [self.random("sample", volume=int(j), slice=z, sample=sample) for j in volumes]
         base, step = self.base(given), 0
 
         def denoise(x_t: Tensor, t: int) -> Tensor:
@@ -465,12 +382,6 @@ def _distinct(values: np.ndarray) -> tuple[int, ...]:
 def _kinds(scan: Scan, targets: np.ndarray) -> list[np.ndarray]:
     """Return the volumes to denoise, grouped into the b0s and each shell."""
     return [volumes for volumes in scan.gradients.groups() if np.isin(volumes, targets).any()]
-
-
-def _loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Return the mean squared error over the brain (L_simple), weighted."""
-    error = (net(batch["image"], batch["level"]).float() - batch["target"]) ** 2
-    return (error * batch["weight"]).sum() / batch["weight"].sum()
 
 
 def build() -> DiFusion:

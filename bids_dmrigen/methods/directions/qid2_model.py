@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -63,7 +63,7 @@ class QID2(TrainedAtOnce):
         """Return the method with the number of references in the options."""
         return QID2(options.get(REFERENCES.key, REFERENCES.default))
 
-    def network(self, size: str) -> DirectionUNet:
+    def network(self, size: str) -> nn.Module:
         """Return an untrained network, always the same."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -120,9 +120,40 @@ class QID2(TrainedAtOnce):
 
     # -- generation
 
+    def draw(
+        self,
+        net: nn.Module,
+        condition: Condition,
+        sampler: str,
+        times: Sequence[int],
+        noise: Callable[[int], Tensor],
+        precision: str,
+    ) -> Tensor:
+        """Return what the network makes of B images, (B, 1, H, W), as `Condition` takes it.
+
+        Parameters
+        ----------
+        net
+            The network, in evaluation mode.
+        condition
+            Condition of the images.
+        sampler
+            "fast" or "paper".
+        times
+            Times of the evaluations, decreasing.
+        noise
+            Number of the draw -> standard normal noise (B, 1, H, W).
+        precision
+            "fp32" or "bf16".
+        """
+        sample = dpm_solver_pp_2m if sampler == "fast" else ancestral
+        kind = "x0" if condition.with_prediction else "noise"
+        denoise = denoiser(partial(_evaluate, net, condition=condition), PROCESS, kind, precision)
+        return sample(denoise, PROCESS, noise(0), times, noise).x0
+
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Fill every shell of the scan with `net`, or with stored weights where `net` is None."""
-        making: Making[DirectionUNet] = Making(self, net, request, STEPS)
+        making: Making[nn.Module] = Making(self, net, request, STEPS)
         making.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch types leave it out
         trust: dict[float, float] = {}
 
@@ -136,15 +167,13 @@ class QID2(TrainedAtOnce):
             trust = trust_in_correction(fill, start, scan, request)
         return replace(fill(scan, request), left_out=check_left_out(fill, scan, request, NEEDED))
 
-    def _fill(
-        self, making: Making[DirectionUNet], scan: Scan, request: Request, trust: dict[float, float]
-    ) -> Generated:
+    def _fill(self, making: Making[nn.Module], scan: Scan, request: Request, trust: dict[float, float]) -> Generated:
         making = making.again(request)
         warnings = self.spec.check(scan)
         shells, more = shells_to_fill(scan, self.spec.title, NEEDED, wanted_directions(request))
         warnings += more + _outside(shells)
         seen = replace(scan, data=mean_start(scan)) if request.size == "small" else scan
-        filler = _Filler(making, seen, scan)
+        filler = _Filler(self, making, seen, scan)
         generated, first = [], 0
         trusted = {shell.bval: _nearest(trust, shell.bval) for shell in shells}
         for shell in shells:
@@ -152,7 +181,7 @@ class QID2(TrainedAtOnce):
             first += len(shell.wanted)
         record = making.record(
             len(filler.times),
-            References=making.net.references,
+            References=self.references,
             TrustInCorrection={f"b={bval:.0f}": round(value, 3) for bval, value in trusted.items()},
             NoiseLevel={f"b={shell.bval:.0f}": round(shell_sigma(scan, shell.volumes), 4) for shell in shells},
         )
@@ -162,9 +191,9 @@ class QID2(TrainedAtOnce):
 class _Filler:
     """Generates the missing directions of one scan, slice by slice, from a series with less noise than `acquired`."""
 
-    def __init__(self, making: Making[DirectionUNet], scan: Scan, acquired: Scan):
-        self.making, self.scan, self.acquired, self.request = making, scan, acquired, making.request
-        self.sampler = dpm_solver_pp_2m if self.request.sampler == "fast" else ancestral
+    def __init__(self, method: QID2, making: Making[nn.Module], scan: Scan, acquired: Scan):
+        self.method, self.making, self.request = method, making, making.request
+        self.scan, self.acquired = scan, acquired
         self.times = even_times(PROCESS.steps, making.steps)
         self.box, self.slices = scan.brain_window(MARGIN)
         linear_part = np.asarray(scan.affine)[:3, :3]
@@ -211,7 +240,7 @@ class _Filler:
             torch.tensor([sigma], device=device, dtype=torch.float32),
             torch.tensor([unit], device=device),
             self.request.size,
-            self.making.net.references,
+            self.method.references,
         )
 
     def _sample(self, condition: Condition, z: int, first: int, sample: int) -> Tensor:
@@ -223,12 +252,9 @@ class _Filler:
             part_condition = condition.part(part)
             addresses = [(first + int(t), z, sample) for t in part]
             shape = (1, *condition.images.shape[2:])
-            noise = NoiseSource(request.seed, request.subject, request.run, SPEC.name, addresses, shape, request.device)
-            kind = "x0" if part_condition.with_prediction else "noise"
-            denoise = denoiser(
-                partial(_evaluate, self.making.net, condition=part_condition), PROCESS, kind, self.making.precision
-            )
-            output = self.sampler(denoise, PROCESS, noise(0), self.times, noise).x0
+            name, net, precision = self.method.spec.name, self.making.net, self.making.precision
+            noise = NoiseSource(request.seed, request.subject, request.run, name, addresses, shape, request.device)
+            output = self.method.draw(net, part_condition, request.sampler, self.times, noise, precision)
             generated.append((part_condition.centre + part_condition.scale * output)[:, 0].float().cpu())
         return torch.cat(generated)
 

@@ -67,7 +67,7 @@ class LinearHarmonisation(Method):
         """Return the networks whose weights contain the ratios."""
         from .rishldm_model import RishLatentDiffusion
 
-        return RishLatentDiffusion().network(size)
+        return cast("RishLDM", RishLatentDiffusion().network(size))
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Harmonise the shells of a scan with the ratios of `net`, or of stored weights where `net` is None."""

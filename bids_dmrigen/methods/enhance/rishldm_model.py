@@ -33,7 +33,7 @@ from .inputs import CONDITION_CHANNELS, DEGREES, ORDER, Shell, cross_power, feat
 from .pairs import MeasuredPairs
 from .rishldm import FAST_STEPS, PAPER_STEPS, SPEC
 from .stages import STAGES, Stage, condition_for, levels_of, refined, times_of, translate
-from .task import BVALS, GOOD, VOXEL_SIZE
+from .task import BVALS, GOOD, VOXEL_SIZE, RishSpec
 
 STEPS = (2 * PAPER_STEPS, 2 * FAST_STEPS, 2 * FAST_STEPS)  # evaluations
 MARGIN = 8  # voxels around the brain that the networks see
@@ -74,9 +74,10 @@ class RishLatentDiffusion(Trainable):
     numbers each, for degrees 0, 2 and 4.
     """
 
-    spec = SPEC
+    spec: RishSpec = SPEC
+    steps = STEPS
 
-    def network(self, size: str) -> RishLDM:
+    def network(self, size: str) -> nn.Module:
         """Return untrained networks, always the same."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -109,19 +110,26 @@ class RishLatentDiffusion(Trainable):
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Generate the shells of a scan with `net`, or with stored weights where `net` is None."""
-        making: Making[RishLDM] = Making(self, net, replace(request, n_samples=1), STEPS)
+        making: Making[RishLDM] = Making(self, net, replace(request, n_samples=1), self.steps)
         warnings = self.spec.check(scan)
-        maker = _Maker(making, scan)
+        maker = _Maker(self, making, scan)
         mean, scale, changed = maker.make()
-        guidance, noise = ([getattr(level, name) for level in maker.levels] for name in ("guidance", "time"))
         shares = {f"b={bval:.0f}": [[round(x, 3) for x in s] for s in s.tolist()] for bval, s in maker.shares.items()}
-        record = making.record(
-            maker.evaluations, Guidance=guidance, NoiseTimes=noise, Scales=scale, SharesOfStartAndNetwork=shares
-        )
+        record = self.record(maker, Scales=scale, SharesOfStartAndNetwork=shares)
         kept = ~changed & (maker.grid is None)
         return Generated(
             mean, None, scan.gradients, (), kept, record, warnings=tuple(warnings + maker.warnings), grid=maker.grid
         )
+
+    def translated(self, maker: _Maker, low: Tensor) -> Tensor:
+        """Return features (1, 3, x, y, z) as the diffusion makes them of those of the scan."""
+        with autocast(low.device, maker.precision):
+            return translate(maker.net, low, maker.levels, maker.times).float()
+
+    def record(self, maker: _Maker, **more: Any) -> dict[str, Any]:
+        """Return how the result was made, for `Generated.record`."""
+        guidance, noise = ([getattr(level, name) for level in maker.levels] for name in ("guidance", "time"))
+        return maker.making.record(maker.evaluations, Guidance=guidance, NoiseTimes=noise, **more)
 
 
 class _Box(NamedTuple):
@@ -144,8 +152,8 @@ class _Piece(NamedTuple):
 class _Maker:
     """Generates the shells of one scan."""
 
-    def __init__(self, making: Making[RishLDM], scan: Scan):
-        self.making = making
+    def __init__(self, method: RishLatentDiffusion, making: Making[RishLDM], scan: Scan):
+        self.method, self.making = method, making
         self.net, self.scan, self.request, self.precision = making.net, scan, making.request, making.precision
         self.levels, self.warnings = levels_of(self.request.options), []
         self.times = times_of(making.steps, self.levels)
@@ -154,7 +162,7 @@ class _Maker:
         self.brain = _with_b0(scan)
         self.shares: dict[float, Tensor] = {}  # (3, 2) by b-value; see `shares_of`
         self.points = [np.arange(float(n)) for n in scan.mask.shape]
-        self.grid, edge = None, SPEC.edge_mm(scan.zooms_mm, self.request.options.get(VOXEL_SIZE.key))
+        self.grid, edge = None, method.spec.edge_mm(scan.zooms_mm, self.request.options.get(VOXEL_SIZE.key))
         if edge is not None:
             self.points, self.grid = finer_grid(scan.mask, scan.affine, edge)
             ratio, most = max(scan.zooms_mm) / edge, max(map(max, ZOOMS))
@@ -236,8 +244,7 @@ class _Maker:
         start = self._fitted(self.start, bval, volumes)
         if not shell.determined[0, 2]:
             self.warnings.append(NO_DEGREE_4.format(bval=bval, found=self._directions(volumes), needed=GOOD))
-        with autocast(self.request.device, self.precision):
-            translated = translate(self.net, shell.features, self.levels, self.times).float()
+        translated = self.method.translated(self, shell.features)
         slabs = list(self._slabs())
         for done, (first, last, halo) in enumerate(slabs):
             points = [*self.box.points[:2], self.box.points[2][halo]]

@@ -236,12 +236,15 @@ class SuperResolution(Stage):
             poor += (determined * pair.low.features.square()).sum(dim=(0, 2, 3, 4))
         self.net.ratios.copy_(torch.where(poor > 0, (good / poor.clamp_min(1e-12)).sqrt(), 1.0))
 
+    def translated(self, low: Tensor) -> Tensor:
+        """Return features (B, 3, H, W, D) as the diffusion makes them of those of a poor scan."""
+        with autocast(low.device, resolve_precision("auto", low.device)):
+            return translate(self.net, low, LEVELS, times_of(TRAINING_EVALUATIONS, LEVELS)).float()
+
     @torch.no_grad()
     def example(self, pair: Pair, generator: torch.Generator) -> Refinement:
         points = [even_points(n, wanted) for n, wanted in zip(self.side, pair.fine.shape[2:], strict=True)]
-        device = pair.fine.device
-        with autocast(device, resolve_precision("auto", device)):
-            translated = translate(self.net, pair.low.features, LEVELS, times_of(TRAINING_EVALUATIONS, LEVELS)).float()
+        translated = self.translated(pair.low.features)
         truth, fine_mask = pair.fine, pair.fine_mask
         if self.size == "paper":  # patches, as in the training of SRCNN
             part = _patch(fine_mask.shape[1:], generator)
@@ -258,9 +261,13 @@ class SuperResolution(Stage):
         return Refinement(decoded, condition, truth, weight)
 
     def loss(self, net: nn.Module, batch: Refinement) -> Tensor:
-        prediction = refined(net, batch.decoded, batch.condition)
-        error = ((prediction - batch.truth) / batch.condition.scale).square()
-        return (error * batch.weight).sum() / batch.weight.sum().clamp_min(1)
+        return feature_error(refined(net, batch.decoded, batch.condition), batch)
+
+
+def feature_error(said: Tensor, batch: Refinement) -> Tensor:
+    """Return the weighted mean squared error of features (B, 3, X, Y, Z), in units of the expected error."""
+    error = ((said - batch.truth) / batch.condition.scale).square()
+    return (error * batch.weight).sum() / batch.weight.sum().clamp_min(1)
 
 
 STAGES = (Autoencoder3T, Autoencoder7T, LatentDiffusion, SuperResolution)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -52,10 +52,12 @@ class Fitted(Method):
         Its specification.
     fit
         "ols" or "wls".
+    before
+        What is done to the scan before the fit; None for nothing.
     """
 
-    def __init__(self, spec: FittedSpec, fit: str):
-        self.spec, self._fit = spec, fit
+    def __init__(self, spec: FittedSpec, fit: str, before: Callable[[Scan], Scan] | None = None):
+        self.spec, self._fit, self._before = spec, fit, before
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Fit the tensor to the b0s and the directions of `choose_volumes`."""
@@ -64,6 +66,7 @@ class Fitted(Method):
 
         begun = time.monotonic()
         warnings = self.spec.check(scan)
+        scan = scan if self._before is None else self._before(scan)
         bval, volumes, _ = choose_volumes(scan.gradients, self.spec.title)
         used = np.sort(np.r_[np.flatnonzero(scan.gradients.is_b0), volumes])
         few = Scan(scan.data[..., used], scan.affine, scan.gradients[used], scan.mask)

@@ -6,11 +6,13 @@ directions (`qc.evaluation`): the papers' tables are PSNR, SSIM and NMSE of FA, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ...dwi.gradients import GradientTable, distinct, even_subset
 from ...dwi.series import Scan, ScanError
-from ..spec import Definition, MethodSpec
+from ..spec import DIRECT, Definition, MethodSpec
 
 LEAST, MOST = 3, 6  # directions
 MAPS = ("fa", "md", "dec")
@@ -28,6 +30,8 @@ SCHEMES = {
     6: np.array([[0, 1, GOLDEN], [0, -1, GOLDEN], [1, GOLDEN, 0], [-1, GOLDEN, 0], [GOLDEN, 0, 1], [GOLDEN, 0, -1]])
     / np.hypot(1, GOLDEN),
 }
+# Of the specification of networks that say the tensor at once, on the examples of Diff-DTI.
+LEARNT: dict[str, Any] = DIRECT | {"maps_of_size": {}, "definitions": {}}
 SCHEME_DEGREES = 10.0  # largest difference from the scheme at which the maps are trusted
 
 TOO_FEW = "{title} needs at least {least} different directions on a shell, found {found}"

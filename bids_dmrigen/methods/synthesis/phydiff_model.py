@@ -32,7 +32,7 @@ from ..making import Making, denoiser, slice_by_slice
 from .examples import BVALS, Batch, Cohort, continued, examples, zeros_around
 from .inputs import IMAGES, PROCESS, Condition, PopulationMaps, adc_for, condition_of
 from .phydiff import SPEC
-from .task import DEFAULT_BVALUES, wanted_table
+from .task import DEFAULT_BVALUES, SynthesisSpec, wanted_table
 
 STRENGTH = 0.8  # share of the process: the paper's sampler starts from the b0 noised up to this time
 STEPS = (round(STRENGTH * PROCESS.steps), 1, 20)  # of the paper's sampler, of the fast one for one sample and several
@@ -83,20 +83,29 @@ class TractHDiT(nn.Module):
 
 
 class PhyDiff(TrainedAtOnce):
-    """Phy-Diff. `Request.options`: table, the wanted `GradientTable` (N,), in the scan's voxel axes."""
+    """Phy-Diff. `Request.options`: table, the wanted `GradientTable` (N,), in the scan's voxel axes.
 
-    spec = SPEC
+    Parameters
+    ----------
+    spec
+        The specification.
+    physics
+        Whether the noise follows the ADC atlas.
+    """
 
-    def network(self, size: str, physics: bool = True, query_mapping: bool = True) -> TractHDiT:
+    def __init__(self, spec: SynthesisSpec = SPEC, physics: bool = True):
+        self.spec, self._physics = spec, physics
+
+    def network(self, size: str, physics: bool | None = None, query_mapping: bool = True) -> nn.Module:
         """Return an untrained network, always the same; without `query_mapping` it is the paper's ablation.
 
-        `physics` selects the process of training and sampling.
+        `physics` selects the process of training and sampling; None for the method's own.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             spec = replace(SIZES[size], query_mapping=query_mapping)
             net = TractHDiT(spec, with_atlas=size == "small" and query_mapping)
-        net.physics = physics
+        net.physics = self._physics if physics is None else physics
         return net
 
     def configuration(self, size: str) -> dict[str, Any]:
@@ -156,6 +165,18 @@ class PhyDiff(TrainedAtOnce):
 
     # -- generation
 
+    def draw(
+        self,
+        net: nn.Module,
+        condition: Condition,
+        sampler: str,
+        times: list[int],
+        noise: Callable[[int], Tensor],
+        precision: str,
+    ) -> Tensor:
+        """Return images (B, 1, H, W) in units of the mean b0; see the function `draw`."""
+        return draw(net, condition, sampler, times, noise, precision)
+
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Generate the wanted images from the mean b0 of a scan in the template's space, in and around the brain.
 
@@ -166,32 +187,39 @@ class PhyDiff(TrainedAtOnce):
         ScanError
             Where the population's maps are missing or on another grid.
         """
-        making: Making[TractHDiT] = Making(self, net, request, STEPS)
+        making: Making[nn.Module] = Making(self, net, request, STEPS)
         if request.population is None or request.population.adc is None:
             raise ScanError(NO_POPULATION)
         if request.population.adc.shape[:3] != scan.mask.shape:
             raise ScanError(OTHER_GRID.format(found=request.population.adc.shape[:3], expected=scan.mask.shape))
         table = request.options.get("table") or wanted_table(scan)
-        maker = _Maker(making, scan, table)
+        maker = _Maker(self, making, scan, table)
         mean, std = maker.make()
         bvals = sorted({round(b) for b in table.bvals if not BVALS[0] <= b <= BVALS[1]})
         warnings = [UNTRAINED_B.format(bvals=bvals, low=BVALS[0], high=BVALS[1])] if bvals else []
-        with_tracts = request.population.tracts is not None
-        learnt = making.net.adapter.out.named_parameters()
-        adapted = with_tracts and any(bool(values.any()) for name, values in learnt if name.endswith("weight"))
-        if not adapted:
-            warnings.append(UNTRAINED_TRACTS if with_tracts else NO_TRACTS)
+        more: dict[str, Any] = {}
+        if "tracts" in self.spec.population:
+            with_tracts, more["Tracts"] = request.population.tracts is not None, _adapted(making.net, request)
+            if not more["Tracts"]:
+                warnings.append(UNTRAINED_TRACTS if with_tracts else NO_TRACTS)
         acquired = np.zeros(len(table), bool)
-        return Generated(
-            mean, std, table, (), acquired, making.record(len(maker.times), Tracts=adapted), {}, tuple(warnings)
-        )
+        record = making.record(len(maker.times), **more)
+        return Generated(mean, std, table, (), acquired, record, {}, tuple(warnings))
+
+
+def _adapted(net: nn.Module, request: Request) -> bool:
+    """Return whether there are tracts, and an adapter that was trained for them."""
+    learnt = cast("TractHDiT", net).adapter.out.named_parameters()
+    trained = any(bool(values.any()) for name, values in learnt if name.endswith("weight"))
+    return trained and request.population is not None and request.population.tracts is not None
 
 
 class _Maker:
     """Generates the images of one scan, slice by slice."""
 
-    def __init__(self, making: Making[TractHDiT], scan: Scan, table: GradientTable):
-        self.making, self.scan, self.table, self.request = making, scan, table, making.request
+    def __init__(self, method: PhyDiff, making: Making[nn.Module], scan: Scan, table: GradientTable):
+        self.method, self.making, self.request = method, making, making.request
+        self.scan, self.table = scan, table
         b0 = scan.mean_b0()
         self.unit = float(b0[scan.mask].mean())
         self.b0 = torch.from_numpy(np.ascontiguousarray(b0, dtype=np.float32)) / self.unit
@@ -225,8 +253,9 @@ class _Maker:
             condition = self._condition(z, part)
             addresses = [(int(n), z, sample) for n in part]
             shape = tuple(condition.centre.shape[1:])
-            noise = NoiseSource(request.seed, request.subject, request.run, SPEC.name, addresses, shape, request.device)
-            images = draw(self.making.net, condition, request.sampler, self.times, noise, self.making.precision)
+            name, net, precision = self.method.spec.name, self.making.net, self.making.precision
+            noise = NoiseSource(request.seed, request.subject, request.run, name, addresses, shape, request.device)
+            images = self.method.draw(net, condition, request.sampler, self.times, noise, precision)
             parts.append(images[:, 0].cpu())
         images = torch.cat(parts)
         left, right, top, bottom = self.around

@@ -14,11 +14,13 @@ import numpy as np
 
 from ...dwi.gradients import GradientTable, even_directions
 from ...dwi.series import Scan
-from ..spec import Directions, Header, MethodPlan, MethodSpec, Option, OptionError, vectors_of
+from ..spec import DIRECT, Directions, Header, MethodPlan, MethodSpec, Option, OptionError, vectors_of
 
 GRID_MM = 2.0  # voxel edge of the slices: cubes along the axes of the template's world
 DEFAULT_BVALUES, DEFAULT_DIRECTIONS = (1000.0, 2000.0, 3000.0), 30
 TENSOR_B = 1000.0  # s/mm², near which the tensor describes white matter best
+# Of the specification of networks that say the image at once, on the examples of Phy-Diff.
+LEARNT: dict[str, Any] = DIRECT | {"population": ("adc",)}
 NOT_ABOVE_B0 = "{flag}: expected b-values above --b0-threshold, {threshold:g}, found {found}"
 
 BVALUES = Option(

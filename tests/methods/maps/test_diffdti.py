@@ -14,7 +14,7 @@ from bids_dmrigen.methods.base import Request
 from bids_dmrigen.methods.denoise.classical import limited_threads
 from bids_dmrigen.methods.maps import examples as maps_examples
 from bids_dmrigen.methods.maps.balance import with_length
-from bids_dmrigen.methods.maps.diffdti_model import DiffDTI, consistent, maps_in
+from bids_dmrigen.methods.maps.diffdti_model import DiffDTI
 from bids_dmrigen.methods.maps.fields import DIFFUSIVITY, ridge_fit
 from bids_dmrigen.methods.maps.inputs import (
     MD_UNIT,
@@ -27,6 +27,7 @@ from bids_dmrigen.methods.maps.inputs import (
     numbers_of,
     tensor_of,
 )
+from bids_dmrigen.methods.maps.slices import consistent, maps_in
 from bids_dmrigen.methods.maps.task import best_conditioned, choose_volumes
 from bids_dmrigen.simulate.anatomy import deform
 from bids_dmrigen.simulate.atlas import procedural_atlas

@@ -128,16 +128,14 @@ def test_a_map_is_the_mean_over_the_starts_with_the_anisotropy_of_the_scan(monke
     series = starts_of_few(scan, np.arange(1, 7))
 
     def made(*names):
-        monkeypatch.setattr(
-            "bids_dmrigen.methods.maps.diffdti_model.starts_of_few", lambda *_: {n: series[n] for n in names}
-        )
+        monkeypatch.setattr("bids_dmrigen.methods.maps.slices.starts_of_few", lambda *_: {n: series[n] for n in names})
         return method.generate(net, scan, Request(subject="01", run="r"))
 
     whole = made(*series)
     assert whole.record["StartsFrom"] == ["acquired", "smooth", "mppca"]
     factor = whole.record["AnisotropyFactor"]
     assert 0.8 <= factor <= 1.25
-    monkeypatch.setattr("bids_dmrigen.methods.maps.diffdti_model.anisotropy_factor", lambda *_: 1.0)
+    monkeypatch.setattr("bids_dmrigen.methods.maps.slices.anisotropy_factor", lambda *_: 1.0)
     raw = made("acquired").named_maps()
     unscaled = made(*series).named_maps()
     inside = scan.mask

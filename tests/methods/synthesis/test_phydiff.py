@@ -147,7 +147,7 @@ def making(net, **request):
 
 
 def _without_noise(net, scan, table, maps):
-    maker = phydiff._Maker(making(net, population=maps), scan, table)
+    maker = phydiff._Maker(PhyDiff(), making(net, population=maps), scan, table)
     condition = maker._condition(1, torch.arange(len(table)))
     with torch.no_grad():
         found = phydiff.draw(net, condition, "fast", [1000], lambda draw: torch.zeros_like(condition.centre), "fp32")
