@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..dwi.series import Scan, ScanError
+from ..dwi.series import ScanError
 from ..methods import REGISTRY, SIMPLE, options, spec_of
 from ..methods.spec import Directions, Header
+from .dense import Dense, InTemplate, image_files, read_dense, stem_of
 from .parser import add_options
 
 DESCRIPTION = """\
@@ -26,7 +28,9 @@ scores, all in the mask eroded twice (R: 99.9th percentile of the reference ther
 The reference is measured too: it has noise, and it contains the kept volumes. So an estimate that is better than the
 scan does not get a perfect score. No score shows whether anatomy was invented: look at the pictures too.
 """
-NEEDS_TEMPLATE = "{name} starts from the b0, in the template's space: the app's report compares volumes left out"
+BAD_SERIES = "--series {found}: expected NAME=FILE, with a name that no other arm has"
+NO_SERIES = "--series: there is no file {path}"
+ONE_ALONE = "--bval, --bvec, --mask and --series are for one image; several need their files beside them"
 
 
 def add(tools) -> None:
@@ -38,7 +42,9 @@ def add(tools) -> None:
         epilog=EPILOG.format(simple=_simple_help(), scores=_scores_help()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("image", type=Path, metavar="IMAGE", help="dense series, NIfTI; preprocessed is best")
+    parser.add_argument("image", type=Path, nargs="+", metavar="IMAGE",
+                        help="dense series, NIfTI, preprocessed is best; or folders, BIDS for instance: each series in "
+                        "them gets a folder of its own, and all together paired differences")  # fmt: skip
     parser.add_argument("--bval", type=Path, metavar="FILE", help="b-values, FSL (default: beside the image)")
     parser.add_argument("--bvec", type=Path, metavar="FILE", help="directions, FSL (default: beside the image)")
     parser.add_argument(
@@ -51,7 +57,7 @@ def add(tools) -> None:
                         help="directions to keep on every shell, spread evenly; several numbers in turn")  # fmt: skip
     parser.add_argument("--methods", nargs="*", choices=list(REGISTRY), metavar="METHOD",
                         help=f"of {', '.join(REGISTRY)} (default: all that work in a scan's own space, on its own "
-                        "voxels)")  # fmt: skip
+                        "voxels, and have weights)")  # fmt: skip
     parser.add_argument("--simple", nargs="*", choices=list(SIMPLE), default=list(SIMPLE), metavar="NAME",
                         help=f"simple estimates, of {', '.join(SIMPLE)} (default: all)")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
@@ -66,6 +72,11 @@ def add(tools) -> None:
     parser.add_argument("--size", choices=("small", "paper"), default="small", help="network size (default: small)")
     parser.add_argument("--sampler", choices=("fast", "paper"),
                         help="the paper's or a faster one (default: fast; paper with --size paper)")  # fmt: skip
+    parser.add_argument("--steps", type=int, metavar="N", help="network evaluations per image (default: the sampler's)")
+    parser.add_argument("--n-samples", type=int, default=1, metavar="K", help="samples, averaged (default: 1)")
+    parser.add_argument("--series", nargs="+", default=[], metavar="NAME=FILE",
+                        help="a series of your own as an arm: the same volumes, processed elsewhere. What was made of "
+                        "all volumes has seen those that are left out")  # fmt: skip
     parser.add_argument("--weights", nargs="+", default=[], metavar="METHOD=NAME_OR_PATH",
                         help="weights (default: those named METHOD-SIZE)")  # fmt: skip
     parser.add_argument("--weights-dir", type=Path, metavar="DIR", help="folder searched before the package")
@@ -87,44 +98,64 @@ def run(args) -> None:
     Raises
     ------
     ValueError
-        Where --rotations or --keep is below 1, or neither --methods nor --simple names anything.
+        Where --rotations is below 1 or --keep below 0, several images come with files of one, or neither --methods nor
+        --simple names anything.
     """
+    from ..qc import evaluation
+    from ..qc.verdict import over_scans
+
+    if args.rotations < 1 or min(args.keep) < 0:
+        raise ValueError("--rotations: expected at least 1, --keep: at least 0")
+    if args.methods == [] and not args.simple:
+        raise ValueError("--methods and --simple name nothing to evaluate: give one of them a name, or leave one out")
+    images = image_files(args.image)
+    if len(images) > 1 and (args.bval, args.bvec, args.mask, args.series) != (None, None, None, []):
+        raise ValueError(ONE_ALONE)
+    values, results = _option_values(args), {}
+    for image in images:
+        folder = args.out if len(images) == 1 else args.out / stem_of(image)
+        try:
+            results[stem_of(image)] = _evaluated(args, image, folder, values)
+        except evaluation.FAULTS as error:
+            if len(images) == 1:
+                raise
+            print(f"{image}: {error}", flush=True)  # one odd scan never ends the call
+    if len(images) > 1:
+        for sentence in over_scans(results, args.keep):
+            print(f"\n{sentence}")
+
+
+def _evaluated(args, image: Path, folder: Path, values: Mapping[str, Any]):
+    """Evaluate the arms on one scan, print the tables, write the results, and return them."""
     from ..diffusion.numerics import policy
     from ..qc import evaluation
     from ..qc.evaluation_page import write_results
-    from ..spatial.io import read_scan
+    from ..qc.verdict import verdict
+    from ..spatial.io import read_image
 
-    if args.rotations < 1 or min(args.keep) < 1:
-        raise ValueError("--rotations and --keep: expected at least 1")
-    if args.methods == [] and not args.simple:
-        raise ValueError("--methods and --simple name nothing to evaluate: give one of them a name, or leave one out")
-    stem = args.image.name.removesuffix(".gz").removesuffix(".nii")
-    bval, bvec = (given or args.image.with_name(f"{stem}.{kind}") for given, kind in
-                  ((args.bval, "bval"), (args.bvec, "bvec")))  # fmt: skip
-    scan, _ = read_scan(args.image, bval, bvec, args.mask, args.b0_threshold)
-    if args.mask is None:
-        from ..spatial.brain_mask import brain_of
-
-        # A voxel that is 0 in some volume would be an outlier of the tensor fit.
-        mask = brain_of(scan) & (scan.data > 0).all(axis=3)
-        scan = Scan(scan.data, scan.affine, scan.gradients, mask)
+    stem, scan = stem_of(image), read_dense(image, args.bval, args.bvec, args.mask, args.b0_threshold)
     header = Header(scan.data.shape, tuple(scan.zooms_mm), scan.gradients)
-    values = _option_values(args)
-    if args.methods is None:
-        args.methods = [name for name in REGISTRY if name not in SIMPLE and _works_in_place(name, values, header)]
-    arms = {name: _arm(name, args, values, header, stem) for name in dict.fromkeys(args.methods)}
+    methods = args.methods
+    if methods is None:
+        methods = [name for name in REGISTRY if name not in SIMPLE and _works_in_place(name, values, header)]
+        methods = [name for name in methods if _has_weights(name, args)]
+    dense = Dense(stem, scan)
+    arms = {name: _arm(name, args, values, header, dense, folder) for name in dict.fromkeys(methods)}
     arms |= {name: evaluation.simple_arm(name) for name in args.simple}
-    args.out.mkdir(parents=True, exist_ok=True)
+    arms |= {name: replace(scan, data=read_image(path)[0]) for name, path in own_series(args.series).items()}
+    folder.mkdir(parents=True, exist_ok=True)
     with policy(deterministic=True):  # so that the table has the same numbers every time
         result = evaluation.evaluate(scan, args.keep, arms, args.rotations, args.reference_method, _print_outcome)
     for keep in args.keep:
-        print(f"\n{keep} directions per shell kept; maps against those of all {len(scan.gradients)} volumes")
+        print(f"\n{stem}, {keep} directions per shell kept; maps against those of all {len(scan.gradients)} volumes")
         _print_table(evaluation.table(result, keep, list(arms)))
+        print(f"\n{verdict(result, keep, list(arms))}")
     if result.note:
         print(f"\nnote: {result.note}")
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    settings = {key: value for key, value in settings.items() if key not in ("run", "tool")}
-    print(f"\n{write_results(args.out, result, scan, settings)}")
+    settings = {key: value for key, value in settings.items() if key not in ("run", "tool")} | {"image": str(image)}
+    print(f"\n{write_results(folder, result, scan, settings)}")
+    return result
 
 
 def _option_values(args) -> dict[str, Any]:
@@ -139,6 +170,38 @@ def _option_values(args) -> dict[str, Any]:
     return values
 
 
+def own_series(given: Sequence[str]) -> dict[str, Path]:
+    """Return name -> file of NAME=FILE.
+
+    Raises
+    ------
+    ValueError
+        Where there is no "=", a name is taken, or there is no such file.
+    """
+    series: dict[str, Path] = {}
+    for text in given:
+        name, found, path = text.partition("=")
+        if not found or not name or name in series or name in REGISTRY or name in SIMPLE:
+            raise ValueError(BAD_SERIES.format(found=text))
+        if not Path(path).is_file():
+            raise ValueError(NO_SERIES.format(path=path))
+        series[name] = Path(path)
+    return series
+
+
+def _has_weights(name: str, args) -> bool:
+    """Return whether there are weights for a method that needs them: those of compared networks are not shipped."""
+    from ..diffusion.weights import WeightsError
+    from ..methods import given_weights, weights_of
+    from ..workflow.settings import weights_by_method
+
+    try:
+        weights_of(name, args.size, given_weights(name, weights_by_method(args.weights)), args.weights_dir)
+    except WeightsError:
+        return False
+    return True
+
+
 def _works_in_place(name: str, values: Mapping[str, Any], header: Header) -> bool:
     """Return whether a method works in the scan's own space and, with these options, on its own voxels."""
     if spec_of(name).in_template:
@@ -149,7 +212,7 @@ def _works_in_place(name: str, values: Mapping[str, Any], header: Header) -> boo
         return False
 
 
-def _arm(name: str, args, values: Mapping[str, Any], header: Header, run_name: str):
+def _arm(name: str, args, values: Mapping[str, Any], header: Header, dense: Dense, folder: Path):
     """Return the arm of a method, after its weights were verified."""
     from ..diffusion.parallel import choose_device
     from ..methods import check_weights, given_weights, load
@@ -160,18 +223,18 @@ def _arm(name: str, args, values: Mapping[str, Any], header: Header, run_name: s
     check_weights(name, args.size, weights, args.weights_dir, spec_of(name).options_by_key(values))
     method, device = load(name), choose_device(args.device)
     spec = method.spec
-    if spec.in_template:
-        raise ValueError(NEEDS_TEMPLATE.format(name=name))
     plan = spec.plan(values, header)
     sampler = args.sampler or ("paper" if args.size == "paper" else "fast")
+    request = Request(size=args.size, sampler=sampler, steps=args.steps, n_samples=args.n_samples, seed=args.seed,
+                      subject="evaluate", run=dense.name, device=device, precision=args.precision, weights=weights,
+                      weights_dir=args.weights_dir, minutes=plan.minutes)  # fmt: skip
+    if spec.in_template:
+        return InTemplate(dense, folder / "template").arm(method, request)
 
     def generate(kept, wanted):
         spec.check(kept)
-        request = Request(size=args.size, sampler=sampler, seed=args.seed, subject="evaluate", run=run_name,
-                          device=device, precision=args.precision, weights=weights, weights_dir=args.weights_dir,
-                          minutes=plan.minutes,
-                          options={**plan.options, **spec.evaluation_options(wanted)})  # fmt: skip
-        return method.generate(None, kept, request)
+        options = {**plan.options, **spec.evaluation_options(wanted)}
+        return method.generate(None, kept, replace(request, options=options))
 
     return generate
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import evaluate, prepare, simulate, train, volumes, weights
+from . import benchmark, evaluate, prepare, simulate, train, volumes, weights
 
 DONE, FAILED, BAD_RESOURCE = 0, 1, 4  # the same as in `app`
 
@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="dmrigen", description="Tools beside the BIDS App bids_dmrigen.")
     parser.add_argument("--version", action="version", version=f"bids_dmrigen {__version__}")
     tools = parser.add_subparsers(dest="tool", required=True, metavar="TOOL")
-    for tool in (volumes, simulate, prepare, train, weights, evaluate):
+    for tool in (volumes, simulate, prepare, train, weights, evaluate, benchmark):
         tool.add(tools)
     args = parser.parse_args(argv)
     try:

@@ -103,6 +103,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                         help="arithmetic (default: auto, the faster one)")  # fmt: skip
+    parser.add_argument("--no-calibration", dest="calibration", action="store_false",
+                        help="leave the spread of samples as it is drawn: calibrating it takes minutes, and a single "
+                        "result has none")  # fmt: skip
     parser.add_argument("--half", action="store_true", help="store the weights as 16-bit numbers: half the file")
     learnt = [name for name in REGISTRY if spec_of(name).needs_weights]
     add_options(parser.add_argument_group("options of the methods"), learnt, of_weights=True)
@@ -175,7 +178,8 @@ def _train(args, device) -> Path | None:
         earlier.append(training)
     if rank() != 0:
         return None
-    method.calibrate(net, held_out[-1], args.size, args.seed)
+    if args.calibration:
+        method.calibrate(net, held_out[-1], args.size, args.seed)
     card = _card(args, method, trained, device, trained_on | start)
     name, dtype = args.name or default_name(args.method, args.size), torch.float16 if args.half else torch.float32
     return save_weights(args.out, name, net, card, dtype)

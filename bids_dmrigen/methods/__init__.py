@@ -70,12 +70,21 @@ SIMPLE = {
     "nlm": "non-local means, then weighted least squares",
 }
 
+# Questions, each with a package of methods that answer it.
+ROOMS = ("maps", "directions", "synthesis", "enhance", "denoise")
+
 UNKNOWN_METHOD = "unknown method {name!r}; choose from {names}"
 
 
 def spec_of(name: str) -> MethodSpec:
     """Return the specification of a method by its name; `ValueError` where there is no such method."""
     return _module(name).SPEC
+
+
+def room_of(name: str) -> str:
+    """Return the name of a method's package, of `ROOMS`; "" for a method from elsewhere."""
+    first, room, *_ = f"{REGISTRY[name]}..".split(".")
+    return room if not first and room in ROOMS else ""
 
 
 def load(name: str) -> Method:

@@ -40,14 +40,14 @@ class Estimate:
     series: Scan
 
     def maps(self) -> dict[str, np.ndarray]:
-        """Return `fa`, `md`, `dec`, `direction` and `tensor`, 0 outside the mask.
+        """Return `fa`, `md`, `ad`, `rd`, `dec`, `direction` and `tensor`, 0 outside the mask.
 
         They are (X, Y, Z), mm²/s; (X, Y, Z, 3), world RAS+; and (X, Y, Z, 6), lower triangles in mm²/s.
         """
         maps = tensor_maps(self.fit) | {"tensor": self.fit.tensor}
         maps["direction"] = maps["eigenvectors"][:, :, 0]
         mask, volumes = self.series.mask, {}
-        for name in ("fa", "md", "dec", "direction", "tensor"):
+        for name in ("fa", "md", "ad", "rd", "dec", "direction", "tensor"):
             values = maps[name].numpy()
             volumes[name] = np.zeros(mask.shape + values.shape[1:], dtype=np.float32)
             volumes[name][mask] = values

@@ -288,6 +288,8 @@ class MethodSpec:
         Definitions of its checks (`Generated.checks`), by key.
     paired
         Whether measured training data are pairs of a poor and a good scan of each subject.
+    twin
+        Another method, whose network this one is without diffusion: their difference is what diffusion adds.
     """
 
     name: str
@@ -314,6 +316,7 @@ class MethodSpec:
     extra_maps: tuple[ExtraMap, ...] = ()
     definitions: Mapping[str, Definition] = field(default_factory=dict)
     paired: bool = False
+    twin: str = ""
 
     @property
     def in_template(self) -> bool:

@@ -38,6 +38,7 @@ EMPTY_VOXELS = (
 
 # An arm of the comparison: (kept volumes, table of the left-out ones) -> a series, maps, or a simple estimate.
 Arm = Callable[[Scan, GradientTable], Generated | Estimate]
+OTHER_SERIES = "a series of {found} volumes on a grid of {shape}, expected those of the scan: {expected} on {grid}"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class Outcome:
         A value for each key of `SCORES`; NaN where it does not apply.
     maps
         `fa`, `md` (X, Y, Z; mm²/s) and `dec` (X, Y, Z, 3); empty where the arm failed.
+    slice_errors
+        (Z,) mean squared error of FA in each slice against the left-out volumes, or all where those have no maps; NaN
+        where the slice has no scored voxel.
     seconds
         Time that the arm took.
     record, warnings
@@ -65,6 +69,7 @@ class Outcome:
     rotation: int
     scores: dict[str, float]
     maps: dict[str, np.ndarray] = field(default_factory=dict)
+    slice_errors: np.ndarray = field(default_factory=lambda: np.zeros(0))
     seconds: float = 0.0
     record: dict = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -133,7 +138,7 @@ def simple_arm(name: str) -> Arm:
 def evaluate(
     scan: Scan,
     keep: Iterable[int],
-    arms: Mapping[str, Arm],
+    arms: Mapping[str, Arm | Scan],
     rotations: int = 1,
     fit: str = "wls",
     tell: Callable[[Outcome], None] | None = None,
@@ -148,7 +153,8 @@ def evaluate(
     keep
         Numbers of directions to keep on every shell; all b0s are kept.
     arms
-        Name -> arm; those of simple estimates are made by `simple_arm` and have their names.
+        Name -> arm; those of simple estimates are made by `simple_arm` and have their names. Or the same volumes after
+        other processing, to whose kept volumes a tensor is fitted.
     rotations
         Selections of directions per number; see `kept_volumes`.
     fit
@@ -162,8 +168,15 @@ def evaluate(
     Raises
     ------
     ScanError
-        Where no shell has more directions than are kept, or the eroded mask has no signal.
+        Where no shell has more directions than are kept, the eroded mask has no signal, or a series given as an arm is
+        not one of the scan's volumes.
     """
+    for arm in arms.values():
+        if isinstance(arm, Scan) and arm.data.shape != scan.data.shape:
+            raise ScanError(
+                OTHER_SERIES.format(found=arm.data.shape[3], shape=arm.data.shape[:3], expected=scan.data.shape[3],
+                                    grid=scan.data.shape[:3])
+            )  # fmt: skip
     mask, note = scored_voxels(scan)
     scan = within_coverage(scan)
     selections = [(n, k, kept_volumes(scan.gradients, n, k, rotations)) for n in keep for k in range(rotations)]
@@ -178,7 +191,9 @@ def evaluate(
     return Evaluation(tuple(outcomes), reference, mask, note)
 
 
-def _outcome(scan: Scan, kept, truth, references, mask, label: tuple[str, int, int], arm: Arm, fit: str) -> Outcome:
+def _outcome(
+    scan: Scan, kept, truth, references, mask, label: tuple[str, int, int], arm: Arm | Scan, fit: str
+) -> Outcome:
     """Return the scored result of an arm from the kept volumes; its `fault` says if the arm cannot use the scan.
 
     `references` are the maps of all volumes, and those of the left-out ones or None.
@@ -188,7 +203,11 @@ def _outcome(scan: Scan, kept, truth, references, mask, label: tuple[str, int, i
     wanted = wanted_volumes(scan.gradients, kept)
     scores = dict.fromkeys(SCORES, float("nan"))
     try:
-        result = arm(few, scan.gradients[wanted])
+        result: Generated | Estimate
+        if isinstance(arm, Scan):
+            result = least_squares(replace(few, data=arm.data[..., kept]), fit)
+        else:
+            result = arm(few, scan.gradients[wanted])
         seconds = time.monotonic() - begun
         maps, volumes = maps_and_volumes(result, few, scan.gradients[wanted], fit)
     except FAULTS as error:
@@ -204,9 +223,17 @@ def _outcome(scan: Scan, kept, truth, references, mask, label: tuple[str, int, i
         scores |= volume_scores(volumes, acquired, mask)
         scores["contrast_error"] = contrast_error(volumes, acquired, scan.gradients[wanted], mask)
     shown = {name: maps[name] for name in ("fa", "md", "dec")}
+    errors = slice_errors(maps["fa"], (reference if left_out is None else left_out)["fa"], mask)
     if isinstance(result, Estimate):
-        return Outcome(*label, scores, shown, seconds)
-    return Outcome(*label, scores, shown, seconds, result.record, result.warnings)
+        return Outcome(*label, scores, shown, errors, seconds)
+    return Outcome(*label, scores, shown, errors, seconds, result.record, result.warnings)
+
+
+def slice_errors(estimate: np.ndarray, reference: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return (Z,) mean squared differences of two volumes (X, Y, Z) over the mask of each slice; NaN where none is."""
+    counts = mask.sum(axis=(0, 1))
+    sums = (np.square(estimate - reference) * mask).sum(axis=(0, 1))
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
 def maps_and_volumes(
@@ -273,6 +300,8 @@ def _halves(scan: Scan, fit: str) -> dict[str, np.ndarray]:
 def kept_volumes(gradients: GradientTable, keep: int, rotation: int = 0, rotations: int = 1) -> np.ndarray:
     """Return (N,) bool: all b0s, and `keep` evenly spread directions of every shell (all, if it has no more).
 
+    With 0 the b0s alone are kept, for methods that need no more.
+
     The search for even directions of selection number `rotation` (of `rotations`) starts at that share of the shell.
     Different starts usually lead to different selections. Of the results of three starts that determine a tensor well,
     where there are such, the most even one is taken: six even directions may lie on a cone.
@@ -289,7 +318,7 @@ def kept_volumes(gradients: GradientTable, keep: int, rotation: int = 0, rotatio
         counts = ", ".join(f"{len(volumes)} at b={b:.0f}" for b, volumes in shells)
         raise ScanError(NOTHING_LEFT_OUT.format(keep=keep, shells=counts))
     kept = gradients.is_b0.copy()
-    for _, volumes in shells:
+    for _, volumes in shells if keep else ():
         first, share = rotation * len(volumes) // rotations, len(volumes) / rotations / STARTS
         candidates = [_even_volumes(gradients, volumes, keep, first + round(k * share)) for k in range(STARTS)]
         kept[min(candidates, key=lambda chosen: _badness(gradients.bvecs[chosen]))] = True
@@ -316,8 +345,8 @@ def summary_maps(scan: Scan, fit: str = "ols") -> dict[str, np.ndarray]:
 def map_scores(estimate: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], mask) -> dict[str, float]:
     """Return the scores of maps, as `summary_maps` gives them, against maps from all acquired volumes.
 
-    The angle of the principal direction is NaN for estimates without a `direction`, the SNR of the tensor where there
-    is no `tensor` or where the reference has no halves.
+    The angle of the principal direction is NaN for estimates without a `direction`, the scores of AD and RD without
+    these maps, the SNR of the tensor where there is no `tensor` or where the reference has no halves.
     """
     angle = float("nan")
     if "direction" in estimate:
@@ -336,6 +365,10 @@ def map_scores(estimate: Mapping[str, np.ndarray], reference: Mapping[str, np.nd
         "fa_error": fa["mae"],
         "dec_psnr": metrics.psnr(estimate["dec"], reference["dec"], mask),
         "md_psnr": metrics.psnr(estimate["md"], reference["md"], mask),
+        **{
+            f"{name}_psnr": metrics.psnr(estimate[name], reference[name], mask) if name in estimate else float("nan")
+            for name in ("ad", "rd")
+        },
         "direction_angle": angle,
         "tensor_snr": snr,
     }

@@ -18,6 +18,7 @@ from ..methods import SIMPLE
 from .comparison import against_reference
 from .evaluation import SCORES, Evaluation, Outcome, table
 from .pages import page_template
+from .verdict import verdict
 
 
 def write_results(folder: Path, result: Evaluation, scan: Scan, settings: dict[str, Any]) -> Path:
@@ -45,6 +46,10 @@ def write_results(folder: Path, result: Evaluation, scan: Scan, settings: dict[s
             str(keep): {
                 key: {"method": arm, "mean": round(mean, 5)} for key, (arm, mean, _) in result.best_simple(keep).items()
             }
+            for keep in dict.fromkeys(outcome.keep for outcome in result.outcomes)
+        },
+        "verdicts": {
+            str(keep): verdict(result, keep, list(dict.fromkeys(outcome.arm for outcome in result.outcomes)))
             for keep in dict.fromkeys(outcome.keep for outcome in result.outcomes)
         },
     }
@@ -80,8 +85,10 @@ def _write_page(folder: Path, result: Evaluation, scan: Scan, settings: dict[str
             against_reference(result.reference[name], estimates, scan.affine, result.mask, title, path, generated)
             figures.append(path.name)
         header, *rows = table(result, keep, arms)
+        sentence = verdict(result, keep, arms)
         warnings = sorted({f"{o.arm}: {w}" for o in result.outcomes if o.keep == keep for w in o.warnings})
-        sections.append({"keep": keep, "header": header, "rows": rows, "figures": figures, "warnings": warnings})
+        sections.append({"keep": keep, "header": header, "rows": rows, "figures": figures, "warnings": warnings,
+                         "verdict": sentence})  # fmt: skip
     page = page_template("evaluation.html.j2").render(
         sections=sections,
         definitions=SCORES.values(),

@@ -110,6 +110,31 @@ def test_evaluate_reads_a_scan_and_writes_everything(tmp_path, capsys):
     assert main([*command, "--weights", "difusion=absent"]) == 4
 
 
+def test_evaluate_takes_folders_and_a_series_of_ones_own(tmp_path, capsys):
+    gradients = tiny_gradients(20)
+    for subject, seed in (("1", 0), ("2", 1)):
+        folder = tmp_path / f"sub-{subject}" / "dwi"
+        write_run(folder, f"sub-{subject}", tiny_series(gradients, (16, 18, 8), seed=seed), gradients)
+    odd = write_run(tmp_path / "sub-3", "sub-3", tiny_series(tiny_gradients(6), (16, 18, 8)), tiny_gradients(6))
+    call = ["evaluate", str(tmp_path), "--keep", "8", "--methods", "sh", "--simple", "ols", "smooth"]
+    assert main([*call, "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert f"{odd}: 8 directions are to be kept, but no shell has more" in printed
+    assert "sh against the best simple estimate of each scan" in printed
+    assert "interval over 2 scans" in printed
+    assert (tmp_path / "out/sub-2_dwi/results.json").is_file()
+    image = tmp_path / "sub-1/dwi/sub-1_dwi.nii.gz"
+    own = write_run(tmp_path / "own", "own", tiny_series(gradients, (16, 18, 8), noise=0), gradients)
+    call = ["evaluate", str(image), "--keep", "8", "--methods", "--simple", "ols", "--out", str(tmp_path / "one")]
+    assert main([*call, "--series", f"mine={own}"]) == 0
+    assert "mine is best here" in capsys.readouterr().out
+    results = json.loads((tmp_path / "one/results.json").read_text())
+    assert results["verdicts"]["8"].startswith("With 8 directions, mine is best here")
+    assert "mine is best here" in (tmp_path / "one/index.html").read_text()
+    assert main([*call, "--series", f"ols={own}"]) == 1
+    assert "with a name that no other arm has" in capsys.readouterr().err
+
+
 def test_evaluate_runs_a_method_on_the_kept_volumes(tmp_path, monkeypatch):
     from bids_dmrigen import methods
     from bids_dmrigen.methods.base import Generated

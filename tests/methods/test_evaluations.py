@@ -19,7 +19,7 @@ from bids_dmrigen.nets.fefm import FusedUNet
 AFFINE = np.diag([2.0, 2, 2, 1])
 SHAPE, SLICES = (16, 12, 3), 3
 ASKED = 6  # even, for methods that ask twice at each time, and divisible by three
-LEARNT = [name for name in REGISTRY if spec_of(name).draws or name == "rishldm"]
+LEARNT = [n for n in REGISTRY if "paper" in spec_of(n).sizes and (spec_of(n).draws or n == "rishldm")]
 
 
 def scan_of(n):

@@ -65,6 +65,7 @@ ARRAYS = {  # (axes that are reversed, order of the axes)
     "slices along another axis": ((), (2, 1, 0)),
 }
 # Options that a method needs; the other options have their defaults.
+SMOOTHING = {"neighbours", "bm4d"}  # what is curved becomes straighter
 ON_RUN = {"noisier2noise", "dip", "ddm2"}  # arms whose networks are trained on the run
 OPTIONS = {"bspline": {"voxel_mm": 1.6}, **{name: {"training_steps": 2} for name in ("difusion", *ON_RUN)}}
 # Arms whose inputs, directions and places come from the same code as those of another arm of their room.
@@ -430,7 +431,8 @@ def test_results_do_not_depend_on_the_storage_order_of_voxels(name, options, kin
         error = np.sqrt(((back - before.mean) ** 2).mean()) / np.abs(before.mean).max()
         assert error < nearly
     else:
-        assert_close(back, before.mean, ROUNDING)
+        # Logarithms of exponentials round more.
+        assert_close(back, before.mean, 2 * ROUNDING if name == "deepdti" else ROUNDING)
     if generated.gradients is not None:
         affine = turn.affine(BASE) if generated.grid is None else generated.grid.affine
         np.testing.assert_allclose(
@@ -464,7 +466,7 @@ def test_colour_turns_with_the_fibres_and_fa_and_md_stay(name, world, kind, temp
     colour = maps["dec"][scan.mask] / np.linalg.norm(maps["dec"][scan.mask], axis=1, keepdims=True)
     fibre = fibres()[scan.mask]
     fibre = np.abs(fibre / np.linalg.norm(fibre, axis=1, keepdims=True) @ axes_of(scan.affine).T)
-    assert np.abs(colour - fibre).mean() < (0.02 if kind != "untrained" else 0.008 if name == "neighbours" else 0.006)
+    assert np.abs(colour - fibre).mean() < (0.02 if kind != "untrained" else 0.008 if name in SMOOTHING else 0.006)
 
 
 # -- directions and positions in the inputs of networks

@@ -181,7 +181,7 @@ class QID2(TrainedAtOnce):
             first += len(shell.wanted)
         record = making.record(
             len(filler.times),
-            References=self.references,
+            References=filler.references,
             TrustInCorrection={f"b={bval:.0f}": round(value, 3) for bval, value in trusted.items()},
             NoiseLevel={f"b={shell.bval:.0f}": round(shell_sigma(scan, shell.volumes), 4) for shell in shells},
         )
@@ -194,6 +194,8 @@ class _Filler:
     def __init__(self, method: QID2, making: Making[nn.Module], scan: Scan, acquired: Scan):
         self.method, self.making, self.request = method, making, making.request
         self.scan, self.acquired = scan, acquired
+        # A network that is given may have others than the method's.
+        self.references: int = getattr(making.net, "references", method.references)
         self.times = even_times(PROCESS.steps, making.steps)
         self.box, self.slices = scan.brain_window(MARGIN)
         linear_part = np.asarray(scan.affine)[:3, :3]
@@ -240,7 +242,7 @@ class _Filler:
             torch.tensor([sigma], device=device, dtype=torch.float32),
             torch.tensor([unit], device=device),
             self.request.size,
-            self.method.references,
+            self.references,
         )
 
     def _sample(self, condition: Condition, z: int, first: int, sample: int) -> Tensor:

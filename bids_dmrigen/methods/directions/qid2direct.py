@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SPEC = replace(
     qid2.SPEC,
     name="qid2direct",
+    twin=qid2.SPEC.name,
     title="Regression by the network of QID²",
     line="more directions by the network of QID², without diffusion",
     summary="adds diffusion directions to each shell by the network of QID², trained as a regression",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SPEC = replace(
     rishldm.SPEC,
     name="refinement",
+    twin=rishldm.SPEC.name,
     title="Refinement of RISH features",
     line="the shell as a better scanner would show it, by the last network of RISH latent diffusion alone",
     summary=(

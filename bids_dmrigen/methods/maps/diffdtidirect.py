@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SPEC = replace(
     diffdti.SPEC,
     name="diffdtidirect",
+    twin=diffdti.SPEC.name,
     title="Regression by the network of Diff-DTI",
     line="the tensor and its maps from three to six directions by the network of Diff-DTI, without diffusion",
     summary=(

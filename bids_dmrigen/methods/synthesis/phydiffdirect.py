@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SPEC = replace(
     phydiff.SPEC,
     name="phydiffdirect",
+    twin=phydiff.SPEC.name,
     title="Regression by the network of Phy-Diff",
     line="images of any b-value and direction from the b0 by the network of Phy-Diff, without diffusion",
     summary=(

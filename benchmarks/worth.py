@@ -1,0 +1,57 @@
+"""The page "Is diffusion worth it?", from the results of `dmrigen benchmark`.
+
+python benchmarks/worth.py FOLDER ... > docs/worth.md
+
+Each FOLDER is one that `dmrigen benchmark ROOM --out FOLDER` wrote. Nothing is added to its figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from bids_dmrigen.qc.benchmark_page import KINDS, answers, costs_table, markdown, table
+from bids_dmrigen.qc.rooms import ROOMS
+
+HEAD = """\
+# Is diffusion worth it?
+
+Each of the five papers says that its diffusion model beats others, on data that no one else has. Here all of them are
+trained for the same time on the same examples, in one command, and scored on the same scans:
+
+    dmrigen benchmark ROOM --out FOLDER --data scans.safetensors --anatomies anatomies.safetensors --scans DENSE ...
+    python benchmarks/worth.py FOLDER ... > docs/worth.md
+
+A method is compared with its own network, trained as a regression on the same examples: what is left is what diffusion
+adds. And every arm is compared with the best simple estimate of each scan, in hindsight ([evidence.md](evidence.md)).
+Intervals are those of paired differences. Trainings are short, so that all arms fit: shipped weights were trained
+longer, and are in [evidence.md](evidence.md).
+"""
+LENGTH = "Training: {minutes:g} minutes for each learnt arm, on one core. {selections} selections of directions each."
+
+
+def section(folder: Path) -> str:
+    """Return the section of a room."""
+    found = json.loads((folder / "results.json").read_text())
+    room, rows, settings = found["room"], found["rows"], found["settings"]
+    parts = [f"## {room}: {ROOMS[room].question}", "", LENGTH.format(**settings), ""]
+    parts += [f"- {sentence}" for sentence in answers(rows, room)]
+    for simulated, kind in KINDS.items():
+        if any(row["simulated"] == simulated for row in rows):
+            scans = dict.fromkeys(row["scan"] for row in rows if row["simulated"] == simulated)
+            parts += ["", f"### {room}, {kind}", "", f"Scans: {', '.join(scans)}.", ""]
+            parts += [markdown(table(rows, simulated))]
+    return "\n".join([*parts, "", f"### {room}, cost", "", markdown(costs_table(rows, found["costs"])), ""])
+
+
+def main() -> None:
+    """Print the page."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    args = parser.parse_args()
+    print("\n".join([HEAD, *(section(folder) for folder in args.folders)]), end="")
+
+
+if __name__ == "__main__":
+    main()
