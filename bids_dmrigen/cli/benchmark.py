@@ -156,6 +156,7 @@ def _train(args, number: int, name: str) -> int:
 
 def score_all(args, names: Sequence[str], weights: dict[str, Path]) -> list[dict[str, Any]]:
     """Score every arm on every scan; return a row for each scan, selection and arm. What is scored stays."""
+    from ..qc.evaluation import FAULTS
     from .dense import Dense, image_files, read_dense, simulated, stem_of
 
     rows: list[dict[str, Any]] = []
@@ -163,7 +164,12 @@ def score_all(args, names: Sequence[str], weights: dict[str, Path]) -> list[dict
     for dense in simulated(args.atlas, args.simulated, aligned):
         rows += _scored(args, names, weights, dense)
     for image in image_files(args.scans):
-        rows += _scored(args, names, weights, Dense(stem_of(image), read_dense(image)))
+        try:
+            dense = Dense(stem_of(image), read_dense(image))
+        except FAULTS as error:
+            print(f"{image}: {error}", flush=True)  # one odd scan never ends the call
+            continue
+        rows += _scored(args, names, weights, dense)
     return rows
 
 

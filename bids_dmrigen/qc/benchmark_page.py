@@ -22,8 +22,8 @@ from .rooms import ROOMS
 
 Row = dict[str, Any]
 KINDS = {True: "simulated subjects", False: "real scans"}
-SHOWN = ("left_out_fa_psnr", "fa_psnr", "fa_ssim", "fa_nmse", "fa_error", "md_psnr", "ad_psnr", "rd_psnr", "dec_psnr",
-         "direction_angle", "tensor_snr", "dwi_psnr", "dwi_ssim", "dwi_nmse")  # fmt: skip
+SHOWN = ("left_out_fa_psnr", "fa_psnr", "fa_ssim", "fa_nmse", "fa_error", "md_psnr", "md_ssim", "ad_psnr", "rd_psnr",
+         "dec_psnr", "dec_ssim", "direction_angle", "tensor_snr", "dwi_psnr", "dwi_ssim", "dwi_nmse")  # fmt: skip
 MOST_PICTURED = 10
 FID = "Fréchet distance"
 

@@ -24,6 +24,9 @@ THIN = 6  # slices; an axis with fewer is not eroded along
 BEST_SIMPLE = "best simple"
 FAULTS = (ScanError, GradientError)  # of a scan that an arm cannot work on
 DIRECTION_FA_MIN = 0.3
+OTHER_MAPS = ("md", "ad", "rd", "dec")  # than FA, which are scored
+# Scores of papers that are in the files, not in the tables.
+ALONE = ("md_ssim", "md_nmse", "ad_ssim", "rd_ssim", "dec_ssim", "dec_nmse")
 FLUID_MD = 1.5e-3  # mm²/s; fluid has no anisotropy, but the most noise
 NEW_DEGREES = 3.0  # a direction nearer than this to a kept one is not new
 MATCH_DEGREES = 0.5  # largest angle between a wanted volume and the generated one that matches it
@@ -215,7 +218,7 @@ def _outcome(
     reference, left_out = references
     scores |= map_scores(maps, reference, mask)
     if left_out is not None:
-        independent = map_scores(maps, left_out, mask)
+        independent = map_scores(maps, left_out, mask, whole=False)
         scores |= {f"left_out_{key}": value for key, value in independent.items() if f"left_out_{key}" in SCORES}
         scores["tensor_snr"] = independent["tensor_snr"]
     if volumes is not None:
@@ -342,8 +345,12 @@ def summary_maps(scan: Scan, fit: str = "ols") -> dict[str, np.ndarray]:
     return least_squares(scan, fit).maps()
 
 
-def map_scores(estimate: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], mask) -> dict[str, float]:
+def map_scores(
+    estimate: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], mask, whole: bool = True
+) -> dict[str, float]:
     """Return the scores of maps, as `summary_maps` gives them, against maps from all acquired volumes.
+
+    Not `whole`, those that papers have in addition (`ALONE`), which take long, are left out.
 
     The angle of the principal direction is NaN for estimates without a `direction`, the scores of AD and RD without
     these maps, the SNR of the tensor where there is no `tensor` or where the reference has no halves.
@@ -358,19 +365,19 @@ def map_scores(estimate: Mapping[str, np.ndarray], reference: Mapping[str, np.nd
         tissue = mask & (reference["md"] < FLUID_MD)
         snr = metrics.tensor_snr(estimate["tensor"], reference["first"], reference["second"], tissue)
     fa = metrics.scores(estimate["fa"], reference["fa"], mask)
+    maps = [(name, estimate[name], reference[name]) for name in OTHER_MAPS if name in estimate]
+    further = {f"{name}_psnr": metrics.psnr(one, other, mask) for name, one, other in maps}
+    for name, one, other in maps if whole else ():
+        found = {f"{name}_{key}": value for key, value in metrics.scores(one, other, mask).items()}
+        further |= {key: found[key] for key in ALONE if key in found}
     return {
         "fa_psnr": fa["psnr"],
         "fa_ssim": fa["ssim"],
         "fa_nmse": fa["nmse"],
         "fa_error": fa["mae"],
-        "dec_psnr": metrics.psnr(estimate["dec"], reference["dec"], mask),
-        "md_psnr": metrics.psnr(estimate["md"], reference["md"], mask),
-        **{
-            f"{name}_psnr": metrics.psnr(estimate[name], reference[name], mask) if name in estimate else float("nan")
-            for name in ("ad", "rd")
-        },
         "direction_angle": angle,
         "tensor_snr": snr,
+        **further,
     }
 
 
@@ -427,14 +434,16 @@ def table(evaluation: Evaluation, keep: int, arms: Sequence[str]) -> list[list[s
     Columns are the scores, with unit and better direction. For several selections, a cell is the mean and, in brackets,
     the standard deviation. Where there are simple estimates, the last row has the best of them for each score.
     """
-    rows = [["method", *(definition.heading for definition in SCORES.values())]]
+    keys = [key for key in SCORES if key not in ALONE]
+    rows = [["method", *(SCORES[key].heading for key in keys)]]
     for arm in arms:
         faults = [o.fault for o in evaluation.outcomes if (o.keep, o.arm) == (keep, arm) and o.fault]
-        cells = [_cell(*value, key) for key, value in evaluation.summary(keep, arm).items()]
+        found = evaluation.summary(keep, arm)
+        cells = [_cell(*found[key], key) for key in keys]
         rows.append([arm, faults[0]] if faults else [arm, *cells])
     best = evaluation.best_simple(keep)
     if best:
-        rows.append([BEST_SIMPLE, *(_cell(*best[key][1:], key) if key in best else "-" for key in SCORES)])
+        rows.append([BEST_SIMPLE, *(_cell(*best[key][1:], key) if key in best else "-" for key in keys)])
     return rows
 
 

@@ -57,7 +57,8 @@ def test_the_list_has_every_arm_with_its_size(capsys):
 
 
 def test_arms_are_trained_scored_and_compared_once(tmp_path, scan, calls, capsys, monkeypatch):
-    out = tmp_path / "out"
+    out, odd = tmp_path / "out", scan.parent / "sub-odd_dwi.nii.gz"
+    odd.write_bytes(scan.read_bytes())  # without b-values
     call = ["benchmark", "maps", "--arms", "lls", "mlp", "--minutes", "3", "--simulated", "0", "--selections", "1"]
     call += ["--scans", str(scan.parent), "--out", str(out), "--device", "cpu", "--precision", "fp32"]
     assert main(call) == 0
@@ -66,6 +67,7 @@ def test_arms_are_trained_scored_and_compared_once(tmp_path, scan, calls, capsys
     results = json.loads((out / "results.json").read_text())
     assert {row["arm"] for row in results["rows"]} == {"lls", "mlp", "reference", *evaluation.RIVALS}
     assert results["costs"]["mlp"]["steps"] == 5
+    assert f"{odd}: " in capsys.readouterr().out
     tables = (out / "tables.md").read_text()
     assert "| best simple |" in tables
     assert "### maps, real scans" in tables

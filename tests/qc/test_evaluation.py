@@ -155,7 +155,7 @@ def test_an_arm_that_cannot_work_is_named_with_its_reason_and_the_others_go_on(t
     result = evaluation.evaluate(scan, [5, 8], arms, rotations=2)
     header, *rows = evaluation.table(result, 8, list(arms))
     assert rows[0] == ["refuses", "needs a second shell"]
-    assert len(rows[2]) == len(header) == 1 + len(evaluation.SCORES)
+    assert len(rows[2]) == len(header) == 1 + len(evaluation.SCORES) - len(evaluation.ALONE)
     assert "(" in rows[2][header.index("FA SSIM ↑")]  # two selections: standard deviation
     assert "unknowns" in evaluation.table(result, 5, list(arms))[3][1]  # five directions make no tensor
     page = write_results(tmp_path, result, scan, {"image": "x.nii", "rotations": 2, "reference_method": "ols"})

@@ -1,0 +1,67 @@
+"""The papers' tables beside ours, from the results of `dmrigen benchmark`.
+
+python benchmarks/papers.py FOLDER ...
+
+Each FOLDER is one that `dmrigen benchmark ROOM --out FOLDER` wrote. For each table of `papers.tsv` and each arm in it:
+what the paper states, and means over our simulated subjects and over our real scans. Scans, masks, ranges of values and
+budgets differ from those of the papers: what can be compared is the order of the arms, not the numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+
+from bids_dmrigen.qc.benchmark_page import by_scan
+from bids_dmrigen.qc.evaluation import SCORES
+
+TABLES = Path(__file__).with_name("papers.tsv")
+
+
+def figures(room: str) -> dict[str, dict[str, dict[str, float]]]:
+    """Return table -> arm -> score -> value of the papers' tables of a room."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    with TABLES.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            if row["room"] == room:
+                arms = found.setdefault(f"{row['paper']}, {row['table']}", {})
+                arms.setdefault(row["arm"], {})[row["score"]] = float(row["value"])
+    return found
+
+
+def ours(rows: list, simulated: bool, arm: str, score: str) -> str:
+    """Return our mean over the scans, or "-"."""
+    values = [v for v in by_scan(rows, simulated, score).get(arm, {}).values() if np.isfinite(v)]
+    return f"{np.mean(values):.3f}" if values else "-"
+
+
+def show(room: str, rows: list) -> None:
+    """Print the tables of a room."""
+    for table, arms in figures(room).items():
+        print(f"\n{table}: paper / ours simulated / ours real")
+        scores = list(dict.fromkeys(score for values in arms.values() for score in values))
+        print(f"{'':16s}" + "".join(f"{SCORES[score].label:>30s}" for score in scores))
+        for arm, values in arms.items():
+            cells = (
+                f"{values[score]:.3f} / {ours(rows, True, arm, score)} / {ours(rows, False, arm, score)}"
+                if score in values else "-"
+                for score in scores
+            )  # fmt: skip
+            print(f"{arm:16s}" + "".join(f"{cell:>30s}" for cell in cells))
+
+
+def main() -> None:
+    """Print the tables of all rooms."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    for folder in parser.parse_args().folders:
+        found = json.loads((folder / "results.json").read_text())
+        show(found["room"], found["rows"])
+
+
+if __name__ == "__main__":
+    main()
