@@ -28,6 +28,7 @@ FIRST_SEED = 500  # of simulated subjects, after `HELD_OUT`: none of them is tra
 LEAST_SLICES = 10
 TOO_THIN = "to be registered to the template, a scan needs at least {least} slices, found {found}"
 MASKS = ("_mask", "_brainmask")
+IN_TRACT = 0.3  # share of subjects
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +143,26 @@ class InTemplate:
     def arm(self, method: Method, request: Request) -> Callable[[Scan, GradientTable], Generated]:
         """Return an arm of `qc.evaluation` that makes the left-out volumes from the b0s."""
         return lambda kept, wanted: self._made(method, request, kept, wanted)
+
+    def tracts(self, xtract: Path) -> dict[str, np.ndarray]:
+        """Return tract -> (X, Y, Z) bool on the scan's grid: where at least `IN_TRACT` of the subjects have it.
+
+        Raises
+        ------
+        ScanError
+            Where the scan has too few slices to be registered.
+        """
+        from ..spatial.ants_tools import to_ants, warp
+        from ..spatial.population import read_xtract
+
+        shares, labels, affine = read_xtract(xtract)
+        files, scan = self.files(), self.dense.scan
+        grid = to_ants(scan.mask.astype(np.float32), scan.affine)
+        found = {}
+        for k, label in enumerate(labels):
+            on_scan = warp(to_ants(shares[..., k], affine), grid, [files.from_template], "linear").numpy()
+            found[label] = on_scan >= IN_TRACT
+        return found
 
     def _made(self, method: Method, request: Request, kept: Scan, wanted: GradientTable) -> Generated:
         from ..methods.synthesis.task import BVALUES, DIRECTIONS

@@ -77,6 +77,9 @@ def add(tools) -> None:
     parser.add_argument("--series", nargs="+", default=[], metavar="NAME=FILE",
                         help="a series of your own as an arm: the same volumes, processed elsewhere. What was made of "
                         "all volumes has seen those that are left out")  # fmt: skip
+    parser.add_argument("--xtract", type=Path, metavar="DIR_OR_FILE",
+                        help="XTRACT's tracts, FSL's folder or a 4-D file with labels: FA and MD are compared in them "
+                        "too, after registration to the template")  # fmt: skip
     parser.add_argument("--weights", nargs="+", default=[], metavar="METHOD=NAME_OR_PATH",
                         help="weights (default: those named METHOD-SIZE)")  # fmt: skip
     parser.add_argument("--weights-dir", type=Path, metavar="DIR", help="folder searched before the package")
@@ -154,8 +157,20 @@ def _evaluated(args, image: Path, folder: Path, values: Mapping[str, Any]):
         print(f"\nnote: {result.note}")
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     settings = {key: value for key, value in settings.items() if key not in ("run", "tool")} | {"image": str(image)}
-    print(f"\n{write_results(folder, result, scan, settings)}")
+    regions = [] if args.xtract is None else _in_tracts(args.xtract, InTemplate(dense, folder / "template"), result)
+    print(f"\n{write_results(folder, result, scan, settings, regions)}")
     return result
+
+
+def _in_tracts(xtract: Path, place: InTemplate, result) -> list[dict[str, Any]]:
+    """Return the scores in tracts; none, with a message, where the scan cannot be registered."""
+    from ..qc.regions import region_scores
+
+    try:
+        return region_scores(result, place.tracts(xtract))
+    except ScanError as error:
+        print(f"no scores in tracts: {error}", flush=True)
+        return []
 
 
 def _option_values(args) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,17 @@ from ..methods import SIMPLE
 from .comparison import against_reference
 from .evaluation import SCORES, Evaluation, Outcome, table
 from .pages import page_template
+from .regions import summary
 from .verdict import verdict
 
 
-def write_results(folder: Path, result: Evaluation, scan: Scan, settings: dict[str, Any]) -> Path:
+def write_results(
+    folder: Path,
+    result: Evaluation,
+    scan: Scan,
+    settings: dict[str, Any],
+    regions: Sequence[Mapping[str, Any]] = (),
+) -> Path:
     """Write all results of an evaluation; return the page.
 
     Parameters
@@ -32,6 +40,8 @@ def write_results(folder: Path, result: Evaluation, scan: Scan, settings: dict[s
         The evaluation, and its scan.
     settings
         Settings of the call, which are written too.
+    regions
+        Scores in regions, as from `regions.region_scores`.
     """
     shells = [{"b": round(b), "directions": len(volumes)} for b, volumes in scan.gradients.shells()]
     about = {"volumes": len(scan.gradients), "b0": int(scan.gradients.is_b0.sum()), "shells": shells}
@@ -53,14 +63,21 @@ def write_results(folder: Path, result: Evaluation, scan: Scan, settings: dict[s
             for keep in dict.fromkeys(outcome.keep for outcome in result.outcomes)
         },
     }
+    if regions:
+        document["regions"] = list(regions)
+        write_text(folder / "regions.csv", _csv(regions))
     write_text(folder / "results.json", json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-    text = io.StringIO(newline="")
     rows = [_row(outcome) | {"warnings": "; ".join(outcome.warnings)} for outcome in result.outcomes]
+    write_text(folder / "results.csv", _csv(rows))
+    return _write_page(folder, result, scan, settings, about, regions)
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
-    write_text(folder / "results.csv", text.getvalue())
-    return _write_page(folder, result, scan, settings, about)
+    return text.getvalue()
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:
@@ -71,7 +88,14 @@ def _row(outcome: Outcome) -> dict[str, Any]:
     return label | scores | tail
 
 
-def _write_page(folder: Path, result: Evaluation, scan: Scan, settings: dict[str, Any], about: dict[str, Any]) -> Path:
+def _write_page(
+    folder: Path,
+    result: Evaluation,
+    scan: Scan,
+    settings: dict[str, Any],
+    about: dict[str, Any],
+    regions: Sequence[Mapping[str, Any]],
+) -> Path:
     arms = list(dict.fromkeys(outcome.arm for outcome in result.outcomes))
     sections = []
     for keep in dict.fromkeys(outcome.keep for outcome in result.outcomes):
@@ -85,10 +109,10 @@ def _write_page(folder: Path, result: Evaluation, scan: Scan, settings: dict[str
             against_reference(result.reference[name], estimates, scan.affine, result.mask, title, path, generated)
             figures.append(path.name)
         header, *rows = table(result, keep, arms)
-        sentence = verdict(result, keep, arms)
+        sentence, in_regions = verdict(result, keep, arms), summary(regions, keep) if regions else []
         warnings = sorted({f"{o.arm}: {w}" for o in result.outcomes if o.keep == keep for w in o.warnings})
         sections.append({"keep": keep, "header": header, "rows": rows, "figures": figures, "warnings": warnings,
-                         "verdict": sentence})  # fmt: skip
+                         "verdict": sentence, "regions": in_regions})  # fmt: skip
     page = page_template("evaluation.html.j2").render(
         sections=sections,
         definitions=SCORES.values(),
