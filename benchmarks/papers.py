@@ -4,7 +4,8 @@ python benchmarks/papers.py FOLDER ...
 
 Each FOLDER is one that `dmrigen benchmark ROOM --out FOLDER` wrote. For each table of `papers.tsv` and each arm in it:
 what the paper states, and means over our simulated subjects and over our real scans. Scans, masks, ranges of values and
-budgets differ from those of the papers: what can be compared is the order of the arms, not the numbers.
+budgets differ from those of the papers: what can be compared is the order of the arms, not the numbers. The column
+`keep` of the table says which of our results belong to it: those of so many kept directions, "any", or "none".
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from bids_dmrigen.qc.evaluation import SCORES
 TABLES = Path(__file__).with_name("papers.tsv")
 
 
-def figures(room: str) -> dict[str, dict[str, dict[str, float]]]:
-    """Return table -> arm -> score -> value of the papers' tables of a room."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
+def figures(room: str) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
+    """Return (table, what is kept) -> arm -> score -> value of the papers' tables of a room."""
+    found: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
     with TABLES.open(encoding="utf-8") as file:
         for row in csv.DictReader(file, delimiter="\t"):
             if row["room"] == room:
-                arms = found.setdefault(f"{row['paper']}, {row['table']}", {})
+                arms = found.setdefault((f"{row['paper']}, {row['table']}", row["keep"]), {})
                 arms.setdefault(row["arm"], {})[row["score"]] = float(row["value"])
     return found
 
@@ -41,13 +42,14 @@ def ours(rows: list, simulated: bool, arm: str, score: str) -> str:
 
 def show(room: str, rows: list) -> None:
     """Print the tables of a room."""
-    for table, arms in figures(room).items():
+    for (table, keep), arms in figures(room).items():
+        own = [row for row in rows if keep == "any" or str(row.get("keep")) == keep]
         print(f"\n{table}: paper / ours simulated / ours real")
         scores = list(dict.fromkeys(score for values in arms.values() for score in values))
         print(f"{'':16s}" + "".join(f"{SCORES[score].label:>30s}" for score in scores))
         for arm, values in arms.items():
             cells = (
-                f"{values[score]:.3f} / {ours(rows, True, arm, score)} / {ours(rows, False, arm, score)}"
+                f"{values[score]:.3f} / {ours(own, True, arm, score)} / {ours(own, False, arm, score)}"
                 if score in values else "-"
                 for score in scores
             )  # fmt: skip

@@ -11,7 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
-from bids_dmrigen.qc.benchmark_page import KINDS, answers, costs_table, markdown, table
+from bids_dmrigen.methods import REGISTRY, room_of
+from bids_dmrigen.qc.benchmark_page import KINDS, SHORT, answers, costs_table, markdown, table
 from bids_dmrigen.qc.rooms import ROOMS
 
 HEAD = """\
@@ -37,11 +38,13 @@ def section(folder: Path) -> str:
     room, rows, settings = found["room"], found["rows"], found["settings"]
     parts = [f"## {room}: {ROOMS[room].question}", "", LENGTH.format(**settings), ""]
     parts += [f"- {sentence}" for sentence in answers(rows, room)]
+    absent = [name for name in REGISTRY if room_of(name) == room and name not in {row["arm"] for row in rows}]
+    parts += [f"- Not in this run: {', '.join(absent)}."] if absent else []
     for simulated, kind in KINDS.items():
         if any(row["simulated"] == simulated for row in rows):
             scans = dict.fromkeys(row["scan"] for row in rows if row["simulated"] == simulated)
             parts += ["", f"### {room}, {kind}", "", f"Scans: {', '.join(scans)}.", ""]
-            parts += [markdown(table(rows, simulated))]
+            parts += [markdown(table(rows, simulated, SHORT))]
     return "\n".join([*parts, "", f"### {room}, cost", "", markdown(costs_table(rows, found["costs"])), ""])
 
 
@@ -50,7 +53,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     args = parser.parse_args()
-    print("\n".join([HEAD, *(section(folder) for folder in args.folders)]), end="")
+    rooms = [json.loads((folder / "results.json").read_text())["room"] for folder in args.folders]
+    rest = [room for room in ROOMS if room not in rooms]
+    tail = [f"Rooms without results yet: {', '.join(rest)}.\n"] if rest else []
+    print("\n".join([HEAD, *(section(folder) for folder in args.folders), *tail]), end="")
 
 
 if __name__ == "__main__":

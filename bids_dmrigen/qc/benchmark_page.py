@@ -25,7 +25,10 @@ KINDS = {True: "simulated subjects", False: "real scans"}
 SHOWN = ("left_out_fa_psnr", "fa_psnr", "fa_ssim", "fa_nmse", "fa_error", "md_psnr", "md_ssim", "ad_psnr", "rd_psnr",
          "dec_psnr", "dec_ssim", "direction_angle", "tensor_snr", "dwi_psnr", "dwi_ssim", "dwi_nmse")  # fmt: skip
 MOST_PICTURED = 10
-FID = "Fréchet distance"
+FID, FID_UNIT = "Fréchet distance (1e-4) ↓", 1e-4
+# Those of them that a narrow page has room for.
+SHORT = ("left_out_fa_psnr", "fa_psnr", "fa_ssim", "fa_error", "md_psnr", "dec_psnr", "direction_angle", "tensor_snr",
+         "dwi_psnr")  # fmt: skip
 
 
 def rows_of(result: Evaluation, scan: str, simulated: bool) -> list[Row]:
@@ -96,10 +99,13 @@ def distances(rows: Sequence[Row], simulated: bool) -> dict[str, float]:
     return found
 
 
-def table(rows: Sequence[Row], simulated: bool) -> list[list[str]]:
-    """Return the room's table: a header, then a row per arm, mean and (standard deviation over the scans)."""
+def table(rows: Sequence[Row], simulated: bool, shown: Sequence[str] = SHOWN) -> list[list[str]]:
+    """Return the room's table: a header, then a row per arm, mean and (standard deviation over the scans).
+
+    `shown` are the scores that have a column, where an arm has them.
+    """
     keys = [
-        key for key in SHOWN if any(np.isfinite(v) for s in by_scan(rows, simulated, key).values() for v in s.values())
+        key for key in shown if any(np.isfinite(v) for s in by_scan(rows, simulated, key).values() for v in s.values())
     ]
     scores = {key: by_scan(rows, simulated, key) for key in keys}
     arms = list(
@@ -114,7 +120,7 @@ def table(rows: Sequence[Row], simulated: bool) -> list[list[str]]:
             continue
         count = max(len(scores[key].get(arm, {})) for key in keys)
         cells = [_cell(list(scores[key].get(arm, {}).values()), key) for key in keys]
-        out.append([arm, str(count), *cells, _number(far.get(arm, float("nan")), 4)])
+        out.append([arm, str(count), *cells, _number(far.get(arm, float("nan")) / FID_UNIT, 2)])
     simple = {key: best_simple(scores[key], key) for key in keys}
     if any(simple.values()):
         cells = [_cell(list(simple[key].values()), key) for key in keys]
