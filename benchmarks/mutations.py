@@ -40,6 +40,7 @@ def mutation(what: str, file: str, before: str, after: str, *tests: str) -> Muta
 
 
 FRAMES = "methods/test_frames.py::test_"
+COMPARED = "methods/test_compared.py::test_"
 HIDDEN = "methods/maps/test_diffdti.py::test_what_is_hidden_from_the_network_is_what_the_tensors_of_its_input_predict"
 MUTATIONS = [
     # -- frames of reference, and other properties on which the results depend
@@ -236,6 +237,23 @@ MUTATIONS = [
              "methods/maps/test_estimate.py::test_slab_by_slab_is_the_same_as_at_once"),
     mutation("patches of MP-PCA count alike", "dwi/mppca.py", "1 / (1 + signal.sum(dim=1))",
              "torch.ones_like(signal[:, 0])", "dwi/test_mppca.py"),
+    mutation("a generator trains its discriminator", "methods/adversarial.py",
+             "{name: parameter.detach() for name", "{name: parameter for name",
+             COMPARED + "generators_and_discriminators_share_no_gradient"),
+    mutation("a darker image counts as less diffusion", "methods/maps/direct.py",
+             "(brighter[:, :1] - brighter[:, 1:])", "(brighter[:, 1:] - brighter[:, :1])",
+             COMPARED + "what_is_added_to_six_images_changes_the_tensor_that_is_fitted_to_them"),
+    mutation("DDM² forgets how much signal is left", "methods/denoise/ddm2_model.py",
+             "(sigma / alpha - float(rest.std()))", "(sigma - float(rest.std()))",
+             COMPARED + "ddm2_begins_where_the_noise_of_its_process_is_that_of_the_run"),
+    mutation("an interval shrinks with the number of pairs", "qc/differences.py", "len(pairs) ** 0.5)", "len(pairs))",
+             "qc/test_differences.py::test_the_interval_is_that_of_a_paired_t_test"),
+    mutation("half of what two sets share counts", "qc/fid.py",
+             "- 2 * np.sqrt(values).sum()", "- np.sqrt(values).sum()",
+             "qc/test_differences.py::test_the_frechet_distance_is_that_of_the_formula"),
+    mutation("a bias has the wrong sign", "qc/regions.py",
+             "mean - float(result.reference", "-mean + float(result.reference",
+             "qc/test_regions.py::test_a_bias_is_the_mean_over_the_region_less_that_of_the_reference"),
     mutation("MD has no unit", "methods/maps/slices.py", "MD_UNIT * md", "md",
              "methods/maps/test_diffdti.py::test_colour_is_scaled_to_the_length_of_fa_and_the_mismatch_is_returned"),
     mutation("hidden directions are not turned", "methods/maps/examples.py",
@@ -360,7 +378,7 @@ MUTATIONS = [
     mutation("a simulated dataset overwrites another", "cli/simulate.py",
              "if args.out_dir.exists() and (", "if False and (", "cli/test_tools.py"),
     mutation("an evaluation does not pass the wanted volumes to methods", "cli/evaluate.py",
-             "options={**plan.options, **spec.evaluation_options(wanted)}", "options={**plan.options}",
+             "{**plan.options, **spec.evaluation_options(wanted)}", "{**plan.options}",
              "cli/test_tools.py::test_evaluate_runs_a_method_on_the_kept_volumes"),
 ]  # fmt: skip
 
