@@ -12,7 +12,7 @@ from bids_dmrigen.dwi.series import Scan, ScanError
 from bids_dmrigen.dwi.stack import slice_stack
 from bids_dmrigen.methods import REGISTRY, load
 from bids_dmrigen.methods.base import Request
-from bids_dmrigen.methods.denoise import difusion_model as difusion
+from bids_dmrigen.methods.denoise import on_run
 from bids_dmrigen.methods.denoise.difusion_model import DiFusion, _Extended, _Published, direction_contrast
 
 SIGMA = 20.0
@@ -133,12 +133,12 @@ def test_a_checkpoint_is_only_used_for_the_same_training(scan, generated, tmp_pa
 def test_other_hardware_starts_the_training_anew(scan, tmp_path, monkeypatch):
     request = replace(QUICK, checkpoint=tmp_path / "training", precision="auto")
     for resolved in ("fp32", "bf16"):  # what "auto" comes to on one machine and on another
-        monkeypatch.setattr(difusion, "resolve_precision", lambda *_, resolved=resolved: resolved)
+        monkeypatch.setattr(on_run, "resolve_precision", lambda *_, resolved=resolved: resolved)
         assert DiFusion().generate(None, scan, request).record["Numerics"]["Precision"] == resolved
     kept = {path.name for path in tmp_path.iterdir()}
     assert len(kept) == 2
     monkeypatch.undo()
-    elsewhere = difusion._checkpoint(scan, replace(request, device=torch.device("cuda"), precision="fp32"))
+    elsewhere = on_run.checkpoint_of(scan, replace(request, device=torch.device("cuda"), precision="fp32"))
     assert elsewhere.name not in kept
 
 
