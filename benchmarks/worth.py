@@ -29,7 +29,9 @@ adds. And every arm is compared with the best simple estimate of each scan, in h
 Intervals are those of paired differences. Trainings are short, so that all arms fit: shipped weights were trained
 longer, and are in [evidence.md](evidence.md).
 """
-LENGTH = "Training: {minutes:g} minutes for each learnt arm, on one core. {selections} selections of directions each."
+LENGTH = (
+    "Training: {minutes:g} minutes for each learnt arm, on a CPU. Selections of directions for each scan: {selections}."
+)
 
 
 def section(folder: Path) -> str:
