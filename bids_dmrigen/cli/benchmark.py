@@ -23,7 +23,6 @@ MINUTES, SUBJECTS, BATCH, SIMULATED = 20.0, 40, 16, 2
 SMALL_BATCH = 2  # of arms whose examples are blocks in three dimensions
 OTHER_ROOM = "{name} is not in the room {room}; its arms: {arms}"
 NO_TRAINING = "{name} could not be trained, see {log}"
-UNTRAINED = "weights of {name} are missing: leave --minutes 0 out, or give them with --weights"
 
 
 def add(tools) -> None:
@@ -270,9 +269,10 @@ def _costs(names: Sequence[str], weights: dict[str, Path]) -> dict[str, dict[str
 
 def _parameters(name: str) -> int:
     from ..methods import load
+    from ..methods.at_once import n_parameters
 
     net = load(spec_of(name).weights_from or name).network("small")
-    return 0 if net is None else sum(p.numel() for p in net.parameters())
+    return 0 if net is None else n_parameters(net)
 
 
 def _list(names: Sequence[str]) -> None:

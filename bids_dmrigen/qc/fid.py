@@ -37,18 +37,16 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     return float(means @ means + np.trace(one) + np.trace(other) - 2 * np.sqrt(values).sum())
 
 
-def features(volume: np.ndarray, mask: np.ndarray, scale: float = 1.0) -> np.ndarray:
+def features(volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return features (Z, `FEATURES`) of the slices of a volume that contain brain.
 
     Parameters
     ----------
     volume, mask
         (X, Y, Z), and bool; what lies outside the mask counts as 0.
-    scale
-        What the values are divided by.
     """
     slices = [z for z in range(mask.shape[2]) if mask[..., z].any()]
-    images = np.stack([np.where(mask[..., z], volume[..., z], 0) for z in slices]) / scale
+    images = np.stack([np.where(mask[..., z], volume[..., z], 0) for z in slices])
     x = torch.from_numpy(images.astype(np.float32))[:, None]
     x = F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
     random = torch.Generator().manual_seed(0)

@@ -19,7 +19,6 @@ from bids_dmrigen.methods.enhance import stages
 from bids_dmrigen.methods.maps import bm4d
 from bids_dmrigen.methods.maps.cyclegan_model import Cycle
 from bids_dmrigen.methods.maps.direct import SixImages
-from bids_dmrigen.methods.maps.fields import ridge_fit
 from bids_dmrigen.methods.maps.inputs import Condition, numbers_of, tensor_of
 from bids_dmrigen.nets.compared import ImageAutoencoder, NestedUNet, PatchDiscriminator, PlainCNN, PlainUNet
 from bids_dmrigen.simulate.anatomy import deform
@@ -275,12 +274,11 @@ def test_bm4d_is_refused_where_it_is_not_installed_and_denoises_what_is_used_whe
         load("bm4d").generate(None, scan, Request())
 
 
-def test_the_ridge_fit_of_the_scheme_is_nearly_exact():
-    """The six images of DeepDTI determine a tensor: their products can be inverted well."""
-    gain, kernel = ridge_fit(SixImages(torch.nn.Identity()).products.new_tensor(even_directions(6)))
-    assert kernel.diagonal().min() > 0.85
-    assert torch.linalg.cond(SixImages(torch.nn.Identity()).products) < 2
-    assert gain.shape == (6, 6)
+def test_six_images_determine_a_tensor_well():
+    """Six even axes have the condition number (5 / 2)^1/2; the fit undoes the products."""
+    net = SixImages(torch.nn.Identity())
+    assert float(torch.linalg.cond(net.products)) == pytest.approx(2.5**0.5, rel=1e-4)
+    torch.testing.assert_close(net.fit @ net.products, torch.eye(6), atol=1e-5, rtol=0)
 
 
 # -- denoising

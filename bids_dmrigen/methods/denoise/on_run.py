@@ -207,7 +207,7 @@ class RunDenoising(RunTraining):
         return self.patch(z, rng) if crop else (slice(None), slice(None))
 
 
-def checkpoint_of(scan: Scan, request: Request, stage: str = "") -> Path | None:
+def checkpoint_of(scan: Scan, request: Request) -> Path | None:
     """Return the checkpoint of this training: beside the requested file, with a digest of all inputs in its name."""
     if request.checkpoint is None:
         return None
@@ -219,7 +219,7 @@ def checkpoint_of(scan: Scan, request: Request, stage: str = "") -> Path | None:
     settings = (request.size, request.seed, request.subject, request.run, request.options, request.weights)
     digest.update(repr((*settings, precision, request.device.type)).encode())
     path = Path(request.checkpoint)
-    return path.with_name(f"{path.stem}-{digest.hexdigest()}{stage}.safetensors")
+    return path.with_name(f"{path.stem}-{digest.hexdigest()}.safetensors")
 
 
 def training_record(trained: Trained) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from ...dwi.series import Scan
 from ...nets.compared import PatchDiscriminator
 from ...nets.direction_unet import BVAL_UNIT, dyadic_features
 from ..adversarial import Adversarial, Adversaries, maker
+from ..at_once import always_the_same, asked_once, n_parameters
 from ..base import Generated, Request
 from .examples import BVALS, DIRECTIONS, Batch
 from .inputs import EXTRA, Condition
@@ -46,14 +46,11 @@ class DirectDirections(QID2):
 
     def network(self, size: str) -> nn.Module:
         """Return an untrained network, always the same."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return self._built(self.references)
+        return always_the_same(lambda: self._built(self.references))
 
     def configuration(self, size: str) -> dict[str, Any]:
         """Return the range of the training data, and the number of the network's parameters."""
-        count = sum(p.numel() for p in self.network(size).parameters())
-        settings = {"parameters": count, REFERENCES.key: self.references}
+        settings = {"parameters": n_parameters(self.network(size)), REFERENCES.key: self.references}
         return settings | {"bvals": list(BVALS), "directions": list(DIRECTIONS)}
 
     def error(self, made: Tensor, batch: Batch) -> Tensor:
@@ -79,35 +76,11 @@ class DirectDirections(QID2):
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Fill every shell of the scan with `net`, or with stored weights where `net` is None."""
-        return super().generate(net, scan, replace(request, n_samples=1, sampler="fast", steps=None))
+        return super().generate(net, scan, asked_once(request))
 
 
 class AdversarialDirections(Adversarial, DirectDirections):
     """The same with a discriminator: the network is `Adversaries`."""
-
-
-class Translation(nn.Module):
-    """A network of images as a network of a `Condition`.
-
-    Parameters
-    ----------
-    body
-        (B, K, H, W), (B, J) -> (B, 1, H, W), J numbers as from `told`; or, with `spread`, (B, K + J, H, W) alone.
-    spread
-        Whether the numbers are given as images that are the same everywhere.
-    """
-
-    def __init__(self, body: nn.Module, spread: bool):
-        super().__init__()
-        self.body, self.spread = body, spread
-
-    def forward(self, condition: Condition) -> Tensor:
-        """Return (B, 1, H, W) of the condition of B images."""
-        images, numbers = condition.images, told(condition)
-        if not self.spread:
-            return self.body(images, numbers)
-        wide = numbers[:, :, None, None].expand(-1, -1, *images.shape[2:])
-        return self.body(torch.cat([images, wide], dim=1))
 
 
 def told(condition: Condition) -> Tensor:

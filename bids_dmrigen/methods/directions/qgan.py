@@ -32,11 +32,12 @@ SPEC = replace(
 def build() -> AdversarialDirections:
     """Return the method, with the default number of references."""
     from ...nets.compared import PlainUNet
-    from .direct import AdversarialDirections, Translation, adversaries, told_to
+    from ..at_once import Translation
+    from .direct import AdversarialDirections, adversaries, told, told_to
     from .inputs import EXTRA
 
     def network(references: int) -> nn.Module:
         body = PlainUNet(references + EXTRA, 1, told=told_to(references))
-        return adversaries(Translation(body, spread=False), references)
+        return adversaries(Translation(body, told, spread=False), references)
 
     return AdversarialDirections(SPEC, network)

@@ -7,7 +7,6 @@ same.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -20,6 +19,7 @@ from ...dwi.series import Scan
 from ...nets.compared import PatchDiscriminator
 from ...nets.rish_ldm import RishLDM, RishLDMSpec
 from ..adversarial import SHARE, Contest, verdicts
+from ..at_once import always_the_same, asked_once, n_parameters
 from ..base import Generated, Request
 from .inputs import CONDITION_CHANNELS, DEGREES
 from .rishldm_model import SIZES, RishLatentDiffusion, _Maker
@@ -120,14 +120,15 @@ class DirectEnhancement(RishLatentDiffusion):
 
     def network(self, size: str) -> nn.Module:
         """Return an untrained network, always the same."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return self._architecture()
+        return always_the_same(self._architecture)
 
     def configuration(self, size: str) -> dict[str, Any]:
         """Return the range of the training data, and the number of the network's parameters."""
-        count = sum(p.numel() for p in self.network(size).parameters())
-        return {"parameters": count, "bvals": list(BVALS), "directions_at_least": LEAST_DIRECTIONS}
+        return {
+            "parameters": n_parameters(self.network(size)),
+            "bvals": list(BVALS),
+            "directions_at_least": LEAST_DIRECTIONS,
+        }
 
     def trainings(self, net: nn.Module) -> list[Stage]:
         """Return the one training of the network."""
@@ -144,7 +145,7 @@ class DirectEnhancement(RishLatentDiffusion):
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Make the shells of a scan with `net`, or with stored weights where `net` is None."""
-        return super().generate(net, scan, replace(request, sampler="fast", steps=None))
+        return super().generate(net, scan, asked_once(request))
 
 
 def adversaries(refiner: nn.Module) -> DirectNet:

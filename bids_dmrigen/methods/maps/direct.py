@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from ...diffusion.numerics import autocast
 from ...dwi.series import Scan
 from ...nets.direction_unet import dyadic_features
 from ..adversarial import maker
+from ..at_once import asked_once, n_parameters
 from ..base import Generated, Request
 from .examples import Batch
 from .fields import DARKEST, DIFFUSIVITY
@@ -44,8 +44,7 @@ class DirectMaps(SliceMaps):
 
     def configuration(self, size: str) -> dict[str, Any]:
         """Return the range of the training data, and the number of the network's parameters."""
-        count = sum(p.numel() for p in self.network(size).parameters())
-        return {"parameters": count, "bvals": list(BVALS), "directions": [LEAST, MOST]}
+        return {"parameters": n_parameters(self.network(size)), "bvals": list(BVALS), "directions": [LEAST, MOST]}
 
     def loss(self, net: nn.Module, batch: Batch) -> Tensor:
         """Return the error of the tensors that the network says; see `tensor_error`."""
@@ -69,7 +68,7 @@ class DirectMaps(SliceMaps):
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Make the maps of a scan with `net`, or with stored weights where `net` is None."""
-        return super().generate(net, scan, replace(request, n_samples=1, sampler="fast", steps=None))
+        return super().generate(net, scan, asked_once(request))
 
 
 class OfSlices(nn.Module):

@@ -18,6 +18,7 @@ from ...dwi.gradients import distinct
 from ...dwi.noise import shell_sigma
 from ...dwi.series import Scan
 from ...simulate.examples import SimulatedSubjects, numbers_of_step
+from ..at_once import always_the_same
 from ..base import MAP_WIDTHS, Generated, Request, TrainedAtOnce
 from ..making import Making, slice_by_slice
 from .balance import anisotropy_factor, sized, tensor_in, with_length
@@ -52,9 +53,7 @@ class SliceMaps(TrainedAtOnce):
 
     def seeded(self, make: Callable[[], nn.Module], size: str) -> nn.Module:
         """Return an untrained network, always the same, with factors for the spread of its samples."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            net = make()
+        net = always_the_same(make)
         # Factors that convert the samples' standard deviations into errors; one where nothing calibrates them.
         columns = sum(MAP_WIDTHS.get(name, 1) for name in self.spec.maps_of(size))
         net.register_buffer("spread", torch.ones(MOST - LEAST + 1, len(TISSUES), columns))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from ...dwi.series import Scan
 from ...nets.compared import PatchDiscriminator
 from ...nets.direction_unet import BVAL_UNIT, dyadic_features
 from ..adversarial import Adversarial, Adversaries, maker
+from ..at_once import always_the_same, asked_once, n_parameters
 from ..base import Generated, Request
 from .examples import BVALS, Batch, Cohort
 from .inputs import IMAGES, Condition
@@ -41,13 +41,11 @@ class DirectImages(PhyDiff):
 
     def network(self, size: str, physics: bool | None = None, query_mapping: bool = True) -> nn.Module:
         """Return an untrained network, always the same; `physics` and `query_mapping` mean nothing here."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return self._architecture()
+        return always_the_same(self._architecture)
 
     def configuration(self, size: str) -> dict[str, Any]:
         """Return the range of the training data, and the number of the network's parameters."""
-        return {"parameters": sum(p.numel() for p in self.network(size).parameters()), "bvals": list(BVALS)}
+        return {"parameters": n_parameters(self.network(size)), "bvals": list(BVALS)}
 
     def freeze(self, net: nn.Module, source: Cohort) -> None:
         """Freeze what this source cannot train: the adapter of a network that has one."""
@@ -78,39 +76,11 @@ class DirectImages(PhyDiff):
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Make the wanted images of a scan with `net`, or with stored weights where `net` is None."""
-        return super().generate(net, scan, replace(request, n_samples=1, sampler="fast", steps=None))
+        return super().generate(net, scan, asked_once(request))
 
 
 class AdversarialImages(Adversarial, DirectImages):
     """The same with a discriminator: the network is `Adversaries`."""
-
-
-class Translation(nn.Module):
-    """A network of images as a network of a `Condition`.
-
-    Parameters
-    ----------
-    body
-        (B, K, H, W), (B, `TOLD`) -> (B, 1, H, W); or, with `spread`, (B, K + `TOLD`, H, W) alone.
-    spread
-        Whether the numbers are given as images that are the same everywhere.
-    alone
-        Whether the b0 of the slices below and above is left out.
-    """
-
-    def __init__(self, body: nn.Module, spread: bool = True, alone: bool = False):
-        super().__init__()
-        self.body, self.spread, self.alone = body, spread, alone
-
-    def forward(self, condition: Condition) -> Tensor:
-        """Return (B, 1, H, W) of the condition of B images."""
-        images, numbers = condition.images, told(condition)
-        if self.alone:
-            images = images[:, [k for k in range(images.shape[1]) if k not in BESIDE]]
-        if not self.spread:
-            return self.body(images, numbers)
-        wide = numbers[:, :, None, None].expand(-1, -1, *images.shape[2:])
-        return self.body(torch.cat([images, wide], dim=1))
 
 
 def told(condition: Condition) -> Tensor:

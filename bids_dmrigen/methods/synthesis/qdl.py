@@ -30,8 +30,9 @@ SPEC = replace(
 def build() -> DirectImages:
     """Return the method."""
     from ...nets.compared import PlainCNN
-    from .direct import BESIDE, TOLD, DirectImages, Translation
+    from ..at_once import Translation
+    from .direct import BESIDE, TOLD, DirectImages, told
     from .inputs import IMAGES
 
     n_in = IMAGES - len(BESIDE) + TOLD
-    return DirectImages(SPEC, lambda: Translation(PlainCNN(n_in, 1, 150, 4, kernel=1), alone=True))
+    return DirectImages(SPEC, lambda: Translation(PlainCNN(n_in, 1, 150, 4, kernel=1), told, without=BESIDE))

@@ -29,7 +29,8 @@ SPEC = replace(
 def build() -> DirectImages:
     """Return the method."""
     from ...nets.compared import PlainCNN
-    from .direct import TOLD, DirectImages, Translation
+    from ..at_once import Translation
+    from .direct import TOLD, DirectImages, told
     from .inputs import IMAGES
 
-    return DirectImages(SPEC, lambda: Translation(PlainCNN(IMAGES + TOLD, 1, 150, 4)))
+    return DirectImages(SPEC, lambda: Translation(PlainCNN(IMAGES + TOLD, 1, 150, 4), told))

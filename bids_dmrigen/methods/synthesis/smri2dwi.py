@@ -32,7 +32,10 @@ SPEC = replace(
 def build() -> AdversarialImages:
     """Return the method."""
     from ...nets.compared import PlainUNet
-    from .direct import TOLD, AdversarialImages, Translation, adversaries
+    from ..at_once import Translation
+    from .direct import TOLD, AdversarialImages, adversaries, told
     from .inputs import IMAGES
 
-    return AdversarialImages(SPEC, lambda: adversaries(Translation(PlainUNet(IMAGES, 1, told=TOLD), spread=False)))
+    return AdversarialImages(
+        SPEC, lambda: adversaries(Translation(PlainUNet(IMAGES, 1, told=TOLD), told, spread=False))
+    )

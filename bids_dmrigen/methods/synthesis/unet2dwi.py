@@ -42,7 +42,8 @@ SPEC = replace(
 def build() -> DirectImages:
     """Return the method."""
     from ...nets.compared import PlainUNet
-    from .direct import TOLD, DirectImages, Translation
+    from ..at_once import Translation
+    from .direct import TOLD, DirectImages, told
     from .inputs import IMAGES
 
-    return DirectImages(SPEC, lambda: Translation(PlainUNet(IMAGES + TOLD, 1)))
+    return DirectImages(SPEC, lambda: Translation(PlainUNet(IMAGES + TOLD, 1), told))

@@ -41,7 +41,8 @@ SPEC = replace(
 def build() -> DirectImages:
     """Return the method."""
     from ...nets.compared import NestedUNet
-    from .direct import TOLD, DirectImages, Translation
+    from ..at_once import Translation
+    from .direct import TOLD, DirectImages, told
     from .inputs import IMAGES
 
-    return DirectImages(SPEC, lambda: Translation(NestedUNet(IMAGES + TOLD, 1)))
+    return DirectImages(SPEC, lambda: Translation(NestedUNet(IMAGES + TOLD, 1), told))
