@@ -31,8 +31,10 @@ from ..conftest import tiny_gradients, tiny_series
 DIRECT = [n for n in REGISTRY if spec_of(n).needs_weights and not spec_of(n).draws and "paper" not in spec_of(n).sizes]
 LEARNT = [*DIRECT, "ddpmhdit", "latentdiffusion"]
 ON_RUN = ["noisier2noise", "dip", "ddm2"]
-# Share of the error at the start that may be left: CycleGAN learns without pairs, others have much to learn.
+# Share of the error at the start that may be left, for the arms that take more and smaller steps: CycleGAN learns
+# without pairs, and with large steps the others depend on the order in which a machine adds numbers.
 MOST = {"cyclegan": 1.0, "unet2dwi": 0.9995, "unetpp": 0.9995, "smri2dwi": 0.9995}
+MOST |= {"superdti": 0.998, "phydiffdirect": 0.998}
 
 
 @pytest.fixture(scope="module")
