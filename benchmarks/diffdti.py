@@ -1,15 +1,16 @@
 """Diff-DTI against least squares: tables of simulated subjects, real scans, samplers, spread, cost, ablation.
 
-python benchmarks/diffdti.py [simulated] [real] [rotations] [scans] [share] [samplers] [spread] [cost] [ablation]
-    [--data DATA] [--atlas ATLAS] [--weights NAME_OR_PATH] [--minutes M]
+python benchmarks/diffdti.py [simulated] [real] [rotations] [scans] [share] [samplers] [hyperparameters] [spread]
+    [cost] [ablation] [--data DATA] [--atlas ATLAS] [--weights NAME_OR_PATH] [--minutes M]
 
 simulated: subjects who were not trained on, b = 1000, SNR 20, six and three directions (Tables II and III of Zhang et
 al. 2024), against the maps of the noise-free signal. real: a dense scan of 84 directions, of which six and three are
 kept. rotations: five selections of these directions. scans: six directions of other scans against all. share: what the
-maps would be with a share of the network's change, on the scans to choose on. samplers: the mean, the fast sampler
-and the paper's. spread: the share of true values inside a 90 % interval of 16 samples. cost: six directions of the
-dense scan. ablation (Table IV): both variants are trained from the start, side by side on one core each, for the same
-minutes; not part of the default.
+maps would be with a share of the network's change, on the scans to choose on. samplers: the mean, the fast sampler and
+the paper's. hyperparameters (Fig. 7): one draw of the paper's sampler, by the number of times N, by the size r of its
+corrector's steps and by the noise sigma_max that it starts from; not part of the default. spread: the share of true
+values inside a 90 % interval of 16 samples. cost: six directions of the dense scan. ablation (Table IV): both variants
+are trained from the start, side by side on one core each, for the same minutes; not part of the default.
 """
 
 from __future__ import annotations
@@ -18,27 +19,34 @@ import argparse
 import os
 import resource
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from unittest import mock
 
 # Waiting threads must sleep: threads that spin slow each other down as soon as the machine does other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
+from papers import show_stated
 from scenes import REAL, dense_scan, held_out_scan, middle
 from scipy import ndimage
 
 from bids_dmrigen.cli.atlases import EMBEDDED, load_atlas
 from bids_dmrigen.diffusion.numerics import resolve_precision
+from bids_dmrigen.diffusion.processes import VarianceExploding
 from bids_dmrigen.diffusion.training import train
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.methods import SIMPLE
 from bids_dmrigen.methods.base import Request
+from bids_dmrigen.methods.maps import diffdti_model
 from bids_dmrigen.methods.maps.diffdti_model import NORMAL_90, STEPS, DiffDTI
+from bids_dmrigen.methods.maps.examples import PROCESS
 from bids_dmrigen.methods.maps.slices import TISSUES, tissue
 from bids_dmrigen.qc import evaluation, metrics
 from bids_dmrigen.simulate.examples import SimulatedSubjects
@@ -177,6 +185,46 @@ def samplers(args) -> None:
         )
 
 
+def hyperparameters(args) -> None:
+    """Print FA PSNR and SSIM of the paper's sampler by its settings, against the truth.
+
+    The weights are trained up to 348: a start from less noise leaves the first times out, and a start from more asks
+    the network for the noise that it knows best.
+    """
+    (scan, clean), *_ = subjects(args, 1, 7, 4.0)
+
+    def show(name: str, value: float, steps: int) -> None:
+        chosen = {"x": arms(args, sampler="paper", steps=2 * steps)["Diff-DTI"]}
+        scores = evaluation.evaluate(scan, [6], chosen, truth=clean).outcomes[0].scores
+        print(f"{name:>10s} {value:7g}: FA PSNR {scores['fa_psnr']:.2f} dB, SSIM {scores['fa_ssim']:.3f}", flush=True)
+
+    print("\nthe paper's sampler, simulated, six directions; the paper chose N = 1000, r = 0.075, sigma_max = 348")
+    for steps in (200, 500, 1000, 1500, 2000):
+        with process_of(PROCESS.high, steps):
+            show("N", steps, steps)
+    for ratio in (0.01, 0.05, 0.075, 0.1, 0.16):
+        with process_of(PROCESS.high, args.times), mock.patch.object(diffdti_model, "CORRECTOR_SNR", ratio):
+            show("r", ratio, args.times)
+    for high in (248.0, 348.0, 448.0):
+        with process_of(high, args.times):
+            show("sigma_max", high, args.times)
+
+
+@contextmanager
+def process_of(high: float, steps: int) -> Iterator[None]:
+    """Sample with another largest noise or number of times; the network is told its own time of the same noise."""
+    process, raw = VarianceExploding(PROCESS.low, high, steps), diffdti_model._raw
+
+    def told(net, x, t, condition):
+        sigma = process.marginal(t.cpu())[1]
+        own = 1 + (PROCESS.steps - 1) * torch.log(sigma / PROCESS.low) / np.log(PROCESS.high / PROCESS.low)
+        own = own.clamp(1, PROCESS.steps).to(t.device, torch.float32)
+        return raw(lambda seen, _, *rest: net(seen, own, *rest), x, t, condition)
+
+    with mock.patch.object(diffdti_model, "PROCESS", process), mock.patch.object(diffdti_model, "_raw", told):
+        yield
+
+
 def spread(args) -> None:
     """Print the share of the true values in the 90 % interval of 16 samples, by map and tissue."""
     inside = {}
@@ -244,22 +292,26 @@ def ablation(args) -> None:
             title = f"{'with' if fefm else 'without'} FEFM, {keep} directions, {steps} steps, {args.minutes:g} minutes"
             show(results, keep, title)
         show([evaluation.evaluate(dense_scan(args.data), [6], arms(args))], 6, f"{REAL}, 6 directions of 84")
+    show_stated("Diff-DTI", "Table IV")
 
 
-PARTS = {f.__name__: f for f in (simulated, real, rotations, scans, share, samplers, spread, cost, ablation)}
+PARTS = {
+    f.__name__: f for f in (simulated, real, rotations, scans, share, samplers, hyperparameters, spread, cost, ablation)
+}
 
 
 def main() -> None:
     """Run the requested parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all but ablation")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all but the last and hyperparameters")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--atlas", default=EMBEDDED, help="atlas of the simulated subjects (default: the embedded one)")
     parser.add_argument("--weights", help="default: diffdti-small")
+    parser.add_argument("--times", type=int, default=1000, help="N of r and sigma_max in Fig. 7 (default: 1000)")
     parser.add_argument("--minutes", type=float, default=20, help="minutes per training of the ablation (default: 20)")
     args = parser.parse_args()
     args.net = None
-    for part in args.parts or [name for name in PARTS if name != "ablation"]:
+    for part in args.parts or [name for name in PARTS if name not in ("hyperparameters", "ablation")]:
         PARTS[part](args)
 
 

@@ -32,6 +32,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
+from papers import show_stated
 from scenes import REAL, dense_scan
 from scipy import ndimage
 
@@ -185,6 +186,7 @@ def ablation(args) -> None:
             chosen[f"{name}, mean"] = Arm(method, net, name == "Phy-Diff")
             chosen[f"{name}, draw"] = Arm(method, net, name == "Phy-Diff", {"steps": STEPS[2]})
     show_simulated(args, chosen)
+    show_stated("Phy-Diff", "Table 2")
 
 
 def scan_of(args, subject: str) -> Scan:

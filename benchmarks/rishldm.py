@@ -31,6 +31,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
+from papers import show_stated
 from scenes import REAL, dense_scan
 from scipy import ndimage
 
@@ -285,6 +286,7 @@ def ablation(args) -> None:
         arm = arms(args, net)["RISH latent diffusion"]
         chosen |= {f"{name}, decoded alone": decoded_alone(arm), f"{name}, super-resolution": arm}
     table_1(args, {"B-spline": spline} | chosen, f"ablation, {args.minutes:g} minutes each")
+    show_stated("RISH-LDM", "Table 2")
 
 
 PARTS = {f.__name__: f for f in (simulated, levels, real, repeat, cost, ablation)}

@@ -25,20 +25,31 @@ trained for the same time on the same examples, in one command, and scored on th
     python benchmarks/worth.py FOLDER ... > docs/worth.md
 
 A method is compared with its own network, trained as a regression on the same examples: what is left is what diffusion
-adds. And every arm is compared with the best simple estimate of each scan, in hindsight ([evidence.md](evidence.md)).
-Intervals are those of paired differences. Trainings are short, so that all arms fit: shipped weights were trained
-longer, and are in [evidence.md](evidence.md).
+adds. The diffusion model appears twice: asked once, which is a regression too, and as the mean of several samples. And
+the best arm is compared with the best simple estimate of each scan, in hindsight ([evidence.md](evidence.md)).
+Intervals are those of paired differences over scans. Each network is trained once, so they do not hold what another
+training would give. Trainings are short, so that all arms fit: shipped weights were trained longer, and are in
+[evidence.md](evidence.md).
 """
-LENGTH = (
-    "Training: {minutes:g} minutes for each learnt arm, on a CPU. Selections of directions for each scan: {selections}."
-)
+LENGTH = "Training: {minutes}, each arm once. Selections of directions for each scan: {selections}."
+
+
+def budget(costs: dict) -> str:
+    """Return for how long, and on what, the learnt arms of a room were trained, from the cards of their weights."""
+    cards = [cost for cost in costs.values() if "minutes" in cost]
+    if not cards:
+        return "none before the runs"
+    minutes = sorted({round(cost["minutes"]) for cost in cards})
+    on = ", ".join(dict.fromkeys(str(cost["hardware"]) for cost in cards))
+    return f"{' to '.join(map(str, dict.fromkeys((minutes[0], minutes[-1]))))} minutes ({on})"
 
 
 def section(folder: Path) -> str:
     """Return the section of a room."""
     found = json.loads((folder / "results.json").read_text())
     room, rows, settings = found["room"], found["rows"], found["settings"]
-    parts = [f"## {room}: {ROOMS[room].question}", "", LENGTH.format(**settings), ""]
+    text = LENGTH.format(minutes=budget(found["costs"]), selections=settings["selections"])
+    parts = [f"## {room}: {ROOMS[room].question}", "", text, ""]
     parts += [f"- {sentence}" for sentence in answers(rows, room)]
     absent = [name for name in REGISTRY if room_of(name) == room and name not in {row["arm"] for row in rows}]
     parts += [f"- Not in this run: {', '.join(absent)}."] if absent else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,16 +14,19 @@ from typing import Any
 from ..methods import REGISTRY, SIMPLE, room_of, spec_of
 from ..qc.rooms import ROOMS
 from .atlases import EMBEDDED, HELP
+from .parser import add_options, given_options
 
 DESCRIPTION = (
     "Train every learnt arm of a room for the same time on the same examples, score all arms on simulated subjects "
     "that nothing was trained on and on scans of yours, and write tables, a page and JSON. Called again with the same "
     "folder, it does only what is missing."
 )
-MINUTES, SUBJECTS, BATCH, SIMULATED = 20.0, 40, 16, 2
+MINUTES, SUBJECTS, BATCH, SIMULATED, DRAWS = 20.0, 40, 16, 2, 4
 SMALL_BATCH = 2  # of arms whose examples are blocks in three dimensions
 OTHER_ROOM = "{name} is not in the room {room}; its arms: {arms}"
 NO_TRAINING = "{name} could not be trained, see {log}"
+NOT_USED = "{flag} is not used: no learnt arm of {room} can be trained on it"
+LEFT_OUT = "the results are without {names}: training failed"
 
 
 def add(tools) -> None:
@@ -35,7 +39,8 @@ def add(tools) -> None:
     )
     parser.add_argument("--arms", nargs="+", metavar="NAME", help="arms (default: all of the room)")
     parser.add_argument("--minutes", type=float, default=MINUTES, metavar="M",
-                        help=f"training of each learnt arm (default: {MINUTES:g})")  # fmt: skip
+                        help="training of each learnt arm; of arms that are trained on the run, on each run "
+                        f"(default: {MINUTES:g})")  # fmt: skip
     parser.add_argument("--weights", nargs="+", default=[], metavar="NAME=FILE", help="ready weights of arms")
     parser.add_argument("--data", type=Path, metavar="FILE",
                         help="prepared scans to train on; for synthesis those of --in-template")  # fmt: skip
@@ -53,6 +58,9 @@ def add(tools) -> None:
     parser.add_argument("--keep", type=int, metavar="N", help="directions kept on every shell (default: the room's)")
     parser.add_argument("--selections", type=int, default=2, metavar="K",
                         help="different selections of directions per scan (default: 2)")  # fmt: skip
+    parser.add_argument("--draws", type=int, default=DRAWS, metavar="K",
+                        help="samples of each diffusion model, whose mean is an arm beside the model that is asked "
+                        f"once (default: {DRAWS}; 0: none)")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=1, metavar="N",
                         help="trainings at a time; on GPUs, one on each in turn (default: 1)")  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
@@ -60,6 +68,8 @@ def add(tools) -> None:
         "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="arithmetic of the networks"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random number (default: 0)")
+    learnt = [name for name in REGISTRY if spec_of(name).needs_weights]
+    add_options(parser.add_argument_group("options of the methods"), learnt, of_weights=True)
     parser.set_defaults(run=run)
 
 
@@ -69,7 +79,8 @@ def run(args) -> None:
     Raises
     ------
     ValueError
-        Where an arm is not in the room, --out is missing, or an arm could not be trained.
+        Where an arm is not in the room, --out is missing, --scans has no series, or (after all others were scored) an
+        arm could not be trained.
     """
     names = arms_of(args.room, args.arms)
     if args.list:
@@ -78,16 +89,24 @@ def run(args) -> None:
     if args.out is None:
         raise ValueError("--out: give a folder for the results")
     from ..workflow.settings import weights_by_method
+    from .dense import image_files, scan_names
 
+    images = scan_names(image_files(args.scans))  # before hours of training
     args.out.mkdir(parents=True, exist_ok=True)
     given = {name: Path(path) for name, path in weights_by_method(args.weights).items()}
-    weights = train_all(args, [name for name in names if spec_of(name).needs_weights], given)
+    learnt = [name for name in names if spec_of(name).needs_weights]
+    weights = train_all(args, learnt, given)
+    names = [name for name in names if name in weights or name not in learnt]
     from ..diffusion.numerics import policy
     from ..qc.benchmark_page import write_benchmark
+    from .scoring import score_all
 
     with policy(deterministic=True):
-        rows = score_all(args, names, weights)
-    print(f"\n{write_benchmark(args.out, args.room, rows, _costs(names, weights), _settings(args))}")
+        rows = score_all(args, names, weights, images)
+    print(f"\n{write_benchmark(args.out, args.room, rows, _costs(names, weights, rows), _settings(args))}")
+    failed = [name for name in learnt if name not in weights]
+    if failed:
+        raise ValueError(LEFT_OUT.format(names=", ".join(failed)))
 
 
 def arms_of(room: str, wanted: Sequence[str] | None) -> list[str]:
@@ -108,10 +127,8 @@ def arms_of(room: str, wanted: Sequence[str] | None) -> list[str]:
 def train_all(args, names: Sequence[str], given: dict[str, Path]) -> dict[str, Path]:
     """Train the arms whose weights are neither given nor there, each in a process of its own; return all weights.
 
-    Raises
-    ------
-    ValueError
-        Where a training fails.
+    Weights that an earlier call trained in another way are trained again. An arm whose training fails is left out, with
+    a message.
     """
     from ..diffusion.weights import default_name, find_weights
 
@@ -119,151 +136,83 @@ def train_all(args, names: Sequence[str], given: dict[str, Path]) -> dict[str, P
     folders = {maker: args.out / "arms" / maker for maker in dict.fromkeys(own.values())}
     files = {maker: folder / f"{default_name(maker, 'small')}.safetensors" for maker, folder in folders.items()}
     files |= {name: find_weights(str(path)) for name, path in given.items()}
-    missing = [maker for maker in folders if not files[maker].is_file()]
+    missing = [maker for maker in folders if maker not in given and not _is_trained(args, maker, files[maker])]
+    _say_what_is_not_used(args, missing)
     with ThreadPoolExecutor(max(args.jobs, 1)) as pool:
         results = list(pool.map(lambda task: _train(args, *task), enumerate(missing)))
-    for maker, status in zip(missing, results, strict=True):
-        if status:
-            raise ValueError(NO_TRAINING.format(name=maker, log=folders[maker] / "training.txt"))
-    return {name: files[own[name]] for name in names}
+    failed = {maker for maker, status in zip(missing, results, strict=True) if status}
+    for maker in failed:
+        print(NO_TRAINING.format(name=maker, log=folders[maker] / "training.txt"), flush=True)
+    return {name: files[maker] for name, maker in own.items() if maker not in failed}
+
+
+def _is_trained(args, name: str, weights: Path) -> bool:
+    """Return whether the weights are there, and were trained by the same call."""
+    note = args.out / "arms" / name / "call.json"
+    return weights.is_file() and note.is_file() and json.loads(note.read_text()) == _how(args, name)
+
+
+def _say_what_is_not_used(args, missing: Sequence[str]) -> None:
+    used = [word for name in missing for word in _how(args, name)]
+    for flag in ("--data", "--anatomies"):
+        if missing and getattr(args, flag[2:]) is not None and flag not in used:
+            print(NOT_USED.format(flag=flag, room=args.room), flush=True)
+
+
+def _how(args, name: str) -> list[str]:
+    """Return the arguments of an arm's training that its weights depend on."""
+    spec = spec_of(name)
+    batch = args.batch or (SMALL_BATCH if spec.blocks else BATCH)
+    call = [name, "--minutes", str(args.minutes), "--atlas", str(args.atlas), "--subjects", str(args.subjects)]
+    call += ["--batch", str(batch), "--seed", str(args.seed), "--no-calibration"]
+    # Pairs of scans are not prepared scans; scans in the template's space have no anatomies.
+    if args.data is not None and not spec.paired:
+        call += ["--data", str(args.data)]
+    if args.anatomies is not None and not spec.in_template:
+        call += ["--anatomies", str(args.anatomies)]
+    if args.held_out and ("--data" in call or "--anatomies" in call):
+        call += ["--held-out", *args.held_out]
+    for option in spec.options:
+        if option.name in given_options(args, name):
+            call += [option.flag, str(given_options(args, name)[option.name])]
+    return call
 
 
 def _train(args, number: int, name: str) -> int:
-    """Train one arm; return the exit status."""
+    """Train one arm, note how, and return the exit status."""
     from ..diffusion.parallel import usable_gpus
+    from ..diffusion.storage import write_text
 
     folder = args.out / "arms" / name
     folder.mkdir(parents=True, exist_ok=True)
     gpus = usable_gpus(args.device)
     device = f"cuda:{gpus[number % len(gpus)]}" if len(gpus) > 1 else args.device
-    blocks = spec_of(name).paired
-    batch = args.batch or (SMALL_BATCH if blocks else BATCH)
-    call = [sys.executable, "-m", "bids_dmrigen.cli.train", name, "--out", str(folder), "--minutes", str(args.minutes)]
-    call += ["--atlas", str(args.atlas), "--subjects", str(args.subjects), "--batch", str(batch)]
-    call += ["--device", device, "--precision", args.precision, "--seed", str(args.seed), "--no-calibration"]
-    # Blocks need pairs of scans, which prepared scans are not; scans in the template's space have no anatomies.
-    if args.data is not None and not blocks:
-        call += ["--data", str(args.data)]
-    if args.anatomies is not None and not spec_of(name).in_template:
-        call += ["--anatomies", str(args.anatomies)]
-    if args.held_out and (args.data or args.anatomies):
-        call += ["--held-out", *args.held_out]
+    call = [sys.executable, "-m", "bids_dmrigen.cli.train", *_how(args, name), "--out", str(folder)]
+    call += ["--device", device, "--precision", args.precision]
+    # Each of several trainings on a CPU has its share of the cores, also the last one, which runs alone.
+    threads = str(max(1, len(os.sched_getaffinity(0)) // args.jobs)) if args.jobs > 1 and not gpus else ""
+    environment = dict(os.environ) | ({"OMP_NUM_THREADS": threads} if threads else {})
     print(f"training {name} for {args.minutes:g} minutes", flush=True)
     with (folder / "training.txt").open("a") as log:
-        return subprocess.run(call, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+        status = subprocess.run(call, stdout=log, stderr=subprocess.STDOUT, check=False, env=environment).returncode
+    if not status:
+        write_text(folder / "call.json", json.dumps(_how(args, name)))
+    return status
 
 
-def score_all(args, names: Sequence[str], weights: dict[str, Path]) -> list[dict[str, Any]]:
-    """Score every arm on every scan; return a row for each scan, selection and arm. What is scored stays."""
-    from ..qc.evaluation import FAULTS
-    from .dense import Dense, image_files, read_dense, simulated, stem_of
-
-    rows: list[dict[str, Any]] = []
-    aligned = any(spec_of(name).in_template for name in names)
-    for dense in simulated(args.atlas, args.simulated, aligned):
-        rows += _scored(args, names, weights, dense)
-    for image in image_files(args.scans):
-        try:
-            dense = Dense(stem_of(image), read_dense(image))
-        except FAULTS as error:
-            print(f"{image}: {error}", flush=True)  # one odd scan never ends the call
-            continue
-        rows += _scored(args, names, weights, dense)
-    return rows
-
-
-def _scored(args, names: Sequence[str], weights: dict[str, Path], dense) -> list[dict[str, Any]]:
-    """Return the rows of one scan, from its file where nothing has changed since."""
-    from ..diffusion.storage import write_text
-    from ..diffusion.weights import read_card
-    from ..qc import evaluation
-    from ..qc.benchmark_page import pictures, rows_of
-
-    made_of: dict[str, Any] = {name: read_card(path).sha256 for name, path in weights.items()}
-    made_of |= {"keep": args.keep, "selections": args.selections, "arms": list(names), "seed": args.seed}
-    path = args.out / "scans" / f"{dense.name.replace(' ', '-')}.json"
-    if path.is_file():
-        stored = json.loads(path.read_text())
-        if stored["made_of"] == json.loads(json.dumps(made_of)):
-            return stored["rows"]
-    room = ROOMS[args.room]
-    keep = room.keep if args.keep is None else (args.keep,)
-    try:
-        result = evaluation.evaluate(
-            dense.scan, keep, _arms(args, names, weights, dense), args.selections, truth=dense.truth, tell=_tell(dense)
-        )
-    except evaluation.FAULTS as error:
-        print(f"{dense.name}: {error}", flush=True)
-        return []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = rows_of(result, dense.name, dense.truth is not None)
-    pictures(result, dense.scan, args.out, dense.name)
-    write_text(path, json.dumps({"made_of": made_of, "rows": rows}, indent=1))
-    return rows
-
-
-def _arms(args, names: Sequence[str], weights: dict[str, Path], dense) -> dict[str, Any]:
-    """Return the arms of a scan: those of the room and, where it is not in the template's space, simple estimates."""
-    from ..diffusion.parallel import choose_device
-    from ..methods import load
-    from ..methods.base import Request
-    from ..methods.spec import Header
-    from ..qc import evaluation
-    from .dense import InTemplate
-
-    scan, device = dense.scan, choose_device(args.device)
-    header = Header(scan.data.shape, tuple(scan.zooms_mm), scan.gradients)
-    place = InTemplate(dense, args.out / "template" / dense.name.replace(" ", "-"))
-
-    def arm(name: str):
-        method = load(name)
-        spec = method.spec
-        values = spec.defaults()
-        plan = spec.plan(values, header)
-        file = weights.get(name)
-        request = Request(seed=args.seed, subject="benchmark", run=dense.name, device=device, precision=args.precision,
-                          weights=None if file is None else str(file), minutes=plan.minutes)  # fmt: skip
-        if spec.in_template:
-            return place.arm(method, request)
-
-        def generate(kept, wanted):
-            spec.check(kept)
-            from dataclasses import replace
-
-            options = {**plan.options, **spec.evaluation_options(wanted)}
-            return method.generate(None, kept, replace(request, options=options))
-
-        return generate
-
-    arms: dict[str, Any] = {}
-    for name in names:
-        try:
-            arms[name] = arm(name)
-        except evaluation.FAULTS:  # nothing to do on the scan's own voxels
-            continue
-    if not any(spec_of(name).in_template for name in names):
-        arms |= {name: evaluation.simple_arm(name) for name in SIMPLE if name not in arms}
-    return arms
-
-
-def _tell(dense):
-    def tell(outcome) -> None:
-        text = outcome.fault or f"FA PSNR {outcome.scores['fa_psnr']:.2f} dB, {outcome.seconds:.1f} s"
-        print(f"{dense.name}, selection {outcome.rotation + 1}, {outcome.arm}: {text}", flush=True)
-
-    return tell
-
-
-def _costs(names: Sequence[str], weights: dict[str, Path]) -> dict[str, dict[str, Any]]:
+def _costs(names: Sequence[str], weights: dict[str, Path], rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return for each arm its number of parameters, and minutes and steps of its training."""
     from ..diffusion.weights import read_card
 
     costs: dict[str, dict[str, Any]] = {}
-    for name in names:
-        costs[name] = {"parameters": _parameters(name)}
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        name = arm.partition(",")[0]  # an arm that is drawn has its method's network
+        if name not in names:
+            continue
+        costs[arm] = {"parameters": _parameters(name)}
         if name in weights:
             card = read_card(weights[name])
-            costs[name] |= {"minutes": card.minutes, "steps": card.steps, "hardware": card.hardware}
+            costs[arm] |= {"minutes": card.minutes, "steps": card.steps, "hardware": card.hardware}
     return costs
 
 

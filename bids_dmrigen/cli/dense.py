@@ -27,6 +27,7 @@ SIMULATED: dict[str, Any] = {
 FIRST_SEED = 500  # of simulated subjects, after `HELD_OUT`: none of them is trained on
 LEAST_SLICES = 10
 TOO_THIN = "to be registered to the template, a scan needs at least {least} slices, found {found}"
+SAME_NAME = "{first} and {second} would have one name in the results: give each scan once, or rename a file"
 MASKS = ("_mask", "_brainmask")
 IN_TRACT = 0.3  # share of subjects
 
@@ -65,6 +66,24 @@ def image_files(given: list[Path]) -> list[Path]:
             raise ValueError(f"{path}: no file whose name ends with _dwi.nii or _dwi.nii.gz lies in it")
         found += inside
     return found
+
+
+def scan_names(images: list[Path]) -> dict[str, Path]:
+    """Return name -> image: names of files, with those of their folders where two files have the same.
+
+    Raises
+    ------
+    ValueError
+        Where two images still have one name, for instance because one was given twice.
+    """
+    stems = [stem_of(image) for image in images]
+    named: dict[str, Path] = {}
+    for image, stem in zip(images, stems, strict=True):
+        name = stem if stems.count(stem) == 1 else f"{image.resolve().parent.name}_{stem}"
+        if name in named:
+            raise ValueError(SAME_NAME.format(first=named[name], second=image))
+        named[name] = image
+    return named
 
 
 def stem_of(image: Path) -> str:
@@ -122,10 +141,14 @@ class InTemplate:
         The scan; those of simulated subjects are `simulated(..., aligned=True)`, and lie there already.
     folder
         Where transforms are kept.
+    fibres
+        Fibre atlas of the arm `atlas`, a folder; None for analytic bundles.
+
+    The registration sees the b0 alone: the volumes that an arm has to make are not to be matched beforehand.
     """
 
-    def __init__(self, dense: Dense, folder: Path):
-        self.dense, self.folder = dense, folder
+    def __init__(self, dense: Dense, folder: Path, fibres: Path | None = None):
+        self.dense, self.folder, self.fibres = dense, folder, fibres
         self._found: TemplateFiles | None = None
 
     def files(self) -> TemplateFiles:
@@ -185,7 +208,6 @@ class InTemplate:
     def _registered(self) -> TemplateFiles:
         import nibabel as nib
 
-        from ..methods.rivals import wls
         from ..spatial.ants_tools import write_matrix
         from ..spatial.in_template import TemplateFiles
         from ..spatial.normalize import load_template, register_to_template
@@ -196,11 +218,10 @@ class InTemplate:
         nib.save(nib.Nifti1Image(template.mask.astype(np.uint8), template.affine), brain)
         if self.dense.truth is not None:
             there = write_matrix(self.folder / "same.mat", np.eye(4))
-            return TemplateFiles(brain, there, there)
+            return TemplateFiles(brain, there, there, fibres=self.fibres)
         if scan.mask.shape[2] < LEAST_SLICES:
             raise ScanError(TOO_THIN.format(least=LEAST_SLICES, found=scan.mask.shape[2]))
         to, back = self.folder / "template-InverseComposite.h5", self.folder / "template-Composite.h5"
         if not (to.exists() and back.exists()):
-            images = {"b0": scan.mean_b0(), "fa": wls(scan).maps()["fa"]}
-            register_to_template(images, scan.affine, scan.mask, template, self.folder)
-        return TemplateFiles(brain, to, back)
+            register_to_template({"b0": scan.mean_b0()}, scan.affine, scan.mask, template, self.folder)
+        return TemplateFiles(brain, to, back, fibres=self.fibres)

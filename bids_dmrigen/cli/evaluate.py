@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..dwi.series import ScanError
+from ..dwi.series import Scan, ScanError
 from ..methods import REGISTRY, SIMPLE, options, spec_of
 from ..methods.spec import Directions, Header
-from .dense import Dense, InTemplate, image_files, read_dense, stem_of
+from .dense import Dense, InTemplate, image_files, read_dense, scan_names
 from .parser import add_options
 
 DESCRIPTION = """\
@@ -30,6 +30,9 @@ scan does not get a perfect score. No score shows whether anatomy was invented: 
 """
 BAD_SERIES = "--series {found}: expected NAME=FILE, with a name that no other arm has"
 NO_SERIES = "--series: there is no file {path}"
+ELSEWHERE = (
+    "--series: {path} lies up to {away:.1f} mm from {image}, expected the same grid; write it with the scan's header"
+)
 ONE_ALONE = "--bval, --bvec, --mask and --series are for one image; several need their files beside them"
 
 
@@ -80,6 +83,8 @@ def add(tools) -> None:
     parser.add_argument("--xtract", type=Path, metavar="DIR_OR_FILE",
                         help="XTRACT's tracts, FSL's folder or a 4-D file with labels: FA and MD are compared in them "
                         "too, after registration to the template")  # fmt: skip
+    parser.add_argument("--fibre-dir", type=Path, metavar="DIR",
+                        help="fibre atlas of the method atlas, as in the app (default: analytic bundles)")  # fmt: skip
     parser.add_argument("--weights", nargs="+", default=[], metavar="METHOD=NAME_OR_PATH",
                         help="weights (default: those named METHOD-SIZE)")  # fmt: skip
     parser.add_argument("--weights-dir", type=Path, metavar="DIR", help="folder searched before the package")
@@ -114,52 +119,79 @@ def run(args) -> None:
     images = image_files(args.image)
     if len(images) > 1 and (args.bval, args.bvec, args.mask, args.series) != (None, None, None, []):
         raise ValueError(ONE_ALONE)
+    if args.xtract is not None:
+        from ..spatial.population import read_xtract
+
+        read_xtract(args.xtract)  # before hours of work
     values, results = _option_values(args), {}
-    for image in images:
-        folder = args.out if len(images) == 1 else args.out / stem_of(image)
+    for name, image in scan_names(images).items():
+        folder = args.out if len(images) == 1 else args.out / name
         try:
-            results[stem_of(image)] = _evaluated(args, image, folder, values)
+            results[name] = _evaluated(args, name, image, folder, values)
         except evaluation.FAULTS as error:
             if len(images) == 1:
                 raise
             print(f"{image}: {error}", flush=True)  # one odd scan never ends the call
     if len(images) > 1:
-        for sentence in over_scans(results, args.keep):
-            print(f"\n{sentence}")
+        from ..diffusion.storage import write_text
+
+        sentences = over_scans(results, args.keep)
+        print("\n" + "\n\n".join(sentences))
+        write_text(args.out / "all_scans.md", "\n".join(f"- {sentence}" for sentence in sentences) + "\n")
 
 
-def _evaluated(args, image: Path, folder: Path, values: Mapping[str, Any]):
+def _evaluated(args, name: str, image: Path, folder: Path, values: Mapping[str, Any]):
     """Evaluate the arms on one scan, print the tables, write the results, and return them."""
     from ..diffusion.numerics import policy
     from ..qc import evaluation
     from ..qc.evaluation_page import write_results
     from ..qc.verdict import verdict
-    from ..spatial.io import read_image
 
-    stem, scan = stem_of(image), read_dense(image, args.bval, args.bvec, args.mask, args.b0_threshold)
+    scan = read_dense(image, args.bval, args.bvec, args.mask, args.b0_threshold)
     header = Header(scan.data.shape, tuple(scan.zooms_mm), scan.gradients)
     methods = args.methods
     if methods is None:
         methods = [name for name in REGISTRY if name not in SIMPLE and _works_in_place(name, values, header)]
         methods = [name for name in methods if _has_weights(name, args)]
-    dense = Dense(stem, scan)
-    arms = {name: _arm(name, args, values, header, dense, folder) for name in dict.fromkeys(methods)}
-    arms |= {name: evaluation.simple_arm(name) for name in args.simple}
-    arms |= {name: replace(scan, data=read_image(path)[0]) for name, path in own_series(args.series).items()}
+    dense = Dense(name, scan)
+    place = InTemplate(dense, folder / "template", args.fibre_dir)
+    arms = {method: _arm(method, args, values, header, dense, place) for method in dict.fromkeys(methods)}
+    arms |= {simple: evaluation.simple_arm(simple) for simple in args.simple}
+    arms |= {own: _series(path, scan, image) for own, path in own_series(args.series).items()}
     folder.mkdir(parents=True, exist_ok=True)
     with policy(deterministic=True):  # so that the table has the same numbers every time
         result = evaluation.evaluate(scan, args.keep, arms, args.rotations, args.reference_method, _print_outcome)
     for keep in args.keep:
-        print(f"\n{stem}, {keep} directions per shell kept; maps against those of all {len(scan.gradients)} volumes")
+        print(f"\n{name}, {keep} directions per shell kept; maps against those of all {len(scan.gradients)} volumes")
         _print_table(evaluation.table(result, keep, list(arms)))
         print(f"\n{verdict(result, keep, list(arms))}")
     if result.note:
         print(f"\nnote: {result.note}")
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     settings = {key: value for key, value in settings.items() if key not in ("run", "tool")} | {"image": str(image)}
-    regions = [] if args.xtract is None else _in_tracts(args.xtract, InTemplate(dense, folder / "template"), result)
+    regions = [] if args.xtract is None else _in_tracts(args.xtract, place, result)
     print(f"\n{write_results(folder, result, scan, settings, regions)}")
     return result
+
+
+def _series(path: Path, scan: Scan, image: Path) -> Scan:
+    """Return the user's series of a scan.
+
+    Raises
+    ------
+    ScanError
+        Where it lies elsewhere: it would be compared voxel by voxel with other tissue.
+    """
+    import nibabel as nib
+
+    from ..bids.images import GRID_TOLERANCE, grids_apart_mm
+    from ..spatial.io import read_image
+
+    data, own = read_image(path)
+    wanted = nib.Nifti1Image(scan.mask.astype("uint8"), scan.affine)
+    if data.shape[:3] == scan.mask.shape and grids_apart_mm(own, wanted) > GRID_TOLERANCE * min(scan.zooms_mm):
+        raise ScanError(ELSEWHERE.format(path=path, away=grids_apart_mm(own, wanted), image=image))
+    return replace(scan, data=data)
 
 
 def _in_tracts(xtract: Path, place: InTemplate, result) -> list[dict[str, Any]]:
@@ -227,7 +259,7 @@ def _works_in_place(name: str, values: Mapping[str, Any], header: Header) -> boo
         return False
 
 
-def _arm(name: str, args, values: Mapping[str, Any], header: Header, dense: Dense, folder: Path):
+def _arm(name: str, args, values: Mapping[str, Any], header: Header, dense: Dense, place: InTemplate):
     """Return the arm of a method, after its weights were verified."""
     from ..diffusion.parallel import choose_device
     from ..methods import check_weights, given_weights, load
@@ -244,7 +276,7 @@ def _arm(name: str, args, values: Mapping[str, Any], header: Header, dense: Dens
                       subject="evaluate", run=dense.name, device=device, precision=args.precision, weights=weights,
                       weights_dir=args.weights_dir, minutes=plan.minutes)  # fmt: skip
     if spec.in_template:
-        return InTemplate(dense, folder / "template").arm(method, request)
+        return place.arm(method, request)
 
     def generate(kept, wanted):
         spec.check(kept)

@@ -75,6 +75,12 @@ def add_options(parser: argparse._ActionsContainer, methods: Iterable[str], of_w
             parser.add_argument(*names, dest=option.name, help=option_help(option), **option_arguments(option))
 
 
+def given_options(args: argparse.Namespace, method: str) -> dict[str, Any]:
+    """Return the values that were given for the options of a method, by name."""
+    given = {option.name: getattr(args, option.name, None) for option in spec_of(method).options}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def option_help(option: Option) -> str:
     """Return the help of a method's option, with the names of the methods that have it."""
     owners = [name for name in REGISTRY if option in spec_of(name).options]

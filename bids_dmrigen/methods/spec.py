@@ -288,6 +288,8 @@ class MethodSpec:
         Definitions of its checks (`Generated.checks`), by key.
     paired
         Whether measured training data are pairs of a poor and a good scan of each subject.
+    blocks
+        Whether its training examples are blocks in three dimensions, of which a step has few.
     twin
         Another method, whose network this one is without diffusion: their difference is what diffusion adds.
     """
@@ -316,6 +318,7 @@ class MethodSpec:
     extra_maps: tuple[ExtraMap, ...] = ()
     definitions: Mapping[str, Definition] = field(default_factory=dict)
     paired: bool = False
+    blocks: bool = False
     twin: str = ""
 
     @property

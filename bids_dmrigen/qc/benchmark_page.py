@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,18 @@ Row = dict[str, Any]
 KINDS = {True: "simulated subjects", False: "real scans"}
 SHOWN = ("left_out_fa_psnr", "fa_psnr", "fa_ssim", "fa_nmse", "fa_error", "md_psnr", "md_ssim", "ad_psnr", "rd_psnr",
          "dec_psnr", "dec_ssim", "direction_angle", "tensor_snr", "dwi_psnr", "dwi_ssim", "dwi_nmse")  # fmt: skip
-MOST_PICTURED = 10
-FID, FID_UNIT = "Fréchet distance (1e-4) ↓", 1e-4
+MOST_PICTURED = 16
+FIDS = {"features": "Fréchet distance of FA (1e-4) ↓", "image_features": "Fréchet distance of images (1e-4) ↓"}
+FID_UNIT = 1e-4
+DRAWN = "{arm}, {count} draws"  # name of the arm that is the mean of several samples
+MD_TOP = 3e-3  # mm²/s, full scale of pictures of MD
+DETAIL_SLICES = 5
+PICTURES = {  # what is drawn: title, and full scale of it and of its differences
+    "fa": ("FA", (1.0, 0.3, "FA")),
+    "md": ("MD / 3e-3 mm²/s", (1.0, 0.15, "MD")),
+    "dec": ("Colour FA", (1.0, 0.3, "FA")),
+    "image": ("A left-out image", (1.0, 0.3, "signal")),
+}
 # Those of them that a narrow page has room for.
 SHORT = ("left_out_fa_psnr", "fa_psnr", "fa_ssim", "fa_error", "md_psnr", "dec_psnr", "direction_angle", "tensor_snr",
          "dwi_psnr")  # fmt: skip
@@ -34,8 +44,11 @@ SHORT = ("left_out_fa_psnr", "fa_psnr", "fa_ssim", "fa_error", "md_psnr", "dec_p
 def rows_of(result: Evaluation, scan: str, simulated: bool) -> list[Row]:
     """Return a row for each outcome of a scan, JSON-serialisable.
 
-    `features` are those of FA slices (`fid`), for the first selection; the row "reference" has those of the reference.
+    `features` are those of FA slices (`fid`), for the first selection, `image_features` those of generated images; the
+    row "reference" has those of the reference.
     """
+    top = float(np.percentile(result.images[result.mask], 99.9)) if result.images.size else 1.0
+
     rows: list[Row] = []
     for outcome in result.outcomes:
         scores = {key: float(value) if np.isfinite(value) else None for key, value in outcome.scores.items()}
@@ -45,33 +58,103 @@ def rows_of(result: Evaluation, scan: str, simulated: bool) -> list[Row]:
                "evaluations": outcome.record.get("Sampler", {}).get("NetworkEvaluations", 0)}  # fmt: skip
         if not outcome.fault and outcome.rotation == 0:
             row["features"] = features(outcome.maps["fa"], result.mask).round(5).tolist()
+            if outcome.images.size:
+                row["image_features"] = _image_features(outcome.images / top, result.mask)
         rows.append(row)
     known = features(result.reference["fa"], result.mask).round(5).tolist()
-    rows.append({"scan": scan, "simulated": simulated, "arm": "reference", "features": known})
+    rows.append({"scan": scan, "simulated": simulated, "arm": "reference", "features": known,
+                 "image_features": _image_features(result.images / top, result.mask)})  # fmt: skip
     return rows
 
 
-def pictures(result: Evaluation, scan: Scan, folder: Path, name: str) -> None:
-    """Draw FA of every arm, beside that of all volumes, with differences."""
-    shown = [o for o in result.outcomes if o.rotation == 0 and not o.fault]
-    shown = [o for o in shown if o.arm not in SIMPLE] + [o for o in shown if o.arm in SIMPLE]
-    if not shown:
-        return
-    estimates = {o.arm: o.maps["fa"] for o in shown[:MOST_PICTURED]}
-    generated = frozenset(o.arm for o in shown if o.record)
-    path = folder / "pictures" / f"{name.replace(' ', '-')}_fa.svg"
+def _image_features(images: np.ndarray, mask: np.ndarray) -> list[list[float]]:
+    return [row for k in range(images.shape[3]) for row in features(images[..., k], mask).round(5).tolist()]
+
+
+def picture_maps(result: Evaluation, arm: str) -> dict[str, np.ndarray]:
+    """Return what `pictures` shows of an arm (or "reference"), half precision; nothing where it failed."""
+    if arm == "reference":
+        maps, images = result.reference, result.images
+    else:
+        shown = [o for o in result.outcomes if (o.arm, o.rotation) == (arm, 0) and not o.fault]
+        if not shown:
+            return {}
+        maps, images = shown[0].maps, shown[0].images
+    found = {"fa": maps["fa"], "md": maps["md"] / MD_TOP, "dec": maps["dec"]}
+    found |= {"image": images[..., 0]} if images.size else {}
+    return {name: np.nan_to_num(image).astype(np.float16) for name, image in found.items()}
+
+
+def pictures(
+    maps: Mapping[str, Mapping[str, np.ndarray]], generated: frozenset[str], scan: Scan, folder: Path, name: str
+) -> None:
+    """Draw FA, a detail of it, MD, colour FA and one image of every arm, below the reference, with differences.
+
+    Parameters
+    ----------
+    maps
+        Arm -> what `picture_maps` returned, and "reference".
+    generated
+        Arms whose results are generated.
+    scan, folder, name
+        The scan, the benchmark's folder, the scan's name.
+    """
+    arms = [arm for arm in maps if arm not in SIMPLE and arm != "reference"] + [arm for arm in maps if arm in SIMPLE]
+    path = folder / "pictures" / name.replace(" ", "-")
     path.parent.mkdir(parents=True, exist_ok=True)
-    against_reference(result.reference["fa"], estimates, scan.affine, result.mask, f"FA, {name}", path, generated)
+    for kind, (title, full) in PICTURES.items():
+        known = {arm: maps[arm][kind].astype(np.float32) for arm in arms if kind in maps[arm]}
+        if not known or kind not in maps["reference"]:
+            continue
+        reference = maps["reference"][kind].astype(np.float32)
+        if kind == "image":  # in units of the brightest tissue
+            top = max(float(np.percentile(reference[scan.mask], 99.5)), 1e-6)
+            reference, known = reference / top, {arm: image / top for arm, image in known.items()}
+        known = dict(list(known.items())[:MOST_PICTURED])
+        own = generated & set(known)
+        against_reference(reference, known, scan.affine, scan.mask, f"{title}, {name}",
+                          path.with_name(f"{path.name}_{kind}.svg"), own, full)  # fmt: skip
+        if kind == "fa":
+            part = _detail(scan.mask)
+            affine = scan.affine.copy()
+            affine[:3, 3] = (scan.affine @ [*(p.start for p in part), 1])[:3]
+            against_reference(reference[part], {arm: image[part] for arm, image in known.items()}, affine,
+                              np.ones_like(scan.mask[part]), f"{title}, a detail, {name}",
+                              path.with_name(f"{path.name}_fa_detail.svg"), own, full)  # fmt: skip
 
 
-def by_scan(rows: Sequence[Row], simulated: bool, key: str) -> dict[str, dict[str, float]]:
-    """Return arm -> scan -> mean score over the selections, without arms that failed on a scan."""
-    found: dict[str, dict[str, list[float]]] = {}
+def _detail(mask: np.ndarray) -> tuple[slice, slice, slice]:
+    """Return the middle of the brain, half as wide as the brain, and a few slices."""
+    bounds = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    inside = [(b[0], b[-1] + 1) for b in bounds]
+    x, y = (slice(a + (b - a) // 4, b - (b - a) // 4) for a, b in inside[:2])
+    a, b = inside[2]
+    middle, half = (a + b) // 2, min(DETAIL_SLICES, b - a) // 2
+    return x, y, slice(max(a, middle - half), max(a, middle - half) + max(1, min(DETAIL_SLICES, b - a)))
+
+
+def by_selection(rows: Sequence[Row], simulated: bool, key: str) -> dict[str, dict[tuple[str, int], float]]:
+    """Return arm -> (scan, selection) -> score, without what has none."""
+    found: dict[str, dict[tuple[str, int], float]] = {}
     for row in rows:
         if row["simulated"] == simulated and row["arm"] != "reference" and not row["fault"]:
             value = row["scores"].get(key)
-            found.setdefault(row["arm"], {}).setdefault(row["scan"], []).append(np.nan if value is None else value)
-    return {arm: {scan: float(np.mean(values)) for scan, values in scans.items()} for arm, scans in found.items()}
+            if value is not None and np.isfinite(value):
+                found.setdefault(row["arm"], {})[row["scan"], row["selection"]] = value
+    return found
+
+
+def by_scan(rows: Sequence[Row], simulated: bool, key: str) -> dict[str, dict[str, float]]:
+    """Return arm -> scan -> mean score over the selections that have one."""
+    return {arm: _scans(scores, scores) for arm, scores in by_selection(rows, simulated, key).items()}
+
+
+def _scans(scores: Mapping[tuple[str, int], float], used: Iterable[tuple[str, int]]) -> dict[str, float]:
+    """Return scan -> mean score over the selections that are used."""
+    found: dict[str, list[float]] = {}
+    for scan, selection in used:
+        found.setdefault(scan, []).append(scores[scan, selection])
+    return {scan: float(np.mean(values)) for scan, values in found.items()}
 
 
 def best_simple(scores: Mapping[str, Mapping[str, float]], key: str) -> dict[str, float]:
@@ -86,16 +169,20 @@ def best_simple(scores: Mapping[str, Mapping[str, float]], key: str) -> dict[str
     return found
 
 
-def distances(rows: Sequence[Row], simulated: bool) -> dict[str, float]:
-    """Return arm -> Fréchet distance of its FA slices from those of the references, over its scans."""
-    chosen = [row for row in rows if row["simulated"] == simulated and "features" in row]
-    reference = {row["scan"]: row["features"] for row in chosen if row["arm"] == "reference"}
+def distances(rows: Sequence[Row], simulated: bool, kind: str = "features") -> dict[str, float]:
+    """Return arm -> Fréchet distance of its slices from those of the references, over its scans.
+
+    `kind` is "features", for FA, or "image_features", for generated images.
+    """
+    chosen = [row for row in rows if row["simulated"] == simulated and row.get(kind)]
+    reference = {row["scan"]: row[kind] for row in chosen if row["arm"] == "reference"}
     found: dict[str, float] = {}
     for arm in dict.fromkeys(row["arm"] for row in chosen if row["arm"] != "reference"):
-        own = {row["scan"]: row["features"] for row in chosen if row["arm"] == arm}
+        own = {row["scan"]: row[kind] for row in chosen if row["arm"] == arm}
         both = [scan for scan in own if scan in reference]
-        first, second = (np.array([f for scan in both for f in source[scan]]) for source in (own, reference))
-        found[arm] = frechet_distance(first, second)
+        if both:
+            first, second = (np.array([f for scan in both for f in source[scan]]) for source in (own, reference))
+            found[arm] = frechet_distance(first, second)
     return found
 
 
@@ -111,43 +198,63 @@ def table(rows: Sequence[Row], simulated: bool, shown: Sequence[str] = SHOWN) ->
     arms = list(
         dict.fromkeys(row["arm"] for row in rows if row["simulated"] == simulated and row["arm"] != "reference")
     )
-    far = distances(rows, simulated)
-    out = [["arm", "scans", *(SCORES[key].heading for key in keys), FID]]
+    far = {title: distances(rows, simulated, kind) for kind, title in FIDS.items()}
+    far = {title: values for title, values in far.items() if values}
+    out = [["arm", "scans", *(SCORES[key].heading for key in keys), *far]]
     for arm in arms:
         if not any(arm in scores[key] for key in keys):
             faults = [row["fault"] for row in rows if row["arm"] == arm and row.get("fault")]
-            out.append([arm, "0", *["-"] * len(keys), faults[0] if faults else "-"])
+            cells = ["-"] * (len(keys) + len(far))
+            out.append([arm, "0", *cells[:-1], faults[0] if faults else "-"])
             continue
         count = max(len(scores[key].get(arm, {})) for key in keys)
         cells = [_cell(list(scores[key].get(arm, {}).values()), key) for key in keys]
-        out.append([arm, str(count), *cells, _number(far.get(arm, float("nan")) / FID_UNIT, 2)])
+        cells += [_number(values.get(arm, float("nan")) / FID_UNIT, 2) for values in far.values()]
+        out.append([arm, str(count), *cells])
     simple = {key: best_simple(scores[key], key) for key in keys}
     if any(simple.values()):
         cells = [_cell(list(simple[key].values()), key) for key in keys]
-        out.append([BEST_SIMPLE, str(max(map(len, simple.values()))), *cells, "-"])
+        out.append([BEST_SIMPLE, str(max(map(len, simple.values()))), *cells, *["-"] * len(far)])
     return out
 
 
 def answers(rows: Sequence[Row], room: str) -> list[str]:
-    """Return sentences: what diffusion adds to each network, and what each method adds to the best simple estimate."""
+    """Return sentences: what diffusion adds to each network, and what the best arm adds to the best simple estimate.
+
+    Arms are compared where both have a score. The best arm is one that was scored wherever any arm was.
+    """
     found = []
     for simulated, kind in KINDS.items():
         key = ROOMS[room].simulated if simulated else ROOMS[room].real
-        scores, label = by_scan(rows, simulated, key), f"{SCORES[key].label}, {kind}"
+        scores, label = by_selection(rows, simulated, key), f"{SCORES[key].label}, {kind}"
         for arm in scores:
             twin = spec_of(arm).twin if arm in REGISTRY else ""
-            if twin in scores:
-                gain = in_words(_paired(scores[twin], scores[arm]), "dB", "scans")
-                found.append(f"{label}: {twin} against its own network without diffusion ({arm}): {gain}.")
-        simple = best_simple(scores, key)
-        ranked = sorted((arm for arm in scores if arm not in SIMPLE), key=lambda arm: -_mean(scores[arm].values()))
-        if ranked and simple:
-            gain = in_words(_paired(scores[ranked[0]], simple), "dB", "scans")
-            found.append(f"{label}: the best arm, {ranked[0]}, against the best simple estimate of each scan: {gain}.")
-        elif ranked[1:]:
-            gain = in_words(_paired(scores[ranked[0]], scores[ranked[1]]), "dB", "scans")
-            found.append(f"{label}: the best arm, {ranked[0]}, against the second, {ranked[1]}: {gain}.")
+            for other in [name for name in scores if twin and name.partition(",")[0] == twin]:
+                gain = in_words(_paired(scores[other], scores[arm]), "dB", "scans")
+                asked = "asked once" if other == twin else "averaged"
+                found.append(f"{label}: {other}, {asked}, against its own network as a regression ({arm}): {gain}.")
+        everywhere = set().union(*scores.values()) if scores else set()
+        ranked = {arm: _mean(values.values()) for arm, values in scores.items()
+                  if arm not in SIMPLE and set(values) == everywhere}  # fmt: skip
+        ranking = sorted(ranked, key=lambda arm: -ranked[arm])
+        simple = _best_simple_each({arm: values for arm, values in scores.items() if arm in SIMPLE})
+        if ranking and simple:
+            gain = in_words(_paired(scores[ranking[0]], simple, len(ranking)), "dB", "scans")
+            found.append(f"{label}: the best arm, {ranking[0]}, against the best simple estimate of each scan: {gain}.")
+        elif ranking[1:]:
+            gain = in_words(_paired(scores[ranking[0]], scores[ranking[1]], len(ranking) - 1), "dB", "scans")
+            found.append(f"{label}: the best arm, {ranking[0]}, against the second, {ranking[1]}: {gain}.")
     return found
+
+
+def _best_simple_each(scores: Mapping[str, Mapping[tuple[str, int], float]]) -> dict[tuple[str, int], float]:
+    """Return (scan, selection) -> score of the simple estimate that is best for the scan (`best_simple`)."""
+    best: dict[tuple[str, int], float] = {}
+    for scan in dict.fromkeys(place[0] for values in scores.values() for place in values):
+        own = {arm: {p: v for p, v in values.items() if p[0] == scan} for arm, values in scores.items()}
+        arm = max(own, key=lambda name: _mean(own[name].values()) if own[name] else -np.inf)
+        best |= own[arm]
+    return best
 
 
 def costs_table(rows: Sequence[Row], costs: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
@@ -191,9 +298,13 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
-def _paired(first: Mapping[str, float], second: Mapping[str, float]) -> Difference:
-    scans = [scan for scan in first if scan in second]
-    return difference([first[scan] for scan in scans], [second[scan] for scan in scans])
+def _paired(
+    first: Mapping[tuple[str, int], float], second: Mapping[tuple[str, int], float], among: int = 1
+) -> Difference:
+    """Return the difference over scans, of the selections that both have."""
+    shared = [place for place in first if place in second]
+    one, other = _scans(first, shared), _scans(second, shared)
+    return difference(list(one.values()), list(other.values()), among)
 
 
 def _mean(values: Any) -> float:

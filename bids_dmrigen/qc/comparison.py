@@ -391,13 +391,14 @@ def against_reference(
     title: str,
     path: str | Path,
     generated_estimates: frozenset[str] = frozenset(),
+    full: tuple[float, float, str] = (FA_MAX, FA_DIFFERENCE_MAX, "FA"),
 ) -> Path:
     """Draw a map from all acquired volumes, then each estimate of it with its difference below.
 
     Parameters
     ----------
     reference
-        (X, Y, Z) FA, or (X, Y, Z, 3) colour FA in [0, 1].
+        (X, Y, Z) FA or another image, or (X, Y, Z, 3) colour FA in [0, 1].
     estimates
         Name -> the same map from fewer volumes.
     affine, mask
@@ -406,11 +407,13 @@ def against_reference(
         Heading; SVG or PNG to write.
     generated_estimates
         Estimates from generated volumes.
+    full
+        Full scale of the image and of the differences, and the unit; of colour FA, the second alone is used.
     """
     coloured = reference.ndim == 4
     inside = mask[..., None] if coloured else mask
-    style: dict[str, Any] = {} if coloured else {"vmin": 0, "vmax": FA_MAX, "unit": "FA"}
-    limit = FA_DIFFERENCE_MAX
+    style: dict[str, Any] = {} if coloured else {"vmin": 0, "vmax": full[0], "unit": full[2]}
+    limit = full[1]
     rows = [Row("reference:\nall volumes", reference * inside, provenance=ACQUIRED, **style)]
     for name, estimate in estimates.items():
         provenance = GENERATED if name in generated_estimates else ACQUIRED
@@ -420,5 +423,5 @@ def against_reference(
             label = f"{name},\n|difference|,\nfull at {limit}"
             rows.append(Row(label, np.abs(difference) / limit, provenance=DERIVED))
         else:
-            rows.append(Row(label, difference, -limit, limit, "RdBu_r", "ΔFA", provenance=DERIVED))
+            rows.append(Row(label, difference, -limit, limit, "RdBu_r", f"Δ{full[2]}", provenance=DERIVED))
     return save(mosaic(rows, affine, mask, title), path)

@@ -23,6 +23,9 @@ EROSIONS = 2  # of the mask, by one voxel each: voxels at its edge are partly ai
 THIN = 6  # slices; an axis with fewer is not eroded along
 BEST_SIMPLE = "best simple"
 FAULTS = (ScanError, GradientError)  # of a scan that an arm cannot work on
+# Of an arm that gave up: diverging trainings, singular fits, memory, registration. They end the arm, not the call.
+FAILURES = (FloatingPointError, np.linalg.LinAlgError, RuntimeError, metrics.MetricError)
+SAMPLE_IMAGES = 4  # of the left-out volumes, kept of each outcome
 DIRECTION_FA_MIN = 0.3
 OTHER_MAPS = ("md", "ad", "rd", "dec")  # than FA, which are scored
 # Scores of papers that are in the files, not in the tables.
@@ -59,6 +62,8 @@ class Outcome:
     slice_errors
         (Z,) mean squared error of FA in each slice against the left-out volumes, or all where those have no maps; NaN
         where the slice has no scored voxel.
+    images
+        (X, Y, Z, K) the arm's images of up to `SAMPLE_IMAGES` left-out volumes; empty where it makes none.
     seconds
         Time that the arm took.
     record, warnings
@@ -73,6 +78,7 @@ class Outcome:
     scores: dict[str, float]
     maps: dict[str, np.ndarray] = field(default_factory=dict)
     slice_errors: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    images: np.ndarray = field(default_factory=lambda: np.zeros(0))
     seconds: float = 0.0
     record: dict = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -81,12 +87,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All outcomes, the maps from all acquired volumes, the mask of the scores, and what was left out of it."""
+    """All outcomes, the maps from all acquired volumes, the mask of the scores, and what was left out of it.
+
+    `images` are the acquired volumes (X, Y, Z, K) of `Outcome.images`, for the first selection.
+    """
 
     outcomes: tuple[Outcome, ...]
     reference: dict[str, np.ndarray]
     mask: np.ndarray
     note: str = ""
+    images: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def summary(self, keep: int, arm: str) -> dict[str, tuple[float, float]]:
         """Return (mean, standard deviation) over the selections of each score; NaN where there is none."""
@@ -159,7 +169,7 @@ def evaluate(
         Name -> arm; those of simple estimates are made by `simple_arm` and have their names. Or the same volumes after
         other processing, to whose kept volumes a tensor is fitted.
     rotations
-        Selections of directions per number; see `kept_volumes`.
+        Selections of directions per number; see `kept_volumes`. Where no direction is kept, there is one.
     fit
         Tensor fit of the references and of every series: "wls", as in the app, or "ols", as in the papers.
         Simple estimates have their own.
@@ -182,7 +192,9 @@ def evaluate(
             )  # fmt: skip
     mask, note = scored_voxels(scan)
     scan = within_coverage(scan)
-    selections = [(n, k, kept_volumes(scan.gradients, n, k, rotations)) for n in keep for k in range(rotations)]
+    selections = [
+        (n, k, kept_volumes(scan.gradients, n, k, rotations)) for n in keep for k in range(rotations if n else 1)
+    ]
     against = scan if truth is None else replace(scan, data=truth)
     reference, outcomes = summary_maps(against, fit), []
     for n, rotation, kept in selections:
@@ -191,7 +203,8 @@ def evaluate(
             outcomes.append(_outcome(scan, kept, against.data, references, mask, (name, n, rotation), arm, fit))
             if tell is not None:
                 tell(outcomes[-1])
-    return Evaluation(tuple(outcomes), reference, mask, note)
+    images = sample_images(against.data, wanted_volumes(scan.gradients, selections[0][2]))
+    return Evaluation(tuple(outcomes), reference, mask, note, images)
 
 
 def _outcome(
@@ -215,12 +228,15 @@ def _outcome(
         maps, volumes = maps_and_volumes(result, few, scan.gradients[wanted], fit)
     except FAULTS as error:
         return Outcome(*label, scores, fault=str(error))
+    except FAILURES as error:
+        return Outcome(*label, scores, fault=f"{type(error).__name__}: {error}")
     reference, left_out = references
     scores |= map_scores(maps, reference, mask)
     if left_out is not None:
         independent = map_scores(maps, left_out, mask, whole=False)
         scores |= {f"left_out_{key}": value for key, value in independent.items() if f"left_out_{key}" in SCORES}
         scores["tensor_snr"] = independent["tensor_snr"]
+    images = np.zeros(0) if volumes is None else sample_images(volumes)
     if volumes is not None:
         acquired = truth[..., wanted]
         scores |= volume_scores(volumes, acquired, mask)
@@ -228,8 +244,17 @@ def _outcome(
     shown = {name: maps[name] for name in ("fa", "md", "dec")}
     errors = slice_errors(maps["fa"], (reference if left_out is None else left_out)["fa"], mask)
     if isinstance(result, Estimate):
-        return Outcome(*label, scores, shown, errors, seconds)
-    return Outcome(*label, scores, shown, errors, seconds, result.record, result.warnings)
+        return Outcome(*label, scores, shown, errors, images, seconds)
+    return Outcome(*label, scores, shown, errors, images, seconds, result.record, result.warnings)
+
+
+def sample_images(volumes: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
+    """Return up to `SAMPLE_IMAGES` of the (X, Y, Z, N) volumes, evenly chosen among those given (default: all)."""
+    places = np.arange(volumes.shape[3]) if among is None else np.asarray(among)
+    if places.dtype == bool:
+        places = np.flatnonzero(places)
+    count = min(SAMPLE_IMAGES, len(places))
+    return np.asarray(volumes[..., places[np.linspace(0, len(places) - 1, count).astype(int)]], np.float32)
 
 
 def slice_errors(estimate: np.ndarray, reference: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from ..methods.rivals import RIVALS
-from .differences import Difference, difference, in_words
+from .differences import Difference, difference, in_words, jackknife
 from .evaluation import SCORES, Evaluation
 
 # In this order: what a reference with noise of its own favours least comes first.
@@ -20,7 +20,7 @@ def verdict(result: Evaluation, keep: int, arms: Sequence[str]) -> str:
     """Return the sentence for one number of kept directions.
 
     The best arm is the one with the best mean score. It is compared with the best simple estimate or, where it is one,
-    with the best of the others, slice by slice.
+    with the best of the others. The interval is over slices, and wider for the choice among the arms.
 
     Parameters
     ----------
@@ -42,23 +42,37 @@ def verdict(result: Evaluation, keep: int, arms: Sequence[str]) -> str:
     rivals = simple if simple and best not in RIVALS else others
     second = max(rivals, key=lambda arm: rivals[arm])
     kind = "the best simple estimate" if second in RIVALS and best not in RIVALS else "the next best arm"
-    found = in_words(over_slices(result, keep, best, second), "dB", "slices")
+    found = in_words(over_slices(result, keep, best, second, len(means) - 1), "dB", "slices")
     return (
         f"With {keep} directions, {best} is best here by {SCORES[key].label} ({means[best]:.2f} dB): {found} "
         f"against {second}, {kind}."
     )
 
 
-def over_slices(result: Evaluation, keep: int, first: str, second: str) -> Difference:
-    """Return the difference in FA PSNR of two arms over the slices of the scan, in dB; means over selections first."""
+def over_slices(result: Evaluation, keep: int, first: str, second: str, among: int = 1) -> Difference:
+    """Return the difference in FA PSNR of two arms in dB, the mean over the selections, with its interval over slices.
+
+    It is that of the whole mask, so it is above 0 where the first arm has the better score. `among` is as in
+    `Difference`.
+    """
+    counts = result.mask.sum(axis=(0, 1))
+    used = counts > 0
 
     def errors(arm: str) -> np.ndarray:
-        rows = [o.slice_errors for o in result.outcomes if (o.keep, o.arm) == (keep, arm) and not o.fault]
-        return np.mean(rows, axis=0)
+        rows = {o.rotation: o.slice_errors for o in result.outcomes if (o.keep, o.arm) == (keep, arm) and not o.fault}
+        return np.array([rows[k][used] * counts[used] for k in sorted(rows) if k in shared])
 
-    with np.errstate(divide="ignore", invalid="ignore"):
-        one, other = (-10 * np.log10(errors(arm)) for arm in (first, second))
-    return difference(one, other)
+    shared = set.intersection(*(
+        {o.rotation for o in result.outcomes if (o.keep, o.arm) == (keep, arm) and not o.fault}
+        for arm in (first, second)
+    ))  # fmt: skip
+    one, other = errors(first), errors(second)
+
+    def gain(chosen: np.ndarray) -> float:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return float(np.mean(10 * np.log10(other[:, chosen].sum(axis=1) / one[:, chosen].sum(axis=1))))
+
+    return jackknife(gain, int(used.sum()), among)
 
 
 def over_scans(results: Mapping[str, Evaluation], keeps: Iterable[int]) -> list[str]:

@@ -4,10 +4,12 @@ import json
 import subprocess
 from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_dmrigen.cli import benchmark, dense
+from bids_dmrigen.cli import benchmark, dense, scoring
+from bids_dmrigen.cli.scoring import arms_of_scan
 from bids_dmrigen.cli.tools import main
 from bids_dmrigen.diffusion.weights import Card, save_weights
 from bids_dmrigen.methods import REGISTRY, load, room_of, spec_of
@@ -73,12 +75,86 @@ def test_arms_are_trained_scored_and_compared_once(tmp_path, scan, calls, capsys
     assert "### maps, real scans" in tables
     assert "the best arm" in tables
     page = (out / "index.html").read_text()
-    assert "pictures/sub-1_dwi_fa.svg" in page
-    assert (out / "pictures/sub-1_dwi_fa.svg").is_file()
+    for kind in ("fa", "fa_detail", "md", "dec"):
+        assert f"pictures/sub-1_dwi_{kind}.svg" in page
+        assert (out / f"pictures/sub-1_dwi_{kind}.svg").is_file()
     monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("scored again"))
     assert main(call) == 0
     assert len(calls) == 1
+    assert json.loads((out / "results.json").read_text())["rows"] == results["rows"]
     capsys.readouterr()
+
+
+def test_what_has_changed_is_done_again_and_nothing_else(tmp_path, scan, calls, monkeypatch):
+    call = ["benchmark", "maps", "--arms", "lls", "mlp", "--simulated", "0", "--selections", "1", "--device", "cpu"]
+    call += ["--scans", str(scan), "--out", str(tmp_path / "out"), "--precision", "fp32"]
+    monkeypatch.setattr(scoring, "pictures", lambda *_: None)
+    seen, evaluate = [], evaluation.evaluate
+    monkeypatch.setattr(
+        evaluation,
+        "evaluate",
+        lambda scan, keep, arms, *a, **k: seen.append(set(arms)) or evaluate(scan, keep, arms, *a, **k),
+    )
+    every = {"lls", "mlp", *evaluation.RIVALS}
+    assert main([*call, "--minutes", "3"]) == 0
+    assert main([*call, "--minutes", "3", "--arms", "mlp"]) == 0
+    assert (seen, len(calls)) == ([every], 1)
+    assert main([*call, "--minutes", "4"]) == 0, "another budget"
+    assert len(calls) == 2
+    mask = scan.with_name("sub-1_mask.nii.gz")
+    image = nib.load(scan)
+    inside = np.zeros(image.shape[:3], np.uint8)
+    inside[4:12, 4:14, :] = 1
+    nib.save(nib.Nifti1Image(inside, image.affine), mask)
+    assert main([*call, "--minutes", "4"]) == 0
+    assert seen[-1] == every, "another mask"
+    path = tmp_path / "out" / "scans" / "sub-1_dwi" / "mlp.json"
+    stored = json.loads(path.read_text())
+    stored["rows"][0]["fault"] = "a package is not installed"
+    path.write_text(json.dumps(stored))
+    assert main([*call, "--minutes", "4"]) == 0
+    assert seen[-1] == {"mlp"}, "what failed is tried again"
+
+
+def test_a_diffusion_model_is_asked_once_and_its_samples_are_another_arm(tmp_path, scan):
+    args = SimpleNamespace(out=tmp_path, atlas="embedded", draws=3, seed=0, device="cpu", precision="fp32", minutes=2.0)
+    subject = dense.Dense("s", dense.read_dense(scan))
+    weights = {name: untrained(tmp_path / name, name) for name in ("diffdti", "diffdtidirect")}
+    arms = arms_of_scan(args, ["diffdti", "diffdtidirect"], weights, subject)
+    assert {"diffdti", "diffdti, 3 draws", "diffdtidirect"} == set(arms) - set(evaluation.RIVALS)
+    few, wanted = subject.scan, subject.scan.gradients
+    once, drawn = (arms[name].arm(few, wanted).record["Sampler"] for name in ("diffdti", "diffdti, 3 draws"))
+    assert once["NetworkEvaluations"] == 1
+    assert drawn["NetworkEvaluations"] > 1
+    args.draws = 0
+    assert set(arms_of_scan(args, ["diffdti"], weights, subject)) == {"diffdti", *evaluation.RIVALS}
+
+
+def test_arms_that_are_trained_on_the_run_have_the_same_time(tmp_path, scan, monkeypatch):
+    args = SimpleNamespace(out=tmp_path, atlas="embedded", draws=4, seed=0, device="cpu", precision="fp32", minutes=2.0)
+    subject, seen = dense.Dense("s", dense.read_dense(scan)), {}
+    for name in ("difusion", "noisier2noise", "dip", "ddm2"):
+        method = load(name)
+        monkeypatch.setattr(
+            type(method), "generate", lambda self, net, scan, request: seen.update({self.spec.name: request})
+        )
+        arms_of_scan(args, [name], {}, subject)[name].arm(subject.scan, subject.scan.gradients)
+    assert {name: request.minutes for name, request in seen.items()} == dict.fromkeys(seen, 2.0)
+    assert len(seen) == 4
+    assert min(request.options["training_steps"] for request in seen.values()) > 10**6
+
+
+def test_an_arm_that_cannot_work_on_a_scan_says_why(tmp_path, scan):
+    call = ["benchmark", "enhance", "--arms", "bspline", "--simulated", "0", "--selections", "1", "--device", "cpu"]
+    assert main([*call, "--scans", str(scan), "--keep", "8", "--out", str(tmp_path / "o")]) == 0
+    assert "bspline" in (tmp_path / "o" / "tables.md").read_text()
+
+
+def test_scans_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    one, two = tmp_path / "a" / "x_dwi.nii.gz", tmp_path / "b" / "x_dwi.nii.gz"
+    assert list(dense.scan_names([one, two, tmp_path / "y_dwi.nii"])) == ["a_x_dwi", "b_x_dwi", "y_dwi"]
+    with pytest.raises(ValueError, match="would have one name"):
+        dense.scan_names([one, one])
 
 
 def test_examples_go_to_the_arms_that_can_use_them(tmp_path, calls):
@@ -89,6 +165,7 @@ def test_examples_go_to_the_arms_that_can_use_them(tmp_path, calls):
     vars(args).update(
         atlas="embedded", subjects=4, minutes=1.0, batch=None, device="cpu", precision="fp32", seed=0, jobs=2
     )
+    args.room = "maps"
     benchmark.train_all(args, ["mlp", "refinement", "qdl", "rish"], {})
     given = {c[c.index("bids_dmrigen.cli.train") + 1]: c for c in calls}
     assert set(given) == {"mlp", "refinement", "qdl", "rishldm"}, "rish has the weights of rishldm"
@@ -117,7 +194,10 @@ def test_given_weights_are_used_and_a_failed_training_names_its_log(tmp_path, mo
     ]
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
     assert main(call) == 1
-    assert "mlp could not be trained, see" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "mlp could not be trained, see" in printed.out
+    assert "the results are without mlp" in printed.err
+    assert (tmp_path / "o" / "results.json").is_file(), "the other arms are scored"
     assert main([*call, "--weights", f"mlp={ready}", "--selections", "1"]) == 0
 
 

@@ -297,8 +297,8 @@ def noisy_and_clean():
     return [Scan(data, np.diag([-2.0, 2, 2, 1]), gradients, mask) for data in (noisy, clean)]
 
 
-@pytest.mark.parametrize(("name", "steps", "most"), [("noisier2noise", 150, 0.8), ("dip", 150, 0.8), ("ddm2", 60, 0.8)])
-def test_denoisers_trained_on_the_run_bring_it_nearer_to_the_truth(noisy_and_clean, name, steps, most):
+@pytest.mark.parametrize(("name", "steps"), [("noisier2noise", 150), ("dip", 150), ("ddm2", 120)])
+def test_denoisers_trained_on_the_run_bring_it_nearer_to_the_truth(noisy_and_clean, name, steps):
     noisy, clean = noisy_and_clean
     request = Request(options={"training_steps": steps}, precision="fp32")
     generated = load(name).generate(None, noisy, request)
@@ -306,7 +306,7 @@ def test_denoisers_trained_on_the_run_bring_it_nearer_to_the_truth(noisy_and_cle
     before, after = (
         np.square((data - clean.data)[noisy.mask][:, changed]).mean() for data in (noisy.data, generated.mean)
     )
-    assert after < most * before
+    assert after < 0.8 * before
     np.testing.assert_array_equal(generated.mean[~noisy.mask], noisy.data[~noisy.mask])
     assert generated.record["Training"]["Steps"] == steps
     assert generated.record["Training"]["HeldOutLoss"] < generated.record["Training"]["HeldOutLossAtStart"]

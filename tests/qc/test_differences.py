@@ -8,7 +8,7 @@ from bids_dmrigen.dwi.series import Scan, ScanError
 from bids_dmrigen.methods.base import Generated
 from bids_dmrigen.qc import evaluation
 from bids_dmrigen.qc.benchmark_page import answers, best_simple, by_scan, distances, markdown, rows_of, table
-from bids_dmrigen.qc.differences import difference, in_words
+from bids_dmrigen.qc.differences import difference, in_words, jackknife
 from bids_dmrigen.qc.fid import FEATURES, features, frechet_distance
 from bids_dmrigen.qc.rooms import ROOMS
 from bids_dmrigen.qc.verdict import over_scans, over_slices, verdict
@@ -34,6 +34,27 @@ def test_pairs_without_a_number_are_left_out_and_one_pair_has_no_interval():
     assert "no interval" in in_words(alone, "dB", "scans")
     assert difference([], []).count == 0
     assert "no more than chance" in in_words(difference([1.0, -1.1], [0, 0]), "dB", "scans")
+
+
+def test_the_best_of_several_needs_a_larger_gain():
+    alone, best = (difference([1.0, 2.0, 1.5, 0.5], [0, 0, 0, 0], among) for among in (1, 8))
+    assert best.mean == alone.mean
+    assert best.low == pytest.approx(1.25 - stats.t.ppf(1 - 0.025 / 8, 3) * np.std([1, 2, 1.5, 0.5], ddof=1) / 2)
+    assert "for the best of 8" in in_words(best, "dB", "scans")
+
+
+def test_the_jackknife_of_a_mean_is_the_t_interval():
+    numbers = np.random.default_rng(0).normal(size=9)
+    found, expected = jackknife(lambda used: numbers[used].mean(), 9), difference(numbers, np.zeros(9))
+    assert (found.mean, found.low, found.high) == pytest.approx((expected.mean, expected.low, expected.high))
+    assert np.isnan(jackknife(lambda used: 1.0, 1).low)
+
+
+def test_the_gain_over_slices_is_the_difference_of_the_scores(result):
+    """Small slices at the edge may say the opposite of the whole brain: sign and ranking agree."""
+    gain = over_slices(result, 8, "own", "wls")
+    scores = {arm: result.summary(8, arm)["left_out_fa_psnr"][0] for arm in ("own", "wls")}
+    assert gain.mean == pytest.approx(scores["own"] - scores["wls"], abs=1e-4)
 
 
 def test_the_frechet_distance_is_that_of_the_formula():
@@ -146,9 +167,21 @@ def test_answers_compare_a_method_with_its_own_network_without_diffusion(result)
     names = {"own": "diffdti", "worse": "diffdtidirect"}
     renamed = [row | {"arm": names.get(row["arm"], row["arm"])} for row in rows]
     said = answers(renamed, "maps")
-    twin = next(s for s in said if "without diffusion" in s)
-    assert "diffdti against its own network without diffusion (diffdtidirect): +" in twin
+    twin = next(s for s in said if "as a regression" in s)
+    assert "diffdti, asked once, against its own network as a regression (diffdtidirect): +" in twin
     assert any("the best arm, diffdti, against the best simple estimate" in s for s in said)
+    drawn = answers(
+        [*renamed, *(row | {"arm": "diffdti, 4 draws"} for row in renamed if row["arm"] == "diffdti")], "maps"
+    )
+    assert any("diffdti, 4 draws, averaged, against its own network" in s for s in drawn)
+
+
+def test_an_arm_that_failed_on_a_scan_is_not_called_best(result):
+    """Its mean would be that of the easier scans."""
+    rows = [row for row in rows_for_two_scans(result) if (row["arm"], row["scan"]) != ("own", "b")]
+    assert not any("the best arm, own" in s for s in answers(rows, "maps"))
+    nothing = [row | {"scores": dict.fromkeys(row["scores"])} if row["arm"] == "own" else row for row in rows]
+    assert any("the best arm, worse" in s for s in answers(nothing, "maps"))
 
 
 def test_every_room_has_a_question_and_scores_that_exist():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,10 +71,11 @@ class ThreeStages(RunDenoising):
             torch.manual_seed(0)
             first = UNet(UNetSpec(CHANNELS, zero_output=True, **UNET)).to(device)
             second = UNet(UNetSpec(1, zero_output=True, **UNET)).to(device)
-        self.train(first, _stage(checkpoint, "-first"))
+        begun = self.train(first, _stage(checkpoint, "-first"), share=0.5)
         self.said = self._say(first)
         self.noise_state = self._matching_time()
-        trained = self.train(second, _stage(checkpoint, "-third"))
+        trained = self.train(second, _stage(checkpoint, "-third"), share=0.5)
+        trained = replace(trained, steps=begun.steps + trained.steps, minutes=begun.minutes + trained.minutes)
         times = sorted({round(k) for k in np.linspace(1, self.noise_state, min(STEPS, self.noise_state))}, reverse=True)
         out = np.zeros((len(self.stack.data), len(self.targets), *self.stack.mask.shape[1:]), np.float32)
         with torch.no_grad():

@@ -1,7 +1,9 @@
 """Deep image prior, with which Di-Fusion is compared (Ulyanov et al. 2018).
 
 In its manner: a U-Net makes the run of fixed noise, and is stopped before it makes the run's noise too. One network
-makes all volumes of a slice at once. Here it is stopped by samples that it is not fitted to.
+makes all volumes of a slice at once. It sees the mean images of the b0s and of each shell beside the noise, and says
+what is to be added to them: of noise alone it takes thousands of steps for every slice. Here it is stopped by samples
+that it is not fitted to.
 """
 
 from __future__ import annotations

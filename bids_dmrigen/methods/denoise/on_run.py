@@ -17,7 +17,7 @@ from ...diffusion.noise import generator
 from ...diffusion.numerics import resolve_precision
 from ...diffusion.training import Plan, Trained, train
 from ...dwi.noise import estimate_sigma
-from ...dwi.series import Scan
+from ...dwi.series import Scan, ScanError
 from ...dwi.stack import Stack, slice_stack
 from ...nets.unet import UNetSpec
 from ..base import Generated, Method, Request
@@ -36,6 +36,8 @@ UNET: dict[str, Any] = {
     "groups": 0,
     "bottom": False,
 }
+
+ALL_ALONE = "{name} learns a volume from others of its shell, and no shell of this run has two"
 
 Pairs = list[tuple[int, int]]  # slices and volumes
 
@@ -93,8 +95,8 @@ class RunTraining:
         ]
         return slice(starts[0], starts[0] + CROP), slice(starts[1], starts[1] + CROP)
 
-    def train(self, net: nn.Module, checkpoint: Path | None = None) -> Trained:
-        """Train the network in place, scored on the held-out slices."""
+    def train(self, net: nn.Module, checkpoint: Path | None = None, share: float = 1.0) -> Trained:
+        """Train the network in place for a share of the budget, scored on the held-out slices."""
         held_out = self.examples(self.held_out, self.random("score"), crop=False)
 
         def batch(step: int) -> dict[str, Tensor]:
@@ -111,10 +113,10 @@ class RunTraining:
             return total / float(held_out["weight"].sum())
 
         options, tell = self.request.options, self.request.progress
-        steps = int(options.get("training_steps", STEPS))
+        steps, minutes = max(1, round(share * int(options.get("training_steps", STEPS)))), self.request.minutes
         plan = Plan(
             steps=steps,
-            minutes=self.request.minutes,
+            minutes=None if minutes is None else share * minutes,
             learning_rate=float(options.get("learning_rate", self.learning_rate)),
             precision=self.precision,
             save_every=min(Plan.save_every, max(1, steps // 8)),  # a short training can be resumed, too
@@ -179,7 +181,10 @@ class RunDenoising(RunTraining):
     """
 
     def __init__(self, name: str, scan: Scan, stack: Stack, request: Request, sigma: float):
-        super().__init__(name, stack, request, self.wanted(scan))
+        targets = self.wanted(scan)
+        if not len(targets):
+            raise ScanError(ALL_ALONE.format(name=name))
+        super().__init__(name, stack, request, targets)
         self.sigma = sigma
 
     def wanted(self, scan: Scan) -> np.ndarray:

@@ -83,4 +83,5 @@ SPEC = _Spec(
     draws=False,
     fits=(TENSOR, RISH),
     paired=True,
+    blocks=True,
 )

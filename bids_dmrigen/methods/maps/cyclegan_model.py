@@ -57,13 +57,16 @@ class Cycle(nn.Module):
         self.of_good, self.of_noisy = PatchDiscriminator(TENSOR), PatchDiscriminator(TENSOR)
 
     def forward(self, noisy: Tensor, good: Tensor, inside: Tensor) -> Round:
-        """Return the errors for tensors (S, 6, H, W) of different slices, judged `inside` (S, 1, H, W) the brain."""
-        made_good = self.generator.changed(noisy) * inside
-        made_noisy = self.back.changed(good) * inside
+        """Return the errors for tensors (S, 6, H, W) of different slices, judged `inside` (S, 1, H, W) the brain.
+
+        Generators see all voxels, as they will in use; what is judged and what has an error is inside.
+        """
+        made_good, made_noisy = self.generator.changed(noisy), self.back.changed(good)
         undone = (self.back.changed(made_good) - noisy) * inside, (self.generator.changed(made_noisy) - good) * inside
         generators, discriminators = noisy.new_zeros(()), noisy.new_zeros(())
         for judge, made, real in ((self.of_good, made_good, good), (self.of_noisy, made_noisy, noisy)):
-            fooled, told_apart = verdicts(judge, made, made.detach(), real)
+            judged = made * inside
+            fooled, told_apart = verdicts(judge, judged, judged.detach(), real * inside)
             generators, discriminators = generators + fooled, discriminators + told_apart
         voxels = inside.sum().clamp_min(1) * TENSOR
         cycle = sum((u.abs().sum() / voxels for u in undone), noisy.new_zeros(()))
@@ -79,10 +82,9 @@ class CycleMaps(DirectMaps):
     def loss(self, net: nn.Module, batch: Batch) -> Tensor:
         """Return the sum of all errors of a round; the good tensors are those of the batch's other slices."""
         condition, inside = batch.condition, (batch.weight[:, :1] > 0).to(batch.x0)
-        truth = lengthened(condition.centre + condition.scale * batch.x0)[:, :TENSOR] * inside
-        noisy = condition.centre[:, :TENSOR] * inside
-        both = inside * inside.roll(1, dims=0)
-        errors = net(noisy * both, truth.roll(1, dims=0) * both, both)
+        truth = lengthened(condition.centre + condition.scale * batch.x0)[:, :TENSOR]
+        noisy = condition.centre[:, :TENSOR]
+        errors = net(noisy, truth.roll(1, dims=0), inside * inside.roll(1, dims=0))
         total: Tensor = CYCLE * errors.cycle + errors.generators + errors.discriminators
         return total
 

@@ -47,5 +47,6 @@ SPEC = MapsSpec(
     samplers={"fast": "none: a weighted mean of neighbours", "paper": "none: a weighted mean of neighbours"},
     sizes=("small",),
     draws=False,
+    blocks=True,
     extra_maps=(UNKNOWN,),
 )
