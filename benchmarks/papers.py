@@ -21,6 +21,7 @@ import numpy as np
 
 from bids_dmrigen.qc.benchmark_page import by_scan
 from bids_dmrigen.qc.evaluation import SCORES
+from bids_dmrigen.qc.rooms import ROOMS
 
 TABLES = Path(__file__).with_name("papers.tsv")
 
@@ -38,15 +39,21 @@ def figures(room: str) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
 
 def paper_beside(paper: str, table: str) -> dict[str, dict[str, float]]:
     """Return arm -> score -> value that a paper states in a table."""
-    return next((arms for (name, _), arms in figures("-").items() if name == f"{paper}, {table}"), {})
+    tables = [*figures("-").items(), *(found for room in ROOMS for found in figures(room).items())]
+    return next((arms for (name, _), arms in tables if name == f"{paper}, {table}"), {})
 
 
 def show_stated(paper: str, table: str) -> None:
     """Print what a paper states in a table, as it stands there."""
     print(f"\n{paper}, {table}, as the paper states it")
     for arm, values in paper_beside(paper, table).items():
-        cells = ", ".join(f"{SCORES[key].label} {value:g}" for key, value in values.items())
+        cells = ", ".join(f"{SCORES[key].label if key in SCORES else key} {value:g}" for key, value in values.items())
         print(f"{arm:>34s}  {cells}")
+
+
+def compared_weights(given: list[str]) -> dict[str, str]:
+    """Return name -> file of NAME=FILE, of compared arms that `dmrigen benchmark` trained."""
+    return dict(text.split("=", 1) for text in given)
 
 
 def ours(rows: list, simulated: bool, arm: str, score: str) -> str:

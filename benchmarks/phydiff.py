@@ -1,7 +1,8 @@
 """Phy-Diff against the registered atlas: simulated subjects, real scans, round trip, samplers, cost.
 
 python benchmarks/phydiff.py [roundtrip] [simulated] [real] [samplers] [cost] [ablation]
-    [--data DATA] [--atlas ATLAS] [--weights NAME_OR_PATH] [--xtract DIR_OR_FILE] [--fibres DIR] [--minutes M]
+    [--data DATA] [--atlas ATLAS] [--weights NAME_OR_PATH] [--compared NAME=FILE ...] [--xtract DIR_OR_FILE]
+    [--fibres DIR] [--minutes M]
 
 roundtrip: a scan to the template's grid and back, for a dense scan and a whole brain. simulated: subjects who were not
 trained on, aligned with the template as after registration; b = 1000, 2000, 3000 and random b-values, against the
@@ -32,7 +33,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
-from papers import show_stated
+from papers import compared_weights, show_stated
 from scenes import REAL, dense_scan
 from scipy import ndimage
 
@@ -105,7 +106,17 @@ class Arm:
 
 def simulated(args) -> None:
     """Print the scores of every arm on simulated subjects, in the paper's metric and in the absolute one."""
-    show_simulated(args, {name: Arm(method) for name, method in arms(args).items()})
+    from bids_dmrigen.diffusion.weights import load_weights
+
+    chosen = {name: Arm(method) for name, method in arms(args).items()}
+    for name, file in compared_weights(args.compared).items():
+        method = load(name)
+        net = method.network("small").eval()
+        load_weights(net, file, name, "small")
+        chosen[name] = Arm(method, net)
+    show_simulated(args, chosen)
+    for b in ("any b", "b = 1000", "b = 2000", "b = 3000"):
+        show_stated("Phy-Diff", f"Table 1, {b}")
 
 
 def show_simulated(args, chosen: dict[str, Arm], subjects=SUBJECTS, slices=SLICES, directions=DIRECTIONS) -> None:
@@ -299,6 +310,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--atlas", default=EMBEDDED, help="atlas of the simulated subjects (default: the embedded one)")
     parser.add_argument("--weights", help="default: phydiff-small")
+    parser.add_argument("--compared", nargs="+", default=[], metavar="NAME=FILE",
+                        help="weights of compared arms, which `dmrigen benchmark synthesis` trained")  # fmt: skip
     parser.add_argument("--adc", type=Path, help="ADC atlas (default: the packaged one)")
     parser.add_argument("--xtract", type=Path, help="tracts (default: none)")
     parser.add_argument("--fibres", type=Path, help="fibre atlas of the arm on real scans (default: analytic bundles)")

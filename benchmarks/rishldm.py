@@ -1,7 +1,8 @@
 """RISH latent diffusion against classical methods: the paper's tables on simulated pairs, real scans, repeats, cost.
 
 python benchmarks/rishldm.py [simulated] [levels] [real] [repeat] [cost] [ablation]
-    [--data DATA] [--atlas ATLAS] [--weights NAME_OR_PATH] [--minutes M] [--sampler paper|fast]
+    [--data DATA] [--atlas ATLAS] [--weights NAME_OR_PATH] [--compared NAME=FILE ...] [--minutes M]
+    [--sampler paper|fast]
 
 simulated: subjects who were not trained on, 2.5 mm, b = 1000, SNR 20, 30 directions, against the noise-free 2 mm scan
 of the same subject (Table 1 of Zhu et al. 2024: NMSE and SSIM of the RISH features and of FA). The arms are up-sampling
@@ -31,7 +32,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
-from papers import show_stated
+from papers import compared_weights, show_stated
 from scenes import REAL, dense_scan
 from scipy import ndimage
 
@@ -67,9 +68,9 @@ Arm = Callable[[Scan, float | None], Generated]
 def arms(args, net=None, **options) -> dict[str, Arm]:
     """Return the classical arms, and the method with the given options: (scan, voxel size) -> series."""
 
-    def arm(name: str, network=None) -> Arm:
+    def arm(name: str, network=None, weights: str | None = args.weights) -> Arm:
         def make(scan: Scan, voxel_mm: float | None) -> Generated:
-            request = Request(weights=args.weights, sampler=args.sampler, options={"voxel_mm": voxel_mm, **options})
+            request = Request(weights=weights, sampler=args.sampler, options={"voxel_mm": voxel_mm, **options})
             return load(name).generate(network, scan, request)
 
         return make
@@ -80,6 +81,7 @@ def arms(args, net=None, **options) -> dict[str, Arm]:
         "RISH scaling": arm("rish", net),
         "RISH latent diffusion": method,
         "measured features, no diffusion": replaced(method, "translate", lambda net, low, *how: low),
+        **{name: arm(name, None, file) for name, file in compared_weights(args.compared).items()},
     }
 
 
@@ -168,6 +170,8 @@ def table_1(args, chosen: dict[str, Arm], title: str) -> None:
 def simulated(args) -> None:
     """Print the paper's Table 1."""
     table_1(args, arms(args), f"simulated, {SUBJECTS} subjects")
+    show_stated("RISH-LDM", "Table 1, features")
+    show_stated("RISH-LDM", "Table 1")
 
 
 def levels(args) -> None:
@@ -299,6 +303,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--atlas", default=EMBEDDED, help="atlas of the simulated subjects (default: the embedded one)")
     parser.add_argument("--weights", help="default: rishldm-small")
+    parser.add_argument("--compared", nargs="+", default=[], metavar="NAME=FILE",
+                        help="weights of cnn7t, gan7t, refinement, of `dmrigen benchmark enhance`")  # fmt: skip
     parser.add_argument("--sampler", choices=("paper", "fast"), default="fast")
     parser.add_argument("--minutes", type=float, default=20, help="minutes per training of the ablation (default: 20)")
     parser.add_argument("--batch", type=int, default=4, help="blocks per step of the ablation (default: 4)")
