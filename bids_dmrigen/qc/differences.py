@@ -82,10 +82,10 @@ def jackknife(statistic: Callable[[np.ndarray], float], count: int, among: int =
     """
     every = np.ones(count, bool)
     if count == 1:
-        return _of(statistic(every), float("nan"), 1, among)
+        return _of(float(statistic(every)), float("nan"), 1, among)
     without = np.array([statistic(np.arange(count) != k) for k in range(count)])
     error = float(np.sqrt((count - 1) * np.var(without)))
-    return _of(statistic(every), error, count, among)
+    return _of(float(statistic(every)), error, count, among)
 
 
 def _of(mean: float, error: float, count: int, among: int) -> Difference:
