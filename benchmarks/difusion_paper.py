@@ -64,7 +64,7 @@ FIRST_SNR = 10.0
 SHELL, FOLDS, WHITE_FA = 2000.0, 10, 0.3
 KEPT = 30  # directions that are tracked on
 CALLOSUM_FA, SIDEWAYS, TRACKED_FA, SPURIOUS = 0.4, 0.9, 0.15, 0.2
-MOST_STREAMLINES = 1500
+MOST_STREAMLINES = 500
 
 Denoiser = Callable[[Scan], np.ndarray]
 
@@ -273,7 +273,7 @@ def streamlines_of(scan: Scan) -> Streamlines:
     centre = places[scan.mask].mean(0)[0]
     middle = np.abs(places[..., 0] - centre) < 2 * scan.zooms_mm[0]
     callosum = scan.mask & middle & (maps["fa"] > CALLOSUM_FA) & (np.abs(maps["direction"][..., 0]) > SIDEWAYS)
-    seeds = seeds_from_mask(callosum, scan.affine, density=2)
+    seeds = seeds_from_mask(callosum, scan.affine, density=1)
     stop = ThresholdStoppingCriterion(np.where(scan.mask, maps["fa"], 0), TRACKED_FA)
     tracking = LocalTracking(getter, stop, seeds, scan.affine, step_size=1.0, random_seed=1)
     # Of many, evenly spaced ones: the measure compares each with each.
