@@ -89,14 +89,14 @@ def show(results: list[evaluation.Evaluation], keep: int, title: str) -> None:
         print(f"{arm:>16s}" + "".join(f"{value:12.3f}" for value in values), flush=True)
 
 
-def subjects(args, n: int, first: int = 0, voxel_mm: float = 2.5):
+def subjects(args, n: int, first: int = 0, voxel_mm: float = 2.5, slices: int = SLICES):
     """Return held-out scans of 60 directions and their noise-free signals."""
     gradients = GradientTable(
         np.r_[np.zeros(1), np.full(60, 1000.0)], np.concatenate([np.zeros((1, 3)), even_directions(60)])
     )
     atlas = load_atlas(args.atlas)
     for seed in range(first, first + n):
-        yield middle(*held_out_scan(atlas, seed, SNR, gradients, voxel_mm), SLICES)
+        yield middle(*held_out_scan(atlas, seed, SNR, gradients, voxel_mm), slices)
 
 
 def simulated(args) -> None:
@@ -191,7 +191,7 @@ def hyperparameters(args) -> None:
     The weights are trained up to 348: a start from less noise leaves the first times out, and a start from more asks
     the network for the noise that it knows best.
     """
-    (scan, clean), *_ = subjects(args, 1, 7, 4.0)
+    (scan, clean), *_ = subjects(args, 1, 7, 4.0, slices=2)
 
     def show(name: str, value: float, steps: int) -> None:
         chosen = {"x": arms(args, sampler="paper", steps=2 * steps)["Diff-DTI"]}
