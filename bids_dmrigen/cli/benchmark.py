@@ -216,11 +216,14 @@ def _costs(names: Sequence[str], weights: dict[str, Path], rows: Sequence[dict[s
     return costs
 
 
-def _parameters(name: str) -> int:
+def _parameters(name: str) -> int | str:
+    """Return the number of parameters of an arm's network; "-" where it is built for each run."""
     from ..methods import load
     from ..methods.at_once import n_parameters
 
     net = load(spec_of(name).weights_from or name).network("small")
+    if net is None and spec_of(name).trains_on_run:
+        return "-"
     return 0 if net is None else n_parameters(net)
 
 
@@ -231,7 +234,7 @@ def _list(names: Sequence[str]) -> None:
         spec = spec_of(name)
         asked = spec.sampler_name("fast")
         print(f"{name:<16}{_parameters(name):>12}  {asked[:46]:<48}{spec.line}")
-    for name, text in SIMPLE.items():
+    for name, text in ((name, text) for name, text in SIMPLE.items() if name not in names):
         print(f"{name:<16}{0:>12}  {'none':<48}{text}")
 
 

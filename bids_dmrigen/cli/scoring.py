@@ -14,7 +14,7 @@ import numpy as np
 from .. import __version__
 from ..methods import SIMPLE, load, spec_of
 from ..methods.base import Method, Request
-from ..methods.spec import Header, MethodSpec
+from ..methods.spec import TRAINING_STEPS, Header
 from ..qc import evaluation
 from ..qc.benchmark_page import DRAWN, picture_maps, pictures, rows_of
 from ..qc.rooms import ROOMS
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 REFERENCE = "reference"
 UNLIMITED = 10**9  # training steps, of arms whose training on the run is limited by time
-STEPS_KEY = "training_steps"  # of arms that are trained on the run
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def arms_of_scan(args, names: Sequence[str], weights: dict[str, Path], dense: De
             made_of["atlas"] = str(args.atlas)
         request = Request(seed=args.seed, subject="benchmark", run=dense.name, device=choose_device(args.device),
                           precision=args.precision, weights=None if file is None else str(file))  # fmt: skip
-        if trained_on_run(method.spec):
+        if method.spec.trains_on_run:
             request, made_of["minutes"] = replace(request, minutes=args.minutes), args.minutes
         arms[name] = Scored(_arm(method, values, request, dense, place), made_of)
         if args.draws and file is not None and method.spec.draws:
@@ -116,17 +115,12 @@ def arms_of_scan(args, names: Sequence[str], weights: dict[str, Path], dense: De
     return arms
 
 
-def trained_on_run(spec: MethodSpec) -> bool:
-    """Return whether a method is trained on the run that it works on."""
-    return any((option.key or option.name) == STEPS_KEY for option in spec.options)
-
-
 def _arm(method: Method, values: Mapping[str, Any], request: Request, dense: Dense, place: InTemplate) -> Arm:
     spec, scan = method.spec, dense.scan
     if spec.in_template:
         return place.arm(method, request)
     header = Header(scan.data.shape, tuple(scan.zooms_mm), scan.gradients)
-    limit = {STEPS_KEY: UNLIMITED} if trained_on_run(spec) else {}
+    limit = {TRAINING_STEPS: UNLIMITED} if spec.trains_on_run else {}
 
     def generate(kept, wanted):
         plan = spec.plan(values, header)

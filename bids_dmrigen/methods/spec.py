@@ -34,6 +34,7 @@ class OptionError(ValueError):
     """An invalid value of an option; the message says what was expected."""
 
 
+TRAINING_STEPS = "training_steps"  # key of the option of methods that are trained on the run
 MOST_DIRECTIONS = 2000  # of a shell; more take hours to spread evenly, and no scanner acquires as many
 
 
@@ -320,6 +321,11 @@ class MethodSpec:
     paired: bool = False
     blocks: bool = False
     twin: str = ""
+
+    @property
+    def trains_on_run(self) -> bool:
+        """Whether the method is trained on the run that it works on."""
+        return any((option.key or option.name) == TRAINING_STEPS for option in self.options)
 
     @property
     def in_template(self) -> bool:

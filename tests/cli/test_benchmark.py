@@ -58,6 +58,14 @@ def test_the_list_has_every_arm_with_its_size(capsys):
     assert "weighted least squares" in lines["wls"]
 
 
+def test_the_list_of_denoisers_has_each_once_and_no_number_of_networks_that_the_run_decides(capsys):
+    assert main(["benchmark", "denoise", "--list"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert len(names) == len(set(names))
+    assert benchmark._parameters("dip") == "-"
+    assert benchmark._parameters("mppca") == 0
+
+
 def test_arms_are_trained_scored_and_compared_once(tmp_path, scan, calls, capsys, monkeypatch):
     out, odd = tmp_path / "out", scan.parent / "sub-odd_dwi.nii.gz"
     odd.write_bytes(scan.read_bytes())  # without b-values
