@@ -186,7 +186,7 @@ def latter(args) -> None:
 
 
 def shell_scan(args) -> Scan:
-    """Return the b0s and the shell of `SHELL` of the scan, with white matter as its mask's part."""
+    """Return the b0s of the scan, and the shell at `SHELL`."""
     stem = args.data / "reference" / f"sub-{args.scan}"
     scan, _ = read_scan(f"{stem}_dwi.nii.gz", f"{stem}_dwi.bval", f"{stem}_dwi.bvec", f"{stem}_mask.nii.gz", 50.0)
     shell = next(volumes for b, volumes in scan.gradients.shells() if abs(b - SHELL) < 200)

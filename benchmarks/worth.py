@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from bids_dmrigen.methods import REGISTRY, room_of
+from bids_dmrigen.methods import REGISTRY, room_of, spec_of
 from bids_dmrigen.qc.benchmark_page import KINDS, SHORT, answers, costs_table, markdown, table
 from bids_dmrigen.qc.rooms import ROOMS
 
@@ -34,6 +34,10 @@ training would give. Trainings are short, so that all arms fit: shipped weights 
 LENGTH = "Training: {minutes}, each arm once. Selections of directions for each scan: {selections}."
 
 
+# How scans were made that are part of others: samples of a whole brain take hours on a CPU.
+MADE = {"sub-canon_slices-middle_dwi": "`mrconvert sub-canon_desc-merged_dwi.nii.gz OUT -coord 2 14:27`; so its mask."}
+
+
 def budget(costs: dict) -> str:
     """Return for how long, and on what, the learnt arms of a room were trained, from the cards of their weights."""
     cards = [cost for cost in costs.values() if "minutes" in cost]
@@ -52,11 +56,15 @@ def section(folder: Path) -> str:
     parts = [f"## {room}: {ROOMS[room].question}", "", text, ""]
     parts += [f"- {sentence}" for sentence in answers(rows, room)]
     absent = [name for name in REGISTRY if room_of(name) == room and name not in {row["arm"] for row in rows}]
+    arms = dict.fromkeys(row["arm"] for row in rows)
+    if any(spec_of(arm).twin in arms for arm in arms if arm in REGISTRY) and not any("draws" in arm for arm in arms):
+        absent.append("means of samples (`--draws`)")
     parts += [f"- Not in this run: {', '.join(absent)}."] if absent else []
     for simulated, kind in KINDS.items():
         if any(row["simulated"] == simulated for row in rows):
             scans = dict.fromkeys(row["scan"] for row in rows if row["simulated"] == simulated)
             parts += ["", f"### {room}, {kind}", "", f"Scans: {', '.join(scans)}.", ""]
+            parts += [f"{scan}: {made}\n" for scan, made in MADE.items() if scan in scans]
             parts += [markdown(table(rows, simulated, SHORT))]
     return "\n".join([*parts, "", f"### {room}, cost", "", markdown(costs_table(rows, found["costs"])), ""])
 

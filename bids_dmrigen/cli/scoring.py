@@ -91,7 +91,8 @@ def arms_of_scan(args, names: Sequence[str], weights: dict[str, Path], dense: De
 
     atlas = Path(args.atlas)
     fibres = atlas if atlas.is_dir() else None
-    place = InTemplate(dense, args.out / "template" / dense.name.replace(" ", "-"), fibres)
+    # Named by its content: the transforms of another scan or mask are not taken.
+    place = InTemplate(dense, args.out / "template" / f"{dense.name.replace(' ', '-')}-{digest(dense)}", fibres)
     arms: dict[str, Scored] = {}
     for name in names:
         method, file = load(name), weights.get(name)
