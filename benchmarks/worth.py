@@ -38,6 +38,10 @@ LENGTH = "Training: {minutes}, each arm once. Selections of directions for each 
 MADE = {"sub-canon_slices-middle_dwi": "`mrconvert sub-canon_desc-merged_dwi.nii.gz OUT -coord 2 14:27`; so its mask."}
 
 
+# Why an arm may be absent from a run that asks for all of its room.
+ABSENT = {"bm4d": "its package allows non-commercial use only and was not installed"}
+
+
 def budget(costs: dict) -> str:
     """Return for how long, and on what, the learnt arms of a room were trained, from the cards of their weights."""
     cards = [cost for cost in costs.values() if "minutes" in cost]
@@ -59,6 +63,7 @@ def section(folder: Path) -> str:
     arms = dict.fromkeys(row["arm"] for row in rows)
     if any(spec_of(arm).twin in arms for arm in arms if arm in REGISTRY) and not any("draws" in arm for arm in arms):
         absent.append("means of samples (`--draws`)")
+    absent = [f"{name} ({ABSENT[name]})" if name in ABSENT else name for name in absent]
     parts += [f"- Not in this run: {', '.join(absent)}."] if absent else []
     for simulated, kind in KINDS.items():
         if any(row["simulated"] == simulated for row in rows):
