@@ -104,13 +104,16 @@ def _anatomies(args, left_out: list[str]):
     """Yield the anatomy of every usable run, as `write_anatomies` takes it."""
     from ..spatial.coverage import read_run
 
-    for item, anatomy in _usable(args, left_out, lambda item: _anatomy(read_run(item, args.b0_threshold))):
+    for item, anatomy in _usable(args, left_out, lambda item: anatomy_of(read_run(item, args.b0_threshold))):
         print(f"{item.name}: {int(anatomy[0].sum())} voxels", flush=True)
         yield item.name, item.entities["subject"], *anatomy
 
 
-def _anatomy(scan):
-    """Return brain, affine, b0 and tensors of a scan, without samples that are missing."""
+def anatomy_of(scan):
+    """Return the anatomy of a scan, as `simulate.measured.write_anatomies` takes it: brain, affine, b0 and tensors.
+
+    Voxels in which a sample is missing are not in the brain.
+    """
     from dataclasses import replace
 
     import numpy as np
