@@ -35,7 +35,11 @@ LENGTH = "Training: {minutes}, each arm once. Selections of directions for each 
 
 
 # How scans were made that are part of others: samples of a whole brain take hours on a CPU.
-MADE = {"sub-canon_slices-middle_dwi": "`mrconvert sub-canon_desc-merged_dwi.nii.gz OUT -coord 2 14:27`; so its mask."}
+MADE = {
+    "sub-canon_slices-middle_dwi": "`mrconvert sub-canon_desc-merged_dwi.nii.gz OUT -coord 2 14:27`; so its mask.",
+    "sub-canon_directions-6_dwi": "all b0s and six directions, `mrconvert sub-canon_desc-merged_dwi.nii.gz OUT -coord 3 "
+    "0,13,15,26,34,39,49,52,57,59,65,69,78`.",
+}
 
 
 # Why an arm may be absent from a run that asks for all of its room.
@@ -57,7 +61,9 @@ def section(folder: Path) -> str:
     found = json.loads((folder / "results.json").read_text())
     room, rows, settings = found["room"], found["rows"], found["settings"]
     text = LENGTH.format(minutes=budget(found["costs"]), selections=settings["selections"])
-    parts = [f"## {room}: {ROOMS[room].question}", "", text, ""]
+    kinds = [kind for simulated, kind in KINDS.items() if any(row["simulated"] == simulated for row in rows)]
+    of = f", {kinds[0]}" if len(kinds) == 1 else ""  # the other may be in another folder
+    parts = [f"## {room}: {ROOMS[room].question}{of}", "", text, ""]
     parts += [f"- {sentence}" for sentence in answers(rows, room)]
     absent = [name for name in REGISTRY if room_of(name) == room and name not in {row["arm"] for row in rows}]
     arms = dict.fromkeys(row["arm"] for row in rows)
