@@ -37,7 +37,7 @@ LENGTH = "Training: {minutes}, each arm once. Selections of directions for each 
 # How scans were made that are part of others: samples of a whole brain take hours on a CPU.
 MADE = {
     "sub-canon_slices-middle_dwi": "`mrconvert sub-canon_desc-merged_dwi.nii.gz OUT -coord 2 14:27`; so its mask.",
-    "sub-canon_directions-6_dwi": "all b0s and six directions, `mrconvert sub-canon_desc-merged_dwi.nii.gz OUT -coord 3 "
+    "sub-canon_directions-6_dwi": "b0s and six directions, `mrconvert sub-canon_desc-merged_dwi.nii.gz OUT -coord 3 "
     "0,13,15,26,34,39,49,52,57,59,65,69,78`.",
 }
 
