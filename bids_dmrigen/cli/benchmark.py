@@ -133,6 +133,7 @@ def train_all(args, names: Sequence[str], given: dict[str, Path]) -> dict[str, P
     from ..diffusion.weights import default_name, find_weights
 
     own = {name: spec_of(name).weights_from or name for name in names}
+    given = {own.get(name, name): path for name, path in given.items()}
     folders = {maker: args.out / "arms" / maker for maker in dict.fromkeys(own.values())}
     files = {maker: folder / f"{default_name(maker, 'small')}.safetensors" for maker, folder in folders.items()}
     files |= {name: find_weights(str(path)) for name, path in given.items()}

@@ -184,6 +184,9 @@ def test_examples_go_to_the_arms_that_can_use_them(tmp_path, calls):
     calls.clear()
     benchmark.train_all(args, ["mlp"], {})
     assert not calls, "what is trained stays"
+    ready = untrained(tmp_path / "ready", "rishldm")
+    assert benchmark.train_all(args, ["rish"], {"rish": ready}) == {"rish": ready}
+    assert not calls, "weights given for rish are those of rishldm"
 
 
 def test_given_weights_are_used_and_a_failed_training_names_its_log(tmp_path, monkeypatch, scan, capsys):
