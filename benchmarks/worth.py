@@ -24,11 +24,12 @@ trained for the same time on the same examples, in one command, and scored on th
     dmrigen benchmark ROOM --out FOLDER --data scans.safetensors --anatomies anatomies.safetensors --scans DENSE ...
     python benchmarks/worth.py FOLDER ... > docs/worth.md
 
-A method is compared with its own network, trained as a regression on the same examples: what is left is what diffusion
-adds. RISH latent diffusion, which is several networks, is compared with its last one alone, `refinement`. The diffusion model appears twice: asked once, which is a regression too, and as the mean of several samples. And
-the best arm is compared with the best simple estimate of each scan, in hindsight ([evidence.md](evidence.md)).
-Intervals are those of paired differences over scans. Each network is trained once, so they do not hold what another
-training would give. Trainings are short, so that all arms fit: shipped weights were trained longer, and are in
+A method is compared with its own network, trained as a regression on the same examples: what is left is what
+diffusion adds. RISH latent diffusion, which is several networks, is compared with its last one alone, `refinement`.
+The diffusion model appears twice: asked once, which is a regression too, and as the mean of several samples. And the
+best arm is compared with the best simple estimate of each scan, in hindsight ([evidence.md](evidence.md)). Intervals
+are those of paired differences over scans. Each network is trained once, so they do not hold what another training
+would give. Trainings are short, so that all arms fit: shipped weights were trained longer, and are in
 [evidence.md](evidence.md).
 """
 LENGTH = "Training: {minutes}, each arm once. Selections of directions for each scan: {selections}."
