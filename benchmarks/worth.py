@@ -34,6 +34,11 @@ would give. Trainings are short, so that all arms fit: shipped weights were trai
 """
 LENGTH = "Training: {minutes}, each arm once. Selections of directions for each scan: {selections}."
 
+LARGER = """\
+What the arms see has voxels of {edge} times the edge (`--coarser {edge}`): means of blocks of a real scan, and an \
+acquisition of its own of a simulated subject. They are asked for the voxels of the scan. The tensor of a simple \
+estimate is up-sampled by cubic splines."""
+
 
 # How scans were made that are part of others: samples of a whole brain take hours on a CPU.
 MADE = {
@@ -64,7 +69,10 @@ def section(folder: Path) -> str:
     text = LENGTH.format(minutes=budget(found["costs"]), selections=settings["selections"])
     kinds = [kind for simulated, kind in KINDS.items() if any(row["simulated"] == simulated for row in rows)]
     of = f", {kinds[0]}" if len(kinds) == 1 else ""  # the other may be in another folder
+    edge = settings.get("coarser", 1)
+    of += f", from voxels {edge} times as large" if edge > 1 else ""
     parts = [f"## {room}: {ROOMS[room].question}{of}", "", text, ""]
+    parts += [LARGER.format(edge=edge), ""] if edge > 1 else []
     parts += [f"- {sentence}" for sentence in answers(rows, room)]
     absent = [name for name in REGISTRY if room_of(name) == room and name not in {row["arm"] for row in rows}]
     arms = dict.fromkeys(row["arm"] for row in rows)

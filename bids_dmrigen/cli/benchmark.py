@@ -24,6 +24,7 @@ DESCRIPTION = (
 MINUTES, SUBJECTS, BATCH, SIMULATED, DRAWS = 20.0, 40, 16, 2, 4
 SMALL_BATCH = 2  # of arms whose examples are blocks in three dimensions
 OTHER_ROOM = "{name} is not in the room {room}; its arms: {arms}"
+NO_FINER = "--coarser {edge}: these arms make no finer voxels: {names}; take those of enhance"
 NO_TRAINING = "{name} could not be trained, see {log}"
 NOT_USED = "{flag} is not used: no learnt arm of {room} can be trained on it"
 LEFT_OUT = "the results are without {names}: training failed"
@@ -55,6 +56,9 @@ def add(tools) -> None:
                         help=f"simulated subjects to score on (default: {SIMULATED})")  # fmt: skip
     parser.add_argument("--scans", type=Path, nargs="+", default=[], metavar="FILE_OR_DIR",
                         help="dense series to score on, or folders of them")  # fmt: skip
+    parser.add_argument("--coarser", type=int, default=1, metavar="F",
+                        help="arms see blocks of F x F x F voxels, and are asked for the scan's own voxels; for arms "
+                        "that make finer voxels (default: 1)")  # fmt: skip
     parser.add_argument("--keep", type=int, metavar="N", help="directions kept on every shell (default: the room's)")
     parser.add_argument("--selections", type=int, default=2, metavar="K",
                         help="different selections of directions per scan (default: 2)")  # fmt: skip
@@ -79,8 +83,8 @@ def run(args) -> None:
     Raises
     ------
     ValueError
-        Where an arm is not in the room, --out is missing, --scans has no series, or (after all others were scored) an
-        arm could not be trained.
+        Where an arm is not in the room or makes no finer voxels with --coarser, --out is missing, --scans has no
+        series, or (after all others were scored) an arm could not be trained.
     """
     names = arms_of(args.room, args.arms)
     if args.list:
@@ -88,6 +92,7 @@ def run(args) -> None:
         return
     if args.out is None:
         raise ValueError("--out: give a folder for the results")
+    _check_coarser(args.coarser, names)
     from ..workflow.settings import weights_by_method
     from .dense import image_files, scan_names
 
@@ -122,6 +127,16 @@ def arms_of(room: str, wanted: Sequence[str] | None) -> list[str]:
         if name not in names:
             raise ValueError(OTHER_ROOM.format(name=name, room=room, arms=", ".join(names)))
     return [name for name in names if not wanted or name in wanted]
+
+
+def _check_coarser(edge: int, names: Sequence[str]) -> None:
+    from ..methods.enhance.task import VOXEL_SIZE
+
+    if edge < 1:
+        raise ValueError(f"--coarser {edge}: expected 1 or more")
+    without = [name for name in names if VOXEL_SIZE not in spec_of(name).options]
+    if edge > 1 and without:
+        raise ValueError(NO_FINER.format(edge=edge, names=", ".join(without)))
 
 
 def train_all(args, names: Sequence[str], given: dict[str, Path]) -> dict[str, Path]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..dwi.blocks import finer_affine, in_blocks, whole_blocks
 from ..dwi.gradients import GradientTable
 from ..dwi.series import Scan, ScanError
 
@@ -44,11 +45,19 @@ class Dense:
         With its brain mask.
     truth
         (X, Y, Z, N) signals without noise; None for a real scan.
+    given
+        What arms see of it, with larger voxels; None for the scan itself.
     """
 
     name: str
     scan: Scan
     truth: np.ndarray | None = None
+    given: Scan | None = None
+
+    @property
+    def seen(self) -> Scan:
+        """What arms see."""
+        return self.scan if self.given is None else self.given
 
 
 def image_files(given: list[Path]) -> list[Path]:
@@ -115,8 +124,28 @@ def read_dense(
     return scan if mask is not None else replace(scan, mask=brain_of(scan) & (scan.data > 0).all(axis=3))
 
 
-def simulated(atlas_source: str, count: int, aligned: bool = False) -> Iterator[Dense]:
-    """Yield scans of simulated subjects that nothing is trained on; with `aligned`, as registered to the template."""
+def coarser(name: str, scan: Scan, edge: int) -> Dense:
+    """Return a dense scan of which arms see blocks of edge x edge x edge voxels; see `dwi.blocks.whole_blocks`."""
+    if edge == 1:
+        return Dense(name, scan)
+    whole = whole_blocks(scan, edge)
+    return Dense(name, whole, given=in_blocks(whole, edge))
+
+
+def simulated(atlas_source: str, count: int, aligned: bool = False, edge: int = 1) -> Iterator[Dense]:
+    """Yield scans of simulated subjects that nothing is trained on.
+
+    Parameters
+    ----------
+    atlas_source
+        Atlas of the subjects, see `cli.atlases`.
+    count
+        Number of subjects.
+    aligned
+        Whether they lie as if registered to the template.
+    edge
+        The scan has voxels this many times finer than what arms see, which is acquired by itself.
+    """
     from ..simulate.anatomy import deform
     from ..simulate.examples import HELD_OUT
     from ..simulate.individual import ALIGNED
@@ -128,8 +157,15 @@ def simulated(atlas_source: str, count: int, aligned: bool = False) -> Iterator[
         subject = deform(atlas, HELD_OUT + FIRST_SEED + k, ALIGNED if aligned else None)
         affine = scan_grid(subject, SIMULATED["voxel_mm"], SIMULATED["shape"])
         table = protocol(affine, SIMULATED["directions"], SIMULATED["b0s"], SIMULATED["bval"])
-        made = acquire(subject, table, affine, SIMULATED["shape"], SIMULATED["snr"], seed=k)
-        yield Dense(f"simulated {k + 1}", made.scan, made.clean)
+        name, shape, snr = f"simulated {k + 1}", SIMULATED["shape"], SIMULATED["snr"]
+        if edge == 1:
+            made = acquire(subject, table, affine, shape, snr, seed=k)
+            yield Dense(name, made.scan, made.clean)
+            continue
+        # The same points of the anatomy, and no coil bias: its random field is another one on another grid.
+        seen = acquire(subject, table, affine, shape, snr, seed=k, bias=0, supersample=2 * edge).scan
+        fine = acquire(subject, table, finer_affine(affine, edge), [n * edge for n in shape], snr, seed=k, bias=0)
+        yield Dense(name, fine.scan, fine.clean, seen)
 
 
 class InTemplate:

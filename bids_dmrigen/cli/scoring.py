@@ -14,11 +14,12 @@ import numpy as np
 from .. import __version__
 from ..methods import SIMPLE, load, spec_of
 from ..methods.base import Method, Request
+from ..methods.enhance.task import VOXEL_SIZE
 from ..methods.spec import TRAINING_STEPS, Header
 from ..qc import evaluation
 from ..qc.benchmark_page import DRAWN, picture_maps, pictures, rows_of
 from ..qc.rooms import ROOMS
-from .dense import Dense, InTemplate, read_dense, simulated
+from .dense import Dense, InTemplate, coarser, read_dense, simulated
 from .parser import given_options
 
 if TYPE_CHECKING:
@@ -40,11 +41,11 @@ def score_all(args, names: Sequence[str], weights: dict[str, Path], images: Mapp
     """Score every arm on every scan; return a row for each scan, selection and arm."""
     rows: list[dict[str, Any]] = []
     aligned = any(spec_of(name).in_template for name in names)
-    for dense in simulated(args.atlas, args.simulated, aligned):
+    for dense in simulated(args.atlas, args.simulated, aligned, args.coarser):
         rows += scored(args, names, weights, dense)
     for name, image in images.items():
         try:
-            dense = Dense(name, read_dense(image))
+            dense = coarser(name, read_dense(image), args.coarser)
         except evaluation.FAULTS as error:
             print(f"{image}: {error}", flush=True)  # one odd scan never ends the call
             continue
@@ -64,7 +65,7 @@ def scored(args, names: Sequence[str], weights: dict[str, Path], dense: Dense) -
         keep = ROOMS[args.room].keep if args.keep is None else (args.keep,)
         try:
             result = evaluation.evaluate(dense.scan, keep, {name: arms[name].arm for name in missing}, args.selections,
-                                         truth=dense.truth, tell=_tell(dense))  # fmt: skip
+                                         truth=dense.truth, tell=_tell(dense), given=dense.given)  # fmt: skip
         except evaluation.FAULTS as error:
             print(f"{dense.name}: {error}", flush=True)
             return []
@@ -76,7 +77,8 @@ def scored(args, names: Sequence[str], weights: dict[str, Path], dense: Dense) -
 def digest(dense: Dense) -> str:
     """Return a digest of all that scores of a scan depend on."""
     found, scan = hashlib.blake2b(digest_size=8), dense.scan
-    for array in (scan.data, scan.mask, scan.affine, scan.gradients.bvals, scan.gradients.bvecs, dense.truth):
+    arrays = [scan.data, scan.mask, scan.affine, scan.gradients.bvals, scan.gradients.bvecs, dense.truth]
+    for array in arrays + ([] if dense.given is None else [dense.given.data, dense.given.mask]):
         found.update(b"" if array is None else np.ascontiguousarray(array).data)
     return found.hexdigest()
 
@@ -117,10 +119,12 @@ def arms_of_scan(args, names: Sequence[str], weights: dict[str, Path], dense: De
 
 
 def _arm(method: Method, values: Mapping[str, Any], request: Request, dense: Dense, place: InTemplate) -> Arm:
-    spec, scan = method.spec, dense.scan
+    spec, scan = method.spec, dense.seen
     if spec.in_template:
         return place.arm(method, request)
     header = Header(scan.data.shape, tuple(scan.zooms_mm), scan.gradients)
+    if dense.given is not None:
+        values = {**values, VOXEL_SIZE.name: float(dense.scan.zooms_mm[0])}
     limit = {TRAINING_STEPS: UNLIMITED} if spec.trains_on_run else {}
 
     def generate(kept, wanted):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+NO_EXTENT = 1e-3  # of a voxel: what sticks out by less needs no voxel more
 LEAST_SEEN = 0.3  # smallest singular value that is inverted, relative to the largest
 
 
@@ -18,7 +19,7 @@ def even_points(n: int, wanted: int) -> np.ndarray:
 
 def points_of_size(n: int, voxel: float) -> np.ndarray:
     """Return indices along an axis of n voxels: centres of voxels of size `voxel` (in old voxels) that cover it."""
-    wanted = max(int(np.ceil(n / voxel - 1e-6)), 1)
+    wanted = max(int(np.ceil(n / voxel - NO_EXTENT)), 1)
     return (n - 1) / 2 + voxel * (np.arange(wanted) - (wanted - 1) / 2)
 
 

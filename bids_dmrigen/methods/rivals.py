@@ -17,6 +17,7 @@ from ..dwi.harmonics import order_for, prediction_weights
 from ..dwi.noise import estimate_sigma
 from ..dwi.series import Scan
 from ..dwi.smoothing import smooth_contrast
+from ..dwi.spline import even_points, resampled
 from ..dwi.tensor import TensorFit, design_matrix, fit_tensor, noise_power, tensor_maps, tensor_volumes
 
 SAME_BVAL = 0.05  # relative difference of b-values within one shell
@@ -72,6 +73,31 @@ class Estimate:
             out[..., chosen] = part
             done |= chosen
         return out if done.all() and len(wanted) else None
+
+    def on_finer(self, like: Scan) -> Estimate:
+        """Return the estimate on the voxels of a finer scan, of which each voxel of this one is a block.
+
+        Tensor, S0 and series by cubic splines; outside the mask, tensor and S0 are those of the nearest voxel in it.
+
+        Parameters
+        ----------
+        like
+            The finer scan, with its mask.
+        """
+        from scipy.ndimage import distance_transform_edt
+
+        coarse = self.series.mask
+        points = [even_points(n, wanted) for n, wanted in zip(coarse.shape, like.mask.shape, strict=True)]
+        values = torch.cat([self.fit.tensor, self.fit.s0[:, None]], dim=1).float().numpy()
+        whole = np.zeros((*coarse.shape, values.shape[1]), np.float32)
+        whole[coarse] = values
+        whole = whole[tuple(distance_transform_edt(~coarse, return_distances=False, return_indices=True))]
+        fine = resampled(torch.from_numpy(whole).movedim(3, 0), points).movedim(0, 3)[torch.from_numpy(like.mask)]
+        series = resampled(torch.from_numpy(np.array(self.series.data, np.float32)).movedim(3, 0), points)
+        return Estimate(
+            TensorFit(fine[:, :6], fine[:, 6].clamp_min(0), self.fit.min_diffusivity),
+            Scan(series.clamp_min(0).movedim(0, 3).numpy(), like.affine, self.series.gradients, like.mask),
+        )
 
 
 def least_squares(scan: Scan, method: str) -> Estimate:

@@ -241,10 +241,21 @@ def answers(rows: Sequence[Row], room: str) -> list[str]:
         if ranking and simple:
             gain = in_words(_paired(scores[ranking[0]], simple, len(ranking)), "dB", "scans")
             found.append(f"{label}: the best arm, {ranking[0]}, against the best simple estimate of each scan: {gain}.")
-        elif ranking[1:]:
+            continue
+        unlearnt = [name for name in ranking if _learns_nothing(name)]
+        if unlearnt and ranking[0] not in unlearnt:
+            gain = in_words(_paired(scores[ranking[0]], scores[unlearnt[0]], len(ranking) - 1), "dB", "scans")
+            found.append(
+                f"{label}: the best arm, {ranking[0]}, against {unlearnt[0]}, the best that learns nothing: {gain}."
+            )
+        if ranking[1:]:
             gain = in_words(_paired(scores[ranking[0]], scores[ranking[1]], len(ranking) - 1), "dB", "scans")
             found.append(f"{label}: the best arm, {ranking[0]}, against the second, {ranking[1]}: {gain}.")
     return found
+
+
+def _learns_nothing(arm: str) -> bool:
+    return arm in REGISTRY and not (spec_of(arm).needs_weights or spec_of(arm).trains_on_run)
 
 
 def _best_simple_each(scores: Mapping[str, Mapping[tuple[str, int], float]]) -> dict[tuple[str, int], float]:

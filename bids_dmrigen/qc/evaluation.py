@@ -45,6 +45,7 @@ EMPTY_VOXELS = (
 # An arm of the comparison: (kept volumes, table of the left-out ones) -> a series, maps, or a simple estimate.
 Arm = Callable[[Scan, GradientTable], Generated | Estimate]
 OTHER_SERIES = "a series of {found} volumes on a grid of {shape}, expected those of the scan: {expected} on {grid}"
+OTHER_VOXELS = "a result of {found} voxels, expected {expected}: the method makes no finer voxels"
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ def evaluate(
     fit: str = "wls",
     tell: Callable[[Outcome], None] | None = None,
     truth: np.ndarray | None = None,
+    given: Scan | None = None,
 ) -> Evaluation:
     """Leave directions out of a dense scan, and score what every arm generates without them.
 
@@ -177,6 +179,9 @@ def evaluate(
         Called with every outcome.
     truth
         (X, Y, Z, N) noise-free signals of a simulated scan, to compare with instead of the scan itself.
+    given
+        The volumes that arms see instead of those of the scan, with larger voxels (`dwi.blocks`). Results have the
+        voxels of the scan; those of simple estimates are up-sampled.
 
     Raises
     ------
@@ -191,7 +196,8 @@ def evaluate(
                                     grid=scan.data.shape[:3])
             )  # fmt: skip
     mask, note = scored_voxels(scan)
-    scan = within_coverage(scan)
+    scan, seen = within_coverage(scan), scan if given is None else given
+    seen = within_coverage(seen)
     selections = [
         (n, k, kept_volumes(scan.gradients, n, k, rotations)) for n in keep for k in range(rotations if n else 1)
     ]
@@ -200,7 +206,7 @@ def evaluate(
     for n, rotation, kept in selections:
         references = (reference, left_out_maps(against, kept, fit))
         for name, arm in arms.items():
-            outcomes.append(_outcome(scan, kept, against.data, references, mask, (name, n, rotation), arm, fit))
+            outcomes.append(_outcome(scan, seen, kept, against.data, references, mask, (name, n, rotation), arm, fit))
             if tell is not None:
                 tell(outcomes[-1])
     images = sample_images(against.data, wanted_volumes(scan.gradients, selections[0][2]))
@@ -208,24 +214,26 @@ def evaluate(
 
 
 def _outcome(
-    scan: Scan, kept, truth, references, mask, label: tuple[str, int, int], arm: Arm | Scan, fit: str
+    scan: Scan, seen: Scan, kept, truth, references, mask, label: tuple[str, int, int], arm: Arm | Scan, fit: str
 ) -> Outcome:
     """Return the scored result of an arm from the kept volumes; its `fault` says if the arm cannot use the scan.
 
-    `references` are the maps of all volumes, and those of the left-out ones or None.
+    `seen` is what the arm sees of the scan, and `references` are the maps of all volumes, and those of the left-out
+    ones or None.
     """
     begun = time.monotonic()
-    few = Scan(scan.data[..., kept], scan.affine, scan.gradients[kept], scan.mask)
+    few, own = (Scan(s.data[..., kept], s.affine, s.gradients[kept], s.mask) for s in (seen, scan))
     wanted = wanted_volumes(scan.gradients, kept)
     scores = dict.fromkeys(SCORES, float("nan"))
     try:
         result: Generated | Estimate
         if isinstance(arm, Scan):
-            result = least_squares(replace(few, data=arm.data[..., kept]), fit)
+            result = least_squares(replace(own, data=arm.data[..., kept]), fit)
         else:
             result = arm(few, scan.gradients[wanted])
         seconds = time.monotonic() - begun
-        maps, volumes = maps_and_volumes(result, few, scan.gradients[wanted], fit)
+        result = _on_voxels_of(result, seen, own)
+        maps, volumes = maps_and_volumes(result, own, scan.gradients[wanted], fit)
     except FAULTS as error:
         return Outcome(*label, scores, fault=str(error))
     except FAILURES as error:
@@ -246,6 +254,22 @@ def _outcome(
     if isinstance(result, Estimate):
         return Outcome(*label, scores, shown, errors, images, seconds)
     return Outcome(*label, scores, shown, errors, images, seconds, result.record, result.warnings)
+
+
+def _on_voxels_of(result: Generated | Estimate, seen: Scan, scan: Scan) -> Generated | Estimate:
+    """Return a result on the voxels of the scan, of which the arm saw larger ones.
+
+    Raises
+    ------
+    ScanError
+        Where a method made other voxels.
+    """
+    if isinstance(result, Estimate):
+        return result.on_finer(scan) if result.series.mask.shape != scan.mask.shape else result
+    if seen.mask.shape != scan.mask.shape and (result.grid is None or result.grid.mask.shape != scan.mask.shape):
+        found = seen.mask.shape if result.grid is None else result.grid.mask.shape
+        raise ScanError(OTHER_VOXELS.format(found=found, expected=scan.mask.shape))
+    return result
 
 
 def sample_images(volumes: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:

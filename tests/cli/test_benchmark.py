@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import replace
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -12,6 +13,7 @@ from bids_dmrigen.cli import benchmark, dense, scoring
 from bids_dmrigen.cli.scoring import arms_of_scan
 from bids_dmrigen.cli.tools import main
 from bids_dmrigen.diffusion.weights import Card, save_weights
+from bids_dmrigen.dwi.blocks import in_blocks
 from bids_dmrigen.methods import REGISTRY, load, room_of, spec_of
 from bids_dmrigen.methods.base import Request
 from bids_dmrigen.qc import evaluation
@@ -158,6 +160,19 @@ def test_an_arm_that_cannot_work_on_a_scan_says_why(tmp_path, scan):
     assert "bspline" in (tmp_path / "o" / "tables.md").read_text()
 
 
+def test_arms_that_make_finer_voxels_are_given_coarser_ones(tmp_path, scan, capsys):
+    call = ["benchmark", "enhance", "--arms", "bspline", "--simulated", "0", "--selections", "1", "--device", "cpu"]
+    call += ["--scans", str(scan), "--keep", "8", "--out", str(tmp_path / "o")]
+    assert main([*call, "--coarser", "2"]) == 0
+    rows = json.loads((tmp_path / "o" / "results.json").read_text())["rows"]
+    scores = {row["arm"]: row["scores"] for row in rows if row["arm"] in ("bspline", "wls")}
+    assert scores["bspline"]["fa_psnr"] == pytest.approx(scores["wls"]["fa_psnr"], abs=1.5)
+    assert main(["benchmark", "enhance", *call[2:], "--coarser", "9"]) == 0
+    assert "found a scan of 16 x 18 x 8 voxels" in capsys.readouterr().out
+    assert main(["benchmark", "maps", "--coarser", "2", "--arms", "lls", "--out", str(tmp_path)]) == 1
+    assert "these arms make no finer voxels: lls" in capsys.readouterr().err
+
+
 def test_scans_of_one_name_are_told_apart_by_their_folders(tmp_path):
     one, two = tmp_path / "a" / "x_dwi.nii.gz", tmp_path / "b" / "x_dwi.nii.gz"
     assert list(dense.scan_names([one, two, tmp_path / "y_dwi.nii"])) == ["a_x_dwi", "b_x_dwi", "y_dwi"]
@@ -231,6 +246,18 @@ def small_subjects(monkeypatch):
     monkeypatch.setitem(dense.SIMULATED, "shape", (26, 32, 12))
     monkeypatch.setitem(dense.SIMULATED, "voxel_mm", 6.0)
     monkeypatch.setitem(dense.SIMULATED, "directions", 16)
+
+
+@pytest.mark.usefixtures("small_subjects")
+def test_finer_simulated_scans_cover_what_arms_see():
+    (subject,) = dense.simulated("embedded", 1, edge=2)
+    assert subject.truth.shape[:3] == (52, 64, 24)
+    blocks = in_blocks(replace(subject.scan, data=subject.truth), 2)
+    np.testing.assert_allclose(blocks.affine, subject.given.affine)
+    inside = subject.given.mask & blocks.mask
+    ratio = subject.given.data[inside][:, :4] / blocks.data[inside][:, :4]  # b0s, SNR 20 in white matter
+    assert abs(np.median(ratio) - 1) < 0.01
+    assert np.ptp(np.percentile(ratio, [16, 84])) < 0.12
 
 
 @pytest.mark.usefixtures("small_subjects")

@@ -1,5 +1,7 @@
 """The simple estimates: exact without noise, and each does what its name says."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -130,3 +132,27 @@ def test_directions_on_a_cone_do_not_determine_a_tensor():
     for n in (6, 12, 80):
         assert condition(even_directions(n)) == pytest.approx(6, abs=1)
     assert condition(even_directions(5)) == np.inf
+
+
+def test_on_finer_voxels_an_estimate_that_changes_evenly_stays_what_it_was():
+    """On an oblique grid, and beside the mask, where the splines see other values."""
+    ramp = np.arange(SHAPE[0])[:, None, None, None, None] / SHAPE[0]
+    tensors = np.broadcast_to(1e-3 * np.diag([0.4, 0.5, 0.9]), (*SHAPE, 3, 3)) * (1 + ramp)
+    scan = scan_of(tensors, table())
+    inside = np.zeros(SHAPE, bool)
+    inside[2:12, 3:9, 2:8] = True
+    finer = np.array(OBLIQUE)
+    finer[:3, :3] /= 2
+    finer[:3, 3] -= finer[:3, :3] @ np.full(3, 0.5)
+    mask = inside.repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    like = Scan(np.zeros((*mask.shape, 0), np.float32), finer, scan.gradients[np.zeros(8, bool)], mask)
+    estimate = rivals.wls(replace(scan, mask=inside)).on_finer(like)
+    maps = estimate.maps()
+    place = (np.arange(28) + 0.5) / 2 - 0.5  # in old voxels
+    expected = 1e-3 * 0.6 * (1 + place / SHAPE[0])
+    np.testing.assert_allclose(maps["md"][8:20, 10, 10], expected[8:20], rtol=2e-3)
+    assert (maps["md"][mask] > 0.9 * 0.6e-3).all()
+    assert (maps["md"][~mask] == 0).all()
+    assert estimate.series.data.shape == (*mask.shape, 8)
+    b0 = estimate.series.data[8:20, 10, 10, 0]
+    np.testing.assert_allclose(b0, 100, rtol=1e-3)

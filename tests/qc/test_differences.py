@@ -184,6 +184,14 @@ def test_an_arm_that_failed_on_a_scan_is_not_called_best(result):
     assert any("the best arm, worse" in s for s in answers(nothing, "maps"))
 
 
+def test_without_simple_estimates_the_best_arm_is_compared_with_what_learns_nothing(result):
+    names = {"own": "phydiff", "worse": "atlas"}
+    rows = [row | {"arm": names[row["arm"]]} for row in rows_for_two_scans(result) if row["arm"] in names]
+    said = answers([*rows, *(row | {"arm": "qdl"} for row in rows if row["arm"] == "phydiff")], "maps")
+    assert any("phydiff, against atlas, the best that learns nothing: +" in s for s in said)
+    assert any("phydiff, against the second, qdl: +0.00" in s for s in said)
+
+
 def test_every_room_has_a_question_and_scores_that_exist():
     for room in ROOMS.values():
         assert {room.simulated, room.real} <= set(evaluation.SCORES)

@@ -2,12 +2,14 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from bids_dmrigen.dwi.blocks import in_blocks, whole_blocks
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions, pair_energies
 from bids_dmrigen.dwi.series import Scan, ScanError
 from bids_dmrigen.dwi.tensor import anisotropic_part, condition, tensor_volumes
@@ -292,3 +294,24 @@ def test_least_squares_on_the_merged_real_scan(real_data):
     assert thirty.scores["fa_psnr"] > 27
     assert (twelve.scores["fa_ssim"], thirty.scores["fa_ssim"]) == pytest.approx((0.92, 0.975), abs=0.01)
     assert "are 0 in some volume" in result.note
+
+
+def test_arms_that_see_larger_voxels_are_scored_on_those_of_the_scan():
+    scan = whole_blocks(dense_scan(noise=2.0), 2)
+    seen = in_blocks(scan, 2)
+    shapes = []
+
+    def careless(kept, wanted):
+        shapes.append(kept.data.shape)
+        return Generated(kept.data, None, kept.gradients, (), np.ones(len(kept.gradients), bool), {})
+
+    arms = {"wls": evaluation.simple_arm("wls"), "careless": careless, "series": scan}
+    simple, failed, series = evaluation.evaluate(scan, [8], arms, given=seen).outcomes
+    assert shapes == [(*seen.mask.shape, 8 + int(scan.gradients.is_b0.sum()))]
+    assert "a result of (10, 11, 8) voxels, expected (20, 22, 16)" in failed.fault
+    assert simple.maps["fa"].shape == scan.mask.shape
+    assert simple.scores["fa_psnr"] > 15
+    assert series.scores["fa_psnr"] > simple.scores["fa_psnr"]
+    turned = replace(seen, data=seen.data[::-1], mask=seen.mask[::-1])
+    (wrong,) = evaluation.evaluate(scan, [8], {"wls": evaluation.simple_arm("wls")}, given=turned).outcomes
+    assert wrong.scores["dwi_psnr"] < simple.scores["dwi_psnr"]
