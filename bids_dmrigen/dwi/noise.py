@@ -225,11 +225,12 @@ def _foreground(scan: Scan) -> np.ndarray:
 
 
 def _mixed_differences(scan: Scan, chosen: np.ndarray) -> np.ndarray:
-    """Return (4 V, N) second differences over the two finest axes, scaled to the noise of a single voxel.
+    """Return (4 V, N) second differences over the two finest axes that have neighbours, in units of a voxel.
 
     Those towards all four sides, so that the result does not depend on the order in which the voxels are stored.
     """
-    first, second = np.sort(np.argsort(scan.zooms_mm, kind="stable")[:2])
+    spacing = np.where(np.array(scan.mask.shape) > 1, scan.zooms_mm, np.inf)  # a single slice has no neighbour
+    first, second = np.sort(np.argsort(spacing, kind="stable")[:2])
     index = np.nonzero(chosen)
 
     def neighbour(axis: int, step: int) -> np.ndarray:

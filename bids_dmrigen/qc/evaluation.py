@@ -24,7 +24,7 @@ THIN = 6  # slices; an axis with fewer is not eroded along
 BEST_SIMPLE = "best simple"
 FAULTS = (ScanError, GradientError)  # of a scan that an arm cannot work on
 # Of an arm that gave up: diverging trainings, singular fits, memory, registration. They end the arm, not the call.
-FAILURES = (FloatingPointError, np.linalg.LinAlgError, RuntimeError, metrics.MetricError)
+FAILURES = (ArithmeticError, LookupError, RuntimeError, ValueError)
 SAMPLE_IMAGES = 4  # of the left-out volumes, kept of each outcome
 DIRECTION_FA_MIN = 0.3
 OTHER_MAPS = ("md", "ad", "rd", "dec")  # than FA, which are scored

@@ -100,14 +100,17 @@ def test_repeated_b0s_alone_are_enough():
     assert estimate.sigma == pytest.approx(sigma, rel=0.05)
 
 
-def test_six_directions_are_read_between_neighbours():
+@pytest.mark.parametrize("one_slice", [False, True], ids=["thick slices", "one thin slice"])
+def test_six_directions_are_read_between_neighbours(one_slice):
     directions = np.r_[np.zeros((1, 3)), even_directions(6)]
     rng = np.random.default_rng(0)
     x = np.indices(SHAPE)[0][..., None]
     clean = 1000 * (1 + 0.02 * x) * np.r_[1, np.linspace(0.3, 0.6, 6)]  # smooth anatomy
     data = np.hypot(clean + rng.normal(0, 30, clean.shape), rng.normal(0, 30, clean.shape))
     gradients = GradientTable(np.r_[0, np.full(6, 1000.0)], directions)
-    scan = Scan(data.astype(np.float32), np.diag([2, 2, 5, 1.0]), gradients, np.ones(SHAPE, dtype=bool))
+    thickness = 1.5 if one_slice else 5.0  # a single slice has no neighbours, however thin it is
+    data = data.astype(np.float32)[:, :, : 1 if one_slice else None]
+    scan = Scan(data, np.diag([2, 2, thickness, 1.0]), gradients, np.ones(data.shape[:3], dtype=bool))
     estimate = estimate_sigma(scan)
     assert estimate.spatial
     assert estimate.sigma == pytest.approx(30, rel=0.05)
