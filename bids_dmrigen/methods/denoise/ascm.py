@@ -57,10 +57,12 @@ def adaptive_soft_matching(scan: Scan) -> np.ndarray:
     from .nlm import non_local_means
 
     small, large = (non_local_means(scan, patch, SEARCH).astype(np.float64) for patch in PATCHES)
-    acquired, sigma = np.asarray(scan.data, np.float64), estimate_sigma(scan).sigma
-    volumes = range(acquired.shape[3])
-    parts = [mixed(acquired[..., k], small[..., k], large[..., k], sigma) for k in volumes]  # type: ignore[no-untyped-call]
-    return np.stack(parts, axis=3)
+    sigma, shape = estimate_sigma(scan).sigma, scan.mask.shape
+    # The wavelets need two voxels along each axis: a single slice is given twice.
+    twice = [(0, int(n == 1)) for n in shape]
+    images = [np.pad(x, [*twice, (0, 0)], "edge") for x in (np.asarray(scan.data, np.float64), small, large)]
+    parts = [mixed(*(x[..., k] for x in images), sigma) for k in range(images[0].shape[3])]  # type: ignore[no-untyped-call]
+    return np.stack(parts, axis=3)[: shape[0], : shape[1], : shape[2]]
 
 
 def build() -> UntrainedDenoiser:

@@ -42,6 +42,14 @@ def test_the_error_falls_and_nothing_else_changes(scans, name):
     np.testing.assert_array_equal(again.mean, generated.mean)
 
 
+@pytest.mark.parametrize("name", ["mppca", "nlm", "ascm"])
+def test_a_scan_of_one_slice_is_denoised_too(scans, name):
+    noisy, clean = (Scan(s.data[:, :, 5:6], s.affine, s.gradients, s.mask[:, :, 5:6]) for s in scans)
+    generated = load(name).generate(None, noisy, Request())
+    before, after = (np.square((data - clean.data)[noisy.mask]).mean() for data in (noisy.data, generated.mean))
+    assert after < before
+
+
 def first(scan, volumes):
     return Scan(scan.data[..., :volumes], AFFINE, scan.gradients[np.arange(volumes)], scan.mask)
 
