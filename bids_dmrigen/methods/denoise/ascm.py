@@ -10,6 +10,7 @@ from .task import DenoiseSpec
 from .untrained import UntrainedDenoiser
 
 PATCHES, SEARCH = (1, 2), 1  # voxels, as in DIPY's example
+LEAST_EDGE = 16  # voxels; the wavelets have ten
 
 SPEC = DenoiseSpec(
     name="ascm",
@@ -58,10 +59,14 @@ def adaptive_soft_matching(scan: Scan) -> np.ndarray:
 
     small, large = (non_local_means(scan, patch, SEARCH).astype(np.float64) for patch in PATCHES)
     sigma, shape = estimate_sigma(scan).sigma, scan.mask.shape
-    # The wavelets need two voxels along each axis: a single slice is given twice.
-    twice = [(0, int(n == 1)) for n in shape]
-    images = [np.pad(x, [*twice, (0, 0)], "edge") for x in (np.asarray(scan.data, np.float64), small, large)]
-    parts = [mixed(*(x[..., k] for x in images), sigma) for k in range(images[0].shape[3])]  # type: ignore[no-untyped-call]
+    # DIPY would fill up to a power of two with zeros, whose edge the wavelets carry into the brain, and wrap around.
+    wanted = [max(2 ** int(np.ceil(np.log2(n))), LEAST_EDGE) for n in shape]
+    around = [(0, more - n) for more, n in zip(wanted, shape, strict=True)]
+    noisy, small, large = (
+        np.pad(x, [*around, (0, 0)], "symmetric") for x in (np.asarray(scan.data, np.float64), small, large)
+    )
+    volumes = range(noisy.shape[3])
+    parts = [mixed(noisy[..., k], small[..., k], large[..., k], sigma) for k in volumes]  # type: ignore[no-untyped-call]
     return np.stack(parts, axis=3)[: shape[0], : shape[1], : shape[2]]
 
 

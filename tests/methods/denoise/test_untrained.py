@@ -43,11 +43,13 @@ def test_the_error_falls_and_nothing_else_changes(scans, name):
 
 
 @pytest.mark.parametrize("name", ["mppca", "nlm", "ascm"])
-def test_a_scan_of_one_slice_is_denoised_too(scans, name):
-    noisy, clean = (Scan(s.data[:, :, 5:6], s.affine, s.gradients, s.mask[:, :, 5:6]) for s in scans)
+@pytest.mark.parametrize("slices", [1, 3])
+def test_a_scan_of_few_slices_is_denoised_too(scans, name, slices):
+    part = np.s_[:, :, 5 : 5 + slices]
+    noisy, clean = (Scan(s.data[part], s.affine, s.gradients, s.mask[part]) for s in scans)
     generated = load(name).generate(None, noisy, Request())
     before, after = (np.square((data - clean.data)[noisy.mask]).mean() for data in (noisy.data, generated.mean))
-    assert after < before
+    assert after < 0.8 * before
 
 
 def first(scan, volumes):
