@@ -69,7 +69,8 @@ def section(folder: Path) -> str:
     text = LENGTH.format(minutes=budget(found["costs"]), selections=settings["selections"])
     kinds = [kind for simulated, kind in KINDS.items() if any(row["simulated"] == simulated for row in rows)]
     of = f", {kinds[0]}" if len(kinds) == 1 else ""  # the other may be in another folder
-    edge = settings.get("coarser", 1)
+    keep, edge = settings.get("keep"), settings.get("coarser", 1)
+    of += f"; here from {keep}" if keep is not None and (keep,) != ROOMS[room].keep else ""
     of += f", from voxels {edge} times as large" if edge > 1 else ""
     parts = [f"## {room}: {ROOMS[room].question}{of}", "", text, ""]
     parts += [LARGER.format(edge=edge), ""] if edge > 1 else []

@@ -198,6 +198,8 @@ def table(rows: Sequence[Row], simulated: bool, shown: Sequence[str] = SHOWN) ->
     arms = list(
         dict.fromkeys(row["arm"] for row in rows if row["simulated"] == simulated and row["arm"] != "reference")
     )
+    if not any(arm in scores[key] for key in keys for arm in SIMPLE):
+        arms = [arm for arm in arms if arm not in SIMPLE]  # `answers` says why
     far = {title: distances(rows, simulated, kind) for kind, title in FIDS.items()}
     far = {title: values for title, values in far.items() if values}
     out = [["arm", "scans", *(SCORES[key].heading for key in keys), *far]]
@@ -242,6 +244,9 @@ def answers(rows: Sequence[Row], room: str) -> list[str]:
             gain = in_words(_paired(scores[ranking[0]], simple, len(ranking)), "dB", "scans")
             found.append(f"{label}: the best arm, {ranking[0]}, against the best simple estimate of each scan: {gain}.")
             continue
+        faults = [row["fault"] for row in rows if row["simulated"] == simulated and row["arm"] in SIMPLE]
+        if faults:
+            found.append(f"{label}: no simple estimate works on these scans: {faults[0]}.")
         unlearnt = [name for name in ranking if _learns_nothing(name)]
         if unlearnt and ranking[0] not in unlearnt:
             gain = in_words(_paired(scores[ranking[0]], scores[unlearnt[0]], len(ranking) - 1), "dB", "scans")

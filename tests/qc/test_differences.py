@@ -192,6 +192,17 @@ def test_without_simple_estimates_the_best_arm_is_compared_with_what_learns_noth
     assert any("phydiff, against the second, qdl: +0.00" in s for s in said)
 
 
+def test_where_no_simple_estimate_works_one_sentence_says_why(result):
+    rows = [
+        row | {"scores": dict.fromkeys(row["scores"]), "fault": "too few"} if row["arm"] in ("ols", "wls") else row
+        for row in rows_for_two_scans(result)
+    ]
+    assert [row[0] for row in table(rows, simulated=False)] == ["arm", "own", "worse"]
+    said = answers(rows, "maps")
+    assert any("no simple estimate works on these scans: too few." in s for s in said)
+    assert any("the best arm, own, against the second, worse" in s for s in said)
+
+
 def test_every_room_has_a_question_and_scores_that_exist():
     for room in ROOMS.values():
         assert {room.simulated, room.real} <= set(evaluation.SCORES)
