@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,13 @@ MOST_PICTURED = 16
 FIDS = {"features": "Fréchet distance of FA (1e-4) ↓", "image_features": "Fréchet distance of images (1e-4) ↓"}
 FID_UNIT = 1e-4
 DRAWN = "{arm}, {count} draws"  # name of the arm that is the mean of several samples
+COMPARED = {
+    "once": "{first}, asked once, against its own network as a regression ({second})",
+    "drawn": "{first}, averaged, against its own network as a regression ({second})",
+    "simple": "the best arm, {first}, against the best simple estimate of each scan",
+    "unlearnt": "the best arm, {first}, against {second}, the best that learns nothing",
+    "second": "the best arm, {first}, against the second, {second}",
+}
 MD_TOP = 3e-3  # mm²/s, full scale of pictures of MD
 DETAIL_SLICES = 5
 PICTURES = {  # what is drawn: title, and full scale of it and of its differences
@@ -220,42 +228,74 @@ def table(rows: Sequence[Row], simulated: bool, shown: Sequence[str] = SHOWN) ->
     return out
 
 
-def answers(rows: Sequence[Row], room: str) -> list[str]:
-    """Return sentences: what diffusion adds to each network, and what the best arm adds to the best simple estimate.
+@dataclass(frozen=True)
+class Comparison:
+    """Two arms of a room, on simulated subjects or on real scans.
+
+    Parameters
+    ----------
+    simulated
+        Whether on simulated subjects.
+    kind
+        A key of `COMPARED`.
+    first, second
+        Names of the arms; "" for the best simple estimate of each scan.
+    gain
+        What the first has over the second, in the score that decides.
+    """
+
+    simulated: bool
+    kind: str
+    first: str
+    second: str
+    gain: Difference
+
+
+def comparisons(rows: Sequence[Row], room: str) -> list[Comparison]:
+    """Return what diffusion adds to each network, and what the best arm adds to the best simple estimate.
 
     Arms are compared where both have a score. The best arm is one that was scored wherever any arm was.
     """
     found = []
-    for simulated, kind in KINDS.items():
-        key = ROOMS[room].simulated if simulated else ROOMS[room].real
-        scores, label = by_selection(rows, simulated, key), f"{SCORES[key].label}, {kind}"
+    for simulated in KINDS:
+        scores = by_selection(rows, simulated, ROOMS[room].simulated if simulated else ROOMS[room].real)
         for arm in scores:
             twin = spec_of(arm).twin if arm in REGISTRY else ""
             for other in [name for name in scores if twin and name.partition(",")[0] == twin]:
-                gain = in_words(_paired(scores[other], scores[arm]), "dB", "scans")
-                asked = "asked once" if other == twin else "averaged"
-                found.append(f"{label}: {other}, {asked}, against its own network as a regression ({arm}): {gain}.")
+                kind = "once" if other == twin else "drawn"
+                found.append(Comparison(simulated, kind, other, arm, _paired(scores[other], scores[arm])))
         everywhere = set().union(*scores.values()) if scores else set()
         ranked = {arm: _mean(values.values()) for arm, values in scores.items()
                   if arm not in SIMPLE and set(values) == everywhere}  # fmt: skip
         ranking = sorted(ranked, key=lambda arm: -ranked[arm])
         simple = _best_simple_each({arm: values for arm, values in scores.items() if arm in SIMPLE})
         if ranking and simple:
-            gain = in_words(_paired(scores[ranking[0]], simple, len(ranking)), "dB", "scans")
-            found.append(f"{label}: the best arm, {ranking[0]}, against the best simple estimate of each scan: {gain}.")
+            gain = _paired(scores[ranking[0]], simple, len(ranking))
+            found.append(Comparison(simulated, "simple", ranking[0], "", gain))
             continue
+        unlearnt = [name for name in ranking[1:] if _learns_nothing(name)]
+        others = {
+            "unlearnt": unlearnt[:1] if ranking and not _learns_nothing(ranking[0]) else [],
+            "second": ranking[1:2],
+        }
+        for kind, (other,) in ((kind, names) for kind, names in others.items() if names):
+            gain = _paired(scores[ranking[0]], scores[other], len(ranking) - 1)
+            found.append(Comparison(simulated, kind, ranking[0], other, gain))
+    return found
+
+
+def answers(rows: Sequence[Row], room: str) -> list[str]:
+    """Return a sentence for each of `comparisons`, and why there is no simple estimate, where there is none."""
+    found = []
+    for simulated, kind in KINDS.items():
+        label = f"{SCORES[ROOMS[room].simulated if simulated else ROOMS[room].real].label}, {kind}"
         faults = [row["fault"] for row in rows if row["simulated"] == simulated and row["arm"] in SIMPLE]
-        if faults:
+        if faults and all(faults):
             found.append(f"{label}: no simple estimate works on these scans: {faults[0]}.")
-        unlearnt = [name for name in ranking if _learns_nothing(name)]
-        if unlearnt and ranking[0] not in unlearnt:
-            gain = in_words(_paired(scores[ranking[0]], scores[unlearnt[0]], len(ranking) - 1), "dB", "scans")
-            found.append(
-                f"{label}: the best arm, {ranking[0]}, against {unlearnt[0]}, the best that learns nothing: {gain}."
-            )
-        if ranking[1:]:
-            gain = in_words(_paired(scores[ranking[0]], scores[ranking[1]], len(ranking) - 1), "dB", "scans")
-            found.append(f"{label}: the best arm, {ranking[0]}, against the second, {ranking[1]}: {gain}.")
+        for one in comparisons(rows, room):
+            if one.simulated == simulated:
+                text = COMPARED[one.kind].format(first=one.first, second=one.second)
+                found.append(f"{label}: {text}: {in_words(one.gain, 'dB', 'scans')}.")
     return found
 
 
