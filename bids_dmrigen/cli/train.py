@@ -257,6 +257,7 @@ def _restore(training: Training, earlier: Sequence[Training], net, checkpoint: P
 
 def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:
     """Return the sources of training and of held-out examples, and a description of both for the card."""
+    from ..simulate.examples import LESIONED
     from .atlases import load_atlas
 
     sources: list[Any] = []
@@ -289,6 +290,8 @@ def _sources(args, method, device) -> tuple[list, list, dict[str, Any]]:
         held_out.append(method.subjects(atlas, n_held_out, held_out=True, device=device, population=population))
     given = {"prepared scans": "file", "anatomies of scans": "anatomies", "simulated subjects": "subjects"}
     kinds = [kind for kind, key in given.items() if key in description]
+    if {"anatomies", "subjects"} & description.keys():
+        description |= {"lesioned": LESIONED}
     return sources, held_out, {"examples": " and ".join(kinds), **description}
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from .anatomy import deform
 from .atlas import Atlas
 from .individual import Variation
-from .signal import Tissue, anatomy_maps, mixture_signal
+from .lesions import MOST, Lesions, random_lesions
+from .medium import MIXTURE, Medium
+from .signal import Tissue, anatomy_maps
 
 HELD_OUT = 1 << 20  # subjects with this seed or a higher one are never trained on
 N_TISSUES = 512  # random tissues that examples choose from
@@ -22,7 +24,7 @@ VOXEL_MM, THICKNESS_MM = (1.5, 4.0), (2.0, 5.0)
 TILT_DEGREES, OFF_CENTRE_MM = 10.0, 8.0
 HEAD_MM = 180.0  # views smaller than this lie anywhere in the brain, larger ones at its centre
 OTHER_PLANE = 0.1  # share of examples that are sagittal or coronal
-Model = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+LESIONED = 0.3  # share of the examples of trainings that have lesions
 NO_SUBJECTS = "subjects: expected at least one seed, found none"
 
 
@@ -33,8 +35,10 @@ class Slices:
     Parameters
     ----------
     points
-        (B, C, P) tissue at those voxels of the anatomy that the views touch, as `model` takes it; the sum of the first
+        (B, C, P) tissue at those voxels of the anatomy that the views touch, as `medium` takes it; the sum of the first
         three channels is 1 in the brain.
+    places
+        (B, P, 3) their world places, mm.
     inside
         (B, V, K) indices of the K points in each of the V voxels.
     shape
@@ -45,17 +49,21 @@ class Slices:
         (B, 4, 4) voxel indices (H, W, D) to world, mm; for a slice D has one index, 0.
     subject
         (B,) number of each view's subject among the `SimulatedSubjects`.
-    model
-        Points, tissue, b-values (B, N) and directions (B, N, 3) -> noise-free signals (B, N, P).
+    medium
+        What the channels of the points mean.
+    lesions
+        The lesions that were planted in the points; None where there are none.
     """
 
     points: torch.Tensor
+    places: torch.Tensor
     inside: torch.Tensor
     shape: tuple[int, ...]
     tissue: torch.Tensor
     affine: torch.Tensor
     subject: torch.Tensor
-    model: Model = mixture_signal
+    medium: Medium = MIXTURE
+    lesions: Lesions | None = None
 
     def signal(self, bvals: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
         """Return the noise-free signals (B, N, *shape): the mean over the points in each voxel.
@@ -69,7 +77,7 @@ class Slices:
         directions
             (B, N, 3) unit vectors in world axes, or zero.
         """
-        return self._averaged(self.model(self.points, self.tissue, bvals, directions))
+        return self._averaged(self.medium.signal(self.points, self.tissue, bvals, directions))
 
     def fractions(self) -> torch.Tensor:
         """Return (B, 3, *shape) fractions of white matter, grey matter and CSF; their sum is 0 in air."""
@@ -91,8 +99,26 @@ class Slices:
         points = self.points.gather(2, kept[:, None].expand(-1, self.points.shape[1], -1))
         affine = self.affine.clone()
         affine[:, :, 3] += k * self.affine[:, :, 2]
+        places = self.places.gather(1, kept[..., None].expand(-1, -1, 3))
         inside = inside.reshape(batch, -1, per_voxel)
-        return Slices(points, inside, self.shape[:2], self.tissue, affine, self.subject, self.model)
+        return replace(self, points=points, places=places, inside=inside, shape=self.shape[:2], affine=affine)
+
+    def planted(self, lesions: Lesions | None) -> Slices:
+        """Return the views with lesions in their tissue."""
+        if lesions is None or not lesions.present.any():
+            return self
+        points, amounts = self.points, lesions.amounts(self.places)
+        for amount, effect in zip(amounts.unbind(dim=1), lesions.effects.unbind(dim=1), strict=True):
+            points = self.medium.with_lesion(points, amount, effect)
+        return replace(self, points=points, lesions=lesions)
+
+    def with_random_lesions(self, share: float, generator: torch.Generator) -> Slices:
+        """Return the views with random lesions in a share of them, in white matter that they show."""
+        white = self.medium.white(self.points) + 1e-6
+        chosen = torch.multinomial(white, MOST, replacement=True, generator=generator)  # (B, L)
+        centres = self.places.gather(1, chosen[..., None].expand(-1, -1, 3))
+        points = self.points.gather(2, chosen[:, None].expand(-1, self.points.shape[1], -1))
+        return self.planted(random_lesions(centres, self.medium.fibres(points), share, generator))
 
     def _averaged(self, values: torch.Tensor) -> torch.Tensor:
         """Return (B, C, *shape) means over the points in every voxel of values (B, C, P)."""
@@ -129,7 +155,7 @@ class Deformed:
 class SimulatedSubject(NamedTuple):
     """One anatomy, stored only in the brain: row 0 of the tables is air."""
 
-    table: torch.Tensor  # (rows, C) tissue, as `Slices.model` takes it
+    table: torch.Tensor  # (rows, C) tissue, as `Slices.medium` takes it
     places: torch.Tensor  # (rows, 3) positions of the voxels in world space, mm
     voxels: torch.Tensor  # row of every voxel; the grid has a layer of air around it for points outside
     centre: torch.Tensor  # (3,) centre of the brain in world space, mm
@@ -157,6 +183,8 @@ class SimulatedSubjects:
         Tissues that examples choose from; None for `N_TISSUES` random ones.
     device
         Device of data and computations: about 20 MB per subject on a 2 mm grid.
+    lesioned
+        Share of the views with lesions.
 
     Raises
     ------
@@ -164,11 +192,18 @@ class SimulatedSubjects:
         Where there is no subject.
     """
 
-    model: Model = staticmethod(mixture_signal)
+    medium = MIXTURE
 
-    def __init__(self, subjects: Sequence[Atlas] | Deformed, tissues: Sequence[Tissue] | None = None, device="cpu"):
+    def __init__(
+        self,
+        subjects: Sequence[Atlas] | Deformed,
+        tissues: Sequence[Tissue] | None = None,
+        device="cpu",
+        lesioned: float = 0.0,
+    ):
         if not len(subjects):
             raise ValueError(NO_SUBJECTS)
+        self.lesioned = lesioned
         tissues = [Tissue.random(seed) for seed in range(N_TISSUES)] if tissues is None else tissues
         self.device = torch.device(device)
         self.tissues = torch.as_tensor(np.stack([t.numbers() for t in tissues]), device=self.device)
@@ -179,9 +214,12 @@ class SimulatedSubjects:
     def from_atlas(
         cls, atlas: Atlas, n: int, held_out: bool = False, variation: Variation | None = None, device="cpu", first=0
     ) -> SimulatedSubjects:
-        """Return subjects number `first` to `first + n - 1` of the training subjects or of the held-out ones."""
+        """Return subjects number `first` to `first + n - 1` of the training subjects or of the held-out ones.
+
+        A share of `LESIONED` of their views has lesions.
+        """
         first = first + HELD_OUT * held_out
-        return cls(Deformed(atlas.to(device), range(first, first + n), variation), device=device)
+        return cls(Deformed(atlas.to(device), range(first, first + n), variation), device=device, lesioned=LESIONED)
 
     def __len__(self) -> int:
         return len(self._sequence)
@@ -218,7 +256,7 @@ class SimulatedSubjects:
         voxel_mm: tuple[float, float] = VOXEL_MM,
         thickness_mm: tuple[float, float] = THICKNESS_MM,
     ) -> Slices:
-        """Return random views of random subjects: axial, a little oblique, with random voxels.
+        """Return random views of random subjects: axial, a little oblique, with random voxels, some with lesions.
 
         Parameters
         ----------
@@ -256,7 +294,8 @@ class SimulatedSubjects:
         affine[:, :3, :3] = linear
         affine[:, :3, 3] = centre - linear @ half
         kind = torch.randint(len(self.tissues), (batch,), generator=generator, device=self.device)
-        return self.view(subject, affine, size, self.tissues[kind], generator)
+        views = self.view(subject, affine, size, self.tissues[kind], generator)
+        return views.with_random_lesions(self.lesioned, generator)
 
     def view(
         self,
@@ -286,15 +325,16 @@ class SimulatedSubjects:
         kept, inside = _compact(rows, max(len(one.table) for one in subjects))
         inside = inside.reshape(len(subject), int(np.prod(shape)), -1)
         tissues = torch.stack([one.table[at].T for one, at in zip(subjects, kept, strict=True)])
-        return Slices(tissues, inside, tuple(size), tissue, affine, subject, self.model)
+        places = torch.stack([one.places[at] for one, at in zip(subjects, kept, strict=True)])
+        return Slices(tissues, places, inside, tuple(size), tissue, affine, subject, self.medium)
 
     def finer(self, blocks: Slices, size: tuple[int, int, int], generator: torch.Generator) -> Slices:
-        """Return views of the same subjects and tissues, of the same extent as blocks but with `size` voxels."""
+        """Return views of the same subjects, tissues and lesions, of the same extent as blocks, with `size` voxels."""
         scale = torch.tensor([n / m for n, m in zip(blocks.shape, size, strict=True)], device=self.device)
         affine = blocks.affine.clone()
         affine[:, :3, :3] *= scale  # the edges of the extent stay, and so does the centre
         affine[:, :3, 3] += blocks.affine[:, :3, :3] @ ((scale - 1) / 2)
-        return self.view(blocks.subject, affine, size, blocks.tissue, generator)
+        return self.view(blocks.subject, affine, size, blocks.tissue, generator).planted(blocks.lesions)
 
     def _random_frames(self, generator: torch.Generator, batch: int) -> torch.Tensor:
         """Return (B, 3, 3) rotations whose columns are the view's axes in world space; most are nearly axial."""

@@ -16,12 +16,11 @@ from torch import Tensor
 
 from ..diffusion.arrays import held_out_of
 from ..diffusion.storage import write_tensors
-from ..nets.direction_unet import dyadic_features
-from .examples import SimulatedSubject, SimulatedSubjects
+from .examples import LESIONED, SimulatedSubject, SimulatedSubjects
+from .medium import TENSORS
 
 FORMAT = "bids_dmrigen anatomies 1"
 KURTOSIS, N_KURTOSES = (0.3, 1.0), 512  # of tissue; examples choose from so many values
-WATER_MD = (1.2, 2.2)  # 1e-3 mm²/s: between them, the kurtosis falls to zero
 NOT_ANATOMIES = "{path}: not a file of anatomies ({reason}); make one with `dmrigen prepare --anatomies`"
 EMPTY = "{path}: no scan to make an anatomy of"
 
@@ -54,31 +53,8 @@ def write_anatomies(path: Path, anatomies: Iterable[tuple[str, str, Tensor, Tens
     return len(about)
 
 
-def tensor_signal(points: Tensor, kurtosis: Tensor, bvals: Tensor, directions: Tensor) -> Tensor:
-    """Return the noise-free signals (B, N, P) of points with a tensor and an isotropic kurtosis.
-
-    S = S0 exp(-x + K x² / 6), x = b g'Dg, where x is at most that of the lowest signal, 3 / K.
-
-    Parameters
-    ----------
-    points
-        (B, 10, P): brain, 0, 0, b0, and a tensor as in `write_anatomies`.
-    kurtosis
-        (B, 1) K of tissue; that of free water is 0.
-    bvals, directions
-        (B, N) s/mm² and (B, N, 3) unit vectors in world axes, or zero.
-    """
-    s0, tensor = points[:, 3:4], points[:, 4:]
-    low, high = WATER_MD
-    tissue = ((high - tensor[:, :3].mean(dim=1, keepdim=True)) / (high - low)).clamp(0, 1)
-    k = (kurtosis[:, :, None] * tissue).clamp_min(1e-3)
-    x = torch.einsum("bnk,bkp->bnp", dyadic_features(directions) * bvals[..., None] / 1000, tensor).clamp_min(0)
-    x = torch.minimum(x, 3 / k)
-    return s0 * torch.exp(-x + k * x.square() / 6)
-
-
 class MeasuredAnatomies(SimulatedSubjects):
-    """The anatomies in a file that `write_anatomies` made, as subjects to simulate scans of.
+    """The anatomies in a file that `write_anatomies` made, as subjects to simulate scans of, some with lesions.
 
     Parameters
     ----------
@@ -97,7 +73,7 @@ class MeasuredAnatomies(SimulatedSubjects):
         Where the file does not hold anatomies, or none is left to train on.
     """
 
-    model = staticmethod(tensor_signal)
+    medium = TENSORS
 
     def __init__(
         self,
@@ -119,6 +95,7 @@ class MeasuredAnatomies(SimulatedSubjects):
         self.numbers = [k for k, a in enumerate(about) if (a["subject"] in kept) in wanted]
         self.names = [about[k]["name"] for k in self.numbers]
         self.device = torch.device(device)
+        self.lesioned = LESIONED
         low, high = KURTOSIS
         self.tissues = torch.linspace(low, high, N_KURTOSES, device=self.device)[:, None]
         self._taken = {}

@@ -7,7 +7,8 @@ import torch
 from bids_dmrigen.methods.maps.diffdti_model import DiffDTI
 from bids_dmrigen.methods.maps.inputs import along
 from bids_dmrigen.simulate.examples import numbers_of_step
-from bids_dmrigen.simulate.measured import MeasuredAnatomies, tensor_signal, write_anatomies
+from bids_dmrigen.simulate.measured import MeasuredAnatomies, write_anatomies
+from bids_dmrigen.simulate.medium import tensor_signal
 
 TURN = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))[0]
 SHAPE = (14, 12, 9)

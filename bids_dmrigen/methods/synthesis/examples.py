@@ -232,4 +232,4 @@ def _views(subjects: SimulatedSubjects, size: str, n: int, generator: torch.Gene
     affine[:, :3, 3] = GRID_MM * corner.round()
     kind = torch.randint(len(subjects.tissues), (n,), generator=generator, device=device)
     slices = subjects.view(subject, affine, (*SIDE[size], 3), subjects.tissues[kind], generator)
-    return slices, places_of(affine, SIDE[size])
+    return slices.with_random_lesions(subjects.lesioned, generator), places_of(affine, SIDE[size])
