@@ -6,8 +6,11 @@ have no `space-` entity. For files on a finer grid, `res-` is the edge of the vo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
+
+from ..dwi.uncertainty import SCALARS
 
 # pybids name -> key in the file name, in the order in which BIDS wants them
 ENTITIES = {
@@ -37,11 +40,14 @@ DWI = {
     "generated": "desc-{method}_dwi.nii.gz",
     "generated_bval": "desc-{method}_dwi.bval",
     "generated_bvec": "desc-{method}_dwi.bvec",
-    "spread": "desc-{method}std_dwi.nii.gz",
-    "spread_bval": "desc-{method}std_dwi.bval",
-    "spread_bvec": "desc-{method}std_dwi.bvec",
+    "sample": "desc-{method}sample{number}_dwi.nii.gz",
+    "sample_bval": "desc-{method}sample{number}_dwi.bval",
+    "sample_bvec": "desc-{method}sample{number}_dwi.bvec",
     "map": "model-tensor_param-{param}_desc-{source}_dwimap.nii.gz",
-    "map_spread": "model-tensor_param-{param}_desc-{method}std_dwimap.nii.gz",
+    "map_std": "model-tensor_param-{param}_desc-{method}std_dwimap.nii.gz",
+    "map_low": "model-tensor_param-{param}_desc-{method}q05_dwimap.nii.gz",
+    "map_high": "model-tensor_param-{param}_desc-{method}q95_dwimap.nii.gz",
+    "map_sample": "model-tensor_param-tensor_desc-{method}sample{number}_dwimap.nii.gz",
     "extra_map": "param-{param}_desc-{method}_dwimap.nii.gz",
     "rish_map": "model-sh_param-{param}_desc-{source}_dwimap.nii.gz",
     "template_mask": "space-{template}_desc-brain_mask.nii.gz",
@@ -61,7 +67,9 @@ TENSOR_MAPS = {  # parameter -> its name in reports
     "tensor": "tensor",
 }
 
-SCALAR_MAPS = ("fa", "md", "ad", "rd")  # maps whose values may be interpolated
+# Ends of the `desc-` label for files that belong to a method's results and are none of its own.
+OF_UNCERTAINTY = re.compile(r"(std|q05|q95|sample\d+)$")
+SCALAR_MAPS = SCALARS  # maps whose values may be interpolated
 
 # Files that the BIDS schema does not define yet. No trailing slashes: the validator would ignore the line.
 BIDSIGNORE = (

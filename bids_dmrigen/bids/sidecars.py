@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..dwi.uncertainty import TISSUES
 
 if TYPE_CHECKING:
     from ..methods.base import Generated
@@ -40,9 +41,12 @@ DESCRIPTIONS = {
     "fitted to the volumes that have, and methods generate nothing",
     "confounds": "Head motion per volume",
     "generated": "Diffusion-weighted series made by {title}",
-    "spread": "Voxel-wise standard deviation of the samples of {title}",
-    "map_spread": "Voxel-wise standard deviation of the samples of {title}, times the factors stored with its weights "
-    "(SpreadFactors): {param}",
+    "sample": "Sample {number} of what the series made by {title} may be; acquired volumes are unchanged",
+    "map_sample": "Sample {number} of what the tensor made by {title} may be",
+    "map_std": "Standard error of {param} made by {title}, from samples: averaged over the nearest voxels and drawn "
+    "towards the mean of its tissue, as far as so few samples are uncertain, and times ErrorFactors",
+    "map_low": "5 % quantile of {param} made by {title}: of a normal distribution with the standard error",
+    "map_high": "95 % quantile of {param} made by {title}: of a normal distribution with the standard error",
     "extra_map": "{description}, made by {title}",
     "template_mask": "Brain mask on a 2 mm grid over {template}",
     "template_generated": "Mean b0 and the volumes made by {title} where they were made, on a 2 mm grid over "
@@ -51,6 +55,10 @@ DESCRIPTIONS = {
     "from_t1w": "Rigid transform, T1w to preprocessed series",
     "to_template": "Composite transform, preprocessed series to {template}",
     "from_template": "Composite transform, {template} to preprocessed series",
+}
+TENSOR_ORDER = {
+    "OrientationEncoding": {"Reference": "xyz", "EncodingAxis": 3, "Type": "tensor"},
+    "ComponentOrder": ["Dxx", "Dxy", "Dyy", "Dxz", "Dyz", "Dzz"],
 }
 FINER_MASK = "Brain mask of the preprocessed series on a grid of {voxel_mm} mm over its extent"
 RESOLUTION = "Cubes of {voxel_mm} mm over the extent of the preprocessed series, whose own voxels are larger"
@@ -148,12 +156,14 @@ def _base_sidecar(key: str, sources: Sequence[str], **fields: str) -> dict[str, 
         sidecar["Type"] = "Brain"
     if key in ("template_mask", "template_generated"):
         sidecar["SpatialReference"] = fields["reference"]
-    if key in ("preproc", "dwiref", "generated", "template_generated", "spread"):
+    if key in ("preproc", "dwiref", "generated", "template_generated", "sample"):
         sidecar |= {"SkullStripped": False, "Units": "arbitrary"}
     if key == "extra_map":
         sidecar |= {"SkullStripped": True, "Units": fields["units"]}
-    if key == "map_spread":
-        sidecar |= {"SkullStripped": True, "Units": MAPS[fields["param"]][1]}
+    if key in ("map_std", "map_low", "map_high", "map_sample"):
+        sidecar |= {"SkullStripped": True, "Units": MAPS[fields.get("param", "tensor")][1]}
+    if key == "map_sample":
+        sidecar |= TENSOR_ORDER
     return sidecar
 
 
@@ -188,10 +198,7 @@ def _map_sidecar(
         sidecar["SpatialReference"] = reference
     if param == "dec":
         sidecar["OrientationEncoding"] = {"Reference": "xyz", "EncodingAxis": 3, "Type": "dec"}
-    if param == "tensor":
-        sidecar["OrientationEncoding"] = {"Reference": "xyz", "EncodingAxis": 3, "Type": "tensor"}
-        sidecar["ComponentOrder"] = ["Dxx", "Dxy", "Dyy", "Dxz", "Dyz", "Dzz"]
-    return sidecar
+    return sidecar | TENSOR_ORDER if param == "tensor" else sidecar
 
 
 def _rish_sidecar(sources: Sequence[str], *, param: str, source: str, shell: str, order: str) -> dict[str, Any]:
@@ -251,6 +258,9 @@ def generative_model(
     record["Versions"] = versions()
     if source is not None:
         record["Input"] = source["GenerativeModel"]
+    if generated.samples is not None and generated.samples.factors:
+        record["ErrorFactors"] = {name: dict(zip(TISSUES, factors, strict=True))
+                                  for name, factors in generated.samples.factors.items()}  # fmt: skip
     if generated.left_out is not None:
         record["LeftOutVolumes"] = [int(v) for v in generated.left_out.volumes]
     if generated.checks:

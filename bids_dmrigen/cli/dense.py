@@ -239,7 +239,7 @@ class InTemplate:
         places, is_b0 = made.left_out.volumes, np.arange(len(table)) < len(b0s)
         used = np.r_[np.flatnonzero(is_b0), places]
         mean = np.concatenate([scan.data[..., is_b0], made.left_out.mean], axis=3)
-        return replace(made, mean=mean, std=None, gradients=table[used], acquired=is_b0[used], left_out=None)
+        return replace(made, mean=mean, samples=None, gradients=table[used], acquired=is_b0[used], left_out=None)
 
     def _registered(self) -> TemplateFiles:
         import nibabel as nib

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import __version__
+from ..dwi.series import Scan
 from ..methods import SIMPLE, load, spec_of
-from ..methods.base import Method, Request
+from ..methods.base import Generated, Method, Request
 from ..methods.enhance.task import VOXEL_SIZE
 from ..methods.spec import TRAINING_STEPS, Header
 from ..qc import evaluation
@@ -111,11 +112,22 @@ def arms_of_scan(args, names: Sequence[str], weights: dict[str, Path], dense: De
         if args.draws and file is not None and method.spec.draws:
             drawn = replace(request, n_samples=args.draws)
             arms[DRAWN.format(arm=name, count=args.draws)] = Scored(
-                _arm(method, values, drawn, dense, place), made_of | {"draws": args.draws}
+                _arm(_Averaging(method), values, drawn, dense, place), made_of | {"draws": args.draws}
             )
     if not any(spec_of(name).in_template for name in names):
         arms |= {name: Scored(evaluation.simple_arm(name), {}) for name in SIMPLE if name not in arms}
     return arms
+
+
+class _Averaging(Method):
+    """A method whose result is the mean of its samples."""
+
+    def __init__(self, method: Method):
+        self.spec, self._method = method.spec, method
+
+    def generate(self, net: Any, scan: Scan, request: Request) -> Generated:
+        """Return the mean of the samples."""
+        return self._method.generate(net, scan, request).averaged()
 
 
 def _arm(method: Method, values: Mapping[str, Any], request: Request, dense: Dense, place: InTemplate) -> Arm:

@@ -149,6 +149,23 @@ def karras_times(process: Process, start: int, n: int, rho: float = 7.0) -> list
     return _distinct((scaled[None] - wanted[:, None]).abs().argmin(dim=1) + 1)
 
 
+def two_times(process: Process) -> list[int]:
+    """Return the last time, and that at which the noise is as strong as data of unit variance.
+
+    The quickest way to a sample. At the last time there is noise alone, and x0 = denoise(x, T) is the mean of the
+    distribution, the same for every sample. Noised anew and denoised once more, it becomes a sample. With data of
+    variance s² it has the standard deviation s² alpha sigma / (alpha² s² + sigma²), the most of what one evaluation can
+    give where sigma = alpha s.
+
+    Parameters
+    ----------
+    process
+        A process that is the same in every voxel.
+    """
+    alpha, sigma = process.marginal(torch.arange(1, process.steps + 1))
+    return [process.steps, 1 + int((sigma / alpha).log().abs().argmin())]
+
+
 def ancestral(denoise: Denoise, process: Process, x_start: Tensor, times: Sequence[int], noise: Noise) -> Sampled:
     """Draw each x_s from the exact posterior q(x_s | x_t, x_0 = denoise(x_t, t)) (Ho et al. 2020, Algorithm 2)."""
     _check_times(process, times)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,7 +14,13 @@ from .noise import rician_mean, rician_signal
 SCALES = 2  # details of one and of two voxels; a third band holds the rest
 
 
-def fuse(acquired: np.ndarray, estimate: np.ndarray, mask: np.ndarray, sigma: float) -> np.ndarray:
+def fuse(
+    acquired: np.ndarray,
+    estimate: np.ndarray,
+    mask: np.ndarray,
+    sigma: float,
+    noise: Callable[[int], np.ndarray] | None = None,
+) -> np.ndarray:
     """Return the best linear combination of acquired volumes and an independent estimate of them.
 
     The difference of both is split into bands d_k from fine to coarse, and x^ = mu + sum_k w_k d_k with
@@ -20,6 +28,8 @@ def fuse(acquired: np.ndarray, estimate: np.ndarray, mask: np.ndarray, sigma: fl
     the variance of a Rician magnitude there, n_k the share of white noise that falls into the band. That is
     the local linear estimate of least mean square error, scale by scale. Where the estimate is perfect v_k = n_k s²,
     and the result is the estimate. Where the estimate misses a detail, the acquired signal is kept.
+
+    The detail in a band is known to the variance w_k n_k s². With `noise`, the result is a sample of what is possible.
 
     Parameters
     ----------
@@ -31,24 +41,29 @@ def fuse(acquired: np.ndarray, estimate: np.ndarray, mask: np.ndarray, sigma: fl
         (X, Y, Z) bool; outside it the acquired signal is returned.
     sigma
         Noise level in scanner units.
+    noise
+        Number of a volume -> standard normal noise (X, Y, Z); None for the best estimate.
     """
     inside, volumes = torch.from_numpy(mask), range(acquired.shape[3])
-    noise = torch.zeros(mask.shape)
+    power = torch.zeros(mask.shape)
     energy = [torch.zeros(mask.shape) for _ in range(SCALES + 1)]
     for j in volumes:  # volume by volume: this is what bounds the memory
         mu = torch.from_numpy(np.ascontiguousarray(estimate[..., j]))
-        noise += rician_variance(mu, sigma) / len(volumes)
+        power += rician_variance(mu, sigma) / len(volumes)
         for k, band in enumerate(bands(torch.from_numpy(np.ascontiguousarray(acquired[..., j])) - mu, inside)):
             energy[k] += band.square() / len(volumes)
     weights = []
     for k, share in enumerate(noise_shares()):
         v = local_mean(energy[k], inside, radius=1 + k)
-        weights.append(((v - share * local_mean(noise, inside)) / v.clamp_min(1e-12)).clamp(0, 1))
+        weights.append(((v - share * local_mean(power, inside)) / v.clamp_min(1e-12)).clamp(0, 1))
     fused = np.array(acquired)
     for j in volumes:
         mu = torch.from_numpy(np.ascontiguousarray(estimate[..., j]))
         split = bands(torch.from_numpy(np.ascontiguousarray(acquired[..., j])) - mu, inside)
         best = mu + sum(w * d for w, d in zip(weights, split, strict=True))
+        if noise is not None:
+            drawn = bands(torch.from_numpy(noise(j).astype(np.float32)) * power.clamp_min(0).sqrt(), inside)
+            best = best + sum(w.sqrt() * d for w, d in zip(weights, drawn, strict=True))
         fused[mask, j] = best[inside].clamp_min(0).numpy()
     return fused
 

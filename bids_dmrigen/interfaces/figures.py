@@ -38,8 +38,6 @@ class RunInput(BaseInterfaceInputSpec):
     generated_bval = traits.List(File(exists=True), desc="b-values")
     generated_bvec = traits.List(File(exists=True), desc="directions")
     generated_record = traits.List(File(exists=True), desc="JSON with GenerativeModel: how each series was generated")
-    generated_std = traits.List(File(exists=True), desc="standard deviation of the samples, one per method that draws")
-    drawn_methods = traits.List(traits.Str, desc="methods that draw samples (default: all)")
     generated_left_out = traits.List(File(exists=True), desc=".npz: left-out volumes and their predictions")
     map_sources = traits.List(traits.Str, desc="sources of the maps: preproc and methods")
     fa = traits.List(File(exists=True), desc="fractional anisotropy per source")
@@ -47,9 +45,9 @@ class RunInput(BaseInterfaceInputSpec):
     dec = traits.List(File(exists=True), desc="direction-encoded colour per source")
     map_methods = traits.List(traits.Str, desc="methods that generated only maps; they are among map_sources")
     map_record = traits.List(File(exists=True), desc="JSON with GenerativeModel: how these maps were generated")
-    fa_std = traits.List(File(exists=True), desc="standard deviation of their samples' fractional anisotropy")
-    md_std = traits.List(File(exists=True), desc="standard deviation of their mean diffusivity, mm²/s")
-    dec_std = traits.List(File(exists=True), desc="standard deviation of their direction-encoded colour")
+    uncertain_methods = traits.List(traits.Str, desc="methods whose maps have standard errors")
+    fa_std = traits.List(File(exists=True), desc="standard error of their fractional anisotropy, in that order")
+    md_std = traits.List(File(exists=True), desc="standard error of their mean diffusivity, mm²/s")
     rish_before = traits.List(
         File(exists=True), desc="RISH maps of the preprocessed series: degrees 0, 2 and perhaps 4"
     )

@@ -59,6 +59,8 @@ class _GenerateInput(SeriesInputSpec):
     tensor_volumes = traits.Either(
         None, traits.List(traits.Int), usedefault=True, desc="volumes of the tensor fit, for the record"
     )
+    with_errors = traits.Bool(False, usedefault=True, desc="write the standard errors of scalar maps, from samples")
+    with_samples = traits.Bool(False, usedefault=True, desc="write the samples")
     also_in_template = traits.Bool(False, usedefault=True, desc="write the series in the template's space too")
     deterministic = traits.Bool(False, usedefault=True, desc="bit-identical results, where the device allows it")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="occupies a GPU (read by Nipype)")
@@ -66,7 +68,6 @@ class _GenerateInput(SeriesInputSpec):
 
 class _GenerateOutput(TraitedSpec):
     out_file = File(desc="generated series")
-    out_std = File(desc="voxel-wise standard deviation of its samples")
     out_bval = File(desc="b-values of the generated series")
     out_bvec = File(desc="directions of the generated series")
     out_sidecar = File(desc="JSON: how it was generated")
@@ -82,12 +83,11 @@ class _GenerateOutput(TraitedSpec):
     out_rd = File(desc="its radial diffusivity, mm²/s")
     out_dec = File(desc="its direction-encoded colour, (X, Y, Z, 3)")
     out_tensor = File(desc="its tensor, mm²/s, world axes, (X, Y, Z, 6)")
-    out_fa_std = File(desc="voxel-wise standard deviation of the samples' fractional anisotropy")
-    out_md_std = File(desc="standard deviation of their mean diffusivity, mm²/s")
-    out_ad_std = File(desc="standard deviation of their axial diffusivity, mm²/s")
-    out_rd_std = File(desc="standard deviation of their radial diffusivity, mm²/s")
-    out_dec_std = File(desc="standard deviation of their direction-encoded colour, (X, Y, Z, 3)")
-    out_tensor_std = File(desc="standard deviation of their tensor, mm²/s, (X, Y, Z, 6)")
+    out_fa_std = File(desc="standard error of fractional anisotropy, of maps or of a tensor fitted to the series")
+    out_md_std = File(desc="standard error of mean diffusivity, mm²/s")
+    out_ad_std = File(desc="standard error of axial diffusivity, mm²/s")
+    out_rd_std = File(desc="standard error of radial diffusivity, mm²/s")
+    out_samples = traits.List(File(exists=True), desc="samples: series, or tensors of maps, mm²/s, (X, Y, Z, 6)")
 
 
 class Generate(SimpleInterface):
@@ -139,6 +139,8 @@ class Generate(SimpleInterface):
                 generated = generate_in_template(method, scan, request, self._template_files(), i.tensor_volumes)
             else:
                 generated = method.generate(None, scan, request)
+            if generated.samples is not None and i.with_errors:
+                self._write_uncertainty(generated, scan, request, image, cwd)
         source = json.loads(Path(i.in_record).read_text()) if isdefined(i.in_record) else None
         sidecar = generative_model(method.spec, generated, warnings, source)
         (cwd / "sidecar.json").write_text(json.dumps(sidecar, indent=2))
@@ -150,6 +152,17 @@ class Generate(SimpleInterface):
             (cwd / "sidecar_template.json").write_text(json.dumps(template_record(sidecar), indent=2))
             self._results["out_template_sidecar"] = str(cwd / "sidecar_template.json")
         return runtime
+
+    def _write_uncertainty(self, generated, scan, request, image, cwd: Path) -> None:
+        from ..methods.uncertainty import standard_errors
+        from ..spatial.results import sample_path, sample_writer, write_errors
+
+        i = self.inputs
+        write = sample_writer(generated, image, cwd) if i.with_samples else None
+        errors = standard_errors(generated, scan, request, i.tensor_volumes, write)
+        self._results |= write_errors(errors, image, cwd)
+        if i.with_samples:
+            self._results["out_samples"] = [str(sample_path(cwd, k)) for k in range(generated.samples.count)]
 
     def _template_files(self):
         from ..spatial.in_template import TemplateFiles

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,7 @@ class Request:
     size: str = "small"
     sampler: str = "fast"
     steps: int | None = None  # sampler steps; None = the sampler's default
-    n_samples: int = 1
+    n_samples: int = 1  # drawn beside the best estimate where more than one
     seed: int = 0
     subject: str = ""  # with `run`, selects the random numbers
     run: str = ""
@@ -111,6 +111,33 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Samples:
+    """Samples of a result. Each is drawn when it is asked for: all together would need much memory.
+
+    Parameters
+    ----------
+    count
+        How many there are.
+    draw
+        Number of the sample, from 0 -> sample of the shape of `Generated.mean`, always the same.
+    factors
+        By name of a map: what the standard deviation of the samples is multiplied by in white matter, grey matter and
+        fluid (`dwi.uncertainty.TISSUES`); 1 for maps that are not in it.
+    """
+
+    count: int
+    draw: Callable[[int], np.ndarray]
+    factors: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self.draw(k) for k in range(self.count))
+
+    def after(self, change: Callable[[np.ndarray], np.ndarray]) -> Samples:
+        """Return the samples after a change, such as resampling, that the result went through."""
+        return replace(self, draw=lambda k: change(self.draw(k)))
+
+
+@dataclass(frozen=True)
 class LeftOut:
     """Volumes that a method generated for acquired directions that were hidden from it.
 
@@ -133,10 +160,10 @@ class Generated:
     Parameters
     ----------
     mean
-        (X, Y, Z, N) float32: the series in the scan's units, or the maps one after another. Each map is one volume,
-        `dec` is three. Diffusivities are in mm²/s.
-    std
-        Same shape: voxel-wise standard deviation of the samples, or None for a single sample.
+        (X, Y, Z, N) float32, the best estimate: the series in the scan's units, or the maps one after another. Each map
+        is one volume, `dec` is three. Diffusivities are in mm²/s.
+    samples
+        Samples of it; None where only the estimate was asked for, or nothing is random in the method.
     gradients
         Gradient table of the series; None for maps.
     maps
@@ -155,13 +182,13 @@ class Generated:
     in_template
         The series in the template's space, for a method that works there.
     grid
-        Grid of `mean` and `std`, where it is not the scan's.
+        Grid of `mean`, where it is not the scan's.
     extra
         The specification's `extra_maps`, by `param`: (X, Y, Z) float32 each, on the scan's grid.
     """
 
     mean: np.ndarray
-    std: np.ndarray | None
+    samples: Samples | None
     gradients: GradientTable | None
     maps: tuple[str, ...]
     acquired: np.ndarray
@@ -172,6 +199,13 @@ class Generated:
     in_template: InTemplate | None = None
     grid: Grid | None = None
     extra: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def averaged(self) -> Generated:
+        """Return the result with the mean of its samples instead of the best estimate; the same without samples."""
+        if self.samples is None:
+            return self
+        mean = sum(sample / self.samples.count for sample in self.samples)
+        return replace(self, mean=np.asarray(mean, np.float32), samples=None)
 
     def named_maps(self, values: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Return the maps in `mean` (or `values`, of the same shape) by name: (X, Y, Z), `dec` (X, Y, Z, 3)."""

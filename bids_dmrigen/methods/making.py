@@ -16,7 +16,7 @@ from ..diffusion.numerics import autocast
 from ..diffusion.processes import Process
 from ..diffusion.samplers import Denoise
 from ..diffusion.weights import default_name, load_weights
-from .base import Request, Trainable
+from .base import Request, Samples, Trainable
 from .spec import MethodSpec
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -34,8 +34,8 @@ class Making(Generic[Net]):
     request
         The settings.
     steps
-        Default numbers of evaluations: of the paper's sampler, of the fast sampler for a single sample, and of the
-        fast sampler for several.
+        Default numbers of evaluations: of the paper's sampler, of the fast sampler for the mean, and of the fast
+        sampler for a sample.
     precision
         Replaces the request's, where the method works in one precision only.
 
@@ -43,8 +43,8 @@ class Making(Generic[Net]):
     ----------
     net
         The network, on the request's device, in evaluation mode.
-    steps, precision
-        Number of evaluations, and "fp32" or "bf16".
+    steps, sample_steps, precision
+        Number of evaluations for the result and for each sample, and "fp32" or "bf16".
     """
 
     def __init__(
@@ -60,22 +60,37 @@ class Making(Generic[Net]):
         network, self.weights = with_weights(method, net, request)
         self.net = cast("Net", network.to(request.device).eval())
         self._steps = steps
-        self.steps = request.steps or self._default(request)
+        self.steps, self.sample_steps = self._evaluations(request)
         self.precision = precision or numerics.resolve_precision(request.precision, request.device)
 
     def again(self, request: Request) -> Making[Net]:
-        """Return a copy for another request: same network, with `steps` and the clock set anew."""
+        """Return a copy for another request: same network, with its numbers of steps and the clock set anew."""
         other = copy(self)
         other.begun, other.request = time.monotonic(), request
-        other.steps = request.steps or other._default(request)
+        other.steps, other.sample_steps = other._evaluations(request)
         return other
 
-    def _default(self, request: Request) -> int:
+    def _evaluations(self, request: Request) -> tuple[int, int]:
         paper, mean, drawn = self._steps
-        if request.sampler == "paper":
-            return paper
-        # A network of size `paper` predicts noise: a single evaluation at the last time step gives no usable image.
-        return mean if request.n_samples == 1 and request.size == "small" else drawn
+        of_sample = request.steps or (paper if request.sampler == "paper" else drawn)
+        return (mean if asked_for_mean(request) else of_sample), of_sample
+
+    def result(self, make: Callable[[int | None], np.ndarray]) -> tuple[np.ndarray, Samples | None]:
+        """Return the best estimate and, where the request is for several, the samples.
+
+        Parameters
+        ----------
+        make
+            Number of a sample -> that sample; None -> the mean of the distribution, which the network says at once.
+            Without such a mean, that of the samples is the estimate.
+        """
+        n = self.request.n_samples
+        if asked_for_mean(self.request):
+            return make(None), Samples(n, make) if n > 1 else None
+        drawn = [make(k) for k in range(n)]
+        if n == 1:
+            return drawn[0], None
+        return np.mean(drawn, axis=0), Samples(n, drawn.__getitem__)
 
     def record(self, evaluations: int | None = None, **more: Any) -> dict[str, Any]:
         """Return how the result was drawn, for `Generated.record`; `more` are entries of the method.
@@ -89,7 +104,7 @@ class Making(Generic[Net]):
             "Weights": self.weights,
             "Sampler": {"Name": name, "Steps": self.steps, "NetworkEvaluations": evaluations or self.steps},
             "Seed": request.seed,
-            "Samples": request.n_samples,
+            **sampled(self.spec, request, self.sample_steps),
             **more,
             "Device": str(request.device),
             "Numerics": numerics.record(request.device, self.precision),
@@ -128,7 +143,25 @@ def classical_record(spec: MethodSpec, begun: float, **more: Any) -> dict[str, A
     }
 
 
-def denoiser(ask: Callable[[Tensor, Tensor], Tensor], process: Process, kind: str, precision: str) -> Denoise:
+def asked_for_mean(request: Request) -> bool:
+    """Return whether the result is the mean of the distribution, from a single evaluation, and not a sample.
+
+    A network of size `paper` predicts noise: a single evaluation at the last time step gives no usable image.
+    """
+    once = request.n_samples > 1 or request.steps in (None, 1)
+    return once and request.sampler == "fast" and request.size == "small"
+
+
+def sampled(spec: MethodSpec, request: Request, steps: int) -> dict[str, Any]:
+    """Return the entries of the record on the samples that are drawn beside the result."""
+    if request.n_samples == 1 or not spec.draws:
+        return {"Samples": 1}
+    return {"Samples": request.n_samples, "SampledBy": {"Name": spec.samplers[request.sampler], "Steps": steps}}
+
+
+def denoiser(
+    ask: Callable[[Tensor, Tensor], Tensor], process: Process, kind: str, precision: str, mean: Tensor | None = None
+) -> Denoise:
     """Return the function that a sampler needs: (x_t, t) -> estimate of x_0, from a network's prediction.
 
     Parameters
@@ -141,9 +174,13 @@ def denoiser(ask: Callable[[Tensor, Tensor], Tensor], process: Process, kind: st
         What the network predicts; see `Process.to_x0`.
     precision
         "fp32" or "bf16", for the network only.
+    mean
+        The estimate at the last time, where it is known already: there it does not depend on x_t.
     """
 
     def denoise(x: Tensor, t: int) -> Tensor:
+        if mean is not None and t == process.steps:
+            return mean.to(x)
         times = torch.full((len(x),), float(t), device=x.device)
         with autocast(x.device, precision):
             prediction = ask(x, times)
@@ -152,20 +189,15 @@ def denoiser(ask: Callable[[Tensor, Tensor], Tensor], process: Process, kind: st
     return denoise
 
 
-def mean_and_spread(samples: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return mean and standard deviation over the first axis; None for a single sample."""
-    return samples.mean(dim=0), samples.std(dim=0) if len(samples) > 1 else None
-
-
 def slice_by_slice(
     volume: tuple[int, int, int, int],
     box: tuple[slice, slice],
     parts: Sequence[np.ndarray],
     request: Request,
-    at: Callable[[np.ndarray], Callable[[int], Tensor]],
+    at: Callable[[np.ndarray], Tensor],
     what: str = "slices",
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Generate a volume in groups of slices; return its mean and (of several samples) spread (X, Y, Z, N).
+) -> np.ndarray:
+    """Generate a volume (X, Y, Z, N) in groups of slices.
 
     Parameters
     ----------
@@ -176,22 +208,32 @@ def slice_by_slice(
     parts
         Groups of slice numbers that are generated together.
     request
-        Number of samples, and the progress callback.
+        Holds the progress callback.
     at
-        (S,) slices -> number of the sample -> that sample (h, w, S, N).
+        (S,) slices -> their values (h, w, S, N).
     what
         Label for the progress callback.
     """
-    mean = np.zeros(volume, np.float32)
-    std = np.zeros_like(mean) if request.n_samples > 1 else None
+    made = np.zeros(volume, np.float32)
     done, total = 0, sum(map(len, parts))
     for part in parts:
-        sample = at(part)
-        average, spread = mean_and_spread(torch.stack([sample(k) for k in range(request.n_samples)]))
-        mean[box][:, :, part] = average.numpy()
-        if std is not None and spread is not None:
-            std[box][:, :, part] = spread.numpy()
+        made[box][:, :, part] = at(part).numpy()
         done += len(part)
         if request.progress is not None:
             request.progress(what, done, total)
-    return mean, std
+    return made
+
+
+class Means:
+    """What the network said as the mean, by part of the volume: samples start from it. Half precision is enough."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Any, Tensor] = {}
+
+    def keep(self, part: Any, mean: Tensor) -> None:
+        """Keep a mean, on the CPU."""
+        self._kept[part] = mean.half().cpu()
+
+    def of(self, part: Any) -> Tensor | None:
+        """Return the mean of a part; None where none was kept."""
+        return self._kept.get(part)

@@ -344,10 +344,10 @@ class MethodSpec:
     def sampler_name(self, sampler: str, n_samples: int = 1, steps: int | None = None, size: str = "small") -> str:
         """Return the name of a request's sampler in the record.
 
-        A single evaluation of a network of size `small` gives the mean of the distribution. A network of size `paper`
-        predicts noise, and always needs several time steps.
+        A single evaluation of a network of size `small` gives the mean of the distribution, beside which samples are
+        drawn. A network of size `paper` predicts noise, and always needs several time steps.
         """
-        mean = sampler == "fast" and n_samples == 1 and steps in (None, 1) and size == "small"
+        mean = sampler == "fast" and (n_samples > 1 or steps in (None, 1)) and size == "small"
         return self.samplers["mean" if mean and "mean" in self.samplers else sampler]
 
     def check(self, scan: Scan) -> list[str]:

@@ -280,37 +280,33 @@ def _both_residuals(check: TensorCheck, method: str) -> list[tuple[str, np.ndarr
     return [("classical fit", check.fitted), (method, check.generated)]
 
 
-def spread(
+def uncertainty(
     images: Mapping[str, tuple[np.ndarray, np.ndarray, str]],
     affine: np.ndarray,
     mask: np.ndarray,
     method: str,
     path: str | Path,
 ) -> Path:
-    """Draw the voxel-wise standard deviation of the samples below their mean, for every image.
+    """Draw the standard error of every map below its best estimate.
 
     Parameters
     ----------
     images
-        Name -> (X, Y, Z) mean and standard deviation of the samples, and their unit. Colours are (X, Y, Z, 3): their
-        standard deviation is drawn as its length.
+        Name -> (X, Y, Z) best estimate and standard error, and their unit.
     affine, mask
         (4, 4) and (X, Y, Z) bool of the grid.
     method, path
         Name of the method; SVG or PNG to write.
     """
     rows = []
-    for name, (mean, std, unit) in images.items():
-        coloured = mean.ndim == 4
-        std = np.linalg.norm(std, axis=3) if coloured else std
-        low, high = display_range(mean, mask)
-        scale: dict[str, Any] = {} if coloured else {"vmin": low, "vmax": high, "unit": unit}
-        high = display_range(std, mask)[1]
+    for name, (best, error, unit) in images.items():
+        low, high = display_range(best, mask)
+        most = display_range(error, mask)[1]
         rows += [
-            Row(f"{name}:\nmean of\nthe samples", mean, provenance=GENERATED, **scale),
-            Row(f"{name}:\nstandard\ndeviation", std, 0, high, "inferno", unit, provenance=GENERATED),
+            Row(f"{name}:\nbest\nestimate", best, low, high, unit=unit, provenance=GENERATED),
+            Row(f"{name}:\nstandard\nerror", error, 0, most, "inferno", unit, provenance=GENERATED),
         ]
-    return save(mosaic(rows, affine, mask, f"{method}: how much the samples differ"), path)
+    return save(mosaic(rows, affine, mask, f"{method}: how uncertain the maps are"), path)
 
 
 def rish(

@@ -234,7 +234,7 @@ def generated_records(
         if not sidecar.get("Synthetic") or "GenerativeModel" not in sidecar:
             continue
         method = re.search(r"_desc-([a-zA-Z0-9]+)_", path.name)
-        if method and not method.group(1).endswith("std"):
+        if method and not names.OF_UNCERTAINTY.search(method.group(1)):
             grid = re.search(r"_res-([a-zA-Z0-9]+)_", path.name)
             shown = (grid.group(1) if grid else None) == (voxels or {}).get(method.group(1))
             (records if shown else others).setdefault(method.group(1), sidecar["GenerativeModel"])

@@ -25,7 +25,7 @@ SAME_DIRECTION_COSINE = np.cos(np.radians(1.0))
 CONFOUND_COLUMNS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z", "framewise_displacement")
 MAP_KINDS = ("fa", "md", "dec")
 ONLY_B0S = "no diffusion-weighted volume was acquired"
-ONE_SAMPLE = "one sample only (--n-samples)"
+NO_ERRORS = "no samples were drawn: the method draws none, or --n-samples is 1"
 NOTHING_RANDOM = "nothing in the method is random"
 GROUPS = {  # files that come together
     "raw": ("raw_dwi", "raw_bval", "raw_bvec"),
@@ -78,8 +78,6 @@ class RunFiles:
     generated_bval: Sequence[str] = ()  # b-values
     generated_bvec: Sequence[str] = ()  # directions
     generated_record: Sequence[str] = ()  # JSON with GenerativeModel: how each was generated
-    generated_std: Sequence[str] = ()  # standard deviation of the samples, one per method that draws several
-    drawn_methods: Sequence[str] = ()  # methods that draw samples (default: all)
     generated_left_out: Sequence[str] = ()  # .npz: left-out volumes and each method's predictions of them
     map_sources: Sequence[str] = ()  # what the maps come from: preproc and methods
     fa: Sequence[str] = ()  # fractional anisotropy per source
@@ -87,9 +85,9 @@ class RunFiles:
     dec: Sequence[str] = ()  # direction-encoded colour per source
     map_methods: Sequence[str] = ()  # methods that generated only maps; map_sources includes them
     map_record: Sequence[str] = ()  # JSON with GenerativeModel: how each of them generated its maps
-    fa_std: Sequence[str] = ()  # standard deviation of fractional anisotropy over their samples
-    md_std: Sequence[str] = ()  # standard deviation of mean diffusivity, mm²/s
-    dec_std: Sequence[str] = ()  # standard deviation of direction-encoded colour
+    uncertain_methods: Sequence[str] = ()  # methods whose maps have standard errors
+    fa_std: Sequence[str] = ()  # standard error of their fractional anisotropy, in that order
+    md_std: Sequence[str] = ()  # standard error of their mean diffusivity, mm²/s
     rish_before: Sequence[str] = ()  # RISH maps of the preprocessed series: degrees 0, 2 and perhaps 4
     rish_methods: Sequence[str] = ()  # methods that change these features
     rish_after: Sequence[str] = ()  # RISH maps of the series that they generated, method after method
@@ -203,17 +201,6 @@ class RunData:
         is_generated[kept_volumes(record)] = False
         return data, gradients, is_generated, record
 
-    def spread(self, method: str) -> np.ndarray:
-        """Return the standard deviation of the samples of a method's series; raises `Missing` if there is only one."""
-        return self._spread(method, self.methods(), "generated_std")
-
-    def _spread(self, method: str, methods: list[str], name: str) -> np.ndarray:
-        """Return the image of a method in a list of files that has one for each of `methods` that draws samples."""
-        drawn = [m for m in methods if m in self.files.drawn_methods] if self.has("drawn_methods") else methods
-        if method not in drawn or not self.has(name):
-            raise Missing(ONE_SAMPLE if method in drawn else NOTHING_RANDOM)
-        return read_image(getattr(self.files, name)[drawn.index(method)])[0]
-
     def rish(self, method: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return the RISH maps before and after a method, by degree; raises `Missing` if it does not change them."""
         self.need("rish_methods", "rish_before", "rish_after")
@@ -290,16 +277,19 @@ class RunData:
                 raise Missing(str(reason)) from None
         return self.tensor_checks[method]
 
-    def map_spread(self, method: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Return `fa`, `md` and `dec` -> mean and standard deviation of the samples of a method that generated maps.
+    def uncertainty(self, method: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return `fa` and `md` -> best estimate and standard error of a method.
 
         Raises
         ------
         Missing
-            Where there is only one sample, or the method draws none.
+            Where the method draws no samples, or none was asked for.
         """
-        methods = self.map_methods()
-        return {kind: (self.maps(kind)[method], self._spread(method, methods, f"{kind}_std")) for kind in MAP_KINDS}
+        if not self.has("uncertain_methods", "fa_std", "md_std") or method not in self.files.uncertain_methods:
+            raise Missing(NO_ERRORS)
+        number = list(self.files.uncertain_methods).index(method)
+        errors = {"fa": self.files.fa_std[number], "md": self.files.md_std[number]}
+        return {kind: (self.maps(kind)[method], read_image(path)[0]) for kind, path in errors.items()}
 
 
 def same_volumes(acquired: GradientTable, generated: GradientTable, is_generated: np.ndarray) -> list[tuple[int, int]]:

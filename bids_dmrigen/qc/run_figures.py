@@ -73,7 +73,7 @@ def figure_list(run: RunData) -> list[Drawing]:
         drawings += [
             (f"tensorcheck{method}", f"{method}: a check against the data", partial(_draw_check, run, method)),
             (f"volumecheck{method}", f"{method}: each acquired volume", partial(_draw_volumes, run, method)),
-            (f"spread{method}", f"{method}: spread of the samples", partial(_draw_map_spread, run, method)),
+            (f"uncertainty{method}", f"{method}: uncertainty of the maps", partial(_draw_uncertainty, run, method)),
         ]
 
     def draw_maps(path: Path) -> None:
@@ -159,12 +159,12 @@ def _draw_volumes(run: RunData, method: str, path: Path) -> None:
     comparison.volume_check(check, run.required_sigma(), scan.gradients.bvals, scan.mask, method, path)
 
 
-def _draw_map_spread(run: RunData, method: str, path: Path) -> None:
+def _draw_uncertainty(run: RunData, method: str, path: Path) -> None:
     images = {}
-    for kind, (mean, std) in run.map_spread(method).items():
+    for kind, (best, error) in run.uncertainty(method).items():
         scale, unit = (MD_SCALE, MD_UNIT) if kind == "md" else (1.0, TENSOR_MAPS[kind])
-        images[TENSOR_MAPS[kind]] = scale * mean, scale * std, unit
-    comparison.spread(images, run.preproc.affine, run.preproc.mask, method, path)
+        images[TENSOR_MAPS[kind]] = scale * best, scale * error, unit
+    comparison.uncertainty(images, run.preproc.affine, run.preproc.mask, method, path)
 
 
 def _draw_extra(run: RunData, method: str, path: Path) -> None:
@@ -213,14 +213,6 @@ def _draw_histogram(run: RunData, method: str, path: Path) -> None:
     comparison.residual_histogram(removed, run.required_sigma(), run.preproc.mask, method, path)
 
 
-def _draw_spread(run: RunData, method: str, path: Path) -> None:
-    std, scan = run.spread(method), run.preproc
-    data, gradients, is_generated, _ = run.generated(method)
-    shown = is_generated & ~gradients.is_b0
-    images = {"signal": (data[..., shown].mean(axis=3), std[..., shown].mean(axis=3), "signal")}
-    comparison.spread(images, scan.affine, scan.mask, method, path)
-
-
 def _draw_rish(run: RunData, method: str, path: Path) -> None:
     (before, after), scan = run.rish(method), run.preproc
     provenance = comparison.GENERATED if run.files.preproc_generated else comparison.ACQUIRED
@@ -237,6 +229,6 @@ def _method_figures(run: RunData, method: str) -> list[Drawing]:
         (f"leftout{method}", f"{method}: directions left out", partial(_draw_left_out, run, method)),
         (f"residual{method}", f"{method}: input minus output", partial(_draw_residual, run, method)),
         (f"histogram{method}", f"{method}: distribution of the residual", partial(_draw_histogram, run, method)),
-        (f"spread{method}", f"{method}: spread of the samples", partial(_draw_spread, run, method)),
+        (f"uncertainty{method}", f"{method}: uncertainty of the maps", partial(_draw_uncertainty, run, method)),
         *strengths,
     ]

@@ -19,7 +19,7 @@ from .metrics import describe_all
 from .run_data import Missing, RunData
 from .run_figures import MD_SCALE
 
-SERIES_METRICS = ("ndc", "tensor_residual", "direction_contrast", "dwi_cnr", "sample_spread")
+SERIES_METRICS = ("ndc", "tensor_residual", "direction_contrast", "dwi_cnr")
 
 
 def measure(run: RunData) -> dict[str, dict[str, Any]]:
@@ -106,10 +106,7 @@ def _series_metrics(run: RunData, source: str) -> dict[str, float]:
         with contextlib.suppress(Missing):
             volumes, generated = run.left_out(source)
             values |= iqm.left_out_checks(scan.data[..., volumes], generated, scan.mask, run.sigma)
-        with contextlib.suppress(Missing):
-            std = run.spread(source)
-            inside = scan.mask & (data.mean(axis=3) > 0)
-            values["sample_spread"] = float(100 * np.median(std[inside].mean(axis=1) / data[inside].mean(axis=1)))
+        values |= _uncertainty(run, source)
     return _finite(values)
 
 
@@ -149,17 +146,23 @@ def _map_metrics(run: RunData) -> dict[str, dict[str, float]]:
 
 
 def _method_map_metrics(run: RunData, method: str) -> dict[str, float]:
-    """Return the checks of a method that generated maps, and the spread of its samples."""
+    """Return the checks of a method that generated maps, and their uncertainty."""
     values, mask = _method_checks(run.record(method).get("Checks", {}), method), run.preproc.mask
     with contextlib.suppress(Missing):
         check, sigma = run.tensor_check(method), run.required_sigma()
         for key, left in (("data_residual", check.generated), ("data_residual_fit", check.fitted)):
             values[key] = float(np.sqrt((left[mask].astype(np.float64) ** 2).mean()) / sigma)
-    with contextlib.suppress(Missing):
-        spread = run.map_spread(method)
-        values["fa_spread"] = float(np.median(spread["fa"][1][mask]))
-        values["md_spread"] = float(np.median(spread["md"][1][mask]) * MD_SCALE)
-    return _finite(values)
+    return _finite(values | _uncertainty(run, method))
+
+
+def _uncertainty(run: RunData, method: str) -> dict[str, float]:
+    """Return the medians of the standard errors of FA and MD; nothing where no samples were drawn."""
+    try:
+        errors = run.uncertainty(method)
+    except Missing:
+        return {}
+    scales = {"fa": 1.0, "md": MD_SCALE}
+    return {f"{kind}_error": float(scales[kind] * np.median(e[run.preproc.mask])) for kind, (_, e) in errors.items()}
 
 
 def _finite(values: dict[str, float]) -> dict[str, float]:

@@ -160,15 +160,20 @@ def _onto_scan(
     generated: Generated, space: TemplateSpace, scan: Scan, wanted: GradientTable, hidden: np.ndarray
 ) -> Generated:
     """Return acquired volumes, then the wanted ones, on the scan's grid; the hidden ones become `left_out`."""
-    mean = space.onto_scan(generated.mean).clip(0) * scan.mask[..., None]
-    std = None
-    if generated.std is not None:
-        spread = space.onto_scan(generated.std[..., : len(wanted)], order=1) * scan.mask[..., None]
-        std = np.concatenate([np.zeros(scan.data.shape, np.float32), spread], axis=3)
+
+    def on_scan(images: np.ndarray) -> np.ndarray:
+        return space.onto_scan(images).clip(0) * scan.mask[..., None]
+
+    def after_acquired(images: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.asarray(scan.data, np.float32), images], axis=3)
+
+    mean, samples = on_scan(generated.mean), generated.samples
+    if samples is not None:
+        samples = samples.after(lambda drawn: after_acquired(on_scan(drawn[..., : len(wanted)])))
     return replace(
         generated,
-        mean=np.concatenate([np.asarray(scan.data, np.float32), mean[..., : len(wanted)]], axis=3),
-        std=std,
+        mean=after_acquired(mean[..., : len(wanted)]),
+        samples=samples,
         gradients=_joined(scan.gradients, wanted),
         acquired=np.arange(len(scan.gradients) + len(wanted)) < len(scan.gradients),
         left_out=LeftOut(hidden, mean[..., len(wanted) :]) if len(hidden) else None,

@@ -1,7 +1,8 @@
-"""Write the results of a method: a series or maps, and a series in the template's space."""
+"""Write the results of a method: a series or maps, their uncertainty, and a series in the template's space."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import nibabel as nib
@@ -15,14 +16,37 @@ from .standard_grid import placed, standard_grid
 
 
 def write_maps(generated: Generated, image: nib.Nifti1Image, folder: Path) -> dict[str, str]:
-    """Write a method's maps and their spread on the grid of `image`; return output -> path."""
-    named = {f"out_{name}": volume for name, volume in generated.named_maps().items()}
-    if generated.std is not None:
-        named |= {f"out_{name}_std": volume for name, volume in generated.named_maps(generated.std).items()}
+    """Write a method's maps on the grid of `image`; return output -> path."""
+    named = generated.named_maps()
+    return {f"out_{name}": str(write_image(folder / f"{name}.nii", volume, image)) for name, volume in named.items()}
+
+
+def write_errors(errors: Mapping[str, np.ndarray], image: nib.Nifti1Image, folder: Path) -> dict[str, str]:
+    """Write the standard error of each map, by name, on the grid of `image`; return output -> path."""
     return {
-        output: str(write_image(folder / f"{output.removeprefix('out_')}.nii", volume, image))
-        for output, volume in named.items()
+        f"out_{name}_std": str(write_image(folder / f"{name}_std.nii", values, image))
+        for name, values in errors.items()
     }
+
+
+def sample_writer(generated: Generated, image: nib.Nifti1Image, folder: Path) -> Callable[[int, np.ndarray], None]:
+    """Return a function of the number of a sample and the sample that writes it, as `sample_path`.
+
+    A sample of maps is that of the tensor, from which the others follow; without a tensor it is all maps.
+    """
+
+    def write(number: int, values: np.ndarray) -> None:
+        if generated.maps:
+            named = generated.named_maps(values)
+            values = named.get("tensor", values)
+        write_image(sample_path(folder, number), values, image)
+
+    return write
+
+
+def sample_path(folder: Path, number: int) -> Path:
+    """Return the path of a sample in a folder."""
+    return folder / f"sample{number + 1}.nii"
 
 
 def write_in_template(series: InTemplate, template_brain: str, folder: Path) -> dict[str, str]:
@@ -37,7 +61,7 @@ def write_in_template(series: InTemplate, template_brain: str, folder: Path) -> 
 
 
 def write_series(generated: Generated, image: nib.Nifti1Image, folder: Path) -> dict[str, str]:
-    """Write a method's series, its spread and the predictions of left-out volumes; return output -> path.
+    """Write a method's series and the predictions of left-out volumes; return output -> path.
 
     The series is on the grid of `image`, or on `generated.grid` in the same world.
     """
@@ -51,15 +75,12 @@ def write_series(generated: Generated, image: nib.Nifti1Image, folder: Path) -> 
     )
     assert generated.gradients is not None  # every series has gradients
     write_gradients(generated.gradients, folder / "generated.bval", folder / "generated.bvec")
-    results = {
+    return {
         "out_file": str(write_image(folder / "generated.nii", generated.mean, image)),
         "out_bval": str(folder / "generated.bval"),
         "out_bvec": str(folder / "generated.bvec"),
         "out_left_out": str(folder / "left_out.npz"),
     }
-    if generated.std is not None:
-        results["out_std"] = str(write_image(folder / "std.nii", generated.std, image))
-    return results
 
 
 def write_extra(generated: Generated, spec: MethodSpec, image: nib.Nifti1Image, folder: Path) -> list[str]:

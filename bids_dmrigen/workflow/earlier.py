@@ -27,7 +27,7 @@ def stored_methods(out_dir: Path, entities: Mapping[str, str]) -> tuple[str, ...
     for path in folder.glob(f"{names.stem(entities)}_*.nii.gz"):
         label = OF_METHOD.search(path.name)
         same_run = names.stem(entities_of(path.name)) == names.stem(entities)
-        if label and same_run and label[1] not in NO_METHODS and not label[1].endswith("std"):
+        if label and same_run and label[1] not in NO_METHODS and not names.OF_UNCERTAINTY.search(label[1]):
             labels.add(label[1])
     return tuple(sorted(labels))
 

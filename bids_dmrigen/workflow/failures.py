@@ -18,7 +18,8 @@ OWNERS = {
     "metrics": "metrics",
 }
 
-BEFORE_FIGURES = ("generate", "replay", "maps", "features", "onto")  # kinds of nodes of a method that figures need
+# Kinds of nodes of a method that figures need.
+BEFORE_FIGURES = ("generate", "replay", "maps", "features", "onto", "undistort", "quantiles")
 IN_TEMPLATE, SERIES = "template_", "_series"
 
 

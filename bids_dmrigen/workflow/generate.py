@@ -26,7 +26,7 @@ def generate_node(plan: RunPlan, method: PlannedMethod, *, threads: int, name: s
     threads
         Number of CPU threads of the node.
     name
-        Name of the node (default: from the name of the method).
+        Name of a node that denoises for other methods, without uncertainty; None for the method's own results.
     """
     from ..diffusion.parallel import usable_gpus
     from ..diffusion.weights import read_card
@@ -54,6 +54,8 @@ def generate_node(plan: RunPlan, method: PlannedMethod, *, threads: int, name: s
             minutes=None if settings.deterministic else method.plan.minutes,
             options=dict(method.plan.options),
             left_out=LEFT_OUT,
+            with_errors=name is None and bool(plan.uncertain(method)),
+            with_samples=name is None and bool(plan.samples_of(method)),
             tensor_volumes=method.plan.fitted,
             b0_threshold=settings.b0_threshold,
             deterministic=settings.deterministic,
@@ -80,14 +82,14 @@ def _template_gb(plan: RunPlan, method: PlannedMethod) -> float:
     if not method.spec.in_template:
         return 0.0
     volumes = len(method.plan.table) - len(plan.table) + LEFT_OUT * len(plan.table.shells())
-    kinds = 2 if plan.many_samples else 1  # mean, and spread
+    kinds = 2 if plan.many_samples else 1  # mean, and a sample
     voxels = TEMPLATE_VOXELS + plan.volume_gb * 1e9 / 4 / plan.shape[3]
     return 2 * kinds * volumes * voxels * 4e-9  # the images, and the arrays they are collected in
 
 
 def _finer_gb(plan: RunPlan, method: PlannedMethod) -> float:
-    """Return the memory (GB) of a series on a finer grid: the series, its spread, and intermediate arrays."""
-    return (10 if plan.many_samples else 6) * method.finer_gb
+    """Return the memory (GB) of a series on a finer grid: the series and intermediate arrays."""
+    return 6 * method.finer_gb
 
 
 def _state(*paths: Path | None) -> str:

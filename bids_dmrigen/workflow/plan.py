@@ -27,6 +27,7 @@ PREPROCESSING_STEPS = ("denoise", "gibbs", "susceptibility", "motion", "bias", "
 FILE_STATES = ("Image", "b-values", "b-vectors")  # entries of `RunPlan.preprocessing`: checksums
 TRANSFORM_KEYS = ("to_template", "from_template")
 SPACE_FACTOR = 10  # size of intermediate and final files together, relative to the series as float32
+SAMPLE_SPACE_FACTOR = 3  # the same, for each stored sample of a series
 FINER_SPACE_FACTOR = 3  # the same, relative to each series on a finer grid
 ONLY_A_PARTNER = "holds only b0s: it is used only for the susceptibility correction of {runs}"
 ONLY_A_SPARE = "holds only b0s: it could correct the susceptibility distortion of {runs}, for which a field map is used"
@@ -174,8 +175,24 @@ class RunPlan:
 
     @property
     def many_samples(self) -> bool:
-        """Whether methods that draw samples also return their spread."""
+        """Whether methods that draw samples also return the uncertainty of their maps."""
         return self.settings.n_samples > 1
+
+    def uncertain(self, method: PlannedMethod) -> tuple[str, ...]:
+        """Return the scalar maps of a method whose uncertainty is stored: none where nothing is drawn."""
+        if not (self.many_samples and method.spec.draws):
+            return ()
+        fitted = names.SCALAR_MAPS if method.maps and TENSOR in method.spec.fits else ()
+        made = method.spec.maps_of(self.settings.size)
+        return tuple(name for name in names.SCALAR_MAPS if name in (made or fitted))
+
+    def samples_of(self, method: PlannedMethod) -> tuple[str, ...]:
+        """Return the numbers of a method's samples that are stored, from 1."""
+        spec = method.spec
+        stored = self.settings.write_samples and self.many_samples and spec.draws
+        if not stored or not (spec.gives_series or "tensor" in spec.maps_of(self.settings.size)):
+            return ()
+        return tuple(str(number) for number in range(1, self.settings.n_samples + 1))
 
     @property
     def table(self) -> GradientTable:
@@ -208,7 +225,8 @@ class RunPlan:
     def space_gb(self) -> float:
         """Space that intermediate and final files take together, GB."""
         finer = sum(method.finer_gb for method in self.methods)
-        return SPACE_FACTOR * self.volume_gb + FINER_SPACE_FACTOR * min(self.settings.n_samples, 2) * finer
+        samples = sum(len(self.samples_of(method)) for method in self.methods if method.spec.gives_series)
+        return (SPACE_FACTOR + SAMPLE_SPACE_FACTOR * samples) * self.volume_gb + FINER_SPACE_FACTOR * finer
 
 
 def plan_runs(runs: Sequence[Run], settings: Settings, template: str) -> list[RunPlan]:
@@ -556,17 +574,18 @@ def _method_outputs(plan: RunPlan, method: PlannedMethod, output) -> Iterator[Ou
     origin = {"method": name, "title": spec.title}
     for param in spec.maps_of(plan.settings.size):
         yield output("map", param=param, source=name, **method.origin)
-        if plan.many_samples and spec.draws:
-            yield output("map_spread", param=param, **origin)
+    for param in plan.uncertain(method):
+        for key in ("map_std", "map_low", "map_high"):
+            yield output(key, param=param, **origin)
+    for number in plan.samples_of(method):
+        for key in ("sample", "sample_bval", "sample_bvec") if spec.gives_series else ("map_sample",):
+            yield output(key, number=number, **origin)
     for extra in spec.extra_maps:
         yield output("extra_map", param=extra.param, description=extra.description, units=extra.units, **origin)
     if not spec.gives_series:
         return
     for key in ("generated", "generated_bval", "generated_bvec"):
         yield output(key, **origin, **method.grid)
-    if plan.many_samples and spec.draws:
-        for key in ("spread", "spread_bval", "spread_bvec"):
-            yield output(key, **origin, **method.grid)
     if method.maps and TENSOR in spec.fits:
         for param in names.TENSOR_MAPS:
             yield output("map", param=param, source=name, **method.origin, **method.grid)

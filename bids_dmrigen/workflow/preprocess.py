@@ -280,7 +280,7 @@ def _add_bias(
     return {**series, "file": (node, "out_file")}
 
 
-def init_replay_wf(plan: RunPlan, *, name: str, threads: int, gibbs: bool = True) -> pe.Workflow | None:
+def init_replay_wf(plan: RunPlan, *, name: str, threads: int) -> pe.Workflow | None:
     """Return the graph that applies the steps of the acquired series to another one, or None without such steps.
 
     Parameters
@@ -291,8 +291,6 @@ def init_replay_wf(plan: RunPlan, *, name: str, threads: int, gibbs: bool = True
         Name of the graph.
     threads
         Number of CPU threads of a step.
-    gibbs
-        False leaves Gibbs removal out. It is not linear, so it cannot be applied to a standard deviation.
 
     Inputs
     ------
@@ -309,7 +307,7 @@ def init_replay_wf(plan: RunPlan, *, name: str, threads: int, gibbs: bool = True
     from ..interfaces.resample import Resample
 
     moved, distorted = plan.does("motion"), plan.does("susceptibility")
-    gibbs = gibbs and plan.does("gibbs")
+    gibbs = plan.does("gibbs")
     if not (gibbs or moved or distorted or plan.does("bias")):
         return None
     wf = pe.Workflow(name=name)

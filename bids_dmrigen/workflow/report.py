@@ -108,8 +108,7 @@ def add_report_nodes(wf, plan: RunPlan, pre: Mapping, ports: Mapping, records: M
 def _method_names(plan: RunPlan, ports: Mapping) -> dict[str, list[str]]:
     """Return the inputs of figures and metrics that name methods."""
     methods = {"methods": [m.name for m in plan.methods if m.spec.gives_series]}
-    if plan.many_samples:
-        methods["drawn_methods"] = [m.name for m in plan.methods if m.spec.draws]
+    methods["uncertain_methods"] = [m.name for m in plan.methods if {"fa", "md"} <= set(plan.uncertain(m))]
     methods["map_methods"] = [m.name for m in plan.methods if not m.spec.gives_series]
     sources = ("preproc", *(m.name for m in plan.methods), *plan.kept)
     methods["map_sources"] = [source for source in sources if ("map", source, "fa") in ports]
@@ -131,11 +130,8 @@ def _listed(plan: RunPlan, lists: Mapping, ports: Mapping, records: Mapping) -> 
     listed["rish_before"] = [ports[("rish_map", "preproc", degree)] for degree in degrees]
     listed["rish_after"] = [ports[("rish_map", m, degree)] for m in lists["rish_methods"] for degree in degrees]
     listed["extra"] = [ports[("extra_map", m.name, extra.param)] for m in plan.methods for extra in m.spec.extra_maps]
-    if plan.many_samples:
-        drawn = lists["drawn_methods"]
-        listed["generated_std"] = [ports[("spread", m)] for m in methods if m in drawn]
-        listed |= {f"{name}_std": [ports[("map_spread", m, name)] for m in map_methods if m in drawn]
-                   for name in COMPARED}  # fmt: skip
+    listed |= {f"{name}_std": [ports[("map_std", m, name)] for m in lists["uncertain_methods"]]
+               for name in ("fa", "md")}  # fmt: skip
     return {name: ports_of_input for name, ports_of_input in listed.items() if ports_of_input}
 
 

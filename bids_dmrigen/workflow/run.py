@@ -40,6 +40,7 @@ def init_run_wf(plan: RunPlan, *, template: str, links: Mapping[str, Path], thre
     graph = RunGraph(plan, template, threads)
     graph.add_methods()
     graph.add_fits()
+    graph.add_uncertainty()
     graph.add_normalization()
     graph.add_report()
     graph.add_sinks(links)
@@ -98,7 +99,7 @@ class RunGraph:
             self.masks |= {method.name: (node, "out_mask") for method in finer}
 
     def _add_method(self, method: PlannedMethod) -> None:
-        """Add a method's node, and the ports of its series or maps and of its samples' spread."""
+        """Add a method's node, and the ports of its series or maps and of its samples."""
         node, spec, name = generate_node(self.plan, method, threads=self.threads), method.spec, method.name
         stage, mask = ("raw", "raw_mask") if spec.on_acquired else ("out", "mask")
         self._connect_series([self.pre[f"{stage}_{part}"] for part in FILES], self.pre[mask], node)
@@ -107,11 +108,11 @@ class RunGraph:
         self.records[name] = (node, "out_sidecar")
         for param in spec.maps_of(self.plan.settings.size):
             self.ports[("map", name, param)] = (node, f"out_{param}")
-            self.ports[("map_spread", name, param)] = (node, f"out_{param}_std")
         for number, extra in enumerate(spec.extra_maps):
             self.ports[("extra_map", name, extra.param)] = self._picked(
                 node, "out_extra", number, f"{name}_{extra.param}"
             )
+        self._add_samples(method, node)
         if not spec.gives_series:
             return
         self.ports[("left_out", name)] = (node, "out_left_out")
@@ -120,17 +121,29 @@ class RunGraph:
             self.ports[("template_record", name)] = (node, "out_template_sidecar")
             for end, part in zip(KEYS, FILES, strict=True):
                 self.ports[(f"template_generated{end}", name)] = (node, f"out_template_{part}")
-        for key, part in (("generated", "file"), ("spread", "std")):
-            ports = [(node, f"out_{name}") for name in (part, "bval", "bvec")]
-            if spec.on_acquired and (key == "generated" or self.plan.many_samples):
-                ports = self._replayed(method, part, ports)
-            self.ports |= {(f"{key}{end}", name): port for end, port in zip(KEYS, ports, strict=True)}
+        ports: list[Port] = [(node, f"out_{part}") for part in FILES]
+        if spec.on_acquired:
+            ports = self._replayed(f"{method.name}_file", ports)
+        self.ports |= {(f"generated{end}", name): port for end, port in zip(KEYS, ports, strict=True)}
         self.series[name] = [self.ports[(f"generated{end}", name)] for end in KEYS]
 
-    def _replayed(self, method: PlannedMethod, part: str, ports: list[Port]) -> list[Port]:
+    def _add_samples(self, method: PlannedMethod, node: pe.Node) -> None:
+        """Add the ports of a method's samples, where they are stored."""
+        for place, number in enumerate(self.plan.samples_of(method)):
+            sample = self._picked(node, "out_samples", place, f"{method.name}_sample{number}")
+            if not method.spec.gives_series:
+                self.ports[("map_sample", method.name, number)] = sample
+                continue
+            ports = [sample, *((node, f"out_{part}") for part in FILES[1:])]
+            if method.spec.on_acquired:
+                ports = self._replayed(f"{method.name}_sample{number}", ports)
+            for end, port in zip(KEYS, ports, strict=True):
+                self.ports[(f"sample{end}", method.name, number)] = port
+
+    def _replayed(self, name: str, ports: list[Port]) -> list[Port]:
         """Return the ports of a series generated from the acquired one, after the preprocessing steps of the run."""
         plan = self.plan
-        replay = init_replay_wf(plan, name=f"replay_{method.name}_{part}", threads=self.threads, gibbs=part == "file")
+        replay = init_replay_wf(plan, name=f"replay_{name}", threads=self.threads)
         if replay is None:
             return ports
         for name, port in zip(FILES, ports, strict=True):
@@ -155,6 +168,31 @@ class RunGraph:
         for source, outputs in self.plan.sources("rish_map").items():
             node = self._add_fit(RishMaps(**common), f"features_{source}", source, series_in_memory=3)
             self.ports |= {port_key(output): (node, output.fields["param"]) for output in outputs}
+
+    def add_uncertainty(self) -> None:
+        """Add the nodes that make quantiles from standard errors and maps, one for each method that draws samples."""
+        from ..interfaces.uncertainty import Quantiles, UndistortMaps
+
+        plan = self.plan
+        for method in plan.methods:
+            params, name = plan.uncertain(method), method.name
+            if not params:
+                continue
+            generate = self.wf.get_node(f"generate_{name}")
+            errors = self._listed(f"list_errors_{name}", ((generate, f"out_{param}_std") for param in params))
+            if method.spec.on_acquired and plan.does("susceptibility"):
+                undistort = UndistortMaps(phase_encoding_direction=plan.run.phase_encoding)
+                node = pe.Node(undistort, name=f"undistort_{name}", mem_gb=0.5)
+                self.wf.connect(*errors, node, "in_files")
+                self.wf.connect(*self.pre["field"], node, "in_field")
+                errors = (node, "out_files")
+            node = pe.Node(Quantiles(names=list(params)), name=f"quantiles_{name}", mem_gb=0.5)
+            self.wf.connect(*errors, node, "in_errors")
+            maps = self._listed(f"list_best_{name}", (self.ports[("map", name, param)] for param in params))
+            self.wf.connect(*maps, node, "in_maps")
+            for number, param in enumerate(params):
+                for key, output in (("map_std", "out_errors"), ("map_low", "out_low"), ("map_high", "out_high")):
+                    self.ports[(key, name, param)] = self._picked(node, output, number, f"{name}_{key}_{param}")
 
     def _add_fit(self, interface, name: str, source: str, series_in_memory: int) -> pe.Node:
         memory = 1.0 + series_in_memory * self.plan.series_gb(source)
@@ -226,7 +264,7 @@ class RunGraph:
             node = pe.Node(OntoScan(), name=f"onto_{name}", mem_gb=0.5 + self.plan.volume_gb + 2 * method.finer_gb)
             self.wf.connect(*self.masks[name], node, "in_mask")
             self.wf.connect(*self.pre["reference"], node, "reference")
-            maps = [("spread", name), *(("map", name, param) for param in COMPARED)]
+            maps = [("map", name, param) for param in COMPARED]
             maps += [key for key in promised if key[:2] == ("rish_map", name)]
             for kind, keys in (("series", [("generated", name)]), ("maps", [key for key in maps if key in promised])):
                 if not keys:
@@ -312,6 +350,7 @@ class RunGraph:
 
 
 def port_key(output: Output) -> tuple[str, ...]:
-    """Return the key of an output's port: its key in the table of names, its source, and its map."""
-    source = output.fields.get("source") or output.fields.get("method") or output.fields.get("voxel_mm")
-    return tuple(part for part in (output.key, source, output.fields.get("param")) if part)
+    """Return the key of an output's port: its key in the table of names, its source, its map, its number."""
+    fields = output.fields
+    source = fields.get("source") or fields.get("method") or fields.get("voxel_mm")
+    return tuple(part for part in (output.key, source, fields.get("param"), fields.get("number")) if part)

@@ -122,7 +122,11 @@ class Settings:
         "methods", "evaluations of the network for each image (default: the sampler's own)", None, metavar="N"
     )
     n_samples: int = option(
-        "methods", "samples per result; more than one adds maps of their spread (default: 1)", 1, metavar="N"
+        "methods", "samples that the uncertainty of maps comes from; 1 for none, which is quicker (default: 8)", 8,
+        metavar="N",
+    )  # fmt: skip
+    write_samples: bool = option(
+        "methods", "store every sample of a result too: an analysis can then be run over them", False
     )
     seed: int = option("methods", "seed of every random number (default: 0)", 0, metavar="N")
     method_options: Mapping[str, Any] = field(default_factory=dict)  # options of methods, by `Option.name`

@@ -242,7 +242,7 @@ def test_a_network_without_time_is_asked_once_whatever_is_requested(name):
         net, scan, Request(precision="fp32", options={"directions": 22}, n_samples=3, steps=5, sampler="paper")
     )
     np.testing.assert_array_equal(one.mean, more.mean)
-    assert more.std is None
+    assert more.samples is None
     assert more.record["Sampler"]["Steps"] == more.record["Sampler"]["NetworkEvaluations"] == 1
     assert more.record["Samples"] == 1
 

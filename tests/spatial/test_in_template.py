@@ -11,7 +11,7 @@ from scipy import ndimage
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.methods import load
-from bids_dmrigen.methods.base import Generated, Population, Request
+from bids_dmrigen.methods.base import Generated, Population, Request, Samples
 from bids_dmrigen.methods.synthesis.task import wanted_table
 from bids_dmrigen.spatial.in_template import TemplateFiles, generate_in_template
 from bids_dmrigen.spatial.population import PACKAGED_ADC_ATLAS, write_adc_atlas
@@ -37,8 +37,8 @@ class Stripes:
         self.seen.append((scan, table, request.population))
         weight = np.abs(table.world_directions(scan.affine)[:, 1])
         mean = (scan.data * weight).astype(np.float32)
-        std = mean / 10 if request.n_samples > 1 else None
-        return Generated(mean, std, table, (), np.zeros(len(table), bool), {"Sampler": {}})
+        samples = Samples(request.n_samples, lambda k: mean * (1 + k / 10)) if request.n_samples > 1 else None
+        return Generated(mean, samples, table, (), np.zeros(len(table), bool), {"Sampler": {}})
 
 
 def sha256(*paths):
@@ -94,7 +94,7 @@ def test_the_b0_is_moved_to_the_template_and_the_images_are_moved_back_to_the_sc
     cosines = np.abs(scan.gradients.world_directions(AFFINE)[generated.left_out.volumes] @ TURN.T)[:, 1]
     ratio = (generated.left_out.mean[inner] / scan.data[inner][:, :1]).mean(axis=0)
     np.testing.assert_allclose(ratio, cosines, atol=0.01)
-    assert generated.std is None
+    assert generated.samples is None
     series = generated.in_template
     assert series.gradients.bvals.tolist() == [0.0, *[700.0] * 5, *[1500.0] * 5], "those left out are a check alone"
     np.testing.assert_array_equal(series.mean[..., :1], there.data)
@@ -127,15 +127,14 @@ def test_images_are_as_bright_at_the_brains_rim_as_within(scan, files):
     assert values.std() < 0.002 * values.mean()
 
 
-def test_the_spread_is_returned_and_without_a_request_nothing_is_left_out(scan, files):
+def test_samples_are_on_the_scans_grid_and_without_a_request_nothing_is_left_out(scan, files):
     options = {"bvalues": [1000.0], "directions": np.array([[0.0, 1, 0]])}
     generated = generate_in_template(Stripes(), scan, Request(n_samples=2, options=options), files)
     assert generated.left_out is None
-    assert not generated.std[..., :10].any()
-    inside = ndimage.binary_erosion(scan.mask, iterations=3) & (generated.mean[..., 10] > 10)
-    np.testing.assert_allclose(
-        (generated.std[..., 10] / generated.mean[..., 10].clip(1e-3))[inside].mean(), 0.1, rtol=0.02
-    )
+    first, second = generated.samples
+    np.testing.assert_array_equal(first, generated.mean)
+    np.testing.assert_array_equal(second[..., :10], scan.data)
+    np.testing.assert_allclose(second[..., 10], 1.1 * generated.mean[..., 10], rtol=1e-4, atol=0.1)
 
 
 def test_the_record_names_what_was_used_by_its_files(tmp_path, files):

@@ -21,7 +21,8 @@ from ...dwi.prediction import CHANNELS, conditions, leave_one_out
 from ...dwi.series import Scan
 from ...dwi.stack import Stack, slice_stack
 from ...nets.unet import UNet, UNetSpec
-from ..base import Generated, Method, Request
+from ..base import Generated, Method, Request, Samples
+from ..making import sampled
 from .difusion import SPEC, VARIANTS
 from .on_run import RunTraining, checkpoint_of, training_record
 
@@ -95,8 +96,11 @@ class DiFusion(Method):
         work = (_Published if variant == "published" else _Extended)(scan, stack, request, sigma)
         trained = work.train(net, checkpoint_of(scan, request))
         times = work.choose_times(net)
-        samples, evaluations = work.denoise(net, times)
-        mean, std = work.finish(scan, samples)
+        walked, evaluations = work.denoise(net, times, 0)
+        mean = work.finish(scan, walked, 0)
+        samples = None
+        if request.n_samples > 1:  # the walk of number 0 is the result; samples are others
+            samples = Samples(request.n_samples, lambda k: work.finish(scan, work.denoise(net, times, 1 + k)[0], 1 + k))
         record = {
             "Size": request.size,
             "Variant": variant,
@@ -107,7 +111,7 @@ class DiFusion(Method):
                 "NetworkEvaluations": round(evaluations, 1),
             },
             "Seed": request.seed,
-            "Samples": request.n_samples,
+            **sampled(self.spec, request, len(times)),
             "Training": training_record(trained),
             "NoiseLevel": round(sigma, 4),
             "Device": str(request.device),
@@ -121,7 +125,7 @@ class DiFusion(Method):
             "difusion_direction_contrast": direction_contrast(scan, mean, sigma),
         }
         acquired = ~np.isin(np.arange(len(scan.gradients)), work.targets)
-        return Generated(mean, std, scan.gradients, (), acquired, record, checks, tuple(warnings))
+        return Generated(mean, samples, scan.gradients, (), acquired, record, checks, tuple(warnings))
 
 
 def direction_contrast(scan: Scan, denoised: np.ndarray, sigma: float) -> float:
@@ -169,8 +173,8 @@ class _Work(RunTraining):
         """Return the image (J, h, w) that the network's output is added to."""
         raise NotImplementedError
 
-    def finish(self, scan: Scan, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the mean and spread (X, Y, Z, N) of samples (S, Z, N, H, W)."""
+    def finish(self, scan: Scan, walked: np.ndarray, sample: int) -> np.ndarray:
+        """Return the series (X, Y, Z, N) of what was sampled (Z, N, H, W); number 0 is the best estimate."""
         raise NotImplementedError
 
     def noisy(self, given: Given, t: Tensor, rngs: list[np.random.Generator]) -> Tensor:
@@ -258,20 +262,19 @@ class _Work(RunTraining):
         return tuple(times[k] for k in _distinct(np.linspace(0, len(times) - 1, steps)))
 
     @torch.no_grad()
-    def denoise(self, net: nn.Module, times: tuple[int, ...]) -> tuple[np.ndarray, float]:
-        """Return samples (S, Z, N, H, W), and the mean number of network evaluations per image."""
+    def denoise(self, net: nn.Module, times: tuple[int, ...], sample: int) -> tuple[np.ndarray, float]:
+        """Return a sample (Z, N, H, W), and the mean number of network evaluations per image."""
         stack, request = self.stack, self.request
-        out = np.zeros((request.n_samples, *stack.data.shape), dtype=np.float32)
+        out = np.zeros(stack.data.shape, dtype=np.float32)
         groups = np.array_split(self.targets, -(-len(self.targets) // SLICES_AT_ONCE))
         evaluations, slices = [], stack.slices
         for done, z in enumerate(slices):
             block = stack.block(z)
             for volumes in groups:
                 given = self.given(block, volumes, stack.mask[z])
-                for sample in range(request.n_samples):
-                    sampled = self.walk(net, given, times, z, volumes, sample, self.stop(given))
-                    out[sample, z, volumes] = sampled.x0.cpu().numpy()
-                    evaluations.append(sampled.evaluations.float().mean().item())
+                walked = self.walk(net, given, times, z, volumes, sample, self.stop(given))
+                out[z, volumes] = walked.x0.cpu().numpy()
+                evaluations.append(walked.evaluations.float().mean().item())
             if request.progress is not None:
                 request.progress("denoising", done + 1, len(slices))
         return out, float(np.mean(evaluations))
@@ -318,19 +321,18 @@ class _Extended(_Work):
             errors += [float(((x0 - given.x).square() * self.weight[z]).sum()) for x0 in seen]
         return times[: int(errors.argmin()) + 1]
 
-    def finish(self, scan: Scan, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        mean = np.array(scan.data, dtype=np.float32)
-        std = np.zeros_like(mean) if len(samples) > 1 else None
+    def finish(self, scan: Scan, walked: np.ndarray, sample: int) -> np.ndarray:
+        def noise(volume: int) -> np.ndarray:
+            return self.random("fusion", volume=volume, sample=sample).standard_normal(scan.mask.shape, np.float32)
+
+        series = np.array(scan.data, dtype=np.float32)
         for volumes in _kinds(scan, self.targets):
             acquired = np.ascontiguousarray(scan.data[..., volumes], dtype=np.float32)
-            fused = [
-                fuse(acquired, self.stack.on_grid(sample[:, volumes], acquired), scan.mask, self.sigma)
-                for sample in samples
-            ]
-            mean[..., volumes] = np.mean(fused, axis=0)
-            if std is not None:
-                std[..., volumes] = np.std(fused, axis=0, ddof=1) * scan.mask[..., None]
-        return mean, std
+            found = self.stack.on_grid(walked[:, volumes], acquired)
+            numbers = volumes.tolist()
+            drawn = (lambda j, numbers=numbers: noise(numbers[j])) if sample else None
+            series[..., volumes] = fuse(acquired, found, scan.mask, self.sigma, drawn)
+        return series
 
 
 class _Published(_Work):
@@ -362,16 +364,12 @@ class _Published(_Work):
 
         return departed
 
-    def finish(self, scan: Scan, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        mean = np.array(scan.data, dtype=np.float32)
-        std = np.zeros_like(mean) if len(samples) > 1 else None
-        volumes = self.targets
+    def finish(self, scan: Scan, walked: np.ndarray, sample: int) -> np.ndarray:
+        series, volumes = np.array(scan.data, dtype=np.float32), self.targets
         acquired = np.ascontiguousarray(scan.data[..., volumes], dtype=np.float32)
-        estimates = [self.stack.on_grid(sample[:, volumes], acquired) for sample in samples]
-        mean[..., volumes] = np.where(scan.mask[..., None], np.mean(estimates, axis=0), acquired)
-        if std is not None:
-            std[..., volumes] = np.std(estimates, axis=0, ddof=1) * scan.mask[..., None]
-        return mean, std
+        found = self.stack.on_grid(walked[:, volumes], acquired)
+        series[..., volumes] = np.where(scan.mask[..., None], found, acquired)
+        return series
 
 
 def _distinct(values: np.ndarray) -> tuple[int, ...]:

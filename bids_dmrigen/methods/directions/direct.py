@@ -69,6 +69,7 @@ class DirectDirections(QID2):
         times: Sequence[int],
         noise: Callable[[int], Tensor],
         precision: str,
+        mean: Tensor | None = None,
     ) -> Tensor:
         """Return what the network says of B images, (B, 1, H, W); there is nothing to sample."""
         with autocast(condition.images.device, precision):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...diffusion.arrays import Prepared
 from ...diffusion.noise import NoiseSource
-from ...diffusion.samplers import ancestral, dpm_solver_pp_2m, even_times
+from ...diffusion.samplers import ancestral, dpm_solver_pp_2m, even_times, two_times
 from ...diffusion.training import Plan
 from ...dwi.noise import shell_sigma
 from ...dwi.series import Scan
@@ -21,14 +21,14 @@ from ...nets.direction_unet import DirectionUNet
 from ...nets.unet import UNetSpec
 from ...simulate.examples import SimulatedSubjects, numbers_of_step
 from ..base import Generated, Request, TrainedAtOnce
-from ..making import Making, denoiser, slice_by_slice
+from ..making import Making, Means, denoiser, slice_by_slice
 from ..starts import mean_start
 from .examples import BVALS, DIRECTIONS, PROCESS, Batch, examples
 from .inputs import EXTRA, Condition, condition_of
 from .qid2 import SPEC
 from .task import REFERENCES, Shell, assemble, check_left_out, shells_to_fill, wanted_directions
 
-STEPS = (1000, 1, 8)  # evaluations: paper's sampler; fast sampler for one sample; fast sampler for several
+STEPS = (1000, 1, 2)  # evaluations: paper's sampler; fast sampler for the mean; fast sampler for a sample
 IMAGES_AT_ONCE = 24
 CHECKED = 4  # acquired directions of a shell that are left out to measure the trust in the network
 NO_TRUST = {0.0: 0.0}  # of any shell: what the network starts from
@@ -128,6 +128,7 @@ class QID2(TrainedAtOnce):
         times: Sequence[int],
         noise: Callable[[int], Tensor],
         precision: str,
+        mean: Tensor | None = None,
     ) -> Tensor:
         """Return what the network makes of B images, (B, 1, H, W), as `Condition` takes it.
 
@@ -145,10 +146,12 @@ class QID2(TrainedAtOnce):
             Number of the draw -> standard normal noise (B, 1, H, W).
         precision
             "fp32" or "bf16".
+        mean
+            What it said at the last time, where that is known.
         """
         sample = dpm_solver_pp_2m if sampler == "fast" else ancestral
         kind = "x0" if condition.with_prediction else "noise"
-        denoise = denoiser(partial(_evaluate, net, condition=condition), PROCESS, kind, precision)
+        denoise = denoiser(partial(_evaluate, net, condition=condition), PROCESS, kind, precision, mean)
         return sample(denoise, PROCESS, noise(0), times, noise).x0
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
@@ -174,18 +177,23 @@ class QID2(TrainedAtOnce):
         warnings += more + _outside(shells)
         seen = replace(scan, data=mean_start(scan)) if request.size == "small" else scan
         filler = _Filler(self, making, seen, scan)
-        generated, first = [], 0
         trusted = {shell.bval: _nearest(trust, shell.bval) for shell in shells}
-        for shell in shells:
-            generated.append(filler.fill(shell, first, trusted[shell.bval]))
-            first += len(shell.wanted)
+
+        def fill(sample: int | None) -> np.ndarray:
+            generated, first = [], 0
+            for shell in shells:
+                generated.append(filler.fill(shell, first, trusted[shell.bval], sample))
+                first += len(shell.wanted)
+            return np.concatenate(generated, axis=3)
+
+        generated, samples = making.result(fill)
         record = making.record(
-            len(filler.times),
+            len(filler.times(None)),
             References=filler.references,
             TrustInCorrection={f"b={bval:.0f}": round(value, 3) for bval, value in trusted.items()},
             NoiseLevel={f"b={shell.bval:.0f}": round(shell_sigma(scan, shell.volumes), 4) for shell in shells},
         )
-        return assemble(scan, shells, generated, record, warnings=tuple(warnings))
+        return assemble(scan, shells, generated, samples, record, warnings=tuple(warnings))
 
 
 class _Filler:
@@ -196,15 +204,22 @@ class _Filler:
         self.scan, self.acquired = scan, acquired
         # A network that is given may have others than the method's.
         self.references: int = getattr(making.net, "references", method.references)
-        self.times = even_times(PROCESS.steps, making.steps)
+        self.means = Means()
         self.box, self.slices = scan.brain_window(MARGIN)
         linear_part = np.asarray(scan.affine)[:3, :3]
         self.axes = torch.as_tensor(linear_part / np.linalg.norm(linear_part, axis=0), dtype=torch.float32)
         self.b0 = scan.mean_b0()
 
+    def times(self, sample: int | None) -> list[int]:
+        """Return the times of the evaluations for a sample, or (None) for the mean."""
+        if sample is None:
+            return even_times(PROCESS.steps, self.making.steps)
+        steps = self.making.sample_steps
+        return two_times(PROCESS) if steps == 2 else even_times(PROCESS.steps, steps)
+
     @torch.inference_mode()
-    def fill(self, shell: Shell, first: int, trust: float) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return mean and (of several samples) spread (X, Y, Z, T) of a shell's wanted directions.
+    def fill(self, shell: Shell, first: int, trust: float, sample: int | None) -> np.ndarray:
+        """Return a sample, or (None) the mean, (X, Y, Z, T) of a shell's wanted directions.
 
         `first` is the index of the shell's first direction among all generated ones; it selects the noise. `trust` is
         the share of the network's correction that is used.
@@ -213,12 +228,12 @@ class _Filler:
         unit = float(self.scan.data[mask][:, shell.volumes].mean())
         sigma = shell_sigma(self.acquired, shell.volumes)
 
-        def at(part: np.ndarray) -> Callable[[int], Tensor]:
+        def at(part: np.ndarray) -> Tensor:
             z = int(part[0])
             condition = self._condition(shell, z, unit, sigma)
-            condition = replace(condition, scale=trust * condition.scale) if trust != 1 else condition
             inside = torch.from_numpy(np.ascontiguousarray(mask[(*self.box, z)]))
-            return lambda k: (self._sample(condition, z, first, k).clamp_min(0) * inside).permute(1, 2, 0)[:, :, None]
+            made = self._made(condition, z, first, trust, sample)
+            return (made.clamp_min(0) * inside).permute(1, 2, 0)[:, :, None]
 
         volume = (*mask.shape, len(shell.wanted))
         parts = np.split(self.slices, len(self.slices))
@@ -245,18 +260,27 @@ class _Filler:
             self.references,
         )
 
-    def _sample(self, condition: Condition, z: int, first: int, sample: int) -> Tensor:
-        """Return one sample (T, h, w) of every wanted direction in a slice, in signal units."""
+    def _made(self, condition: Condition, z: int, first: int, trust: float, sample: int | None) -> Tensor:
+        """Return a sample, or (None) the mean, (T, h, w) of every wanted direction in a slice, in signal units.
+
+        Trust concerns the mean. What samples differ from it is kept whole.
+        """
         request, generated = self.request, []
-        if not condition.scale.any():
+        if trust == 0 and request.n_samples == 1:
             return condition.centre[:, 0].float().cpu()
+        name, net, precision = self.method.spec.name, self.making.net, self.making.precision
         for part in torch.arange(len(condition.images)).split(IMAGES_AT_ONCE):
-            part_condition = condition.part(part)
-            addresses = [(first + int(t), z, sample) for t in part]
+            part_condition, place = condition.part(part), (first + int(part[0]), z)
+            addresses = [(first + int(t), z, sample or 0) for t in part]
             shape = (1, *condition.images.shape[2:])
-            name, net, precision = self.method.spec.name, self.making.net, self.making.precision
             noise = NoiseSource(request.seed, request.subject, request.run, name, addresses, shape, request.device)
-            output = self.method.draw(net, part_condition, request.sampler, self.times, noise, precision)
+            mean = None if sample is None else self.means.of(place)
+            output = self.method.draw(
+                net, part_condition, request.sampler, self.times(sample), noise, precision, mean
+            )  # fmt: skip
+            if sample is None and request.n_samples > 1:
+                self.means.keep(place, output)
+            output = trust * output if mean is None else output + (trust - 1) * mean.to(output)
             generated.append((part_condition.centre + part_condition.scale * output)[:, 0].float().cpu())
         return torch.cat(generated)
 

@@ -7,7 +7,7 @@ and generated volumes together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from ...dwi.gradients import SAME_DEGREES, GradientTable, distinct, even_directions, even_subset
 from ...dwi.series import Scan, ScanError
-from ..base import Generated, LeftOut, Request
+from ..base import Generated, LeftOut, Request, Samples
 from ..spec import Directions, Header, MethodPlan, MethodSpec, Option, vectors_of
 
 CANDIDATES = 8  # per wanted direction
@@ -163,20 +163,24 @@ def fill_gaps(acquired: np.ndarray, n: int) -> np.ndarray:
 def assemble(
     scan: Scan,
     shells: list[Shell],
-    generated: Sequence[tuple[np.ndarray, np.ndarray | None]],
+    generated: np.ndarray,
+    samples: Samples | None,
     record: dict[str, Any],
     **more: Any,
 ) -> Generated:
-    """Return the acquired volumes, unchanged, followed by the generated ones (X, Y, Z, T) of every shell."""
+    """Return the acquired volumes, unchanged, followed by the generated ones (X, Y, Z, T) of all shells."""
     gradients = scan.gradients
     bvals = np.concatenate([gradients.bvals, *(np.full(len(s.wanted), s.bval) for s in shells)])
     world = np.concatenate([gradients.world_directions(scan.affine), *(s.wanted for s in shells)])
     table = GradientTable.from_world(bvals, world, scan.affine, gradients.b0_threshold)
-    mean = np.concatenate([np.asarray(scan.data, np.float32), *(m for m, _ in generated)], axis=3)
-    std = None
-    if all(s is not None for _, s in generated):
-        std = np.concatenate([np.zeros(scan.data.shape, np.float32), *(s for _, s in generated)], axis=3)
-    return Generated(mean, std, table, (), np.arange(len(table)) < len(gradients), record, **more)
+
+    def after_acquired(made: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.asarray(scan.data, np.float32), made], axis=3)
+
+    drawn = None if samples is None else samples.after(after_acquired)
+    return Generated(
+        after_acquired(generated), drawn, table, (), np.arange(len(table)) < len(gradients), record, **more
+    )
 
 
 def check_left_out(

@@ -48,6 +48,6 @@ class WeightedSum(Method):
             signal = shell_signal(scan, shell)
             inside = signal[torch.from_numpy(np.ascontiguousarray(scan.mask))]
             weights = self.weights(acquired, wanted, request.options, inside).float()
-            generated.append(((signal @ weights.T).clamp_min(0).numpy(), None))
+            generated.append((signal @ weights.T).clamp_min(0).numpy())
         record = classical_record(self.spec, begun)
-        return assemble(scan, shells, generated, record, warnings=tuple(warnings + more))
+        return assemble(scan, shells, np.concatenate(generated, axis=3), None, record, warnings=tuple(warnings + more))

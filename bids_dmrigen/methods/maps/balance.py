@@ -14,7 +14,7 @@ from ...dwi.noise import sigma_of_few
 from ...dwi.series import Scan, ScanError
 from .fields import DARKEST, DIFFUSIVITY, NOISE, amplification, tensors
 from .outputs import from_lower_triangles, one_after_another
-from .task import MOST, TENSOR_MAPS
+from .task import MOST
 
 TISSUE_MD = (0.3, 1.5)  # in units of `fields.DIFFUSIVITY`: voxels that count
 LIMITS = (0.8, 1.25)  # of the factor: beyond them, the noise level is wrong
@@ -82,11 +82,8 @@ def with_length(tensor: np.ndarray, length: np.ndarray) -> np.ndarray:
     return anisotropic.reshape(tensor.shape).numpy()
 
 
-def sized(tensor: np.ndarray, std: np.ndarray | None, factor: float) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the maps of tensors whose anisotropic part is multiplied by a factor, and their spread (X, Y, Z, 13).
-
-    The spread of all maps but MD is multiplied by it too.
-    """
+def sized(tensor: np.ndarray, factor: float) -> np.ndarray:
+    """Return the maps (X, Y, Z, 13) of tensors (X, Y, Z, 6) whose anisotropic part is multiplied by a factor."""
     inside = tensor.any(axis=3)
     mean, anisotropic = parted(torch.from_numpy(tensor[inside]))
     anisotropic = factor * anisotropic
@@ -94,6 +91,4 @@ def sized(tensor: np.ndarray, std: np.ndarray | None, factor: float) -> tuple[np
     columns = one_after_another(anisotropic).numpy()
     maps = np.zeros((*tensor.shape[:3], columns.shape[1]), np.float32)
     maps[inside] = columns
-    scale = np.full(columns.shape[1], factor, np.float32)
-    scale[TENSOR_MAPS.index("md")] = 1
-    return maps, None if std is None else std * scale
+    return maps

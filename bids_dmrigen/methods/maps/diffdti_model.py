@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...diffusion.arrays import Prepared
 from ...diffusion.noise import NoiseSource
 from ...diffusion.numerics import autocast
-from ...diffusion.samplers import dpm_solver_pp_2m, karras_times, predictor_corrector
+from ...diffusion.samplers import dpm_solver_pp_2m, karras_times, predictor_corrector, two_times
+from ...dwi.uncertainty import NORMAL_90, SCALARS, TISSUES, map_errors, tissue_of
 from ...nets.fefm import FENSpec, FusedUNet
 from ...nets.unet import UNetSpec
 from ...simulate.examples import SimulatedSubjects
@@ -20,16 +22,15 @@ from ..making import denoiser
 from .diffdti import SPEC
 from .examples import PROCESS, Batch
 from .inputs import IMAGES, NUMBERS, Condition
-from .slices import TISSUES, SliceMaps, corrected, maps_in, tensor_error, tissue
+from .slices import SliceMaps, corrected, maps_in, tensor_error
 from .task import BVALS, CHANNELS, LEAST, MOST, SAID, SCHEMES
 
-STEPS = (2000, 1, 24)  # evaluations: paper's sampler (two per time); fast sampler for one sample, for several
+STEPS = (2000, 1, 2)  # evaluations: paper's sampler (two per time); fast sampler for the mean, for a sample
 CORRECTOR_SNR = 0.075
 CALIBRATION_BATCH = {"small": 16, "paper": 2}  # slices; those of `paper` have nine times the voxels
-CALIBRATION_SAMPLES = 16
+CALIBRATION_SAMPLES = 8  # as many as the app draws
 FEWEST_VOXELS = 200  # fewest voxels of a tissue for separate factors
-NORMAL_90 = 1.645  # half the 90 % interval of a normal distribution, in standard deviations
-LEAST_SPREAD = 1e-8  # of samples, in the unit of a map
+LEAST_ERROR = 1e-12  # in the unit of a map
 SIZES = {
     "small": UNetSpec(SAID + IMAGES, SAID, base=24, multipliers=(1, 2, 3, 4), blocks=1, attention=(3,),
                       groups=0, bottom=False, heads=4, zero_output=True),
@@ -76,17 +77,18 @@ class DiffDTI(SliceMaps):
     def calibrate(
         self, net: nn.Module, source: SimulatedSubjects | Prepared, size: str, seed: int, batches: int = 2
     ) -> None:
-        """Set the factors of the samples' spread so that a 90 % interval contains 90 % of the true values.
+        """Set the factors of the maps' errors so that a 90 % interval contains 90 % of the true values.
 
-        The interval is the mean of `CALIBRATION_SAMPLES` samples plus and minus 1.645 standard deviations, each
-        multiplied by its factor. The subjects are not those of the training. Factors differ by number of directions and
-        by tissue, as classified from the mean; each number of directions gets `batches` batches.
+        The interval is the best estimate plus and minus 1.645 standard errors (`dwi.uncertainty.map_errors`) of
+        `CALIBRATION_SAMPLES` samples, each multiplied by its factor. The subjects are not those of the training.
+        Factors differ by number of directions and by tissue, as classified from the best estimate; each number of
+        directions gets `batches` batches.
         """
         slices = CALIBRATION_BATCH[size]
-        make, times = self.examples(source, size, slices, seed + 1), _times("fast", STEPS[2])
+        make = self.examples(source, size, slices, seed + 1)
         network = cast("FusedUNet", net.eval())
         numbers = SCHEMES if size == "paper" else range(LEAST, MOST + 1)
-        results: dict[int, list[tuple[Tensor, Tensor]]] = {n: [] for n in numbers}
+        results: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {n: [] for n in numbers}
         for index in count():
             if all(len(parts) == batches for parts in results.values()):
                 break
@@ -94,24 +96,13 @@ class DiffDTI(SliceMaps):
             parts = results[batch.condition.bvecs.shape[1]]
             if len(parts) == batches:
                 continue
-            addresses = [(index, k, 0) for k in range(slices)]
-            drawn = []
-            for sample in range(CALIBRATION_SAMPLES):
-                noise = NoiseSource(
-                    seed, "calibrate", str(sample), SPEC.name, addresses, batch.x0.shape[1:], source.device
-                )
-                drawn.append(draw(net, batch.condition, "fast", times, noise, "fp32"))
-            samples = torch.stack([maps_in(result)[0] for result in drawn])
-            mean, _ = maps_in(torch.stack(drawn).mean(dim=0))
-            truth, _ = maps_in(batch.condition.centre + batch.condition.scale * batch.x0)
-            inside = batch.weight[:, 0] > 0
-            ratio = (truth - mean).abs() / samples.std(dim=0).clamp_min(LEAST_SPREAD)
-            parts.append((ratio.movedim(1, 3)[inside], tissue(mean[:, 0], mean[:, 1])[inside]))
+            parts.append(_ratios(network, batch, index, seed, size))
         for n, parts in results.items():
-            ratios, tissues = (torch.cat(columns) for columns in zip(*parts, strict=True))
+            ratios, tissues = (np.concatenate(columns) for columns in zip(*parts, strict=True))
             for k in range(len(TISSUES)):
                 chosen = ratios[tissues == k] if (tissues == k).sum() >= FEWEST_VOXELS else ratios
-                network.spread[n - LEAST, k] = chosen.float().quantile(0.9, dim=0) / NORMAL_90
+                factors = np.quantile(chosen, 0.9, axis=0) / NORMAL_90
+                network.spread[n - LEAST, k, : len(factors)] = torch.as_tensor(factors).to(network.spread)
 
     # -- generation
 
@@ -123,9 +114,10 @@ class DiffDTI(SliceMaps):
         times: Sequence[int],
         noise: Callable[[int], Tensor],
         precision: str,
+        mean: Tensor | None = None,
     ) -> Tensor:
         """Return what the network makes of S slices; see the function `draw`."""
-        return draw(net, condition, sampler, times, noise, precision)
+        return draw(net, condition, sampler, times, noise, precision, mean)
 
     def times(self, sampler: str, evaluations: int) -> list[int]:
         """Return the times for a number of evaluations; the paper's sampler evaluates twice at each time."""
@@ -143,10 +135,11 @@ def draw(
     times: Sequence[int],
     noise: Callable[[int], Tensor],
     precision: str,
+    mean: Tensor | None = None,
 ) -> Tensor:
-    """Return the numbers of tensors (`small`), as `numbers_of`, or maps (`paper`), drawn from noise.
+    """Return x_0 (S, C, H, W) as `Condition` takes it, drawn from noise.
 
-    They are (S, C, H, W). Of the maps, MD is in units of `MD_UNIT`, and colour FA not yet as long as FA.
+    They are numbers of tensors (`small`), as `numbers_of`, or maps (`paper`).
 
     Parameters
     ----------
@@ -162,6 +155,8 @@ def draw(
         Number of the draw -> standard normal noise (S, C, H, W).
     precision
         "fp32" or "bf16".
+    mean
+        x_0 at the last time, where it is known.
     """
 
     def ask(x: Tensor, t: Tensor) -> Tensor:
@@ -172,15 +167,38 @@ def draw(
         raw = denoiser(ask, PROCESS, "x0", precision)
 
         def denoise(x: Tensor, t: int) -> Tensor:
+            if mean is not None and t == PROCESS.steps:
+                return mean.to(x)
             skip, out = _preconditioning(torch.full((len(x),), t), x)
             return skip * x + out * raw(x, t)
 
     start = noise(0) * PROCESS.marginal(times[0])[1].to(condition.centre)
     if sampler == "fast":
-        output = dpm_solver_pp_2m(denoise, PROCESS, start, times).x0
-    else:
-        output = predictor_corrector(denoise, PROCESS, start, times, noise, 1, CORRECTOR_SNR).x0
-    return corrected(condition, output)
+        return dpm_solver_pp_2m(denoise, PROCESS, start, times).x0
+    return predictor_corrector(denoise, PROCESS, start, times, noise, 1, CORRECTOR_SNR).x0
+
+
+def _ratios(net: FusedUNet, batch: Batch, index: int, seed: int, size: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return errors of scalar maps over their expected errors (V, `SCALARS`), and tissues (V,), of a batch's brains."""
+    condition, x0 = batch.condition, batch.x0
+    addresses = [(index, k, 0) for k in range(len(x0))]
+
+    def made(sample: int, times: Sequence[int], mean: Tensor | None = None) -> Tensor:
+        noise = NoiseSource(seed, "calibrate", str(sample), SPEC.name, addresses, x0.shape[1:], x0.device)
+        return draw(net, condition, "fast", times, noise, "fp32", mean)
+
+    def scalars(result: Tensor) -> dict[str, np.ndarray]:
+        maps, names = maps_in(result)[0].permute(2, 3, 0, 1).cpu().numpy(), SPEC.maps_of(size)
+        return {name: maps[..., names.index(name)] for name in SCALARS if name in names}
+
+    mean = made(0, _times("fast", STEPS[1 if size == "small" else 2]))
+    best, known = scalars(corrected(condition, mean)), mean if size == "small" else None
+    drawn = (made(k, _times("fast", STEPS[2]), known) for k in range(CALIBRATION_SAMPLES))
+    inside = (batch.weight[:, 0] > 0).permute(1, 2, 0).cpu().numpy()
+    errors = map_errors(best, (scalars(corrected(condition, sample)) for sample in drawn), inside, {})
+    truth = scalars(condition.centre + condition.scale * x0)
+    ratios = [abs(truth[name] - best[name])[inside] / np.maximum(errors[name][inside], LEAST_ERROR) for name in best]
+    return np.stack(ratios, axis=1), tissue_of(best["fa"], best["md"])[inside]
 
 
 def _raw(net: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -198,6 +216,8 @@ def _preconditioning(t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _times(sampler: str, evaluations: int) -> list[int]:
     """Return the times for a number of evaluations; the paper's sampler evaluates twice at each time."""
+    if sampler == "fast" and evaluations == 2:
+        return two_times(PROCESS)
     steps = max(evaluations // 2, 1) if sampler == "paper" else evaluations
     if sampler == "paper" and steps == PROCESS.steps:
         return list(range(steps, 0, -1))

@@ -18,7 +18,7 @@ from ..base import Generated, Request
 from .examples import Batch
 from .fields import DARKEST, DIFFUSIVITY
 from .inputs import Condition, numbers_of, tensor_of
-from .slices import SliceMaps, corrected, tensor_error
+from .slices import SliceMaps, tensor_error
 from .task import BVALS, LEAST, MOST, SCHEMES, MapsSpec
 
 AROUND = 18  # channels of the condition that hold the tensors of a slice and its neighbours, the slice's at 1, 4, ...
@@ -60,11 +60,11 @@ class DirectMaps(SliceMaps):
         times: Sequence[int],
         noise: Callable[[int], Tensor],
         precision: str,
+        mean: Tensor | None = None,
     ) -> Tensor:
         """Return what the network says of S slices, (S, 7, H, W); there is nothing to sample."""
         with autocast(condition.images.device, precision):
-            said = ask(net, condition)
-        return corrected(condition, said.float())
+            return ask(net, condition).float()
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Make the maps of a scan with `net`, or with stored weights where `net` is None."""

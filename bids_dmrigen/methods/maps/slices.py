@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -17,10 +18,11 @@ from ...diffusion.training import Plan
 from ...dwi.gradients import distinct
 from ...dwi.noise import shell_sigma
 from ...dwi.series import Scan
+from ...dwi.uncertainty import TISSUES
 from ...simulate.examples import SimulatedSubjects, numbers_of_step
 from ..at_once import always_the_same
 from ..base import MAP_WIDTHS, Generated, Request, TrainedAtOnce
-from ..making import Making, slice_by_slice
+from ..making import Making, Means, slice_by_slice
 from .balance import anisotropy_factor, sized, tensor_in, with_length
 from .examples import Batch, examples, zeros_around
 from .inputs import MD_UNIT, Condition, along, condition_of, lengthened, noise_levels, tensor_of
@@ -40,8 +42,6 @@ from .task import (
 )
 
 SLICES_AT_ONCE = 8
-TISSUES = ("white matter", "grey matter", "CSF")  # as classified by `tissue`
-WHITE_FA, FLUID_MD = 0.25, 1.5e-3  # lower limits of white matter, and (mm²/s) of fluid
 MARGIN = 4  # voxels around the brain that the network sees
 
 
@@ -90,8 +90,9 @@ class SliceMaps(TrainedAtOnce):
         times: Sequence[int],
         noise: Callable[[int], Tensor],
         precision: str,
+        mean: Tensor | None = None,
     ) -> Tensor:
-        """Return what the network makes of S slices: numbers of tensors or (`paper`) maps, (S, C, H, W).
+        """Return what the network makes of S slices, (S, C, H, W), as `Condition` takes it.
 
         Parameters
         ----------
@@ -107,6 +108,8 @@ class SliceMaps(TrainedAtOnce):
             Number of the draw -> standard normal noise (S, C, H, W).
         precision
             "fp32" or "bf16".
+        mean
+            What it said at the last time, where that is known.
         """
 
     def times(self, sampler: str, evaluations: int) -> list[int]:
@@ -135,33 +138,32 @@ class SliceMaps(TrainedAtOnce):
                 warnings.append(OTHER_SCHEME.format(apart=apart))
         series = starts_of_few(scan, volumes) if request.size == "small" else {"acquired": few_of(scan, volumes)}
         maker = _Maker(self, making, series, bval, len(volumes))
-        mean, std, mismatch = maker.make()
-        names, checks = self.spec.maps_of(request.size), {"colour_mismatch": mismatch}
+        mean, samples = making.result(maker.make)
+        names, checks = self.spec.maps_of(request.size), {"colour_mismatch": maker.mismatch}
         if request.size == "small":
             tensor = with_length(tensor_in(mean[..., :-1]), mean[..., -1])
             factor = anisotropy_factor(scan, bval, volumes, tensor)
-            mean, std = sized(tensor, None if std is None else std[..., :-1], factor)
+            mean = sized(tensor, factor)
+            if samples is not None:
+                samples = samples.after(lambda drawn: sized(tensor_in(drawn[..., :-1]), factor))
             more |= {"StartsFrom": list(series), "AnisotropyFactor": round(factor, 3)}
             checks = {}  # all maps follow from one tensor
         more |= {
             "Volumes": {"b0": np.flatnonzero(scan.gradients.is_b0).tolist(), f"b={bval:.0f}": volumes.tolist()},
             "NoiseLevel": [round(float(level), 4) for level in maker.inputs[0].noise],
         }
-        if std is not None:
-            more["SpreadFactors"] = _by_tissue(maker.factors, names)
-        evaluations = len(maker.times) * self.asked_at_a_time(request.sampler)
+        if samples is not None:
+            samples = replace(samples, factors=_by_tissue(maker.factors, names))
+        evaluations = len(self.times(request.sampler, making.steps)) * self.asked_at_a_time(request.sampler)
         acquired, record = np.zeros(mean.shape[3], bool), making.record(evaluations, **more)
-        return Generated(mean, std, None, names, acquired, record, checks, tuple(warnings))
+        return Generated(mean, samples, None, names, acquired, record, checks, tuple(warnings))
 
 
-def _by_tissue(factors: Tensor, names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
-    """Return the factors of the spread by map and tissue; those of a map with several volumes are listed."""
+def _by_tissue(factors: Tensor, names: Sequence[str]) -> dict[str, list[float]]:
+    """Return the factors of the spread of the maps that are one volume, for each tissue."""
     widths = [MAP_WIDTHS.get(name, 1) for name in names]
     parts = np.split(np.round(factors.double().numpy(), 3), np.cumsum(widths)[:-1], axis=1)
-    return {
-        name: {tissue: part[k].tolist() for k, tissue in enumerate(TISSUES)}
-        for name, part in zip(names, parts, strict=True)
-    }
+    return {name: part[:, 0].tolist() for name, part in zip(names, parts, strict=True) if part.shape[1] == 1}
 
 
 def _of_scheme(scan: Scan, bval: float) -> tuple[np.ndarray, float]:
@@ -214,11 +216,15 @@ class _Input:
 
 
 class _Maker:
-    """Generates the maps of one scan, slice by slice: each sample is the mean over what the network starts from."""
+    """Generates the maps of one scan, slice by slice.
+
+    The best estimate is the mean over the series that the network starts from. Samples start from one of them each, in
+    turn.
+    """
 
     def __init__(self, method: SliceMaps, making: Making[nn.Module], series: Mapping[str, Scan], bval: float, n: int):
         self.method, self.making, self.scan, self.request = method, making, series["acquired"], making.request
-        self.times = method.times(self.request.sampler, making.steps)
+        self.means, self.mismatch = Means(), 0.0
         self.box, self.slices = self.scan.brain_window(MARGIN)
         # A network of size `paper` has only seen slices with zeros around them.
         self.around = (0, 0, 0, 0)
@@ -228,52 +234,56 @@ class _Maker:
         self.factors = cast("Tensor", making.net.spread)[n - LEAST].cpu()  # (tissues, columns)
 
     @torch.no_grad()  # inference mode does not apply in the threads that compute tensor maps
-    def make(self) -> tuple[np.ndarray, np.ndarray | None, float]:
-        """Return mean and (of several samples) spread (X, Y, Z, N), and the mean mismatch of colour FA and FA.
+    def make(self, sample: int | None) -> np.ndarray:
+        """Return a sample, or (None) the mean, (X, Y, Z, N).
 
-        With `small`, the lengths of the anisotropic parts follow the maps.
+        With `small`, the lengths of the anisotropic parts follow the maps. The mean mismatch of colour FA and FA is
+        kept as `mismatch`.
         """
         mask, mismatch, voxels = self.scan.mask, 0.0, 0
+        numbers = range(len(self.inputs))
+        if sample is not None and self.request.sampler == "fast":
+            numbers = range(sample % len(self.inputs), 1 + sample % len(self.inputs))
 
-        def at(part: np.ndarray) -> Callable[[int], Tensor]:
-            conditions = [seen.condition(part, self.around) for seen in self.inputs]
+        def at(part: np.ndarray) -> Tensor:
+            nonlocal mismatch, voxels
             inside = torch.from_numpy(np.ascontiguousarray(mask[self.box][:, :, part])).permute(2, 0, 1)[:, None]
-
-            def sample(k: int) -> Tensor:
-                nonlocal mismatch, voxels
-                drawn = [self._sample(condition, part, k) for condition in conditions]
-                result = torch.stack(drawn).mean(dim=0)
-                maps, difference = maps_in(result)
-                if result.shape[1] == SAID:
-                    maps = torch.cat([maps, lengthened(result)[:, TENSOR:]], dim=1)
-                mismatch += float((difference * inside[:, 0]).sum())
-                voxels += int(inside.sum())
-                return (maps * inside).permute(2, 3, 0, 1)
-
-            return sample
+            result = torch.stack([self._made(number, part, sample) for number in numbers]).mean(dim=0)
+            maps, difference = maps_in(result)
+            if result.shape[1] == SAID:
+                maps = torch.cat([maps, lengthened(result)[:, TENSOR:]], dim=1)
+            mismatch += float((difference * inside[:, 0]).sum())
+            voxels += int(inside.sum())
+            return (maps * inside).permute(2, 3, 0, 1)
 
         parts = np.split(self.slices, range(SLICES_AT_ONCE, len(self.slices), SLICES_AT_ONCE))
-        columns = self.factors.shape[1]
-        extra = int(self.request.size == "small")
-        mean, std = slice_by_slice((*mask.shape, columns + extra), self.box, parts, self.request, at)
-        if std is not None:
-            kind = tissue(torch.from_numpy(mean[..., 0]), torch.from_numpy(mean[..., 1]))
-            std[..., :columns] *= self.factors[kind].numpy()
-        return mean, std, mismatch / max(voxels, 1)
+        columns = self.factors.shape[1] + int(self.request.size == "small")
+        made = slice_by_slice((*mask.shape, columns), self.box, parts, self.request, at)
+        self.mismatch = mismatch / max(voxels, 1)
+        return made
 
-    def _sample(self, condition: Condition, part: np.ndarray, sample: int) -> Tensor:
-        """Return one sample (S, C, h, w) of some slices, as `draw`."""
+    def _made(self, number: int, part: np.ndarray, sample: int | None) -> Tensor:
+        """Return a sample, or (None) the mean, (S, C, h, w) of some slices: numbers of tensors or (`paper`) maps.
+
+        `number` is that of the series that the network starts from.
+        """
         request = self.request
-        addresses = [(0, int(z), sample) for z in part]
+        condition = self.inputs[number].condition(part, self.around)
+        addresses = [(0, int(z), sample or 0) for z in part]
         left, right, top, bottom = self.around
         height, width = condition.centre.shape[2:]
         shape = (condition.centre.shape[1], height, width)
         noise = NoiseSource(
             request.seed, request.subject, request.run, self.method.spec.name, addresses, shape, request.device
         )
-        net, precision = self.making.net, self.making.precision
-        result = self.method.draw(net, condition, request.sampler, self.times, noise, precision).cpu()
-        return result[..., top : height - bottom, left : width - right]
+        net, precision, place = self.making.net, self.making.precision, (number, int(part[0]))
+        mean = None if sample is None else self.means.of(place)
+        steps = self.making.steps if sample is None else self.making.sample_steps
+        times = self.method.times(request.sampler, steps)
+        output = self.method.draw(net, condition, request.sampler, times, noise, precision, mean)
+        if sample is None and request.n_samples > 1:
+            self.means.keep(place, output)
+        return corrected(condition, output).cpu()[..., top : height - bottom, left : width - right]
 
 
 def corrected(condition: Condition, output: Tensor) -> Tensor:
@@ -307,11 +317,6 @@ def tensor_error(result: Tensor, batch: Batch, unit: Tensor | float = 1.0) -> Te
         wanted = condition.centre + condition.scale * batch.x0
         error = error + 2 / 15 * ((result - wanted)[:, TENSOR:] / unit).square()
     return (error * batch.weight).sum() / (batch.weight > 0).sum().clamp_min(1)
-
-
-def tissue(fa: Tensor, md: Tensor) -> Tensor:
-    """Return indices into `TISSUES`: CSF by high MD (mm²/s), then white matter by high FA."""
-    return torch.where(md > FLUID_MD, 2, torch.where(fa > WHITE_FA, 0, 1))
 
 
 def maps_in(result: Tensor) -> tuple[Tensor, Tensor]:

@@ -68,11 +68,11 @@ class DirectImages(PhyDiff):
         times: list[int],
         noise: Callable[[int], Tensor],
         precision: str,
+        mean: Tensor | None = None,
     ) -> Tensor:
-        """Return images (B, 1, H, W) in units of the mean b0; there is nothing to sample."""
+        """Return images (B, 1, H, W) as `Condition` takes them; there is nothing to sample."""
         with autocast(condition.images.device, precision):
-            said = ask(net, condition)
-        return condition.centre + condition.scale * said.float()
+            return ask(net, condition).float()
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Make the wanted images of a scan with `net`, or with stored weights where `net` is None."""

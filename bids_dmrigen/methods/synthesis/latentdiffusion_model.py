@@ -201,8 +201,9 @@ class LatentDiffusion(PhyDiff):
         times: list[int],
         noise: Callable[[int], Tensor],
         precision: str,
+        mean: Tensor | None = None,
     ) -> Tensor:
-        """Return images (B, 1, H, W) in units of the mean b0."""
+        """Return images (B, 1, H, W) as `Condition` takes them; `mean` is no latent, and not used."""
         network, (height, width) = cast("LatentNet", net), condition.centre.shape[2:]
         images, numbers = padded(condition.images, network.block), told(condition)
 
@@ -215,8 +216,7 @@ class LatentDiffusion(PhyDiff):
         sample = dpm_solver_pp_2m if sampler == "fast" else partial(ancestral, noise=latents)
         output = sample(denoiser(ask, PROCESS, "x0", precision), PROCESS, latents(0), times).x0
         with autocast(output.device, precision):
-            made = network.decode(output, height, width)
-        return condition.centre + condition.scale * made.float()
+            return network.decode(output, height, width).float()
 
 
 def of_latents(noise: Tensor) -> Tensor:

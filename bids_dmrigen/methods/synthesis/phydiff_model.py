@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ...diffusion.arrays import Prepared
 from ...diffusion.noise import NoiseSource
 from ...diffusion.numerics import autocast
-from ...diffusion.samplers import ancestral, dpm_solver_pp_2m, even_times
+from ...diffusion.samplers import ancestral, dpm_solver_pp_2m, even_times, two_times
 from ...diffusion.training import Plan
 from ...dwi.gradients import GradientTable
 from ...dwi.series import Scan, ScanError
@@ -28,14 +28,14 @@ from ...simulate.atlas import Atlas
 from ...simulate.examples import SimulatedSubjects, numbers_of_step
 from ...simulate.individual import ALIGNED
 from ..base import Generated, Population, Request, TrainedAtOnce
-from ..making import Making, denoiser, slice_by_slice
+from ..making import Making, Means, denoiser, slice_by_slice
 from .examples import BVALS, Batch, Cohort, continued, examples, zeros_around
 from .inputs import IMAGES, PROCESS, Condition, PopulationMaps, adc_for, condition_of
 from .phydiff import SPEC
 from .task import DEFAULT_BVALUES, SynthesisSpec, wanted_table
 
 STRENGTH = 0.8  # share of the process: the paper's sampler starts from the b0 noised up to this time
-STEPS = (round(STRENGTH * PROCESS.steps), 1, 20)  # of the paper's sampler, of the fast one for one sample and several
+STEPS = (round(STRENGTH * PROCESS.steps), 1, 2)  # of the paper's sampler, of the fast one for the mean, for a sample
 IMAGES_AT_ONCE = 16
 MARGIN = 4  # voxels around the brain that the network sees
 TRACTS = 42
@@ -173,9 +173,10 @@ class PhyDiff(TrainedAtOnce):
         times: list[int],
         noise: Callable[[int], Tensor],
         precision: str,
+        mean: Tensor | None = None,
     ) -> Tensor:
-        """Return images (B, 1, H, W) in units of the mean b0; see the function `draw`."""
-        return draw(net, condition, sampler, times, noise, precision)
+        """Return x_0 (B, 1, H, W), as `Condition` takes it; see the function `draw`."""
+        return draw(net, condition, sampler, times, noise, precision, mean)
 
     def generate(self, net: nn.Module | None, scan: Scan, request: Request) -> Generated:
         """Generate the wanted images from the mean b0 of a scan in the template's space, in and around the brain.
@@ -194,7 +195,7 @@ class PhyDiff(TrainedAtOnce):
             raise ScanError(OTHER_GRID.format(found=request.population.adc.shape[:3], expected=scan.mask.shape))
         table = request.options.get("table") or wanted_table(scan)
         maker = _Maker(self, making, scan, table)
-        mean, std = maker.make()
+        mean, samples = making.result(maker.make)
         bvals = sorted({round(b) for b in table.bvals if not BVALS[0] <= b <= BVALS[1]})
         warnings = [UNTRAINED_B.format(bvals=bvals, low=BVALS[0], high=BVALS[1])] if bvals else []
         more: dict[str, Any] = {}
@@ -203,8 +204,8 @@ class PhyDiff(TrainedAtOnce):
             if not more["Tracts"]:
                 warnings.append(UNTRAINED_TRACTS if with_tracts else NO_TRACTS)
         acquired = np.zeros(len(table), bool)
-        record = making.record(len(maker.times), **more)
-        return Generated(mean, std, table, (), acquired, record, {}, tuple(warnings))
+        record = making.record(len(maker.times(None)), **more)
+        return Generated(mean, samples, table, (), acquired, record, {}, tuple(warnings))
 
 
 def _adapted(net: nn.Module, request: Request) -> bool:
@@ -232,31 +233,41 @@ class _Maker:
         self.around = (0, 0, 0, 0)
         if self.request.size == "paper":
             self.around = zeros_around(*(part.stop - part.start for part in self.box))
-        start = PROCESS.steps if self.request.sampler == "fast" else round(STRENGTH * PROCESS.steps)
-        self.times = even_times(start, making.steps)
+        self.means = Means()
+
+    def times(self, sample: int | None) -> list[int]:
+        """Return the times of the evaluations for a sample, or (None) for the mean."""
+        steps = self.making.steps if sample is None else self.making.sample_steps
+        if self.request.sampler == "paper":
+            return even_times(round(STRENGTH * PROCESS.steps), steps)
+        return two_times(PROCESS) if steps == 2 else even_times(PROCESS.steps, steps)
 
     @torch.inference_mode()
-    def make(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return mean and (of several samples) spread (X, Y, Z, N), in the scan's units; 0 far from the brain."""
+    def make(self, sample: int | None) -> np.ndarray:
+        """Return a sample, or (None) the mean, (X, Y, Z, N), in the scan's units; 0 far from the brain."""
 
-        def at(part: np.ndarray) -> Callable[[int], Tensor]:
-            z = int(part[0])
-            return lambda k: (self._sample(z, k).clamp_min(0) * self.unit).permute(1, 2, 0)[:, :, None]
+        def at(part: np.ndarray) -> Tensor:
+            images = self._made(int(part[0]), sample).clamp_min(0) * self.unit
+            return images.permute(1, 2, 0)[:, :, None]
 
         volume, parts = (*self.scan.mask.shape, len(self.table)), np.split(self.slices, len(self.slices))
         return slice_by_slice(volume, self.box, parts, self.request, at)
 
-    def _sample(self, z: int, sample: int) -> Tensor:
-        """Return one sample (N, h, w) of every wanted image of a slice, in units of the mean b0."""
+    def _made(self, z: int, sample: int | None) -> Tensor:
+        """Return a sample, or (None) the mean, (N, h, w) of every wanted image of a slice, in units of the mean b0."""
         request, parts = self.request, []
         for part in torch.arange(len(self.table)).split(IMAGES_AT_ONCE):
             condition = self._condition(z, part)
-            addresses = [(int(n), z, sample) for n in part]
+            addresses = [(int(n), z, sample or 0) for n in part]
             shape = tuple(condition.centre.shape[1:])
             name, net, precision = self.method.spec.name, self.making.net, self.making.precision
             noise = NoiseSource(request.seed, request.subject, request.run, name, addresses, shape, request.device)
-            images = self.method.draw(net, condition, request.sampler, self.times, noise, precision)
-            parts.append(images[:, 0].cpu())
+            place = int(part[0]), z
+            mean = None if sample is None else self.means.of(place)
+            output = self.method.draw(net, condition, request.sampler, self.times(sample), noise, precision, mean)
+            if sample is None and request.n_samples > 1:
+                self.means.keep(place, output)
+            parts.append((condition.centre + condition.scale * output)[:, 0].cpu())
         images = torch.cat(parts)
         left, right, top, bottom = self.around
         return images[..., top : images.shape[1] - bottom, left : images.shape[2] - right]
@@ -287,9 +298,15 @@ class _Maker:
 
 
 def draw(
-    net: nn.Module, condition: Condition, sampler: str, times: list[int], noise: Callable[[int], Tensor], precision: str
+    net: nn.Module,
+    condition: Condition,
+    sampler: str,
+    times: list[int],
+    noise: Callable[[int], Tensor],
+    precision: str,
+    mean: Tensor | None = None,
 ) -> Tensor:
-    """Return images (B, 1, H, W) in units of the mean b0.
+    """Return x_0 (B, 1, H, W) as `Condition` takes it: images are centre + scale x_0.
 
     Parameters
     ----------
@@ -305,16 +322,16 @@ def draw(
         Number of the draw -> standard normal noise (B, 1, H, W).
     precision
         "fp32" or "bf16".
+    mean
+        x_0 at the last time, where it is known.
     """
     process, kind = condition.process(_physics(net)), "x0" if _makes_image(condition) else "noise"
 
-    denoise = denoiser(lambda x, t: net(x, t, condition), process, kind, precision)
+    denoise = denoiser(lambda x, t: net(x, t, condition), process, kind, precision, mean)
     if sampler == "fast":
-        output = dpm_solver_pp_2m(denoise, process, noise(0), times).x0
-    else:
-        first = torch.zeros_like(condition.centre) if _makes_image(condition) else 1.5 * (condition.images + 1) - 1
-        output = ancestral(denoise, process, process.add_noise(first, times[0], noise(0)), times, noise).x0
-    return condition.centre + condition.scale * output
+        return dpm_solver_pp_2m(denoise, process, noise(0), times).x0
+    first = torch.zeros_like(condition.centre) if _makes_image(condition) else 1.5 * (condition.images + 1) - 1
+    return ancestral(denoise, process, process.add_noise(first, times[0], noise(0)), times, noise).x0
 
 
 def _maps(atlas: Atlas, population: Population | None, device: str | torch.device) -> PopulationMaps:

@@ -89,10 +89,16 @@ def test_one_seed_one_result_whatever_the_batch(scan, monkeypatch):
     assert np.abs(third.mean - one.mean).max() > 0.02  # not what rounding does
 
 
-def test_samples_have_a_spread_and_acquired_volumes_none(scan):
-    generated = QID2().generate(perturbed(), scan, request_(n_samples=3))
-    assert not generated.std[..., :14].any()
-    assert (generated.std[scan.mask][:, 14:] > 0).all()
+def test_samples_differ_and_their_acquired_volumes_do_not(scan):
+    net = perturbed()
+    generated = QID2().generate(net, scan, request_(n_samples=3))
+    drawn = np.stack(list(generated.samples))
+    assert drawn.shape == (3, *generated.mean.shape)
+    np.testing.assert_array_equal(drawn[..., :14], np.broadcast_to(scan.data, (3, *scan.data.shape)))
+    assert (drawn.std(axis=0)[scan.mask][:, 14:] > 0).all()
+    alone = QID2().generate(net, scan, request_(steps=None))
+    np.testing.assert_array_equal(generated.mean, alone.mean)
+    assert alone.samples is None
 
 
 def test_one_image_is_the_mean_and_several_are_samples(scan):
@@ -101,7 +107,8 @@ def test_one_image_is_the_mean_and_several_are_samples(scan):
         return generated.record["Sampler"]["Name"].split(":")[0], generated.record["Sampler"]["NetworkEvaluations"]
 
     assert sampler() == ("none", 1)
-    assert sampler(n_samples=2) == ("DPM-Solver++(2M)", 8)
+    assert sampler(n_samples=2) == ("none", 1)
+    assert sampler(n_samples=2, sampler="paper", steps=3) == ("ancestral", 3)
     assert sampler(steps=3) == ("DPM-Solver++(2M)", 3)
 
 

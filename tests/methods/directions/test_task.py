@@ -61,7 +61,7 @@ def test_acquired_volumes_stay_and_generated_ones_are_marked(name):
         generated.gradients.world_directions(AFFINE)[:25], given.gradients.world_directions(AFFINE)
     )
     assert [len(v) for _, v in generated.gradients.shells()] == [30, 30]
-    assert generated.std is None
+    assert generated.samples is None
 
 
 def test_directions_of_a_file_are_in_voxel_axes_and_acquired_ones_are_not_generated():

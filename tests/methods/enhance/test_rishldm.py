@@ -168,7 +168,7 @@ def test_what_was_acquired_stays_where_nothing_is_made():
     np.testing.assert_array_equal(generated.mean[~scan.mask], scan.data[~scan.mask])
     changed = generated.mean[scan.mask][:, ~b0] != scan.data[scan.mask][:, ~b0]
     assert changed.mean() > 0.9  # the lowest of a place may stay
-    assert (generated.grid, generated.std) == (None, None)
+    assert (generated.grid, generated.samples) == (None, None)
     assert set(generated.record["Scales"]) == {"b=1000"}
     assert generated.record["Sampler"]["NetworkEvaluations"] == 2 * rishldm.FAST_STEPS
 
@@ -284,7 +284,7 @@ def test_nothing_is_random_and_no_spread_is_promised():
     scan, method, net = scan_of(table(12)), RishLatentDiffusion(), perturbed()
     first, again = (method.generate(net, scan, request_(n_samples=n, seed=n)) for n in (1, 3))
     np.testing.assert_array_equal(first.mean, again.mean)
-    assert again.std is None
+    assert again.samples is None
     assert again.record["Samples"] == 1
     assert not method.spec.draws
 

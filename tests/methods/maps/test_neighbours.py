@@ -53,7 +53,7 @@ def test_untrained_it_gives_the_tensor_of_a_uniform_scan(n_b0):
     lower = TENSOR[[0, 1, 1, 2, 2, 2], [0, 0, 1, 0, 1, 2]]
     np.testing.assert_allclose(maps["tensor"][inside].mean(axis=0), lower, atol=3e-5)
     assert not generated.mean[~inside].any()
-    assert generated.std is None
+    assert generated.samples is None
     unknown = generated.extra["unknown"]
     assert unknown[inside].min() > 0
     assert not unknown[~inside].any()
