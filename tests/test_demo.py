@@ -107,13 +107,15 @@ def test_every_metric_has_unit_definition_and_direction(demo):
             assert np.isfinite(entry["value"])
 
 
-def test_spread_of_the_samples(demo):
+def test_the_uncertainty_of_maps(demo):
     root, _, _ = demo
-    spread = load(root, "02", "spread", method="difusion")
-    series = load(root, "02", "generated", method="difusion")
     inside = load(root, "02", "mask") > 0
-    assert spread.shape == series.shape
-    assert 0 < np.median(spread[inside][:, -1]) < 0.2 * np.median(series[inside][:, -1])
+    best = load(root, "02", "map", param="fa", source="difusion")[inside]
+    error, low, high = (load(root, "02", f"map_{key}", param="fa", method="difusion")[inside]
+                        for key in ("std", "low", "high"))  # fmt: skip
+    assert 0.001 < np.median(error) < 0.2
+    np.testing.assert_allclose(low, np.maximum(best - 1.645 * error, 0), atol=1e-5)
+    np.testing.assert_allclose(high, np.minimum(best + 1.645 * error, 1), atol=1e-5)
 
 
 def test_atlas_comes_into_the_scan(demo, tmp_path):

@@ -26,7 +26,6 @@ CONFOUND_COLUMNS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z", 
 MAP_KINDS = ("fa", "md", "dec")
 ONLY_B0S = "no diffusion-weighted volume was acquired"
 NO_ERRORS = "no samples were drawn: the method draws none, or --n-samples is 1"
-NOTHING_RANDOM = "nothing in the method is random"
 GROUPS = {  # files that come together
     "raw": ("raw_dwi", "raw_bval", "raw_bvec"),
     "preproc": ("preproc_dwi", "preproc_bval", "preproc_bvec"),

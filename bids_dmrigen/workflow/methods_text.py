@@ -103,9 +103,8 @@ SENTENCES = {
 }
 FIBRES = "Its fibre directions were the {default}."
 GIVEN_FIBRES = "Its fibre directions were those of {name}, given with --fibre-dir; cite their source."
-METHOD = (
-    "{title} {summary} [{key}]. Its {what}: {samples} sample(s), seed {seed}, network size {size}, sampler {sampler}."
-)
+METHOD = "{title} {summary} [{key}]. Its {what}: seed {seed}, network size {size}, sampler {sampler}.{uncertainty}"
+UNCERTAIN = " The uncertainty of its scalar maps comes from {samples} samples."
 MAPS_ARE, SERIES_ARE = "maps are synthetic data, not a tensor fit", "outputs are synthetic data"
 RISH_MAPS = (
     "Rotation-invariant features of each degree of the signal's spherical harmonics were mapped by a regularised fit "
@@ -184,7 +183,7 @@ def _method_paragraph(spec: MethodSpec, settings: Settings) -> str:
         summary=spec.summary,
         key=spec.citation.key,
         what=MAPS_ARE if spec.maps else SERIES_ARE,
-        samples=settings.n_samples if spec.draws else 1,
+        uncertainty=UNCERTAIN.format(samples=settings.n_samples) if spec.draws and settings.n_samples > 1 else "",
         seed=settings.seed,
         size=settings.size,
         sampler=spec.sampler_name(settings.sampler_name, settings.n_samples, settings.steps, settings.size),

@@ -264,7 +264,7 @@ class RunGraph:
             node = pe.Node(OntoScan(), name=f"onto_{name}", mem_gb=0.5 + self.plan.volume_gb + 2 * method.finer_gb)
             self.wf.connect(*self.masks[name], node, "in_mask")
             self.wf.connect(*self.pre["reference"], node, "reference")
-            maps = [("map", name, param) for param in COMPARED]
+            maps: list[tuple[str, ...]] = [("map", name, param) for param in COMPARED]
             maps += [key for key in promised if key[:2] == ("rish_map", name)]
             for kind, keys in (("series", [("generated", name)]), ("maps", [key for key in maps if key in promised])):
                 if not keys:

@@ -18,7 +18,8 @@ def test_doctests():
     [
         ("preproc", {}, STEM + "desc-preproc_dwi.nii.gz"),
         ("generated", {"method": "difusion"}, STEM + "desc-difusion_dwi.nii.gz"),
-        ("spread", {"method": "qid2"}, STEM + "desc-qid2std_dwi.nii.gz"),
+        ("sample", {"method": "qid2", "number": "3"}, STEM + "desc-qid2sample3_dwi.nii.gz"),
+        ("map_low", {"method": "m", "param": "fa"}, STEM + "model-tensor_param-fa_desc-mq05_dwimap.nii.gz"),
         (
             "to_template",
             {"template": "MNI152NLin6Asym"},
@@ -33,7 +34,7 @@ def test_conventions(key, fields, expected):
 
 def test_names_are_distinct():
     entities = {"subject": "1"}
-    fields = {"method": "m", "param": "fa", "source": "preproc", "template": "T"}
+    fields = {"method": "m", "param": "fa", "source": "preproc", "template": "T", "number": "1"}
     paths = [names.output_path(entities, key, **fields) for key in names.DWI]
     assert len(set(paths)) == len(paths)
 

@@ -4,6 +4,7 @@ import json
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 from bids_dmrigen.bids.sidecars import generative_model, image_sidecar, kept_volumes, template_record
 from bids_dmrigen.interfaces.sink import Sink
@@ -25,10 +26,21 @@ def test_a_fitted_map_is_a_fit_and_a_generated_one_is_not():
         assert sidecar[key] == fitted[key]
 
 
-def test_spread_of_a_map_has_its_unit():
-    spread = image_sidecar("map_spread", [SOURCE], param="md", method="diffdti", title="Diff-DTI")
-    assert spread["Units"] == "mm^2/s"
-    assert "standard deviation of the samples of Diff-DTI" in spread["Description"]
+@pytest.mark.parametrize(("key", "said"), [("std", "Standard error of md"), ("low", "5 %"), ("high", "95 %")])
+def test_the_uncertainty_of_a_map_has_its_unit(key, said):
+    sidecar = image_sidecar(f"map_{key}", [SOURCE], param="md", method="diffdti", title="Diff-DTI")
+    assert sidecar["Units"] == "mm^2/s"
+    assert sidecar["SkullStripped"]
+    assert said in sidecar["Description"]
+    assert "made by Diff-DTI" in sidecar["Description"]
+
+
+def test_a_sample_of_the_tensor_says_the_order_of_its_components():
+    sidecar = image_sidecar("map_sample", [SOURCE], number="3", method="diffdti", title="Diff-DTI")
+    tensor = image_sidecar("map", [SOURCE], param="tensor", source="diffdti", title="Diff-DTI")
+    for name in ("ComponentOrder", "OrientationEncoding", "Units"):
+        assert sidecar[name] == tensor[name]
+    assert "Sample 3" in sidecar["Description"]
 
 
 def test_the_record_joins_every_map(tmp_path):

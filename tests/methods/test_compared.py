@@ -247,6 +247,18 @@ def test_a_network_without_time_is_asked_once_whatever_is_requested(name):
     assert more.record["Samples"] == 1
 
 
+@pytest.mark.parametrize("name", ["cgan", "qgan", "qid2direct", "qid2"])
+def test_the_number_of_references_is_that_of_the_options(name, tmp_path):
+    """The method in the registry has the default number; weights and request have another one."""
+    from bids_dmrigen.diffusion.weights import Card, save_weights
+
+    method = load(name).configured({"references": 3})
+    card = Card(name, "small", method.configuration("small"), {}, 1, 0.1, 0, "test", {}, "Apache-2.0")
+    path = save_weights(tmp_path, f"{name}-small", method.network("small"), card)
+    asked = Request(precision="fp32", weights=str(path), options={"directions": 22, "references": 3})
+    assert load(name).generate(None, tiny(20), asked).mean.shape[3] == 2 + 22
+
+
 def test_untrained_maps_are_those_of_the_fit_and_cyclegan_keeps_it():
     scan = tiny(6)
     found = [

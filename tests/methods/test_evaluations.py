@@ -71,9 +71,9 @@ def evaluations_per_image(monkeypatch, name, size, request):
     if name == "difusion":
         original = difusion_model._Work.denoise
 
-        def denoise(work, network, times):
+        def denoise(work, network, times, sample):
             watch(network)
-            return original(work, network, times)
+            return original(work, network, times, sample)
 
         monkeypatch.setattr(difusion_model._Work, "denoise", denoise)
         images = 6 * SLICES * (4 if request.sampler == "paper" else 1)  # in four flips

@@ -54,12 +54,13 @@ def complete_run(folder: Path) -> dict:
         "reverse_after": image("reverse_after", b0),
         "methods": ["clean"], "generated": [image("made", series)], "generated_bval": [bval],
         "generated_bvec": [bvec], "generated_record": [str(folder / "record.json")],
-        "generated_std": [image("std", 0.1 * series)],
         "generated_left_out": [str(folder / "left_out.npz")],
         "map_sources": ["preproc", "clean"],
         "fa": [image("fa", fa), image("fa2", fa * 0.5)],
         "md": [image("md", np.full(mask.shape, 0.8e-3)), image("md2", np.full(mask.shape, 0.9e-3))],
         "dec": [image("dec", np.stack([fa] * 3, 3)), image("dec2", np.stack([fa] * 3, 3))],
+        "uncertain_methods": ["clean"], "fa_std": [image("fa_std", 0.1 * fa)],
+        "md_std": [image("md_std", np.full(mask.shape, 0.05e-3))],
     }  # fmt: skip
 
 
@@ -80,11 +81,11 @@ def with_maps(inputs: dict, folder: Path) -> dict:
         "md": image("made_md.nii", 3e-3 * fa),
         "dec": image("made_dec.nii", np.stack([fa, 0 * fa, 0 * fa], 3)),
     }
-    spread = {
-        "fa_std": [image("fa_std.nii", 0.2 * fa)],
-        "md_std": [image("md_std.nii", 4e-4 * fa)],
-        "dec_std": [image("dec_std.nii", np.stack([0.2 * fa] * 3, 3))],
+    errors = {
+        "uncertain_methods": [*inputs["uncertain_methods"], "mapped"],
+        "fa_std": [*inputs["fa_std"], image("made_fa_std.nii", 0.2 * fa)],
+        "md_std": [*inputs["md_std"], image("made_md_std.nii", 4e-4 * fa)],
     }
     lists = {kind: [*inputs[kind], path] for kind, path in added.items()}
     sources = [*inputs["map_sources"], "mapped"]
-    return {**inputs, **lists, "map_sources": sources, "map_methods": ["mapped"], "map_record": [str(record)], **spread}
+    return {**inputs, **lists, "map_sources": sources, "map_methods": ["mapped"], "map_record": [str(record)], **errors}

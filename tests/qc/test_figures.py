@@ -150,7 +150,7 @@ def test_every_figure_is_well_formed_small_and_free_of_links(tmp_path):
     figures.flicker(b0, data[..., 1], RAS, mask, ("before", "after"), "t", tmp_path / "flicker.svg")
     comparison.residual(data - data[::-1], 5.0, RAS, mask, "m", tmp_path / "residual.svg")
     comparison.residual_histogram(data - data[::-1], 5.0, mask, "m", tmp_path / "histogram.svg")
-    comparison.spread({"FA": (b0, fa, "FA")}, RAS, mask, "m", tmp_path / "spread.svg")
+    comparison.uncertainty({"FA": (b0, fa, "FA")}, RAS, mask, "m", tmp_path / "uncertainty.svg")
     comparison.fa_histogram({"preproc": fa, "m": fa**2}, mask, tmp_path / "fahistogram.svg")
     files = sorted(tmp_path.glob("*.svg"))
     assert len(files) == 10

@@ -22,7 +22,7 @@ def test_all_figures_of_a_complete_run(inputs, tmp_path):
     assert keys == [
         "acquisition", "outliers", "motion", "carpet", "sdc", "mask", "registrationT1w",
         "registrationtemplate", "inputoutputclean", "addedclean", "leftoutclean", "residualclean",
-        "histogramclean", "spreadclean",
+        "histogramclean", "uncertaintyclean",
         "fa", "fahistogram",
     ]  # fmt: skip
     assert all(key.isalnum() for key in keys)  # they become BIDS labels

@@ -34,7 +34,7 @@ def test_metrics_of_a_complete_run(inputs, tmp_path):
     assert value["sdc_correlation_after"] == pytest.approx(1.0)
     assert value["sdc_correlation_before"] < 0.9
     assert value["md_median_preproc"] == pytest.approx(0.8)
-    assert value["sample_spread_clean"] == pytest.approx(10.0, rel=1e-3)
+    assert value["md_error_clean"] == pytest.approx(0.05)
     assert value["evaluations_clean"] == 4
     assert value["left_out_error_clean"] == pytest.approx(np.hypot(NOISE, 1) / NOISE, rel=0.1)
     assert value["left_out_psnr_clean"] > 20
@@ -46,28 +46,16 @@ def test_metrics_of_a_complete_run(inputs, tmp_path):
     assert value["direction_contrast_clean"] == pytest.approx(value["direction_contrast_preproc"], rel=0.1)
 
 
-def test_a_method_in_which_nothing_is_random_has_no_spread(inputs, tmp_path):
-    twice = {name: 2 * inputs[name] for name in inputs if name.startswith("generated") and name != "generated_std"}
-    given = {**inputs, **twice, "methods": ["fixed", "clean"], "drawn_methods": ["clean"]}
-    run = RunData(RunFiles(**given))
-    assert run.spread("clean").any()
-    with pytest.raises(Missing, match="nothing in the method is random"):
-        run.spread("fixed")
-    entries = measure(RunData(RunFiles(**given)))
-    assert "sample_spread_clean" in entries
-    assert "sample_spread_fixed" not in entries
-
-
-def test_maps_in_which_nothing_is_random_have_no_spread(inputs_with_maps):
-    maps = {name: [*inputs_with_maps[name], inputs_with_maps[name][-1]] for name in ("fa", "md", "dec")}
-    sources = [*inputs_with_maps["map_sources"], "fixed"]
-    given = {**inputs_with_maps, **maps, "map_sources": sources, "map_methods": ["fixed", "mapped"]}
-    run = RunData(RunFiles(**given, drawn_methods=["mapped"]))
-    spread = run.map_spread("mapped")
-    assert spread.keys() == {"fa", "md", "dec"}
-    assert spread["fa"][1].any()
-    with pytest.raises(Missing, match="nothing in the method is random"):
-        run.map_spread("fixed")
+def test_each_method_has_its_own_standard_errors_and_some_have_none(inputs_with_maps):
+    run = RunData(RunFiles(**inputs_with_maps))
+    for method, part in (("clean", 0.1), ("mapped", 0.2)):
+        best, error = run.uncertainty(method)["fa"]
+        inside = best > 0
+        np.testing.assert_allclose(error[inside] / best[inside], part * (2 if method == "clean" else 1), rtol=1e-4)
+    with pytest.raises(Missing, match="no samples were drawn"):
+        run.uncertainty("fixed")
+    without = {name: value for name, value in inputs_with_maps.items() if name != "uncertain_methods"}
+    assert not [key for key in measure(RunData(RunFiles(**without))) if key.startswith(("fa_error", "md_error"))]
 
 
 def test_a_method_that_generates_maps_is_shown_and_measured_beside_the_others(inputs_with_maps, tmp_path):
@@ -75,18 +63,18 @@ def test_a_method_that_generates_maps_is_shown_and_measured_beside_the_others(in
     given = {name: value for name, value in inputs_with_maps.items() if not name.startswith(elsewhere)}
     figures, skipped = draw_figures(RunData(RunFiles(**given)), tmp_path)
     keys = [key for key, _ in figures]
-    assert [key for key in keys if "mapped" in key] == ["tensorcheckmapped", "volumecheckmapped", "spreadmapped"]
+    assert [key for key in keys if "mapped" in key] == ["tensorcheckmapped", "volumecheckmapped", "uncertaintymapped"]
     assert {"fa", "fahistogram"} <= set(keys)
     assert not any("mapped" in title for title in skipped)
     entries = measure(RunData(RunFiles(**inputs_with_maps)))
     found = {key.removesuffix("_mapped"): e["value"] for key, e in entries.items() if key.endswith("_mapped")}
     assert found.keys() == {
-        "fa_median", "md_median", "fa_difference", "fa_spread", "md_spread", "colour_mismatch",
+        "fa_median", "md_median", "fa_difference", "fa_error", "md_error", "colour_mismatch",
         "data_residual", "data_residual_fit",
     }  # fmt: skip
     assert (found["fa_median"], found["colour_mismatch"]) == (0.25, 0.03)
     assert found["md_median"] == pytest.approx(0.75)
-    assert (found["fa_spread"], found["md_spread"]) == pytest.approx((0.05, 0.1))
+    assert (found["fa_error"], found["md_error"]) == pytest.approx((0.05, 0.1))
     assert found["data_residual"] > found["data_residual_fit"] > 0, "these maps are not those of the data"
     mask, preproc = nib.load(inputs_with_maps["mask"]).get_fdata() > 0, nib.load(inputs_with_maps["fa"][0]).get_fdata()
     assert found["fa_difference"] == pytest.approx(np.abs(0.25 - preproc[mask]).mean(), rel=1e-4)
@@ -107,11 +95,11 @@ def test_maps_of_one_method_alone_have_no_comparison(inputs_with_maps, tmp_path)
     given |= {kind: inputs_with_maps[kind][-1:] for kind in ("fa", "md", "dec")} | {"map_sources": ["mapped"]}
     figures, skipped = draw_figures(RunData(RunFiles(**given)), tmp_path)
     assert {"fa", "fahistogram"} <= {key for key, _ in figures}
-    assert skipped["mapped: spread of the samples"] == "one sample only (--n-samples)"
+    assert "no samples were drawn" in skipped["mapped: uncertainty of the maps"]
     assert skipped["mapped: a check against the data"] == "no noise level"
     entries = measure(RunData(RunFiles(**given)))
     assert "fa_median_mapped" in entries
-    assert not {"fa_difference_mapped", "fa_spread_mapped", "ndc_mapped"} & set(entries)
+    assert not {"fa_difference_mapped", "fa_error_mapped", "ndc_mapped"} & set(entries)
 
 
 def test_metrics_need_only_the_series_and_its_mask(inputs, tmp_path):

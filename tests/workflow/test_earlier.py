@@ -39,7 +39,9 @@ def test_methods_are_known_by_the_names_of_their_files(tmp_path):
     store_image(tmp_path, "preproc")
     store_image(tmp_path, "mask")
     store_image(tmp_path, "map", param="fa", source="preproc")
-    store_image(tmp_path, "spread", method="qid2")
+    store_image(tmp_path, "sample", method="qid2", number="12")
+    for key in ("map_std", "map_low", "map_high"):
+        store_image(tmp_path, key, method="qid2", param="fa")
     assert earlier.stored_methods(tmp_path, RUN) == ()
     store_image(tmp_path, "generated", method="rishldm", voxel_mm="1.25")
     store_image(tmp_path, "map", param="fa", source="diffdti")

@@ -452,10 +452,10 @@ def test_the_graph_of_a_method_that_generates_maps(tmp_path, n_directions):
         assert inputs.map_methods == ["diffdti"]
         series = ["interp"] if n_directions == 6 else []
         assert inputs.methods == series
-        assert inputs.drawn_methods == ["diffdti"]
+        assert inputs.uncertain_methods == ["diffdti"]
         assert inputs.map_sources == (["preproc", "diffdti", "interp"] if n_directions == 6 else ["diffdti"])
     given = {link["connect"][0][1] for node, _, link in wf._graph.in_edges(wf.get_node("metrics"), data=True)}
-    assert {"fa", "md", "dec", "fa_std", "md_std", "dec_std", "map_record"} <= given
+    assert {"fa", "md", "dec", "fa_std", "md_std", "map_record"} <= given
     assert ("generated" in given) == (n_directions == 6)
     assert "maps_diffdti" not in wf.list_node_names()
 

@@ -87,7 +87,7 @@ def test_maps_that_could_not_be_generated_do_not_stop_other_results(tmp_path):
     rest = without_failed(plan, ["generate_diffdti"])
     assert methods_of(rest) == ("interp",)
     assert promised(rest) == {name for name in promised(plan) if "diffdti" not in name}
-    assert len(promised(plan)) == len(promised(rest)) + 2 * 6  # maps and their spread
+    assert len(promised(plan)) == len(promised(rest)) + 6 + 3 * 4  # maps, and their uncertainty
     alone = plan_run(make_run(tmp_path / "few", n_directions=3), settings(methods=("diffdti",)), "TPL")
     few = without_failed(alone, ["generate_diffdti"])
     assert promised(few) == promised(plan_run(alone.run, settings(), "TPL"))

@@ -14,6 +14,7 @@ from bids_dmrigen.methods import options
 from bids_dmrigen.methods.enhance.task import BAD_SIZE
 from bids_dmrigen.workflow.participant import unfinished
 from bids_dmrigen.workflow.plan import describe, plan_run, plan_runs
+from bids_dmrigen.workflow.run import port_key
 from bids_dmrigen.workflow.settings import Settings, SettingsError, _vectors_in
 
 from ..conftest import neighbours_weights, tiny_gradients, tiny_series, write_run
@@ -47,7 +48,8 @@ def promised(plan):
 def test_every_promise_has_a_distinct_name(tmp_path):
     plan = plan_run(make_run(tmp_path), settings(methods=("difusion",), n_samples=2), "TPL")
     assert len(promised(plan)) == len(plan.outputs)
-    assert "sub-1_desc-difusionstd_dwi.nii.gz" in promised(plan)
+    for end in ("std", "q05", "q95"):
+        assert f"sub-1_model-tensor_param-rd_desc-difusion{end}_dwimap.nii.gz" in promised(plan)
     assert "sub-1_model-tensor_param-fa_desc-difusion_dwimap.nii.gz" in promised(plan)
     assert "sub-1_from-TPL_to-dwi_mode-image_xfm.h5" in promised(plan)
     assert not any("T1w" in name for name in promised(plan))
@@ -295,13 +297,26 @@ def test_a_method_that_generates_maps_promises_them_whether_or_not_a_tensor_can_
     of_method = {name for name in promised(plan) if "diffdti" in name}
     stem = "sub-1_model-tensor_param-{}_desc-diffdti{}_dwimap.nii.gz"
     maps = ("fa", "md", "ad", "rd", "dec", "tensor")
-    assert of_method == {stem.format(param, end) for param in maps for end in ("", "std")}
+    uncertain = {stem.format(param, end) for param in maps[:4] for end in ("std", "q05", "q95")}
+    assert of_method == {stem.format(param, "") for param in maps} | uncertain
     assert plan.does("diffdti")
     assert plan.does("maps") == (n_directions == 6)
     assert any("desc-preproc_dwimap" in name for name in promised(plan)) == (n_directions == 6)
-    assert f"  writes sub-1/dwi/{stem.format('dec', 'std')}" in describe(plan)
-    single = plan_run(plan.run, settings(methods=("diffdti",)), "TPL")
-    assert {name for name in promised(single) if "diffdti" in name} == {name for name in of_method if "std" not in name}
+    assert f"  writes sub-1/dwi/{stem.format('fa', 'q05')}" in describe(plan)
+    single = plan_run(plan.run, settings(methods=("diffdti",), n_samples=1), "TPL")
+    assert {name for name in promised(single) if "diffdti" in name} == of_method - uncertain
+
+
+def test_samples_are_promised_where_they_are_asked_for(tmp_path):
+    asked = {"methods": ("diffdti", "qid2", "interp"), "n_samples": 2, "write_samples": True}
+    plan = plan_run(make_run(tmp_path), settings(**asked), "TPL")
+    of_samples = {name for name in promised(plan) if "sample" in name}
+    assert of_samples == {
+        *(f"sub-1_desc-qid2sample{k}_dwi.{end}" for k in (1, 2) for end in ("nii.gz", "bval", "bvec")),
+        *(f"sub-1_model-tensor_param-tensor_desc-diffdtisample{k}_dwimap.nii.gz" for k in (1, 2)),
+    }
+    assert len({port_key(output) for output in plan.outputs}) == len(plan.outputs)
+    assert plan.space_gb > plan_run(plan.run, settings(**asked | {"write_samples": False}), "TPL").space_gb
 
 
 def test_a_method_of_maps_that_draws_nothing_promises_no_spread(tmp_path):
@@ -318,7 +333,7 @@ def test_a_method_of_maps_that_draws_nothing_promises_no_spread(tmp_path):
 def test_a_method_in_which_nothing_is_random_promises_no_spread(tmp_path):
     plan = plan_run(make_run(tmp_path), settings(methods=("difusion", "interp", "atlas"), n_samples=2), "TPL")
     assert {name for name in promised(plan) if "std_" in name} == {
-        f"sub-1_desc-difusionstd_dwi.{end}" for end in ("nii.gz", "bval", "bvec")
+        f"sub-1_model-tensor_param-{param}_desc-difusionstd_dwimap.nii.gz" for param in ("fa", "md", "ad", "rd")
     }
 
 

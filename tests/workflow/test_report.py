@@ -200,7 +200,8 @@ def test_generated_maps_are_not_called_a_fit(tmp_path):
     one = settings(methods=("diffdti",))
     text = " ".join(methods_text.paragraphs([plan_run(make_run(tmp_path, n_directions=3), one, "TPL")]))
     assert "Diff-DTI makes the maps of the diffusion tensor" in text
-    assert "Its maps are synthetic data, not a tensor fit: 1 sample(s)" in text
+    assert "Its maps are synthetic data, not a tensor fit: seed 0, network size small" in text
+    assert "The uncertainty of its scalar maps comes from 8 samples." in text
     assert "least squares" not in text
     assert [c.key for c in methods_text.citations([text])][-1] == "zhang2024diffdti"
     text = " ".join(methods_text.paragraphs([plan_run(make_run(tmp_path / "6", n_directions=6), one, "TPL")]))

@@ -176,7 +176,7 @@ class QID2(TrainedAtOnce):
         shells, more = shells_to_fill(scan, self.spec.title, NEEDED, wanted_directions(request))
         warnings += more + _outside(shells)
         seen = replace(scan, data=mean_start(scan)) if request.size == "small" else scan
-        filler = _Filler(self, making, seen, scan)
+        filler = _Filler(self.configured(request.options), making, seen, scan)
         trusted = {shell.bval: _nearest(trust, shell.bval) for shell in shells}
 
         def fill(sample: int | None) -> np.ndarray:

@@ -242,7 +242,7 @@ class _Maker:
         """
         mask, mismatch, voxels = self.scan.mask, 0.0, 0
         numbers = range(len(self.inputs))
-        if sample is not None and self.request.sampler == "fast":
+        if sample is not None and self.request.n_samples > 1 and self.request.sampler == "fast":
             numbers = range(sample % len(self.inputs), 1 + sample % len(self.inputs))
 
         def at(part: np.ndarray) -> Tensor:
