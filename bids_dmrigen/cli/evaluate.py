@@ -76,7 +76,9 @@ def add(tools) -> None:
     parser.add_argument("--sampler", choices=("fast", "paper"),
                         help="the paper's or a faster one (default: fast; paper with --size paper)")  # fmt: skip
     parser.add_argument("--steps", type=int, metavar="N", help="network evaluations per image (default: the sampler's)")
-    parser.add_argument("--n-samples", type=int, default=1, metavar="K", help="samples, averaged (default: 1)")
+    parser.add_argument("--n-samples", type=int, default=8, metavar="K",
+                        help="samples that a method's uncertainty comes from, which is scored too; 1 for none "
+                        "(default: 8)")  # fmt: skip
     parser.add_argument("--series", nargs="+", default=[], metavar="NAME=FILE",
                         help="a series of your own as an arm: the same volumes, processed elsewhere. What was made of "
                         "all volumes has seen those that are left out")  # fmt: skip

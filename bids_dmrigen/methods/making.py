@@ -189,6 +189,11 @@ def denoiser(
     return denoise
 
 
+def label(what: str, sample: int | None) -> str:
+    """Return the label of the progress of a sample, or (None) of the mean."""
+    return what if sample is None else f"sample {sample + 1}, {what}"
+
+
 def slice_by_slice(
     volume: tuple[int, int, int, int],
     box: tuple[slice, slice],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -20,6 +20,7 @@ def standard_errors(
     request: Request,
     fitted: Sequence[int] | None = None,
     seen: Callable[[int, np.ndarray], None] | None = None,
+    each: Callable[[Mapping[str, np.ndarray]], None] | None = None,
 ) -> dict[str, np.ndarray]:
     """Return the standard error of every scalar map of a result; see `dwi.uncertainty.map_errors`.
 
@@ -38,6 +39,8 @@ def standard_errors(
         Volumes of a series that a tensor is fitted to; None for all.
     seen
         Called with the number of each sample and the sample, without that noise.
+    each
+        Called with the scalar maps and the colour FA of each sample.
     """
     drawn, acquired = generated.samples, np.flatnonzero(generated.acquired)
     assert drawn is not None
@@ -52,22 +55,29 @@ def standard_errors(
                 sample = sample.copy()
                 shape = (*sample.shape[:3], len(acquired))
                 sample[..., acquired] += sigma * noise.standard_normal(shape, np.float32)
-            yield scalar_maps(generated, sample, scan, fitted)
+            maps = maps_of(generated, sample, scan, fitted, (*SCALARS, "dec"))
+            if each is not None:
+                each(maps)
+            yield {name: values for name, values in maps.items() if name in SCALARS}
 
-    best = scalar_maps(generated, generated.mean, scan, fitted)
+    best = maps_of(generated, generated.mean, scan, fitted)
     return map_errors(best, maps_of_samples(), scan.mask, drawn.factors)
 
 
-def scalar_maps(
-    generated: Generated, values: np.ndarray, scan: Scan, fitted: Sequence[int] | None = None
+def maps_of(
+    generated: Generated,
+    values: np.ndarray,
+    scan: Scan,
+    fitted: Sequence[int] | None = None,
+    names: tuple[str, ...] = SCALARS,
 ) -> dict[str, np.ndarray]:
-    """Return the scalar maps of a result, or of a sample of it, by name."""
+    """Return the maps of a result, or of a sample of it, by name."""
     if generated.maps:
-        return {name: volume for name, volume in generated.named_maps(values).items() if name in SCALARS}
+        return {name: volume for name, volume in generated.named_maps(values).items() if name in names}
     assert generated.gradients is not None  # every series has gradients
     chosen = np.arange(values.shape[3]) if fitted is None else np.asarray(fitted)
     series = Scan(values[..., chosen].clip(0), scan.affine, generated.gradients[chosen], scan.mask)
-    return fit_maps(series, names=SCALARS)
+    return fit_maps(series, names=names)
 
 
 def _sigma(scan: Scan) -> float:

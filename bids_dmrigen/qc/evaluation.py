@@ -12,11 +12,13 @@ from scipy import ndimage
 from ..dwi.gradients import GradientError, GradientTable, even_subset, pair_energies
 from ..dwi.series import Scan, ScanError
 from ..dwi.tensor import WELL_CONDITIONED, condition, principal_direction, tensor_volumes
-from ..methods.base import Generated
+from ..methods.base import Generated, Request
 from ..methods.rivals import RIVALS, SAME_BVAL, Estimate, least_squares
+from ..methods.uncertainty import standard_errors
 from ..spatial.coverage import within_coverage
 from . import metrics
 from .definitions import EVALUATION as SCORES
+from .distributions import Colours, distribution_scores
 
 STARTS = 3  # starting points of the search for even directions
 EROSIONS = 2  # of the mask, by one voxel each: voxels at its edge are partly air
@@ -29,7 +31,8 @@ SAMPLE_IMAGES = 4  # of the left-out volumes, kept of each outcome
 DIRECTION_FA_MIN = 0.3
 OTHER_MAPS = ("md", "ad", "rd", "dec")  # than FA, which are scored
 # Scores of papers that are in the files, not in the tables.
-ALONE = ("md_ssim", "md_nmse", "ad_ssim", "rd_ssim", "dec_ssim", "dec_nmse")
+ALONE = ("md_ssim", "md_nmse", "ad_ssim", "rd_ssim", "dec_ssim", "dec_nmse", "fa_coverage_white", "fa_coverage_grey",
+         "fa_coverage_fluid")  # fmt: skip
 FLUID_MD = 1.5e-3  # mm²/s; fluid has no anisotropy, but the most noise
 NEW_DEGREES = 3.0  # a direction nearer than this to a kept one is not new
 MATCH_DEGREES = 0.5  # largest angle between a wanted volume and the generated one that matches it
@@ -114,7 +117,7 @@ class Evaluation:
         summaries, best = {arm: self.summary(keep, arm) for arm in arms}, {}
         for key, definition in SCORES.items():
             known = [(arm, *s[key]) for arm, s in summaries.items() if np.isfinite(s[key][0])]
-            if known:
+            if known and definition.better is not None:
                 chosen = max if definition.better == "higher" else min
                 best[key] = chosen(known, key=lambda row: row[1])
         return best
@@ -249,11 +252,34 @@ def _outcome(
         acquired = truth[..., wanted]
         scores |= volume_scores(volumes, acquired, mask)
         scores["contrast_error"] = contrast_error(volumes, acquired, scan.gradients[wanted], mask)
+    unseen = reference if left_out is None else left_out
+    scores |= _uncertainty_scores(result, maps, own, unseen, mask, scan.gradients[wanted])
     shown = {name: maps[name] for name in ("fa", "md", "dec")}
-    errors = slice_errors(maps["fa"], (reference if left_out is None else left_out)["fa"], mask)
+    errors = slice_errors(maps["fa"], unseen["fa"], mask)
     if isinstance(result, Estimate):
         return Outcome(*label, scores, shown, errors, images, seconds)
     return Outcome(*label, scores, shown, errors, images, seconds, result.record, result.warnings)
+
+
+def _uncertainty_scores(
+    result: Generated | Estimate, maps, kept: Scan, reference, mask: np.ndarray, wanted: GradientTable
+) -> dict[str, float]:
+    """Return the scores of what an arm says about its uncertainty; see `distributions.distribution_scores`."""
+    if isinstance(result, Estimate) or result.samples is None:
+        return distribution_scores(maps, reference, mask)
+    colours, fitted = Colours(mask), None
+    if result.gradients is not None:
+        used = _used(result, generated_places(result, wanted))
+        fitted = used[tensor_volumes(result.gradients[used])]
+    errors = standard_errors(result, kept, Request(), fitted, each=colours)
+    return distribution_scores(maps, reference, mask, errors["fa"], colours)
+
+
+def _used(result: Generated, places: np.ndarray | None) -> np.ndarray:
+    """Return the volumes of a series that maps are fitted to: those that the reference has too."""
+    if places is None:
+        return np.arange(len(result.acquired))
+    return np.r_[np.flatnonzero(result.acquired), places]
 
 
 def _on_voxels_of(result: Generated | Estimate, seen: Scan, scan: Scan) -> Generated | Estimate:
@@ -310,8 +336,7 @@ def maps_and_volumes(
             maps["direction"] = principal_direction(maps["tensor"])
         return maps, None
     places = generated_places(result, wanted)
-    # Generated volumes that were not requested are left out: the reference does not have them.
-    used = np.arange(len(result.gradients)) if places is None else np.r_[np.flatnonzero(result.acquired), places]
+    used = _used(result, places)
     maps = summary_maps(Scan(result.mean[..., used], kept.affine, result.gradients[used], kept.mask), fit)
     return maps, None if places is None else result.mean[..., places]
 

@@ -19,6 +19,7 @@ SSIM_SIGMA = 1.5  # standard deviation of the Gaussian window, voxels
 SSIM_RADIUS = 5  # radius of the window, voxels, as in Wang et al. 2004
 RANGE_PERCENTILE = 99.9
 DIRECTION_FA_MIN = 0.2
+TINY = 1e-9  # smallest standard deviation
 
 SHAPE_MISMATCH = "estimate {estimate}, reference {reference} and mask {mask} are not on one grid"
 EMPTY_MASK = "the mask is empty: no metric can be computed"
@@ -223,3 +224,38 @@ def tensor_snr(estimate: np.ndarray, first: np.ndarray, second: np.ndarray, mask
     d, a, b = (anisotropic_part(tensor[mask]) for tensor in (estimate, first, second))
     power, error = float((a * b).sum()), float(((d - a) * (d - b)).sum())
     return 10 * float(np.log10(power / error)) if power > 0 and error > 0 else float("nan")
+
+
+def crps(best: np.ndarray, error: np.ndarray, reference: np.ndarray) -> float:
+    """Return the mean continuous ranked probability score of normal distributions; that of certain ones is the error.
+
+    With z = (reference - best) / error: error (z (2 Phi(z) - 1) + 2 phi(z) - 1 / sqrt(pi)), Gneiting & Raftery 2007.
+
+    Parameters
+    ----------
+    best, error
+        (V,) means and standard deviations.
+    reference
+        (V,) what was found.
+    """
+    from scipy.stats import norm
+
+    sigma = np.maximum(np.asarray(error, np.float64), TINY)
+    z = (np.asarray(reference, np.float64) - best) / sigma
+    return float((sigma * (z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - np.pi**-0.5)).mean())
+
+
+def energy_score(samples: np.ndarray, reference: np.ndarray) -> float:
+    """Return the mean energy score of samples of vectors: E|X - y| - E|X - X'| / 2 (Gneiting & Raftery 2007).
+
+    Parameters
+    ----------
+    samples
+        (K, V, C), K at least 2; pairs of a sample with itself do not count.
+    reference
+        (V, C).
+    """
+    k = len(samples)
+    away = np.mean([np.linalg.norm(sample - reference, axis=1).mean() for sample in samples])
+    apart = [np.linalg.norm(samples[i] - samples[j], axis=1).mean() for i in range(k) for j in range(i)]
+    return float(away - np.mean(apart) / 2)

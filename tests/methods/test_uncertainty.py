@@ -7,7 +7,7 @@ from bids_dmrigen.dwi.gradients import GradientTable, even_directions
 from bids_dmrigen.dwi.series import Scan
 from bids_dmrigen.dwi.tensor import design_matrix
 from bids_dmrigen.methods.base import Generated, Request, Samples
-from bids_dmrigen.methods.uncertainty import scalar_maps, standard_errors
+from bids_dmrigen.methods.uncertainty import maps_of, standard_errors
 
 AFFINE = np.diag([-2.0, 2, 3, 1])
 SHAPE, SIGMA, S0, MD = (40, 40, 4), 5.0, 1000.0, 0.8e-3
@@ -62,8 +62,8 @@ def test_samples_are_seen_without_that_noise_and_only_fitted_volumes_matter():
     assert [k for k, _ in seen] == list(range(8))
     np.testing.assert_array_equal(seen[3][1], scan.data)
     fitted = [0, *range(3, 23)]
-    few = scalar_maps(generated, generated.mean, scan, fitted)
+    few = maps_of(generated, generated.mean, scan, fitted)
     other = generated.mean.copy()
     other[..., 1:3] = 0
-    for name, values in scalar_maps(generated, other, scan, fitted).items():
+    for name, values in maps_of(generated, other, scan, fitted).items():
         np.testing.assert_array_equal(values, few[name])

@@ -21,7 +21,7 @@ from ...nets.direction_unet import DirectionUNet
 from ...nets.unet import UNetSpec
 from ...simulate.examples import SimulatedSubjects, numbers_of_step
 from ..base import Generated, Request, TrainedAtOnce
-from ..making import Making, Means, denoiser, slice_by_slice
+from ..making import Making, Means, denoiser, label, slice_by_slice
 from ..starts import mean_start
 from .examples import BVALS, DIRECTIONS, PROCESS, Batch, examples
 from .inputs import EXTRA, Condition, condition_of
@@ -237,7 +237,7 @@ class _Filler:
 
         volume = (*mask.shape, len(shell.wanted))
         parts = np.split(self.slices, len(self.slices))
-        return slice_by_slice(volume, self.box, parts, self.request, at, f"b = {shell.bval:.0f}, slices")
+        return slice_by_slice(volume, self.box, parts, self.request, at, label(f"b = {shell.bval:.0f}, slices", sample))
 
     def _condition(self, shell: Shell, z: int, unit: float, sigma: float) -> Condition:
         """Return the condition of all wanted directions in a slice."""

@@ -22,7 +22,7 @@ from ...dwi.uncertainty import TISSUES
 from ...simulate.examples import SimulatedSubjects, numbers_of_step
 from ..at_once import always_the_same
 from ..base import MAP_WIDTHS, Generated, Request, TrainedAtOnce
-from ..making import Making, Means, slice_by_slice
+from ..making import Making, Means, label, slice_by_slice
 from .balance import anisotropy_factor, sized, tensor_in, with_length
 from .examples import Batch, examples, zeros_around
 from .inputs import MD_UNIT, Condition, along, condition_of, lengthened, noise_levels, tensor_of
@@ -258,7 +258,7 @@ class _Maker:
 
         parts = np.split(self.slices, range(SLICES_AT_ONCE, len(self.slices), SLICES_AT_ONCE))
         columns = self.factors.shape[1] + int(self.request.size == "small")
-        made = slice_by_slice((*mask.shape, columns), self.box, parts, self.request, at)
+        made = slice_by_slice((*mask.shape, columns), self.box, parts, self.request, at, label("slices", sample))
         self.mismatch = mismatch / max(voxels, 1)
         return made
 

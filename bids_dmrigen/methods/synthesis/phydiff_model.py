@@ -28,7 +28,7 @@ from ...simulate.atlas import Atlas
 from ...simulate.examples import SimulatedSubjects, numbers_of_step
 from ...simulate.individual import ALIGNED
 from ..base import Generated, Population, Request, TrainedAtOnce
-from ..making import Making, Means, denoiser, slice_by_slice
+from ..making import Making, Means, denoiser, label, slice_by_slice
 from .examples import BVALS, Batch, Cohort, continued, examples, zeros_around
 from .inputs import IMAGES, PROCESS, Condition, PopulationMaps, adc_for, condition_of
 from .phydiff import SPEC
@@ -251,7 +251,7 @@ class _Maker:
             return images.permute(1, 2, 0)[:, :, None]
 
         volume, parts = (*self.scan.mask.shape, len(self.table)), np.split(self.slices, len(self.slices))
-        return slice_by_slice(volume, self.box, parts, self.request, at)
+        return slice_by_slice(volume, self.box, parts, self.request, at, label("slices", sample))
 
     def _made(self, z: int, sample: int | None) -> Tensor:
         """Return a sample, or (None) the mean, (N, h, w) of every wanted image of a slice, in units of the mean b0."""
