@@ -266,6 +266,7 @@ def _arm(name: str, args, values: Mapping[str, Any], header: Header, dense: Dens
     from ..diffusion.parallel import choose_device
     from ..methods import check_weights, given_weights, load
     from ..methods.base import Request
+    from ..workflow.generate import LEFT_OUT
     from ..workflow.settings import weights_by_method
 
     weights = given_weights(name, weights_by_method(args.weights))
@@ -275,6 +276,7 @@ def _arm(name: str, args, values: Mapping[str, Any], header: Header, dense: Dens
     plan = spec.plan(values, header)
     sampler = args.sampler or ("paper" if args.size == "paper" else "fast")
     request = Request(size=args.size, sampler=sampler, steps=args.steps, n_samples=args.n_samples, seed=args.seed,
+                      left_out=LEFT_OUT if args.n_samples > 1 else 0,
                       subject="evaluate", run=dense.name, device=device, precision=args.precision, weights=weights,
                       weights_dir=args.weights_dir, minutes=plan.minutes)  # fmt: skip
     if spec.in_template:

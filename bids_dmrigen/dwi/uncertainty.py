@@ -13,6 +13,7 @@ BESIDE = 0.135  # weight of the voxels beside one over its own: a Gaussian whose
 NORMAL_90 = 1.645  # half the 90 % interval of a normal distribution, in standard deviations
 HIGHEST = {"fa": 1.0}  # of maps with an upper limit; none is below 0
 TINY = 1e-12
+FEWEST = 500  # signals of a tissue for a factor of its own
 
 
 class Running:
@@ -113,3 +114,32 @@ def _towards_mean(error: np.ndarray, noise: float) -> np.ndarray:
     share = 1.0 if found <= noise else noise / found
     drawn: np.ndarray = np.exp((1 - share) * logarithm + share * logarithm.mean())
     return drawn
+
+
+def signal_factors(error: np.ndarray, std: np.ndarray, sigma: float, tissue: np.ndarray) -> np.ndarray:
+    """Return by what the spread of samples has to be multiplied in each of `TISSUES`, (3,), to hold 90 % (conformal).
+
+    A measured signal lies within 1.645 (f² std² + sigma²)^(1/2) of the estimate where f is at least
+    ((error / 1.645)² - sigma²)^(1/2) / std. The factor of a tissue is the 90 % quantile of that; of a tissue with fewer
+    than `FEWEST` signals, that of all.
+
+    Parameters
+    ----------
+    error
+        (V, K) measured signals of left-out volumes less what was generated for them.
+    std
+        (V, K) standard deviation of its samples.
+    sigma
+        Standard deviation of the noise of the measured signals.
+    tissue
+        (V,) indices into `TISSUES`.
+    """
+    needed = np.sqrt(np.maximum((error / NORMAL_90) ** 2 - sigma**2, 0)) / np.maximum(std, TINY)
+    chosen = [needed[tissue == k] for k in range(len(TISSUES))]
+    return np.array([np.quantile(part if part.size >= FEWEST else needed, 0.9) for part in chosen])
+
+
+def covered(error: np.ndarray, std: np.ndarray, sigma: float, factors: np.ndarray) -> float:
+    """Return the share of measured signals within the 90 % interval; `factors` (V,) as from `signal_factors`."""
+    within = NORMAL_90 * np.hypot(factors[:, None] * std, sigma)
+    return float((np.abs(error) <= within).mean())

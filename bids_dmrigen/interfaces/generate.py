@@ -140,7 +140,7 @@ class Generate(SimpleInterface):
             else:
                 generated = method.generate(None, scan, request)
             if generated.samples is not None and i.with_errors:
-                self._write_uncertainty(generated, scan, request, image, cwd)
+                generated = self._with_uncertainty(generated, scan, request, image, cwd)
         source = json.loads(Path(i.in_record).read_text()) if isdefined(i.in_record) else None
         sidecar = generative_model(method.spec, generated, warnings, source)
         (cwd / "sidecar.json").write_text(json.dumps(sidecar, indent=2))
@@ -153,16 +153,20 @@ class Generate(SimpleInterface):
             self._results["out_template_sidecar"] = str(cwd / "sidecar_template.json")
         return runtime
 
-    def _write_uncertainty(self, generated, scan, request, image, cwd: Path) -> None:
-        from ..methods.uncertainty import standard_errors
+    def _with_uncertainty(self, generated, scan, request, image, cwd: Path):
+        """Write the standard errors, and samples where they are asked for; return the result, calibrated."""
+        from ..methods.calibration import calibrated
+        from ..methods.uncertainty import maps_of, standard_errors
         from ..spatial.results import sample_path, sample_writer, write_errors
 
         i = self.inputs
+        generated = calibrated(generated, scan, maps_of(generated, generated.mean, scan, i.tensor_volumes))
         write = sample_writer(generated, image, cwd) if i.with_samples else None
         errors = standard_errors(generated, scan, request, i.tensor_volumes, write)
         self._results |= write_errors(errors, image, cwd)
         if i.with_samples:
             self._results["out_samples"] = [str(sample_path(cwd, k)) for k in range(generated.samples.count)]
+        return generated
 
     def _template_files(self):
         from ..spatial.in_template import TemplateFiles

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..dwi.gradients import GradientTable
 from ..dwi.series import Scan
+from ..dwi.uncertainty import Running
 from .spec import MethodSpec
 
 if TYPE_CHECKING:  # they load torch, which the command line must not wait for
@@ -132,6 +133,13 @@ class Samples:
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self.draw(k) for k in range(self.count))
 
+    def std(self) -> np.ndarray:
+        """Return the standard deviation of the samples, float32."""
+        running = Running()
+        for sample in self:
+            running.add(sample)
+        return running.std()
+
     def after(self, change: Callable[[np.ndarray], np.ndarray]) -> Samples:
         """Return the samples after a change, such as resampling, that the result went through."""
         return replace(self, draw=lambda k: change(self.draw(k)))
@@ -147,10 +155,13 @@ class LeftOut:
         (K,) indices in the acquired series.
     mean
         (X, Y, Z, K) float32, the generated volumes, in the scan's units.
+    std
+        The same shape: standard deviation of their samples; None where there are none.
     """
 
     volumes: np.ndarray
     mean: np.ndarray
+    std: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

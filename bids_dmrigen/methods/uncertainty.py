@@ -42,7 +42,8 @@ def standard_errors(
     each
         Called with the scalar maps and the colour FA of each sample.
     """
-    drawn, acquired = generated.samples, np.flatnonzero(generated.acquired)
+    best, acquired = maps_of(generated, generated.mean, scan, fitted), np.flatnonzero(generated.acquired)
+    drawn = generated.samples
     assert drawn is not None
     sigma = _sigma(scan) if len(acquired) else 0.0
 
@@ -60,7 +61,6 @@ def standard_errors(
                 each(maps)
             yield {name: values for name, values in maps.items() if name in SCALARS}
 
-    best = maps_of(generated, generated.mean, scan, fitted)
     return map_errors(best, maps_of_samples(), scan.mask, drawn.factors)
 
 

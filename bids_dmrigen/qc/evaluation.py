@@ -13,6 +13,7 @@ from ..dwi.gradients import GradientError, GradientTable, even_subset, pair_ener
 from ..dwi.series import Scan, ScanError
 from ..dwi.tensor import WELL_CONDITIONED, condition, principal_direction, tensor_volumes
 from ..methods.base import Generated, Request
+from ..methods.calibration import calibrated
 from ..methods.rivals import RIVALS, SAME_BVAL, Estimate, least_squares
 from ..methods.uncertainty import standard_errors
 from ..spatial.coverage import within_coverage
@@ -271,6 +272,7 @@ def _uncertainty_scores(
     if result.gradients is not None:
         used = _used(result, generated_places(result, wanted))
         fitted = used[tensor_volumes(result.gradients[used])]
+    result = calibrated(result, kept, maps)
     errors = standard_errors(result, kept, Request(), fitted, each=colours)
     return distribution_scores(maps, reference, mask, errors["fa"], colours)
 

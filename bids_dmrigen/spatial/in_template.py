@@ -124,21 +124,24 @@ def generate_in_template(
         scan, options.get(BVALUES.key, BVALUES.default), options.get(DIRECTIONS.key, DIRECTIONS.default)
     )
     hidden = _checked(scan.gradients, request.left_out)
-    table = space.table_on_template(_joined(wanted, scan.gradients[hidden]))
     kinds = method.spec.population
     maps = _population(kinds, files, space)
-    generated = method.generate(
-        None, scan_in_template, replace(request, population=maps, options={**options, "table": table})
-    )
+
+    def made(table: GradientTable) -> Generated:
+        asked = {**options, "table": space.table_on_template(table)}
+        return method.generate(None, scan_in_template, replace(request, population=maps, options=asked))
+
+    generated = made(wanted)
     fitted = {"TensorVolumes": list(tensor_volumes)} if tensor_volumes else {}
     record = generated.record | fitted | {"Population": {kind: files.record(kind) for kind in kinds}}
     in_template = InTemplate(
-        np.concatenate([scan_in_template.data, generated.mean[..., : len(wanted)]], axis=3),
-        _joined(scan_in_template.gradients, table[: len(wanted)]),
+        np.concatenate([scan_in_template.data, generated.mean], axis=3),
+        _joined(scan_in_template.gradients, space.table_on_template(wanted)),
         space.affine,
     )
     return replace(
-        _onto_scan(generated, space, scan, wanted, hidden),
+        _onto_scan(generated, space, scan, wanted),
+        left_out=_left_out(made(scan.gradients[hidden]), space, scan, hidden) if len(hidden) else None,
         record=record,
         warnings=(*generated.warnings, *files.warnings(kinds)),
         in_template=in_template,
@@ -156,28 +159,31 @@ def _population(kinds: Sequence[str], files: TemplateFiles, space: TemplateSpace
     return replace(maps, anatomy=read_anatomy(files.fibres)) if "fibres" in kinds else maps
 
 
-def _onto_scan(
-    generated: Generated, space: TemplateSpace, scan: Scan, wanted: GradientTable, hidden: np.ndarray
-) -> Generated:
-    """Return acquired volumes, then the wanted ones, on the scan's grid; the hidden ones become `left_out`."""
-
-    def on_scan(images: np.ndarray) -> np.ndarray:
-        return space.onto_scan(images).clip(0) * scan.mask[..., None]
+def _onto_scan(generated: Generated, space: TemplateSpace, scan: Scan, wanted: GradientTable) -> Generated:
+    """Return acquired volumes, then the wanted ones, on the scan's grid."""
 
     def after_acquired(images: np.ndarray) -> np.ndarray:
-        return np.concatenate([np.asarray(scan.data, np.float32), images], axis=3)
+        return np.concatenate([np.asarray(scan.data, np.float32), _on_scan(images, space, scan)], axis=3)
 
-    mean, samples = on_scan(generated.mean), generated.samples
-    if samples is not None:
-        samples = samples.after(lambda drawn: after_acquired(on_scan(drawn[..., : len(wanted)])))
     return replace(
         generated,
-        mean=after_acquired(mean[..., : len(wanted)]),
-        samples=samples,
+        mean=after_acquired(generated.mean),
+        samples=None if generated.samples is None else generated.samples.after(after_acquired),
         gradients=_joined(scan.gradients, wanted),
         acquired=np.arange(len(scan.gradients) + len(wanted)) < len(scan.gradients),
-        left_out=LeftOut(hidden, mean[..., len(wanted) :]) if len(hidden) else None,
     )
+
+
+def _left_out(generated: Generated, space: TemplateSpace, scan: Scan, hidden: np.ndarray) -> LeftOut:
+    """Return what was made of acquired volumes, on the scan's grid."""
+    std = None
+    if generated.samples is not None:
+        std = generated.samples.after(lambda drawn: _on_scan(drawn, space, scan)).std()
+    return LeftOut(hidden, _on_scan(generated.mean, space, scan), std)
+
+
+def _on_scan(images: np.ndarray, space: TemplateSpace, scan: Scan) -> np.ndarray:
+    return space.onto_scan(images).clip(0) * scan.mask[..., None]
 
 
 def _b0_in_template(scan: Scan, space: TemplateSpace) -> Scan:

@@ -72,12 +72,13 @@ def test_the_b0_is_moved_to_the_template_and_the_images_are_moved_back_to_the_sc
     method = Stripes()
     options = {"bvalues": [700.0, 1500.0], "directions": 5}
     generated = generate_in_template(method, scan, Request(left_out=3, options=options), files)
-    ((there, table, population),) = method.seen
+    (there, table, population), (again, hidden, _) = method.seen
+    np.testing.assert_array_equal(again.data, there.data)
     assert there.data.shape[3] == 1, "acquired weighted volumes are not shown"
     assert np.allclose(np.diag(there.affine)[:3], 2.0)
     assert population.adc.shape[:3] == there.mask.shape
     assert population.anatomy is not None
-    assert len(table) == 2 * 5 + 3
+    assert (len(table), len(hidden)) == (2 * 5, 3)
 
     np.testing.assert_array_equal(generated.mean[..., :10], scan.data)
     assert generated.acquired.tolist() == [True] * 10 + [False] * 10

@@ -198,7 +198,7 @@ def check_left_out(
     needed
         Smallest number of directions that the method works with.
     """
-    volumes, generated = [], []
+    volumes, generated, spread = [], [], []
     for _, members in scan.gradients.shells():
         world = scan.gradients.world_directions(scan.affine)[members]
         cosine = np.abs(world @ world.T) - 2 * np.eye(len(world))  # without the direction itself
@@ -210,11 +210,15 @@ def check_left_out(
         kept = np.sort(np.r_[np.flatnonzero(scan.gradients.is_b0), np.setdiff1d(members, hidden)])
         few = Scan(scan.data[..., kept], scan.affine, scan.gradients[kept], scan.mask)
         options = {**request.options, DIRECTIONS.key: scan.gradients.bvecs[hidden]}
-        check_request = replace(request, n_samples=1, left_out=0, options=options)
-        result = generate(few, check_request)
+        result = generate(few, replace(request, left_out=0, options=options))
         volumes.append(hidden)
         generated.append(result.mean[..., ~result.acquired])
-    return LeftOut(np.concatenate(volumes), np.concatenate(generated, axis=3)) if volumes else None
+        if result.samples is not None:
+            spread.append(result.samples.std()[..., ~result.acquired])
+    if not volumes:
+        return None
+    std = np.concatenate(spread, axis=3) if spread else None
+    return LeftOut(np.concatenate(volumes), np.concatenate(generated, axis=3), std)
 
 
 def wanted_directions(request: Request) -> int | np.ndarray:
