@@ -254,7 +254,7 @@ def _outcome(
         scores |= volume_scores(volumes, acquired, mask)
         scores["contrast_error"] = contrast_error(volumes, acquired, scan.gradients[wanted], mask)
     unseen = reference if left_out is None else left_out
-    scores |= _uncertainty_scores(result, maps, own, unseen, mask, scan.gradients[wanted])
+    scores |= uncertainty_scores(result, maps, own, unseen, mask, scan.gradients[wanted])
     shown = {name: maps[name] for name in ("fa", "md", "dec")}
     errors = slice_errors(maps["fa"], unseen["fa"], mask)
     if isinstance(result, Estimate):
@@ -262,7 +262,7 @@ def _outcome(
     return Outcome(*label, scores, shown, errors, images, seconds, result.record, result.warnings)
 
 
-def _uncertainty_scores(
+def uncertainty_scores(
     result: Generated | Estimate, maps, kept: Scan, reference, mask: np.ndarray, wanted: GradientTable
 ) -> dict[str, float]:
     """Return the scores of what an arm says about its uncertainty; see `distributions.distribution_scores`."""
