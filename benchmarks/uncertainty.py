@@ -5,9 +5,9 @@ python benchmarks/uncertainty.py ROOM [--data FOLDER] [--scans NAME ...] [--keep
 
 Scans, directions and references are those of `evidence.py`; only the volumes left out count. A method draws samples
 and is calibrated as in the app, on the volumes that it is given alone. It is printed beside the same estimate with one
-error everywhere, and beside the simple estimate of the best score with one error everywhere. That error is the root mean
-square that each of them turns out to have on the very scan: nobody knows it beforehand. CRPS, energy score and width
-are better when lower; the 90 % interval should hold 90 %. The noise of the reference is in none of the intervals.
+error everywhere, and beside the simple estimate of the best score with one error everywhere. That error is the root
+mean square that each of them turns out to have on the very scan: nobody knows it beforehand. CRPS, energy score and
+width are better when lower; the 90 % interval should hold 90 %. The noise of the reference is in none of the intervals.
 """
 
 from __future__ import annotations

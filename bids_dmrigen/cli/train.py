@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import __version__
 from ..methods import REGISTRY, options, spec_of
 from ..methods.spec import OptionError
 from .atlases import EMBEDDED, HELP
@@ -33,6 +34,7 @@ SUBJECTS, HELD_OUT_SUBJECTS = 100, 10
 REPORT_EVERY_S = 20.0
 SIMULATED = "simulated"
 FOR_PLACED = "--adc-atlas and --xtract are for methods that work in the template's space ({names}); leave them out"
+CALIBRATE_WHAT = "--calibrate-only: name the weights to calibrate with --init"
 TRACTS_ALONE = "--xtract trains the adapter for tracts of a trained network: give that network with --init"
 TRACTS_WITH_SIMULATED = "--xtract goes with an ADC atlas from a file; leave --adc-atlas simulated out"
 NO_IMAGES = "an ADC atlas is read with {module}, which is not installed; install it, or give --adc-atlas simulated"
@@ -106,6 +108,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-calibration", dest="calibration", action="store_false",
                         help="leave the spread of samples as it is drawn: calibrating it takes minutes, and a single "
                         "result has none")  # fmt: skip
+    parser.add_argument("--calibrate-only", action="store_true",
+                        help="train nothing: set anew what the spread of the samples of --init is multiplied by, from "
+                        "subjects that are held out")  # fmt: skip
     parser.add_argument("--half", action="store_true", help="store the weights as 16-bit numbers: half the file")
     learnt = [name for name in REGISTRY if spec_of(name).needs_weights]
     add_options(parser.add_argument_group("options of the methods"), learnt, of_weights=True)
@@ -143,6 +148,7 @@ def _train(args, device) -> Path | None:
     from ..diffusion.weights import default_name, load_weights, save_weights
     from ..methods import load
     from ..methods.base import Trainable
+    from ..simulate.examples import SimulatedSubjects
 
     spec = spec_of(args.method)
     trained_for = _options_of_weights(args, spec)
@@ -163,6 +169,8 @@ def _train(args, device) -> Path | None:
         raise ValueError(FOR_PAIRED.format(names=", ".join(_PAIRED)))
     if args.xtract is not None and args.init is None:
         raise ValueError(TRACTS_ALONE)
+    if args.calibrate_only and args.init is None:
+        raise ValueError(CALIBRATE_WHAT)
     net, start = method.network(args.size), {}
     if args.init is not None:  # before the slow steps, so that an error shows early
         path, card = load_weights(net, args.init, args.method, args.size, args.weights_dir, trained_for)
@@ -170,6 +178,12 @@ def _train(args, device) -> Path | None:
         start = {"started_from": {"name": path.stem, "sha256": card.sha256, **origin}}
     net = net.to(device)
     sources, held_out, trained_on = _sources(args, method, device)
+    known = [source for source in held_out if isinstance(source, SimulatedSubjects)] or held_out[-1:]
+    if args.calibrate_only:
+        method.calibrate(net, known, args.size, args.seed)
+        card = replace(card, trained_on=card.trained_on | {"calibrated_on": {"code": __version__} | trained_on})
+        name, dtype = args.name or card.name, getattr(torch, card.precision)
+        return save_weights(args.out, name, net, card, dtype) if rank() == 0 else None
     method.freeze(net, sources[0])
     trained: dict[str, Trained] = {}
     earlier: list[Training] = []
@@ -179,7 +193,7 @@ def _train(args, device) -> Path | None:
     if rank() != 0:
         return None
     if args.calibration:
-        method.calibrate(net, held_out[-1], args.size, args.seed)
+        method.calibrate(net, known, args.size, args.seed)
     card = _card(args, method, trained, device, trained_on | start)
     name, dtype = args.name or default_name(args.method, args.size), torch.float16 if args.half else torch.float32
     return save_weights(args.out, name, net, card, dtype)

@@ -136,7 +136,8 @@ class Generate(SimpleInterface):
             if method.spec.in_template:
                 from ..spatial.in_template import generate_in_template
 
-                generated = generate_in_template(method, scan, request, self._template_files(), i.tensor_volumes)
+                files = self._template_files()
+                generated = generate_in_template(method, scan, request, files, i.tensor_volumes, i.with_samples)
             else:
                 generated = method.generate(None, scan, request)
             if generated.samples is not None and i.with_errors:

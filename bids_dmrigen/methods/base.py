@@ -346,8 +346,8 @@ class Trainable(Method):
     def freeze(self, net: torch.nn.Module, source: Any) -> None:
         """Freeze the parts of the network that this source cannot train."""
 
-    def calibrate(self, net: torch.nn.Module, source: Any, size: str, seed: int) -> None:
-        """Set constants of a trained network from subjects that it was not trained on."""
+    def calibrate(self, net: torch.nn.Module, sources: Sequence[Any], size: str, seed: int) -> None:
+        """Set constants of a trained network from sources of subjects that it was not trained on."""
 
 
 class TrainedAtOnce(Trainable, Training):

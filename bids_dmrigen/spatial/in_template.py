@@ -10,7 +10,7 @@ import numpy as np
 
 from ..dwi.gradients import GradientTable, even_subset
 from ..dwi.series import Scan
-from ..methods.base import Generated, InTemplate, LeftOut, Method, Population, Request
+from ..methods.base import Generated, InTemplate, LeftOut, Method, Population, Request, Samples
 from ..methods.synthesis.task import BVALUES, DIRECTIONS, wanted_table
 from .template_space import TemplateSpace
 
@@ -87,7 +87,12 @@ class TemplateFiles:
 
 
 def generate_in_template(
-    method: Method, scan: Scan, request: Request, files: TemplateFiles, tensor_volumes: Sequence[int] | None = None
+    method: Method,
+    scan: Scan,
+    request: Request,
+    files: TemplateFiles,
+    tensor_volumes: Sequence[int] | None = None,
+    every_volume: bool = True,
 ) -> Generated:
     """Run a method on a scan's b0 in the template's space; return acquired and generated volumes on the scan's grid.
 
@@ -105,6 +110,9 @@ def generate_in_template(
         Files of the template.
     tensor_volumes
         Volumes of the result that a tensor may be fitted to, for the record; None for all.
+    every_volume
+        Whether samples are drawn of all volumes, and not only of those that a tensor is fitted to. Others are the same
+        in all samples.
     """
     from .io import read_image
 
@@ -127,20 +135,27 @@ def generate_in_template(
     kinds = method.spec.population
     maps = _population(kinds, files, space)
 
-    def made(table: GradientTable) -> Generated:
+    def made(table: GradientTable, samples: int = request.n_samples) -> Generated:
         asked = {**options, "table": space.table_on_template(table)}
-        return method.generate(None, scan_in_template, replace(request, population=maps, options=asked))
+        settings = replace(request, population=maps, options=asked, n_samples=samples)
+        return method.generate(None, scan_in_template, settings)
 
-    generated = made(wanted)
+    drawn = np.arange(len(wanted))
+    if tensor_volumes is not None and not every_volume:
+        drawn = np.array([v - len(scan.gradients) for v in tensor_volumes if v >= len(scan.gradients)], int)
+    apart = request.n_samples > 1 and len(drawn) < len(wanted)
+    generated = made(wanted, 1 if apart else request.n_samples)
+    sampled = made(wanted[drawn]) if apart else generated
     fitted = {"TensorVolumes": list(tensor_volumes)} if tensor_volumes else {}
-    record = generated.record | fitted | {"Population": {kind: files.record(kind) for kind in kinds}}
+    sampling = {key: sampled.record[key] for key in ("Samples", "SampledBy") if key in sampled.record}
+    record = generated.record | sampling | fitted | {"Population": {kind: files.record(kind) for kind in kinds}}
     in_template = InTemplate(
         np.concatenate([scan_in_template.data, generated.mean], axis=3),
         _joined(scan_in_template.gradients, space.table_on_template(wanted)),
         space.affine,
     )
     return replace(
-        _onto_scan(generated, space, scan, wanted),
+        _onto_scan(generated, space, scan, wanted, sampled.samples, drawn),
         left_out=_left_out(made(scan.gradients[hidden]), space, scan, hidden) if len(hidden) else None,
         record=record,
         warnings=(*generated.warnings, *files.warnings(kinds)),
@@ -159,16 +174,27 @@ def _population(kinds: Sequence[str], files: TemplateFiles, space: TemplateSpace
     return replace(maps, anatomy=read_anatomy(files.fibres)) if "fibres" in kinds else maps
 
 
-def _onto_scan(generated: Generated, space: TemplateSpace, scan: Scan, wanted: GradientTable) -> Generated:
-    """Return acquired volumes, then the wanted ones, on the scan's grid."""
+def _onto_scan(
+    generated: Generated,
+    space: TemplateSpace,
+    scan: Scan,
+    wanted: GradientTable,
+    samples: Samples | None,
+    drawn: np.ndarray,
+) -> Generated:
+    """Return acquired volumes, then the wanted ones, on the scan's grid; samples are of those in `drawn`."""
+    images = _on_scan(generated.mean, space, scan)
+    mean = np.concatenate([np.asarray(scan.data, np.float32), images], axis=3)
 
-    def after_acquired(images: np.ndarray) -> np.ndarray:
-        return np.concatenate([np.asarray(scan.data, np.float32), _on_scan(images, space, scan)], axis=3)
+    def with_drawn(sample: np.ndarray) -> np.ndarray:
+        series = mean.copy()
+        series[..., len(scan.gradients) + drawn] = _on_scan(sample, space, scan)
+        return series
 
     return replace(
         generated,
-        mean=after_acquired(generated.mean),
-        samples=None if generated.samples is None else generated.samples.after(after_acquired),
+        mean=mean,
+        samples=None if samples is None else samples.after(with_drawn),
         gradients=_joined(scan.gradients, wanted),
         acquired=np.arange(len(scan.gradients) + len(wanted)) < len(scan.gradients),
     )

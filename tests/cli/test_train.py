@@ -48,7 +48,7 @@ def test_subjects_then_a_user_s_own_scans(tmp_path, atlas, capsys):
     card = read_card(first / "mean-small.safetensors")
     assert (card.method, card.steps, card.seed, card.configuration) == ("mean", 30, 0, {"size": "small"})
     assert card.trained_on == {
-        "examples": "simulated subjects", "atlas": "ball.safetensors", "subjects": 1, "batch": 2,
+        "examples": "simulated subjects", "atlas": "ball.safetensors", "subjects": 1, "batch": 2, "lesioned": 0.3,
         "numerics": {"Precision": "fp32", "TF32": False, "Deterministic": True},
     }  # fmt: skip
     assert card.held_out["best"] < card.held_out["start"]
@@ -244,3 +244,27 @@ def test_runs_that_cannot_be_prepared_are_named_with_the_reason(tmp_path, capsys
     assert "7 entries, but the image has 8 volumes" in printed.err
     assert "2 runs" in printed.out
     assert main(["prepare", str(dataset), str(tmp_path / "o.npz")]) == 1
+
+
+@pytest.mark.usefixtures("trainable")
+def test_weights_are_calibrated_without_training(tmp_path, atlas, capsys, monkeypatch):
+    first, second, seen = tmp_path / "first", tmp_path / "second", []
+
+    def calibrate(self, net, sources, size, seed):
+        seen.extend(len(source) for source in sources)
+        with torch.no_grad():
+            next(net.parameters()).add_(1)
+
+    options = ("--atlas", str(atlas), "--subjects", "1")
+    assert main(command(first, *options, "--steps", "5", "--no-calibration")) == 0
+    monkeypatch.setattr(Mean, "calibrate", calibrate)
+    given = str(first / "mean-small.safetensors")
+    assert main(command(second, *options, "--init", given, "--calibrate-only")) == 0
+    assert seen == [1]
+    before, after = (read_card(folder / "mean-small.safetensors") for folder in (first, second))
+    assert (after.steps, after.minutes, after.held_out) == (before.steps, before.minutes, before.held_out)
+    assert after.trained_on["calibrated_on"]["examples"] == "simulated subjects"
+    assert after.sha256 != before.sha256
+    assert not list(second.glob("log*")), "nothing was trained"
+    assert main(command(second, *options, "--calibrate-only")) == 1
+    assert "--init" in capsys.readouterr().err

@@ -214,7 +214,7 @@ def test_diffdti_is_calibrated(strict, monkeypatch):
     for device in (strict, CPU):
         net = network("diffdti").to(device)
         with policy(deterministic=True, strict=True):
-            method.calibrate(net, subjects(method, device), "small", 0, batches=1)
+            method.calibrate(net, [subjects(method, device)], "small", 0, batches=1)
         factors.append(net.spread.cpu())
     torch.testing.assert_close(*factors, rtol=1e-2, atol=1e-3)
 

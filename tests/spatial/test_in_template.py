@@ -132,6 +132,12 @@ def test_samples_are_on_the_scans_grid_and_without_a_request_nothing_is_left_out
     options = {"bvalues": [1000.0], "directions": np.array([[0.0, 1, 0]])}
     generated = generate_in_template(Stripes(), scan, Request(n_samples=2, options=options), files)
     assert generated.left_out is None
+    few = generate_in_template(
+        Stripes(), scan, Request(n_samples=2, options=options | {"bvalues": [1000.0, 2000.0]}), files, [0, 10], False
+    )
+    drawn = few.samples.draw(1)
+    np.testing.assert_allclose(drawn[..., 10], 1.1 * few.mean[..., 10], rtol=1e-4, atol=0.1)
+    np.testing.assert_array_equal(drawn[..., 11], few.mean[..., 11])
     first, second = generated.samples
     np.testing.assert_array_equal(first, generated.mean)
     np.testing.assert_array_equal(second[..., :10], scan.data)

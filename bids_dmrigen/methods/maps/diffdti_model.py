@@ -75,28 +75,28 @@ class DiffDTI(SliceMaps):
 
     @torch.no_grad()
     def calibrate(
-        self, net: nn.Module, source: SimulatedSubjects | Prepared, size: str, seed: int, batches: int = 2
+        self, net: nn.Module, sources: Sequence[SimulatedSubjects | Prepared], size: str, seed: int, batches: int = 2
     ) -> None:
         """Set the factors of the maps' errors so that a 90 % interval contains 90 % of the true values.
 
         The interval is the best estimate plus and minus 1.645 standard errors (`dwi.uncertainty.map_errors`) of
         `CALIBRATION_SAMPLES` samples, each multiplied by its factor. The subjects are not those of the training.
         Factors differ by number of directions and by tissue, as classified from the best estimate; each number of
-        directions gets `batches` batches.
+        directions gets `batches` batches of each source.
         """
         slices = CALIBRATION_BATCH[size]
-        make = self.examples(source, size, slices, seed + 1)
+        examples = [self.examples(source, size, slices, seed + 1) for source in sources]
         network = cast("FusedUNet", net.eval())
         numbers = SCHEMES if size == "paper" else range(LEAST, MOST + 1)
         results: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {n: [] for n in numbers}
-        for index in count():
-            if all(len(parts) == batches for parts in results.values()):
-                break
-            batch = make(index)
-            parts = results[batch.condition.bvecs.shape[1]]
-            if len(parts) == batches:
-                continue
-            parts.append(_ratios(network, batch, index, seed, size))
+        for number, make in enumerate(examples, 1):
+            for index in count():
+                if all(len(parts) == number * batches for parts in results.values()):
+                    break
+                batch = make(index)
+                parts = results[batch.condition.bvecs.shape[1]]
+                if len(parts) < number * batches:
+                    parts.append(_ratios(network, batch, index, seed, size))
         for n, parts in results.items():
             ratios, tissues = (np.concatenate(columns) for columns in zip(*parts, strict=True))
             for k in range(len(TISSUES)):

@@ -22,7 +22,7 @@ from ...dwi.uncertainty import TISSUES
 from ...simulate.examples import SimulatedSubjects, numbers_of_step
 from ..at_once import always_the_same
 from ..base import MAP_WIDTHS, Generated, Request, TrainedAtOnce
-from ..making import Making, Means, label, slice_by_slice
+from ..making import Making, Means, asked_for_mean, label, slice_by_slice
 from .balance import anisotropy_factor, sized, tensor_in, with_length
 from .examples import Batch, examples, zeros_around
 from .inputs import MD_UNIT, Condition, along, condition_of, lengthened, noise_levels, tensor_of
@@ -219,7 +219,7 @@ class _Maker:
     """Generates the maps of one scan, slice by slice.
 
     The best estimate is the mean over the series that the network starts from. Samples start from one of them each, in
-    turn.
+    turn; what they differ from the mean of that one is added to the best estimate.
     """
 
     def __init__(self, method: SliceMaps, making: Making[nn.Module], series: Mapping[str, Scan], bval: float, n: int):
@@ -241,14 +241,14 @@ class _Maker:
         kept as `mismatch`.
         """
         mask, mismatch, voxels = self.scan.mask, 0.0, 0
-        numbers = range(len(self.inputs))
-        if sample is not None and self.request.n_samples > 1 and self.request.sampler == "fast":
-            numbers = range(sample % len(self.inputs), 1 + sample % len(self.inputs))
 
         def at(part: np.ndarray) -> Tensor:
             nonlocal mismatch, voxels
             inside = torch.from_numpy(np.ascontiguousarray(mask[self.box][:, :, part])).permute(2, 0, 1)[:, None]
-            result = torch.stack([self._made(number, part, sample) for number in numbers]).mean(dim=0)
+            if sample is None or not asked_for_mean(self.request):
+                result = self._averaged(part, sample)
+            else:
+                result = self._about_mean(part, sample)
             maps, difference = maps_in(result)
             if result.shape[1] == SAID:
                 maps = torch.cat([maps, lengthened(result)[:, TENSOR:]], dim=1)
@@ -262,17 +262,39 @@ class _Maker:
         self.mismatch = mismatch / max(voxels, 1)
         return made
 
-    def _made(self, number: int, part: np.ndarray, sample: int | None) -> Tensor:
-        """Return a sample, or (None) the mean, (S, C, h, w) of some slices: numbers of tensors or (`paper`) maps.
+    def _averaged(self, part: np.ndarray, sample: int | None) -> Tensor:
+        """Return the mean over the series of a sample, or (None) of the mean, (S, C, h, w) of some slices.
 
-        `number` is that of the series that the network starts from.
+        They are numbers of tensors or (`paper`) maps.
         """
-        request = self.request
-        condition = self.inputs[number].condition(part, self.around)
-        addresses = [(0, int(z), sample or 0) for z in part]
+        made = []
+        for number, seen in enumerate(self.inputs):
+            condition = seen.condition(part, self.around)
+            made.append(self._result(condition, self._output(number, condition, part, sample)))
+        return torch.stack(made).mean(dim=0)
+
+    def _about_mean(self, part: np.ndarray, sample: int) -> Tensor:
+        """Return the best estimate, and what a sample of one of the series differs from the mean of that series."""
+        chosen, means = sample % len(self.inputs), []
+        for number, seen in enumerate(self.inputs):
+            condition, mean = seen.condition(part, self.around), self.means.of((number, int(part[0])))
+            assert mean is not None  # the mean is made first
+            means.append(self._result(condition, mean.to(condition.centre)))
+            if number == chosen:
+                drawn = self._result(condition, self._output(number, condition, part, sample))
+        return torch.stack(means).mean(dim=0) + drawn - means[chosen]
+
+    def _result(self, condition: Condition, output: Tensor) -> Tensor:
+        """Return the numbers or maps (S, C, h, w) for what the network says, without the zeros around the slices."""
         left, right, top, bottom = self.around
         height, width = condition.centre.shape[2:]
-        shape = (condition.centre.shape[1], height, width)
+        return corrected(condition, output).cpu()[..., top : height - bottom, left : width - right]
+
+    def _output(self, number: int, condition: Condition, part: np.ndarray, sample: int | None) -> Tensor:
+        """Return what the network says of a series, of a sample or (None) as the mean, as `draw`."""
+        request = self.request
+        addresses = [(0, int(z), sample or 0) for z in part]
+        shape = tuple(condition.centre.shape[1:])
         noise = NoiseSource(
             request.seed, request.subject, request.run, self.method.spec.name, addresses, shape, request.device
         )
@@ -283,7 +305,7 @@ class _Maker:
         output = self.method.draw(net, condition, request.sampler, times, noise, precision, mean)
         if sample is None and request.n_samples > 1:
             self.means.keep(place, output)
-        return corrected(condition, output).cpu()[..., top : height - bottom, left : width - right]
+        return output
 
 
 def corrected(condition: Condition, output: Tensor) -> Tensor:

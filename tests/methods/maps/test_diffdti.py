@@ -381,7 +381,7 @@ def test_the_spread_is_scaled_so_that_nine_of_ten_intervals_contain_the_truth(su
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diffdti, "draw", pretend)
         patch.setattr(diffdti.DiffDTI, "examples", examples)
-        DiffDTI().calibrate(net, subjects, "small", 0, batches=1)
+        DiffDTI().calibrate(net, [subjects], "small", 0, batches=1)
     # All voxels have the same error, so that the expected one is nearly free of the noise of eight samples.
     factors = net.spread[:, :, :4]
     assert factors.flatten().tolist() == pytest.approx([0.02 / 0.005] * factors.numel(), rel=0.15)
