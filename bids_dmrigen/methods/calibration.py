@@ -18,13 +18,14 @@ def calibrated(generated: Generated, scan: Scan, best: dict[str, np.ndarray]) ->
     """Return a result whose samples are as far from the best estimate as left-out volumes of the scan say.
 
     The factors differ by shell and tissue. A generated volume has those of the left-out volumes with the nearest
-    b-value. The checks have the share of left-out signals in their 90 % intervals, noise included, before and after:
-    each half of the slices with the factors of the other half. Without left-out volumes nothing is changed.
+    b-value. Maps have those of the one shell that they predict, instead of factors learnt with weights. The checks have
+    the share of left-out signals in their 90 % intervals, noise included, before and after: each half of the slices
+    with the factors of the other half. Without left-out volumes nothing is changed.
 
     Parameters
     ----------
     generated
-        A series with samples.
+        A series or maps with samples.
     scan
         What it was made from, before anything was left out.
     best
@@ -55,7 +56,7 @@ def calibrated(generated: Generated, scan: Scan, best: dict[str, np.ndarray]) ->
     record = {f"b={b:.0f}": dict(zip(TISSUES, np.round(f, 3).tolist(), strict=True)) for b, f in factors.items()}
     return replace(
         generated,
-        samples=samples.after(lambda drawn: _stretched(drawn, generated, factors, tissue)),
+        samples=replace(samples.after(lambda drawn: _stretched(drawn, generated, factors, tissue)), factors={}),
         checks=generated.checks | checks,
         record=generated.record | {"SampleFactors": record},
     )
@@ -66,7 +67,9 @@ def _stretched(
 ) -> np.ndarray:
     """Return a sample whose generated volumes are farther from the best estimate by the factors of shell and tissue."""
     table, result = generated.gradients, drawn.copy()
-    assert table is not None  # every series has gradients
+    if table is None:
+        (of_shell,) = factors.values()
+        return generated.mean + of_shell[tissue][..., None].astype(np.float32) * (drawn - generated.mean)
     for volume in np.flatnonzero(~generated.acquired & ~table.is_b0):
         nearest = min(factors, key=lambda b: abs(b - table.bvals[volume]))
         best = generated.mean[..., volume]

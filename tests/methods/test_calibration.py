@@ -73,6 +73,20 @@ def test_samples_are_spread_by_the_factors_of_their_shell_and_acquired_volumes_s
     np.testing.assert_array_equal(result.mean, generated.mean)
 
 
+def test_maps_are_spread_by_the_factors_of_their_shell_instead_of_learnt_ones():
+    scan, generated = made((3.0, 0.5))
+    few = generated.left_out.volumes < 13
+    left = LeftOut(
+        generated.left_out.volumes[few], *(v[..., few] for v in (generated.left_out.mean, generated.left_out.std))
+    )
+    best = np.stack([BEST["fa"], BEST["md"]], axis=3).astype(np.float32)
+    samples = Samples(2, lambda k: best * (1 + 0.1 * k), {"fa": (7.0, 7.0, 7.0)})
+    maps = Generated(best, samples, None, ("fa", "md"), np.zeros(2, bool), {}, left_out=left)
+    result = calibrated(maps, scan, BEST)
+    assert result.samples.factors == {}
+    np.testing.assert_allclose(result.samples.draw(1) / best, 1.3, rtol=0.1)
+
+
 def test_without_left_out_volumes_or_samples_nothing_changes():
     scan, generated = made((3.0, 0.5))
     for other in (

@@ -15,13 +15,14 @@ from torch.nn import functional as F
 from ...diffusion.arrays import Prepared
 from ...diffusion.noise import NoiseSource
 from ...diffusion.training import Plan
-from ...dwi.gradients import distinct
+from ...dwi.gradients import SAME_DEGREES, distinct, even_subset
 from ...dwi.noise import shell_sigma
 from ...dwi.series import Scan
+from ...dwi.tensor import design_matrix
 from ...dwi.uncertainty import TISSUES
 from ...simulate.examples import SimulatedSubjects, numbers_of_step
 from ..at_once import always_the_same
-from ..base import MAP_WIDTHS, Generated, Request, TrainedAtOnce
+from ..base import MAP_WIDTHS, Generated, LeftOut, Request, Samples, TrainedAtOnce
 from ..making import Making, Means, asked_for_mean, label, slice_by_slice
 from .balance import anisotropy_factor, sized, tensor_in, with_length
 from .examples import Batch, examples, zeros_around
@@ -42,6 +43,7 @@ from .task import (
 )
 
 SLICES_AT_ONCE = 8
+MOST_UNUSED = 12  # directions that samples are calibrated on
 MARGIN = 4  # voxels around the brain that the network sees
 
 
@@ -152,11 +154,45 @@ class SliceMaps(TrainedAtOnce):
             "Volumes": {"b0": np.flatnonzero(scan.gradients.is_b0).tolist(), f"b={bval:.0f}": volumes.tolist()},
             "NoiseLevel": [round(float(level), 4) for level in maker.inputs[0].noise],
         }
+        left_out = None
         if samples is not None:
             samples = replace(samples, factors=_by_tissue(maker.factors, names))
+            if request.left_out and "tensor" in names:
+                left_out = unused_volumes(scan, volumes, mean, samples)
         evaluations = len(self.times(request.sampler, making.steps)) * self.asked_at_a_time(request.sampler)
         acquired, record = np.zeros(mean.shape[3], bool), making.record(evaluations, **more)
-        return Generated(mean, samples, None, names, acquired, record, checks, tuple(warnings))
+        return Generated(mean, samples, None, names, acquired, record, checks, tuple(warnings), left_out)
+
+
+def unused_volumes(scan: Scan, used: np.ndarray, maps: np.ndarray, samples: Samples) -> LeftOut | None:
+    """Return what tensors predict for the other directions of their shell; None where there are too few.
+
+    Parameters
+    ----------
+    scan
+        The acquired series.
+    used
+        Volumes of the shell that the tensors were made from.
+    maps
+        (X, Y, Z, 13) best estimate, the tensor last, as in `one_after_another`.
+    samples
+        Samples of it.
+    """
+    shell = next(volumes for _, volumes in scan.gradients.shells() if np.isin(used, volumes).all())
+    bvecs = scan.gradients.bvecs
+    near = np.abs(bvecs[shell] @ bvecs[used].T).max(axis=1) > np.cos(np.deg2rad(SAME_DEGREES))
+    unused = shell[~near]
+    if len(unused) < LEAST:
+        return None
+    unused = np.sort(unused[even_subset(bvecs[unused], min(len(unused), MOST_UNUSED))])
+    design = design_matrix(scan.gradients.bvals[unused], scan.gradients.world_directions(scan.affine)[unused])
+    b0 = scan.mean_b0()[..., None]
+
+    def predicted(values: np.ndarray) -> np.ndarray:
+        exponent = np.minimum(values[..., -6:] @ np.asarray(design[:, :6], np.float32).T, 0)
+        return np.asarray(b0 * np.exp(exponent), np.float32)
+
+    return LeftOut(unused, predicted(maps), samples.after(predicted).std())
 
 
 def _by_tissue(factors: Tensor, names: Sequence[str]) -> dict[str, list[float]]:

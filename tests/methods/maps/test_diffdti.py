@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from bids_dmrigen.diffusion.arrays import Prepared, write_prepared
 from bids_dmrigen.dwi.gradients import GradientTable, even_directions
@@ -180,6 +181,23 @@ def test_the_best_estimate_is_the_same_with_samples_and_without():
     alone = DiffDTI().generate(net, scan, request_())
     assert alone.samples is None
     np.testing.assert_array_equal(DiffDTI().generate(net, scan, request_(n_samples=3)).mean, alone.mean)
+
+
+def test_directions_that_are_not_used_are_predicted_by_the_tensor():
+    scan = scan_of(table(20))  # of one tensor, without noise: the untrained network returns it
+    generated = DiffDTI().generate(DiffDTI().network("small"), scan, request_(n_samples=2, left_out=3))
+    left = generated.left_out
+    used = generated.record["Volumes"]["b=1000"]
+    assert not set(left.volumes.tolist()) & set(used)
+    assert len(left.volumes) == 12
+    inside = ndimage.binary_erosion(scan.mask)
+    ratio = left.mean[inside] / scan.data[inside][:, left.volumes]  # the signals themselves differ by a factor of three
+    assert np.abs(ratio - 1).mean() < 0.03
+    assert np.abs(ratio - 1).max() < 0.15
+    assert left.std.shape == left.mean.shape
+    for asked, directions in (({"n_samples": 2}, 20), ({"left_out": 3}, 20), ({"n_samples": 2, "left_out": 3}, 7)):
+        other = DiffDTI().generate(DiffDTI().network("small"), scan_of(table(directions)), request_(**asked))
+        assert other.left_out is None
 
 
 def test_the_papers_sampler_runs_its_predictor_and_corrector():
