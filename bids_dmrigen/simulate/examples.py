@@ -114,6 +114,8 @@ class Slices:
 
     def with_random_lesions(self, share: float, generator: torch.Generator) -> Slices:
         """Return the views with random lesions in a share of them, in white matter that they show."""
+        if not share:
+            return self
         white = self.medium.white(self.points) + 1e-6
         chosen = torch.multinomial(white, MOST, replacement=True, generator=generator)  # (B, L)
         centres = self.places.gather(1, chosen[..., None].expand(-1, -1, 3))
