@@ -246,7 +246,8 @@ def test_a_later_call_keeps_what_an_earlier_one_made(tmp_path, order):
         assert said in page
     assert "[wu2025difusion]" in page
     assert "as for the series that an earlier call stored" in page
-    assert f"<li>{first}: uncertainty of the maps: " in after["sub-01/figures/sub-01_desc-skipped_dwi.html"].decode()
+    missing = "directions left out" if first == "difusion" else "uncertainty of the maps"
+    assert f"<li>{first}: {missing}: " in after["sub-01/figures/sub-01_desc-skipped_dwi.html"].decode()
 
 
 def test_results_whose_input_would_change_are_kept_or_made_again(tmp_path):

@@ -81,3 +81,24 @@ def test_outside_the_mask_the_acquired_stays():
     fused = fuse(acquired, np.full_like(acquired, 50), mask, 5.0)
     np.testing.assert_array_equal(fused[~mask], acquired[~mask])
     assert not np.array_equal(fused[mask], acquired[mask])
+
+
+def test_samples_differ_from_the_best_estimate_by_as_much_as_it_is_wrong():
+    """An estimate that misses a fine pattern in a third of the volume, and acquired volumes with noise."""
+    rng = np.random.default_rng(3)
+    shape, sigma, mask = (36, 36, 18, 6), 20.0, np.ones((36, 36, 18), bool)
+    pattern = 15 * rng.standard_normal(shape)
+    pattern[12:] = 0
+    estimate = np.full(shape, 500, np.float32)
+    truth = estimate + pattern
+    acquired = (truth + sigma * rng.standard_normal(shape)).astype(np.float32)
+    best = fuse(acquired, estimate, mask, sigma)
+    samples = [
+        fuse(acquired, estimate, mask, sigma, lambda j, k=k: np.random.default_rng((k, j)).standard_normal(shape[:3]))
+        for k in range(6)
+    ]
+    spread = np.std(samples, axis=0, ddof=1)
+    missed, known = (np.sqrt((spread[part] ** 2).mean()) for part in (slice(2, 10), slice(16, 34)))
+    assert missed == pytest.approx(np.sqrt(((best - truth)[2:10] ** 2).mean()), rel=0.15)
+    assert known < 0.35 * missed, "where the estimate is perfect, little is possible"
+    assert np.abs(np.mean(samples, axis=0) - best).mean() < 0.5 * spread.mean()
