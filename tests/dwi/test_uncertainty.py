@@ -44,6 +44,18 @@ def test_different_errors_stay_different():
     assert errors[2:12, 12:17].mean() == pytest.approx(0.1, rel=0.2)
 
 
+def test_logarithms_are_drawn_towards_their_mean_by_the_share_that_few_samples_explain():
+    alone = np.zeros(SHAPE, bool)
+    alone[2:12:2, 2:-2:2] = True  # no neighbours in the plane, one tissue
+    std = np.exp(np.random.default_rng(5).normal(-3, 0.5, SHAPE))
+    drawn = list(samples({"fa": std, "md": 1e-4}))
+    raw = np.log(np.std([sample["fa"] for sample in drawn], axis=0, ddof=1)[alone])
+    share = 1 / (2 * (8 - 1)) / raw.var()
+    expected = np.exp((1 - share) * raw + share * raw.mean())
+    np.testing.assert_allclose(map_errors(BEST, drawn, alone, {})["fa"][alone], expected, rtol=1e-4)
+    assert 0.1 < share < 0.5
+
+
 def test_factors_are_those_of_the_tissue_and_neighbours_outside_the_mask_do_not_count():
     plain, scaled = (
         map_errors(BEST, samples({"fa": 0.05, "md": 1e-4}), MASK, factors)

@@ -131,7 +131,8 @@ def test_finer_views_and_layers_have_the_same_lesions(ball):
     assert (change.abs() > 0.05).sum() > 50
     finer = subjects.finer(blocks, (40, 40, 10), numbers_of_step(0, 1))
     coarse = F.avg_pool3d(finer.signal(bvals, directions), 2)
-    assert (coarse - lesioned).abs().mean() < 0.25 * change.abs()[change.abs() > 0.05].mean()
+    changed = change.abs() > 0.05
+    assert (coarse - lesioned).abs()[changed].mean() < 0.5 * change.abs()[changed].mean()
     torch.testing.assert_close(blocks.layer(2).signal(bvals, directions), lesioned[..., 2], rtol=1e-5, atol=1e-6)
 
 
