@@ -65,6 +65,8 @@ class Case:
         Maps of all volumes (prefix "") and of the left-out ones (prefix "left_out_"); None where they determine none.
     mask
         (X, Y, Z) bool, the scored voxels.
+    others
+        The volumes of the second of these references.
     """
 
     few: Scan
@@ -72,6 +74,7 @@ class Case:
     acquired: np.ndarray
     references: dict[str, dict[str, np.ndarray] | None]
     mask: np.ndarray
+    others: Scan
 
 
 def report_scan(data: Path, name: str) -> Scan:
@@ -101,7 +104,8 @@ def cases(data: Path, name: str, room: str, keep: int, selections: int, fit: str
         references = {"": reference, "left_out_": evaluation.left_out_maps(scan, kept, fit)}
         if references["left_out_"] is None:
             raise ScanError(NOTHING_LEFT)
-        yield Case(_part(scan, kept), scan.gradients[wanted], scan.data[..., wanted], references, mask)
+        others = evaluation.left_out_scan(scan, kept)
+        yield Case(_part(scan, kept), scan.gradients[wanted], scan.data[..., wanted], references, mask, others)
 
 
 def _map_cases(data: Path, name: str, scan: Scan, keep: int, selections: int, fit: str) -> Iterator[Case]:
@@ -129,12 +133,14 @@ def _map_cases(data: Path, name: str, scan: Scan, keep: int, selections: int, fi
         kept = scan.gradients.is_b0 & ~_hidden_b0s(scan.gradients)
         kept[chosen] = True
         if other is not None:
+            others = evaluation.left_out_scan(other, np.zeros(len(other.gradients), bool))
             references = {"left_out_": evaluation.left_out_maps(other, np.zeros(len(other.gradients), bool), fit)}
         else:
+            others = evaluation.left_out_scan(_part(scan, low), kept[low])
             left_out = evaluation.left_out_maps(_part(scan, low), kept[low], fit)
             references = {"": reference, "left_out_": left_out}
         wanted = np.setdiff1d(volumes, chosen)
-        yield Case(_part(scan, kept), scan.gradients[wanted], scan.data[..., wanted], references, mask)
+        yield Case(_part(scan, kept), scan.gradients[wanted], scan.data[..., wanted], references, mask, others)
 
 
 def _hidden_b0s(gradients: GradientTable) -> np.ndarray:

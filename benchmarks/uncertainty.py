@@ -7,7 +7,8 @@ Scans, directions and references are those of `evidence.py`; only the volumes le
 and is calibrated as in the app, on the volumes that it is given alone. It is printed beside the same estimate with one
 error everywhere, and beside the simple estimate of the best score with one error everywhere. That error is the root
 mean square that each of them turns out to have on the very scan: nobody knows it beforehand. CRPS, energy score and
-width are better when lower; the 90 % interval should hold 90 %. The noise of the reference is in none of the intervals.
+width are better when lower; the 90 % interval should hold 90 %. What noise does to the FA of the reference is part of
+the errors of the method too.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def scores_of(result: Generated | Estimate, case: Case) -> dict[str, float]:
     """Return the scores of what a result says about its errors, against the volumes left out."""
     maps, _ = evaluation.maps_and_volumes(result, case.few, case.wanted, FIT)
     unseen = case.references["left_out_"]
-    found = evaluation.uncertainty_scores(result, maps, case.few, unseen, case.mask, case.wanted)
+    found = evaluation.uncertainty_scores(result, maps, case.few, unseen, case.mask, case.wanted, case.others)
     return {key: found.get(key, float("nan")) for key in SHOWN}
 
 

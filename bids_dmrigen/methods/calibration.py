@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from .base import Generated
 BEFORE, AFTER = "coverage_before", "coverage_after"  # among `Generated.checks`
 
 
-def calibrated(generated: Generated, scan: Scan, best: dict[str, np.ndarray]) -> Generated:
+def calibrated(generated: Generated, scan: Scan, best: Mapping[str, np.ndarray]) -> Generated:
     """Return a result whose samples are as far from the best estimate as left-out volumes of the scan say.
 
     The factors differ by shell and tissue. A generated volume has those of the left-out volumes with the nearest

@@ -12,7 +12,7 @@ from scipy import ndimage
 from ..dwi.gradients import GradientError, GradientTable, even_subset, pair_energies
 from ..dwi.series import Scan, ScanError
 from ..dwi.tensor import WELL_CONDITIONED, condition, principal_direction, tensor_volumes
-from ..methods.base import Generated, Request
+from ..methods.base import Generated, Request, Samples
 from ..methods.calibration import calibrated
 from ..methods.rivals import RIVALS, SAME_BVAL, Estimate, least_squares
 from ..methods.uncertainty import standard_errors
@@ -28,6 +28,7 @@ BEST_SIMPLE = "best simple"
 FAULTS = (ScanError, GradientError)  # of a scan that an arm cannot work on
 # Of an arm that gave up: diverging trainings, singular fits, memory, registration. They end the arm, not the call.
 FAILURES = (ArithmeticError, LookupError, RuntimeError, ValueError)
+NOISE_SAMPLES = 16  # of the noise of a reference
 SAMPLE_IMAGES = 4  # of the left-out volumes, kept of each outcome
 DIRECTION_FA_MIN = 0.3
 OTHER_MAPS = ("md", "ad", "rd", "dec")  # than FA, which are scored
@@ -254,7 +255,9 @@ def _outcome(
         scores |= volume_scores(volumes, acquired, mask)
         scores["contrast_error"] = contrast_error(volumes, acquired, scan.gradients[wanted], mask)
     unseen = reference if left_out is None else left_out
-    scores |= uncertainty_scores(result, maps, own, unseen, mask, scan.gradients[wanted])
+    measured = left_out is not None and truth is scan.data
+    others = left_out_scan(scan, kept) if measured else None
+    scores |= uncertainty_scores(result, maps, own, unseen, mask, scan.gradients[wanted], others)
     shown = {name: maps[name] for name in ("fa", "md", "dec")}
     errors = slice_errors(maps["fa"], unseen["fa"], mask)
     if isinstance(result, Estimate):
@@ -263,18 +266,29 @@ def _outcome(
 
 
 def uncertainty_scores(
-    result: Generated | Estimate, maps, kept: Scan, reference, mask: np.ndarray, wanted: GradientTable
+    result: Generated | Estimate,
+    maps: Mapping[str, np.ndarray],
+    kept: Scan,
+    reference: Mapping[str, np.ndarray],
+    mask: np.ndarray,
+    wanted: GradientTable,
+    others: Scan | None = None,
 ) -> dict[str, float]:
-    """Return the scores of what an arm says about its uncertainty; see `distributions.distribution_scores`."""
+    """Return the scores of what an arm says about its uncertainty; see `distributions.distribution_scores`.
+
+    `others` are the acquired volumes that the reference was fitted to: what their noise does to its FA is added to the
+    standard errors of an arm with samples. None where the reference is free of noise.
+    """
     if isinstance(result, Estimate) or result.samples is None:
         return distribution_scores(maps, reference, mask)
-    colours, fitted = Colours(mask), None
+    colours, fitted = Colours(mask), list[int]()
     if result.gradients is not None:
         used = _used(result, generated_places(result, wanted))
-        fitted = used[tensor_volumes(result.gradients[used])]
+        fitted = used[tensor_volumes(result.gradients[used])].tolist()
     result = calibrated(result, kept, maps)
-    errors = standard_errors(result, kept, Request(), fitted, each=colours)
-    return distribution_scores(maps, reference, mask, errors["fa"], colours)
+    errors = standard_errors(result, kept, Request(), fitted or None, each=colours)
+    error = errors["fa"] if others is None else np.hypot(errors["fa"], noise_of_fa(others))
+    return distribution_scores(maps, reference, mask, error, colours)
 
 
 def _used(result: Generated, places: np.ndarray | None) -> np.ndarray:
@@ -350,14 +364,27 @@ def left_out_maps(scan: Scan, kept: np.ndarray, fit: str) -> dict[str, np.ndarra
     determine a tensor. `first` and `second` are the tensors (X, Y, Z, 6) of two halves of the directions, where both
     halves determine a tensor.
     """
+    others = left_out_scan(scan, kept)
+    used = tensor_volumes(others.gradients)
+    if condition(others.gradients.bvecs[used & ~others.gradients.is_b0]) > WELL_CONDITIONED:
+        return None
+    return summary_maps(others, fit) | _halves(others, fit)
+
+
+def left_out_scan(scan: Scan, kept: np.ndarray) -> Scan:
+    """Return the volumes that are left out, with all b0s where none of them is."""
     is_b0 = scan.gradients.is_b0
     chosen = ~kept if (is_b0 & ~kept).any() else ~kept | is_b0
-    table = scan.gradients[chosen]
-    used = tensor_volumes(table)
-    if condition(table.bvecs[used & ~table.is_b0]) > WELL_CONDITIONED:
-        return None
-    others = Scan(scan.data[..., chosen], scan.affine, table, scan.mask)
-    return summary_maps(others, fit) | _halves(others, fit)
+    return Scan(scan.data[..., chosen], scan.affine, scan.gradients[chosen], scan.mask)
+
+
+def noise_of_fa(scan: Scan) -> np.ndarray:
+    """Return the standard error (X, Y, Z) that the noise of a scan gives the FA of a tensor fitted to it."""
+    same = Samples(NOISE_SAMPLES, lambda _: np.asarray(scan.data, np.float32))
+    acquired = np.ones(len(scan.gradients), bool)
+    as_result = Generated(np.asarray(scan.data, np.float32), same, scan.gradients, (), acquired, {})
+    fitted = np.flatnonzero(tensor_volumes(scan.gradients)).tolist()
+    return standard_errors(as_result, scan, Request(run="reference"), fitted)["fa"]
 
 
 def _halves(scan: Scan, fit: str) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -318,3 +319,16 @@ def test_arms_that_see_larger_voxels_are_scored_on_those_of_the_scan():
     turned = replace(seen, data=seen.data[::-1], mask=seen.mask[::-1])
     (wrong,) = evaluation.evaluate(scan, [8], {"wls": evaluation.simple_arm("wls")}, given=turned).outcomes
     assert wrong.scores["dwi_psnr"] < simple.scores["dwi_psnr"]
+
+
+def test_what_noise_does_to_the_fa_of_a_reference(monkeypatch):
+    """Two scans of one truth: their FA differ by the root of two times the error that noise gives each of them."""
+    # The edges of so small a scan pass for noise.
+    monkeypatch.setattr("bids_dmrigen.methods.uncertainty.estimate_sigma", lambda scan: SimpleNamespace(sigma=8.0))
+    clean, rng = dense_scan(noise=0), np.random.default_rng(4)
+    noise = (8 * rng.standard_normal(clean.data.shape).astype(np.float32) for _ in range(2))
+    first, second = (replace(clean, data=clean.data + one) for one in noise)
+    mask, _ = evaluation.scored_voxels(first)
+    fa = [evaluation.summary_maps(scan)["fa"][mask] for scan in (first, second)]
+    found = np.sqrt((evaluation.noise_of_fa(first)[mask] ** 2).mean())
+    assert found == pytest.approx(np.std(fa[0] - fa[1]) / np.sqrt(2), rel=0.35)
