@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, isdefined, traits
@@ -160,14 +161,15 @@ class Generate(SimpleInterface):
         from ..methods.uncertainty import maps_of, standard_errors
         from ..spatial.results import sample_path, sample_writer, write_errors
 
-        i = self.inputs
+        i, begun = self.inputs, time.monotonic()
         generated = calibrated(generated, scan, maps_of(generated, generated.mean, scan, i.tensor_volumes))
         write = sample_writer(generated, image, cwd) if i.with_samples else None
         errors = standard_errors(generated, scan, request, i.tensor_volumes, write)
         self._results |= write_errors(errors, image, cwd)
         if i.with_samples:
             self._results["out_samples"] = [str(sample_path(cwd, k)) for k in range(generated.samples.count)]
-        return generated
+        seconds = {"UncertaintySeconds": round(time.monotonic() - begun, 1)}
+        return replace(generated, record=generated.record | seconds)
 
     def _template_files(self):
         from ..spatial.in_template import TemplateFiles

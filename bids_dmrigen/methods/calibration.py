@@ -54,7 +54,9 @@ def calibrated(generated: Generated, scan: Scan, best: Mapping[str, np.ndarray])
     if not factors:
         return generated
     checks = dict(zip((BEFORE, AFTER), np.mean(shares, axis=0).tolist(), strict=True)) if shares else {}
-    record = {f"b={b:.0f}": dict(zip(TISSUES, np.round(f, 3).tolist(), strict=True)) for b, f in factors.items()}
+    record = {
+        f"b={b:.0f}": {t: round(float(x), 3) for t, x in zip(TISSUES, f, strict=True)} for b, f in factors.items()
+    }
     return replace(
         generated,
         samples=replace(samples.after(lambda drawn: _stretched(drawn, generated, factors, tissue)), factors={}),
