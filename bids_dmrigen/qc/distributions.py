@@ -6,9 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ..dwi.series import Scan
+from ..dwi.tensor import tensor_volumes
 from ..dwi.uncertainty import NORMAL_90, TISSUES, interval, tissue_of
+from ..methods.base import Generated, Request, Samples
+from ..methods.uncertainty import standard_errors
 from . import metrics
 
+NOISE_SAMPLES = 16  # of the noise of a reference
 DRAWS = 8  # of a normal distribution, for the energy score of an arm without samples
 KEYS = ("white", "grey", "fluid")  # of `TISSUES`, in the names of scores
 
@@ -78,3 +83,12 @@ def distribution_scores(
         if (tissue == k).any():
             scores[f"fa_coverage_{name}"] = float(inside[tissue == k].mean())
     return scores
+
+
+def noise_of_fa(scan: Scan) -> np.ndarray:
+    """Return the standard error (X, Y, Z) that the noise of a scan gives the FA of a tensor fitted to it."""
+    same = Samples(NOISE_SAMPLES, lambda _: np.asarray(scan.data, np.float32))
+    acquired = np.ones(len(scan.gradients), bool)
+    as_result = Generated(np.asarray(scan.data, np.float32), same, scan.gradients, (), acquired, {})
+    fitted = np.flatnonzero(tensor_volumes(scan.gradients)).tolist()
+    return standard_errors(as_result, scan, Request(run="reference"), fitted)["fa"]

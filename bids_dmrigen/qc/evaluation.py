@@ -12,14 +12,15 @@ from scipy import ndimage
 from ..dwi.gradients import GradientError, GradientTable, even_subset, pair_energies
 from ..dwi.series import Scan, ScanError
 from ..dwi.tensor import WELL_CONDITIONED, condition, principal_direction, tensor_volumes
-from ..methods.base import Generated, Request, Samples
+from ..dwi.uncertainty import FLUID_MD
+from ..methods.base import Generated, Request
 from ..methods.calibration import calibrated
 from ..methods.rivals import RIVALS, SAME_BVAL, Estimate, least_squares
 from ..methods.uncertainty import standard_errors
 from ..spatial.coverage import within_coverage
 from . import metrics
 from .definitions import EVALUATION as SCORES
-from .distributions import Colours, distribution_scores
+from .distributions import Colours, distribution_scores, noise_of_fa
 
 STARTS = 3  # starting points of the search for even directions
 EROSIONS = 2  # of the mask, by one voxel each: voxels at its edge are partly air
@@ -28,14 +29,12 @@ BEST_SIMPLE = "best simple"
 FAULTS = (ScanError, GradientError)  # of a scan that an arm cannot work on
 # Of an arm that gave up: diverging trainings, singular fits, memory, registration. They end the arm, not the call.
 FAILURES = (ArithmeticError, LookupError, RuntimeError, ValueError)
-NOISE_SAMPLES = 16  # of the noise of a reference
 SAMPLE_IMAGES = 4  # of the left-out volumes, kept of each outcome
 DIRECTION_FA_MIN = 0.3
 OTHER_MAPS = ("md", "ad", "rd", "dec")  # than FA, which are scored
 # Scores of papers that are in the files, not in the tables.
 ALONE = ("md_ssim", "md_nmse", "ad_ssim", "rd_ssim", "dec_ssim", "dec_nmse", "fa_coverage_white", "fa_coverage_grey",
          "fa_coverage_fluid")  # fmt: skip
-FLUID_MD = 1.5e-3  # mm²/s; fluid has no anisotropy, but the most noise
 NEW_DEGREES = 3.0  # a direction nearer than this to a kept one is not new
 MATCH_DEGREES = 0.5  # largest angle between a wanted volume and the generated one that matches it
 
@@ -378,15 +377,6 @@ def left_out_scan(scan: Scan, kept: np.ndarray) -> Scan:
     return Scan(scan.data[..., chosen], scan.affine, scan.gradients[chosen], scan.mask)
 
 
-def noise_of_fa(scan: Scan) -> np.ndarray:
-    """Return the standard error (X, Y, Z) that the noise of a scan gives the FA of a tensor fitted to it."""
-    same = Samples(NOISE_SAMPLES, lambda _: np.asarray(scan.data, np.float32))
-    acquired = np.ones(len(scan.gradients), bool)
-    as_result = Generated(np.asarray(scan.data, np.float32), same, scan.gradients, (), acquired, {})
-    fitted = np.flatnonzero(tensor_volumes(scan.gradients)).tolist()
-    return standard_errors(as_result, scan, Request(run="reference"), fitted)["fa"]
-
-
 def _halves(scan: Scan, fit: str) -> dict[str, np.ndarray]:
     """Return the tensors of two halves of every shell's directions, `first` and `second`; nothing where one has none.
 
@@ -465,7 +455,7 @@ def map_scores(
         )
     snr = float("nan")
     if "tensor" in estimate and "first" in reference:
-        tissue = mask & (reference["md"] < FLUID_MD)
+        tissue = mask & (reference["md"] < FLUID_MD)  # fluid has no anisotropy, but the most noise
         snr = metrics.tensor_snr(estimate["tensor"], reference["first"], reference["second"], tissue)
     fa = metrics.scores(estimate["fa"], reference["fa"], mask)
     maps = [(name, estimate[name], reference[name]) for name in OTHER_MAPS if name in estimate]

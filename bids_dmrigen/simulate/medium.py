@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..dwi.adc import FREE_WATER_MM2_PER_S
 from ..nets.direction_unet import dyadic_features
 from .signal import mixture_signal
 
-FREE_WATER = 3.0  # 1e-3 mm²/s
+FREE_WATER = 1e3 * FREE_WATER_MM2_PER_S  # 1e-3 mm²/s
 WATER_BRIGHTNESS = 3.0  # of free water without diffusion weighting, over tissue
 WATER_MD = (1.2, 2.2)  # 1e-3 mm²/s: a tensor below the first is tissue, above the second free water
 WHITE_ANISOTROPY = 0.3  # 1e-3 mm²/s, norm of the anisotropic part of a tensor from which it counts as white matter

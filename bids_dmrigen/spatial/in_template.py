@@ -114,18 +114,7 @@ def generate_in_template(
         Whether samples are drawn of all volumes, and not only of those that a tensor is fitted to. Others are the same
         in all samples.
     """
-    from .io import read_image
-
-    brain, image = read_image(files.brain)
-    space = TemplateSpace.of(
-        scan.mask,
-        scan.affine,
-        brain > 0.5,
-        image.affine,
-        [files.to_template],
-        [files.from_template],
-        method.spec.grid_mm,
-    )
+    space = _space_of(scan, files, method.spec.grid_mm)
     scan_in_template = _b0_in_template(scan, space)
     options = request.options
     wanted = wanted_table(
@@ -142,7 +131,7 @@ def generate_in_template(
 
     drawn = np.arange(len(wanted))
     if tensor_volumes is not None and not every_volume:
-        drawn = np.array([v - len(scan.gradients) for v in tensor_volumes if v >= len(scan.gradients)], int)
+        drawn = drawn[np.isin(len(scan.gradients) + drawn, tensor_volumes)]
     apart = request.n_samples > 1 and len(drawn) < len(wanted)
     generated = made(wanted, 1 if apart else request.n_samples)
     sampled = made(wanted[drawn]) if apart else generated
@@ -161,6 +150,15 @@ def generate_in_template(
         warnings=(*generated.warnings, *files.warnings(kinds)),
         in_template=in_template,
     )
+
+
+def _space_of(scan: Scan, files: TemplateFiles, grid_mm: float) -> TemplateSpace:
+    """Return the space of the template for a scan, on a grid of these voxels."""
+    from .io import read_image
+
+    brain, image = read_image(files.brain)
+    places = [files.to_template], [files.from_template]
+    return TemplateSpace.of(scan.mask, scan.affine, brain > 0.5, image.affine, *places, grid_mm)
 
 
 def _population(kinds: Sequence[str], files: TemplateFiles, space: TemplateSpace) -> Population:

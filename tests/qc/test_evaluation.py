@@ -16,6 +16,7 @@ from bids_dmrigen.dwi.series import Scan, ScanError
 from bids_dmrigen.dwi.tensor import anisotropic_part, condition, tensor_volumes
 from bids_dmrigen.methods.base import Generated
 from bids_dmrigen.qc import evaluation
+from bids_dmrigen.qc.distributions import noise_of_fa
 from bids_dmrigen.qc.evaluation_page import write_results
 from bids_dmrigen.spatial.io import read_scan
 from tests.conftest import tiny_gradients, tiny_series
@@ -330,5 +331,5 @@ def test_what_noise_does_to_the_fa_of_a_reference(monkeypatch):
     first, second = (replace(clean, data=clean.data + one) for one in noise)
     mask, _ = evaluation.scored_voxels(first)
     fa = [evaluation.summary_maps(scan)["fa"][mask] for scan in (first, second)]
-    found = np.sqrt((evaluation.noise_of_fa(first)[mask] ** 2).mean())
+    found = np.sqrt((noise_of_fa(first)[mask] ** 2).mean())
     assert found == pytest.approx(np.std(fa[0] - fa[1]) / np.sqrt(2), rel=0.35)
