@@ -43,7 +43,7 @@ def generate_node(plan: RunPlan, method: PlannedMethod, *, threads: int, name: s
             size=settings.size,
             sampler=settings.sampler_name,
             steps=settings.steps,
-            n_samples=settings.n_samples,
+            n_samples=settings.n_samples if name is None else 1,
             seed=settings.seed,
             subject=plan.run.entities["subject"],
             run=plan.run.name,

@@ -370,7 +370,7 @@ def _preprocessing(plan: RunPlan) -> dict[str, str]:
     if plan.does("denoise") or (plan.denoiser == "none" and not (run.preprocessed or settings.skip_preprocessing)):
         done[DENOISING] = plan.denoiser
     if plan.does("denoise") and method:
-        options = {**method.plan.options, "seed": settings.seed, "samples": settings.n_samples}
+        options = {**method.plan.options, "seed": settings.seed}
         how = [settings.size, settings.sampler_name, *(f"{key} {value}" for key, value in options.items())]
         done[DENOISING] = ", ".join([method.name, *how])
     assert run.bval is not None
