@@ -275,9 +275,7 @@ class _Filler:
             shape = (1, *condition.images.shape[2:])
             noise = NoiseSource(request.seed, request.subject, request.run, name, addresses, shape, request.device)
             mean = None if sample is None else self.means.of(place)
-            output = self.method.draw(
-                net, part_condition, request.sampler, self.times(sample), noise, precision, mean
-            )  # fmt: skip
+            output = self.method.draw(net, part_condition, request.sampler, self.times(sample), noise, precision, mean)
             if sample is None and request.n_samples > 1:
                 self.means.keep(place, output)
             output = trust * output if mean is None else output + (trust - 1) * mean.to(output)
