@@ -22,7 +22,7 @@ from ...dwi.series import Scan
 from ...dwi.stack import Stack, slice_stack
 from ...nets.unet import UNet, UNetSpec
 from ..base import Generated, Method, Request, Samples
-from ..making import sampled
+from ..making import label, sampled
 from .difusion import SPEC, VARIANTS
 from .on_run import RunTraining, checkpoint_of, training_record
 
@@ -276,7 +276,7 @@ class _Work(RunTraining):
                 out[z, volumes] = walked.x0.cpu().numpy()
                 evaluations.append(walked.evaluations.float().mean().item())
             if request.progress is not None:
-                request.progress("denoising", done + 1, len(slices))
+                request.progress(label("denoising", sample - 1 if sample else None), done + 1, len(slices))
         return out, float(np.mean(evaluations))
 
 
